@@ -1,0 +1,70 @@
+# `make help` lists the targets. Everything is installed into .venv by the targets
+# that need it, at the versions pinned in requirements/.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+WORKDIR ?= runs/demo
+# Real data for the tests that use it; they skip without.
+DATA := $(wildcard ../shared/data)
+export TIGER_DATA ?= $(if $(DATA),$(abspath $(DATA)))
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=8589934592:glibc.malloc.trim_threshold=17179869184
+export TF_CPP_MIN_LOG_LEVEL ?= 3
+
+.PHONY: help demo test test-slow test-text check format bench requirements clean
+
+help:  ## Show this list.
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+demo: $(BIN)/.demo  ## Run the whole pipeline on a generated shop (minutes on 2 cores).
+	$(BIN)/python run.py --workdir=$(WORKDIR)
+
+test: $(BIN)/.test  ## Run the fast tests.
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+test-slow: $(BIN)/.test  ## Run the tests that take minutes each.
+	$(BIN)/python -m pytest -q -m slow
+
+test-text: $(BIN)/.text  ## Run the tests that need torch and transformers.
+	$(BIN)/python -m pytest -q tests/embedding tests/models
+
+check: $(BIN)/.test  ## Lint, type-check, and hold the import contract.
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(BIN)/.test  ## Format the code.
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(BIN)/.test  ## Measure; one JSON row a measurement.
+	$(BIN)/python -m benchmarks
+
+requirements:  ## Resolve requirements/*.in again (needs uv).
+	for name in core demo test; do \
+	  uv pip compile -q --generate-hashes --no-emit-index-url --no-annotate \
+	    --custom-compile-command "make requirements" --python-version 3.11 \
+	    requirements/$$name.in -o requirements/$$name.txt; \
+	done
+
+clean:  ## Remove the environment and the demo's work directory.
+	rm -rf $(VENV) runs/demo
+
+# A marker file for each set of requirements: installed once, and again on change.
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tiger_jax needs Python 3.11 or newer; try make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+
+$(BIN)/.demo: requirements/demo.txt setup.cfg | $(BIN)/python
+	$(BIN)/python -m pip install -q --require-hashes -r requirements/demo.txt
+	$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
+	touch $@
+
+$(BIN)/.test: requirements/test.txt $(BIN)/.demo
+	$(BIN)/python -m pip install -q --require-hashes -r requirements/test.txt
+	touch $@
+
+$(BIN)/.text: requirements/text.txt $(BIN)/.test
+	$(BIN)/python -m pip install -q -r requirements/text.txt
+	touch $@
