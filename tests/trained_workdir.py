@@ -1,0 +1,123 @@
+"""A work directory up to `recommender/`, with a tiny model that nobody trained."""
+
+import dataclasses
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pyarrow as pa
+from small_workdir import small_table
+
+from tiger_jax import artifacts
+from tiger_jax.data.prepared import PreparedData, hash_user_ids
+from tiger_jax.data.splits import Splits
+from tiger_jax.data.statistics import compute_statistics
+from tiger_jax.histories import Histories
+from tiger_jax.models.tiger import Tiger, TigerConfig, init_params
+from tiger_jax.semantic_ids.token_ids import TokenLayout
+from tiger_jax.stages.recommender_artifact import CHECKPOINTS, ModelCard
+from tiger_jax.training.checkpoints import Checkpointer
+from tiger_jax.training.train_state import TrainState
+
+NUM_USERS, NUM_ITEMS, MAX_ITEMS = 45, 50, 5
+
+
+def short_histories(seed: int = 0) -> Histories:
+    """3 to 7 items a user, none twice: few shapes to compile for."""
+    rng = np.random.default_rng(seed)
+    return Histories.from_lists(
+        rng.choice(NUM_ITEMS, rng.integers(3, 8), replace=False).tolist()
+        for _ in range(NUM_USERS)
+    )
+
+
+def make_trained_workdir(workdir: Path, *, seed: int = 0) -> Path:
+    """Writes data/, embeddings/, semantic_ids/ and recommender/, as stages do."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    table, histories = small_table(NUM_ITEMS, seed), short_histories(seed)
+    empty = np.empty(0, np.int32)
+    user_ids = [f"user-{number}" for number in range(NUM_USERS)]
+    statistics = compute_statistics(
+        histories, Splits.leave_one_out(histories, empty), num_items=NUM_ITEMS
+    )
+    data = PreparedData(
+        name="small",
+        items=pa.table(
+            {
+                "item_id": list(table.item_ids),
+                "title": [
+                    f"Thing of sort {n % 7} number {n}" for n in range(NUM_ITEMS)
+                ],
+                "brand": ["Acme" if n % 2 else "" for n in range(NUM_ITEMS)],
+                "categories": [[["All", f"Shelf {n % 5}"]] for n in range(NUM_ITEMS)],
+            }
+        ),
+        user_ids=tuple(user_ids),
+        user_hashes=hash_user_ids(user_ids),
+        histories=histories,
+        items_file_rows=np.arange(NUM_ITEMS),
+        unseen_items=empty,
+        statistics={**statistics, "notes": []},
+        ceiling={"recall@10": 0.8, "ndcg@10": 0.5},
+    )
+    run = artifacts.begin(workdir, "data", stage="prepare_data", config={"seed": seed})
+    data.save(run.folder)
+    run.commit()
+    run = artifacts.begin(
+        workdir, "embeddings", stage="embed_items", inputs=("data",), config={}
+    )
+    embeddings = rng.normal(size=(NUM_ITEMS, 6)).astype(np.float32)
+    artifacts.save_arrays(run.folder, {"embeddings": embeddings})
+    run.commit()
+    run = artifacts.begin(
+        workdir,
+        "semantic_ids",
+        stage="assign_semantic_ids",
+        inputs=("embeddings",),
+        config={},
+    )
+    table.save(run.folder)
+    run.commit()
+    run = artifacts.begin(
+        workdir,
+        "recommender",
+        stage="train_recommender",
+        inputs=("data", "semantic_ids"),
+        config={},
+        opaque=(CHECKPOINTS,),
+    )
+    config = TigerConfig(
+        num_encoder_layers=1,
+        num_decoder_layers=1,
+        d_model=8,
+        num_heads=2,
+        head_dim=4,
+        mlp_dim=16,
+    )
+    card = ModelCard(
+        config=config,
+        layout=TokenLayout(table.codebook_sizes, num_user_tokens=11),
+        max_items=MAX_ITEMS,
+        best_step=0,
+        best_metrics={},
+        semantic_ids=table.content_hash,
+    )
+    model = Tiger(config, card.layout)
+    params = nn.meta.unbox(init_params(model, jax.random.key(seed)))
+    state = TrainState(params, optax.sgd(0.1).init(params), jnp.int32(0))
+    checkpointer = Checkpointer(run.folder / CHECKPOINTS)
+    checkpointer.save(state, _NoInput(), {})
+    checkpointer.close()
+    card.save(run.folder)
+    run.commit(contents={"params": jax.device_get(params)})
+    return workdir
+
+
+@dataclasses.dataclass
+class _NoInput:
+    def save(self, path) -> None:
+        (path / "position.json").write_text("{}")

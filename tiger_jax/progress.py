@@ -1,0 +1,106 @@
+"""What a run says while it works: plain lines, and bars on a terminal."""
+
+import importlib.util
+import sys
+import time
+from types import TracebackType
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+def say(text: str) -> None:
+    """Prints a line at once, above any bar that is being drawn."""
+    if "tqdm" in sys.modules:
+        sys.modules["tqdm"].tqdm.write(text, file=sys.stdout)
+    else:
+        print(text)
+    sys.stdout.flush()
+
+
+class Progress:
+    """Shows how far a long piece of work has come.
+
+    On a terminal: one bar with rate and time left. Elsewhere (a log file, a
+    pipe): a plain line every ten seconds and one at the end, so that logs stay
+    readable. Work that ends within ten seconds leaves a single line.
+
+    Example:
+        >>> with Progress(2, "Embedding items", unit="item") as bar:
+        ...     bar.advance(2)  # doctest: +ELLIPSIS
+        Embedding items: 2/2 items, ...
+    """
+
+    def __init__(
+        self, total: int, description: str, *, unit: str = "step", start: int = 0
+    ) -> None:
+        """Starts at `start` of `total`, as a resumed stage does."""
+        self.total, self.description, self.unit = total, description, unit
+        self.done = self._start = start
+        self._values: dict[str, float | str] = {}
+        self._started = self._last_line = time.monotonic()
+        self._bar = None
+        # tqdm is not part of the core: a machine without it gets plain lines.
+        if sys.stderr.isatty() and importlib.util.find_spec("tqdm"):
+            import tqdm
+
+            self._bar = tqdm.tqdm(
+                total=total,
+                initial=start,
+                desc=description,
+                unit=unit,
+                dynamic_ncols=True,
+                smoothing=0.05,
+            )
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        elif kind is None:
+            self._print_line()
+
+    def advance(self, n: int = 1, **values: float | str) -> None:
+        """Counts `n` more units done; `values` are shown beside the rate."""
+        self.done += n
+        self._values.update(values)
+        if self._bar is not None:
+            if values:
+                self._bar.set_postfix(
+                    {k: _short(v) for k, v in self._values.items()}, refresh=False
+                )
+            self._bar.update(n)
+        elif time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
+            self._print_line()
+
+    def _print_line(self) -> None:
+        now = time.monotonic()
+        self._last_line = now
+        seconds = max(now - self._started, 1e-9)
+        rate = (self.done - self._start) / seconds
+        left = (self.total - self.done) / rate if rate else float("inf")
+        parts = [
+            f"{self.description}: {self.done:,}/{self.total:,} {self.unit}s",
+            f"{rate:,.1f} {self.unit}s/s",
+            f"{_clock(left)} left" if self.done < self.total else _clock(seconds),
+        ]
+        parts += [f"{name} {_short(value)}" for name, value in self._values.items()]
+        say(", ".join(parts))
+
+
+def _short(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{float(value):.4g}"
+
+
+def _clock(seconds: float) -> str:
+    if seconds == float("inf"):
+        return "unknown time"
+    minutes, seconds = divmod(int(seconds + 0.5), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

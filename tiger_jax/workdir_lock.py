@@ -1,0 +1,62 @@
+"""One run at a time in a work directory."""
+
+import contextlib
+import datetime
+import fcntl
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from tiger_jax.errors import LockedError
+
+LOCK_FILE = ".lock"
+
+
+@contextlib.contextmanager
+def hold_workdir(workdir: Path) -> Iterator[None]:
+    """Holds the work directory until the block ends or the process dies.
+
+    The kernel drops the lock with its process, so a killed run leaves no stale
+    lock behind; the text in the file only serves the message below.
+
+    Raises:
+        LockedError: Another live process holds it; says which, and since when.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    path = workdir / LOCK_FILE
+    with open(path, "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise LockedError(
+                f"{workdir} is in use by {_describe_holder(path)}: wait for it, stop "
+                "it, or choose another --workdir"
+            ) from error
+        file.truncate(0)
+        json.dump(
+            {
+                "process": os.getpid(),
+                "host": os.uname().nodename,
+                "started": datetime.datetime.now().isoformat(" ", "seconds"),
+                "command": " ".join(sys.argv)[:500],
+            },
+            file,
+        )
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)
+
+
+def _describe_holder(path: Path) -> str:
+    try:
+        holder = json.loads(path.read_text(encoding="utf-8"))
+        return (
+            f"process {holder['process']} on {holder['host']}, started "
+            f"{holder['started']} ({holder['command']})"
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"
