@@ -1,0 +1,67 @@
+"""The sentence about an item."""
+
+import pyarrow as pa
+import pytest
+from shops import shop_of
+
+from tiger_jax.data.item_text import ItemTextConfig, build_item_texts
+from tiger_jax.data.raw_shop import CATEGORY_PATHS
+from tiger_jax.errors import InputError
+
+ITEMS = pa.table(
+    {
+        "item_id": ["a", "b", "c"],
+        "title": ["Red\n  polish {5 ml}", "", ""],
+        "brand": ["OPI", "Essie", ""],
+        "price": pa.array([4.5, None, None], pa.float64()),
+        "categories": pa.array(
+            [[["Beauty", "Nails"], ["Beauty", "Gifts"]], [], []], CATEGORY_PATHS
+        ),
+        "colour": ["red", "blue", ""],
+    }
+)
+
+
+def test_the_default_is_the_papers_sentence_without_what_is_unknown():
+    assert build_item_texts(ITEMS, ItemTextConfig()) == [
+        "This item is called 'Red polish {5 ml}'. It is priced at 4.50. It is "
+        "manufactured by 'OPI'. It belongs to the categories of Beauty, Nails, Gifts.",
+        "It is manufactured by 'Essie'.",
+        "",
+    ]
+
+
+def test_further_columns_and_other_prices_can_be_written():
+    config = ItemTextConfig(("{title} in {colour}, {{new}}", "{price}"), "${:.0f}")
+    texts = build_item_texts(ITEMS, config)
+    assert texts == ["Red polish {5 ml} in red, {new} $4", "", ""]
+
+
+@pytest.mark.parametrize(
+    ("sentence", "expected"),
+    [
+        ("{size}", "{size} in '{size}' is no field of the items (there are: item_id"),
+        ("{title.__class__}", "{title.__class__} in"),
+        ("{title[0]}", "is no field"),
+        ("{}", "{} in '{}' is no field"),
+        ("{title!r}", "is no field"),
+        ("{title:>9}", "is no field"),
+        ("{title", "is malformed (expected '}' before end of string)"),
+    ],
+)
+def test_templates_that_name_no_field_are_refused(sentence, expected):
+    with pytest.raises(InputError) as caught:
+        build_item_texts(ITEMS, ItemTextConfig((sentence,)))
+    assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize("price_format", ["{:d}", "{0.__class__.x}", "{1}", "{"])
+def test_price_formats_that_fit_no_number_are_refused(price_format):
+    with pytest.raises(InputError, match="price_format"):
+        build_item_texts(ITEMS, ItemTextConfig(("{price}",), price_format))
+
+
+def test_texts_follow_the_order_of_the_table():
+    items = shop_of([("u", f"i{n}", n) for n in range(50)]).items
+    texts = build_item_texts(items, ItemTextConfig(("{item_id}",)))
+    assert texts == [f"i{n}" for n in range(50)]

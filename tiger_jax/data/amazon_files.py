@@ -1,0 +1,215 @@
+"""The raw files of Amazon 2014 (McAuley, UCSD): gzipped lines of two dialects.
+
+Reviews are JSON. Metadata lines are Python literals, a few of them with broken
+quoting; they are read by `ast.literal_eval`, which runs nothing, and what isn't a
+literal is counted and left out.
+"""
+
+import ast
+import gzip
+import html
+import json
+import math
+import re
+import warnings
+import zlib
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tiger_jax.errors import InputError
+from tiger_jax.progress import Progress
+
+MAX_LINE_BYTES = 1 << 20
+"""Real lines have some kilobytes; a longer one is not read into memory."""
+MAX_DEPTH = 32
+"""Deepest nesting of brackets in a metadata line; real ones have 3."""
+_ASIN = re.compile(r"""['"]asin['"]\s*:\s*['"]([^'"]*)['"]""")
+_LINES_PER_UPDATE = 5000
+# What `literal_eval` raises on text that is no literal, or one made to break it.
+_NOT_A_LITERAL = (ValueError, SyntaxError, TypeError, MemoryError, RecursionError)
+
+
+@dataclass
+class Reviews:
+    """Ratings in file order, column by column."""
+
+    user_ids: list[str] = field(default_factory=list)
+    item_ids: list[str] = field(default_factory=list)
+    ratings: list[float] = field(default_factory=list)
+    timestamps: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What the shop says about an item; empty, or NaN, where it says nothing."""
+
+    title: str = ""
+    brand: str = ""
+    price: float = math.nan
+    categories: tuple[tuple[str, ...], ...] = ()
+
+
+def read_reviews(path: Path) -> Reviews:
+    """Reads reviews: who rated what, how, and when, one JSON object a line.
+
+    Raises:
+      InputError: A line isn't such an object, or the file is damaged.
+    """
+    reviews = Reviews()
+    for line, data in _read_lines(path):
+        if data is None:
+            raise InputError(
+                f"{path}, line {line} is longer than {MAX_LINE_BYTES:,} bytes: this is "
+                "no file of Amazon reviews"
+            )
+        try:
+            review = json.loads(data)
+            user_id, item_id = review["reviewerID"], review["asin"]
+            rating, timestamp = review["overall"], review["unixReviewTime"]
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path}, line {line} is not valid JSON: {error}") from (
+                error
+            )
+        except (KeyError, TypeError) as error:
+            raise InputError(
+                f"{path}, line {line}: a review needs reviewerID, asin, overall and "
+                f"unixReviewTime, but reading it gives {error!r}"
+            ) from error
+        for name, value in (("reviewerID", user_id), ("asin", item_id)):
+            if not isinstance(value, str) or not value or value != _clean(value):
+                raise InputError(f"{path}, line {line}: {name} is {str(value)[:60]!r}")
+        for name, value in (("overall", rating), ("unixReviewTime", timestamp)):
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not is_number or not abs(value) < 2**53:
+                raise InputError(f"{path}, line {line}: {name} is {str(value)[:60]!r}")
+        reviews.user_ids.append(user_id)
+        reviews.item_ids.append(item_id)
+        reviews.ratings.append(float(rating))
+        reviews.timestamps.append(int(timestamp))
+    if not reviews.user_ids:
+        raise InputError(f"{path} holds no reviews")
+    return reviews
+
+
+def read_metadata(
+    path: Path, wanted: Collection[str]
+) -> tuple[dict[str, Metadata], list[int]]:
+    """Reads the metadata of the wanted items, one Python literal a line.
+
+    The first line about an item counts. Lines about other items (nineteen in
+    twenty, in these files) aren't evaluated.
+
+    Args:
+      path: A `meta_*.json.gz`.
+      wanted: Item identifiers.
+
+    Returns:
+      What was found, by item identifier; and the numbers of the lines left out,
+      since they are no literal of a dictionary with an asin, too long or too
+      deeply nested.
+
+    Raises:
+      InputError: The file is damaged.
+    """
+    found: dict[str, Metadata] = {}
+    skipped = []
+    with warnings.catch_warnings():
+        # Old descriptions are full of "\d" and the like.
+        warnings.simplefilter("ignore", SyntaxWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        for line, data in _read_lines(path):
+            text = None if data is None else data.decode("utf-8", errors="replace")
+            if text is not None:
+                asin = _ASIN.search(text)
+                if asin and (asin[1] not in wanted or asin[1] in found):
+                    continue
+            fields = None if text is None else parse_literal(text)
+            if fields is None or not isinstance(fields.get("asin"), str):
+                skipped.append(line)
+            elif fields["asin"] in wanted:
+                found.setdefault(fields["asin"], _as_metadata(fields))
+    return found, skipped
+
+
+def parse_literal(text: str) -> dict[Any, Any] | None:
+    """Evaluates a dictionary written as a Python literal; None if it isn't one.
+
+    Runs no code. Text nested deeper than `MAX_DEPTH` is refused unparsed.
+
+    Example:
+      >>> parse_literal("{'asin': 'B1', 'price': 3.5}")
+      {'asin': 'B1', 'price': 3.5}
+      >>> parse_literal("{'title': 'broken 'quoting''}") is None
+      True
+    """
+    depth = 0
+    for bracket in re.findall(r"[\[\](){}]", text):
+        depth += 1 if bracket in "[({" else -1
+        if depth > MAX_DEPTH:
+            return None
+    try:
+        value = ast.literal_eval(text.strip())
+    except _NOT_A_LITERAL:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _as_metadata(fields: dict[Any, Any]) -> Metadata:
+    price: Any = fields.get("price")
+    is_number = isinstance(price, int | float) and not isinstance(price, bool)
+    is_price = is_number and 0 <= price < 2**53
+    paths = fields.get("categories")
+    return Metadata(
+        title=_clean(fields.get("title")),
+        brand=_clean(fields.get("brand")),
+        price=float(price) if is_price else math.nan,
+        categories=tuple(
+            tuple(name for name in map(_clean, path) if name)
+            for path in (paths if isinstance(paths, list) else [])
+            if isinstance(path, list)
+        ),
+    )
+
+
+def _clean(value: Any) -> str:
+    """Text without HTML entities, outer space, or what UTF-8 can't hold."""
+    if not isinstance(value, str):
+        return ""
+    text = value.encode("utf-8", errors="replace").decode("utf-8")
+    return " ".join(html.unescape(text).split())
+
+
+def _read_lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
+    """Yields line numbers from 1 and lines; None for a line that is too long."""
+    size = path.stat().st_size
+    with (
+        path.open("rb") as raw,
+        gzip.GzipFile(fileobj=raw, mode="rb") as file,
+        Progress(size, f"Reading {path.name}", unit="byte") as bar,
+    ):
+        line = 0
+        try:
+            while data := file.readline(MAX_LINE_BYTES + 1):
+                line += 1
+                is_too_long = len(data) > MAX_LINE_BYTES
+                while len(data) > MAX_LINE_BYTES and not data.endswith(b"\n"):
+                    data = file.readline(MAX_LINE_BYTES + 1)
+                if is_too_long:
+                    yield line, None
+                elif data.strip():
+                    yield line, data
+                if line % _LINES_PER_UPDATE == 0:
+                    bar.advance(raw.tell() - bar.done)
+        except EOFError as error:
+            raise InputError(
+                f"{path} ends in the middle (after line {line:,}): the download was "
+                "cut off; delete the file and fetch it again"
+            ) from error
+        except (gzip.BadGzipFile, zlib.error) as error:
+            raise InputError(
+                f"{path} is not a whole gzip file (after line {line:,}: {error}): "
+                "delete it and fetch it again"
+            ) from error
+        bar.advance(size - bar.done)

@@ -1,0 +1,109 @@
+"""The sentence about an item that is embedded."""
+
+import string
+from dataclasses import dataclass
+from typing import Any
+
+import gin
+import pyarrow as pa
+
+from tiger_jax.errors import InputError
+
+
+@gin.register
+@dataclass(frozen=True)
+class ItemTextConfig:
+    """The template of an item's text.
+
+    `{title}`, `{brand}`, `{price}`, `{categories}`, `{item_id}` and any further
+    column of the items can stand in a sentence. A sentence that names a field the
+    item lacks is left out, so that no text speaks of unknown prices.
+
+    Attributes:
+      sentences: The sentences, joined by spaces.
+      price_format: Python's format of a price ("${:.2f}" where it is dollars).
+    """
+
+    sentences: tuple[str, ...] = (
+        "This item is called '{title}'.",
+        "It is priced at {price}.",
+        "It is manufactured by '{brand}'.",
+        "It belongs to the categories of {categories}.",
+    )
+    price_format: str = "{:.2f}"
+
+
+def build_item_texts(items: pa.Table, config: ItemTextConfig) -> list[str]:
+    """Writes the text of each item, in the table's order; "" if nothing is known.
+
+    Categories are all names on the item's paths, root first, each once. White
+    space is made single spaces.
+
+    Args:
+      items: A catalogue, as `PreparedData.items`.
+      config: The template.
+
+    Raises:
+      InputError: The template is malformed, or names a field that isn't there.
+
+    Example:
+      >>> items = pa.table({"title": ["Red polish", ""], "price": [None, 2.5]})
+      >>> config = ItemTextConfig(("Called {title}.", "Costs {price}."))
+      >>> build_item_texts(items, config)
+      ['Called Red polish.', 'Costs 2.50.']
+    """
+    templates = [
+        (sentence, _fields_of(sentence, items.column_names))
+        for sentence in config.sentences
+    ]
+    used = sorted({field for _, fields in templates for field in fields})
+    columns = [
+        [_as_text(field, value, config) for value in items[field].to_pylist()]
+        for field in used
+    ]
+    texts = []
+    for row in range(items.num_rows):
+        values = {f: column[row] for f, column in zip(used, columns, strict=True)}
+        sentences = (
+            sentence.format_map(values)
+            for sentence, fields in templates
+            if all(values[field] for field in fields)
+        )
+        texts.append(" ".join(" ".join(sentences).split()))
+    return texts
+
+
+def _fields_of(sentence: str, columns: list[str]) -> list[str]:
+    """The fields in a template; only plain names, which reach nothing else."""
+    try:
+        parts = list(string.Formatter().parse(sentence))
+    except ValueError as error:
+        raise InputError(
+            f"ItemTextConfig.sentences: {sentence!r} is malformed ({error}): write "
+            "fields as {title}, and a brace that is meant as one twice"
+        ) from error
+    fields = [field for _, field, _, _ in parts if field is not None]
+    for _, field, spec, conversion in parts:
+        if field is not None and (field not in columns or spec or conversion):
+            raise InputError(
+                f"ItemTextConfig.sentences: {{{field}}} in {sentence!r} is no field of "
+                f"the items (there are: {', '.join(columns)})"
+            )
+    return fields
+
+
+def _as_text(field: str, value: Any, config: ItemTextConfig) -> str:
+    if value is None:
+        return ""
+    if field == "categories":
+        names = dict.fromkeys(name for path in value for name in path)
+        return ", ".join(names)
+    if field == "price":
+        try:
+            return config.price_format.format(value)
+        except (ValueError, LookupError, AttributeError) as error:
+            raise InputError(
+                f"ItemTextConfig.price_format: {config.price_format!r} can't format a "
+                f"number ({error}): write it as in '{{:.2f}}'"
+            ) from error
+    return " ".join(str(value).split())

@@ -1,0 +1,197 @@
+"""Prepared data as the later stages see it: the folder `data/` of a work directory."""
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+from jaxtyping import Int32, Int64, UInt32
+
+from tiger_jax import artifacts
+from tiger_jax.data.splits import Splits
+from tiger_jax.errors import InputError
+from tiger_jax.histories import HeldOut, Histories
+
+_MOSTLY = 0.9
+"""A category shared by this share of the items tells little."""
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """A catalogue by item number, and its users' histories.
+
+    Attributes:
+      name: The data set's name.
+      items: The catalogue: row n is item number n, with the columns of
+        `RawShop.items`.
+      user_ids: Identifier of each user number.
+      user_hashes: A hash of each user's identifier, for hashed user tokens. It is
+        the same whatever other users there are.
+      histories: Whole histories, in time order.
+      items_file_rows: Row in the raw items of each item number: ready-made
+        embeddings E in items-file order are `E[items_file_rows]` by item number.
+      unseen_items: Item numbers kept out of training and validation for the
+        cold-start experiment; usually none.
+      statistics: What `compute_statistics` counted, the data's source, and notes.
+      ceiling: For the synthetic shop, what the best recommender is expected to
+        reach on the test split, unmasked ({"recall@10": ...}); otherwise None.
+    """
+
+    name: str
+    items: pa.Table
+    user_ids: tuple[str, ...]
+    user_hashes: UInt32[np.ndarray, " U"]
+    histories: Histories
+    items_file_rows: Int64[np.ndarray, " N"]
+    unseen_items: Int32[np.ndarray, " unseen"]
+    statistics: dict[str, Any]
+    ceiling: dict[str, float] | None
+
+    def __post_init__(self) -> None:
+        """Checks that the parts speak of the same users and items.
+
+        Raises:
+          InputError: They don't.
+        """
+        num_items, num_users = self.items.num_rows, self.histories.num_users
+        numbers = self.histories.items
+        if len(self.items_file_rows) != num_items:
+            raise InputError(
+                f"data: {len(self.items_file_rows):,} items_file_rows for "
+                f"{num_items:,} items: run --stage=prepare_data again"
+            )
+        if not len(self.user_ids) == len(self.user_hashes) == num_users:
+            raise InputError(
+                f"data: {len(self.user_ids):,} users, but {num_users:,} histories: run "
+                "--stage=prepare_data again"
+            )
+        if numbers.size and not 0 <= numbers.min() <= numbers.max() < num_items:
+            raise InputError(
+                f"data: histories name items beyond the {num_items:,} there are: run "
+                "--stage=prepare_data again"
+            )
+
+    @property
+    def num_items(self) -> int:
+        """Size N of the catalogue."""
+        return self.items.num_rows
+
+    @property
+    def num_users(self) -> int:
+        """Number of users U."""
+        return self.histories.num_users
+
+    @cached_property
+    def item_ids(self) -> tuple[str, ...]:
+        """Identifier of each item number."""
+        return tuple(self.items["item_id"].to_pylist())
+
+    @cached_property
+    def splits(self) -> Splits:
+        """The leave-one-out split."""
+        return Splits.leave_one_out(self.histories, self.unseen_items)
+
+    @property
+    def train(self) -> Histories:
+        """All but the last two items of every user (without unseen items)."""
+        return self.splits.train
+
+    @property
+    def validation(self) -> HeldOut:
+        """The last but one item of every user, given what came before."""
+        return self.splits.validation
+
+    @property
+    def test(self) -> HeldOut:
+        """The last item of every user, given all before."""
+        return self.splits.test
+
+    def category_of_items(self) -> list[str]:
+        """One telling category an item, "" where none is known.
+
+        It is the name on the item's first path at the first level where no name
+        is shared by 90 % of the items that have one: the roots of a shop's paths
+        are often all the same ("Beauty"), and say nothing. A path that ends
+        earlier gives its last name.
+        """
+        paths = [p[0] if p else [] for p in self.items["categories"].to_pylist()]
+        deepest = max((len(path) for path in paths), default=0)
+        for level in range(deepest):
+            names = Counter(path[level] for path in paths if len(path) > level)
+            if max(names.values()) < _MOSTLY * sum(names.values()):
+                break
+        else:
+            level = 0
+        return [path[min(level, len(path) - 1)] if path else "" for path in paths]
+
+    def save(self, folder: Path) -> None:
+        """Writes the files of `data/`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        users = pa.table({"user_id": self.user_ids, "user_hash": self.user_hashes})
+        pa.parquet.write_table(self.items, folder / "items.parquet")
+        pa.parquet.write_table(users, folder / "users.parquet")
+        artifacts.save_arrays(
+            folder,
+            {
+                "history_items": self.histories.items,
+                "history_offsets": self.histories.offsets,
+                "items_file_rows": self.items_file_rows,
+                "unseen_items": self.unseen_items,
+            },
+        )
+        artifacts.write_json(
+            folder / "statistics.json", {"name": self.name, **self.statistics}
+        )
+        if self.ceiling is not None:
+            artifacts.write_json(folder / "ceiling.json", self.ceiling)
+
+    @classmethod
+    def load(cls, folder: Path) -> "PreparedData":
+        """Reads what `save` wrote.
+
+        Raises:
+          InputError: A file is missing or can't be read, or the parts don't fit.
+        """
+        folder = Path(folder)
+        try:
+            arrays = artifacts.load_arrays(
+                folder,
+                ["history_items", "history_offsets", "items_file_rows", "unseen_items"],
+            )
+            users = pa.parquet.read_table(folder / "users.parquet")
+            items = pa.parquet.read_table(folder / "items.parquet")
+            statistics = artifacts.read_json(folder / "statistics.json")
+            ceiling_path = folder / "ceiling.json"
+            ceiling = None
+            if ceiling_path.exists():
+                ceiling = artifacts.read_json(ceiling_path)
+            histories = Histories(arrays["history_items"], arrays["history_offsets"])
+        except (OSError, EOFError, ValueError, KeyError, pa.ArrowException) as error:
+            raise InputError(
+                f"{folder} holds no prepared data ({error}): run --stage=prepare_data"
+            ) from error
+        return cls(
+            name=statistics["name"],
+            items=items,
+            user_ids=tuple(users["user_id"].to_pylist()),
+            user_hashes=users["user_hash"].to_numpy(),
+            histories=histories,
+            items_file_rows=arrays["items_file_rows"],
+            unseen_items=arrays["unseen_items"],
+            statistics=statistics,
+            ceiling=ceiling,
+        )
+
+
+def hash_user_ids(user_ids: list[str]) -> UInt32[np.ndarray, " U"]:
+    """The first four bytes of each identifier's BLAKE2b, little-endian.
+
+    Python's own hash would differ from process to process.
+    """
+    digests = (hashlib.blake2b(u.encode()).digest()[:4] for u in user_ids)
+    return np.frombuffer(b"".join(digests), "<u4").astype(np.uint32)

@@ -1,0 +1,110 @@
+"""What to train on and what to keep back: leave-one-out, and unseen items."""
+
+from dataclasses import dataclass
+
+import gin
+import numpy as np
+from jaxtyping import Int32
+
+from tiger_jax.errors import InputError
+from tiger_jax.histories import HeldOut, Histories
+
+
+@gin.register
+@dataclass(frozen=True)
+class SplitsConfig:
+    """How interactions are kept back.
+
+    Attributes:
+      unseen_share: Share of the test items to remove from all training and
+        validation data, for the cold-start experiment (paper, section 4.3: 0.05).
+    """
+
+    unseen_share: float = 0.0
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The three parts of a leave-one-out split.
+
+    Attributes:
+      train: What may be learned from, for every user (possibly nothing).
+      validation: The last but one interaction, given all before it.
+      test: The last interaction, given all before it.
+    """
+
+    train: Histories
+    validation: HeldOut
+    test: HeldOut
+
+    @classmethod
+    def leave_one_out(
+        cls, histories: Histories, unseen_items: Int32[np.ndarray, " unseen"]
+    ) -> "Splits":
+        """Keeps each user's last interaction for test, the one before to validate.
+
+        Unseen items disappear from the training histories, and from validation,
+        with the users whose validation target they are. They stay in the test
+        histories: a shop shows its new items, it only hasn't learned from them.
+
+        Args:
+          histories: Whole histories, each of at least three items.
+          unseen_items: Item numbers that must not be seen before the test.
+
+        Example:
+          >>> histories = Histories.from_lists([[3, 1, 4, 1, 5]])
+          >>> splits = Splits.leave_one_out(histories, np.array([1], np.int32))
+          >>> splits.train.of(0).tolist(), splits.validation.targets.tolist()
+          ([3, 4], [])
+          >>> splits.test.histories.of(0).tolist(), splits.test.targets.tolist()
+          ([3, 1, 4, 1], [5])
+        """
+        if (histories.lengths < 3).any():
+            raise ValueError("leave-one-out needs at least three items a user")
+        last = histories.offsets[1:] - 1
+        users = np.arange(histories.num_users, dtype=np.int32)
+        train = histories.drop_last(2)
+        targets = histories.items[last - 1]
+        test = HeldOut(users, histories.drop_last(1), histories.items[last])
+        if unseen_items.size:
+            train = without_items(train, unseen_items)
+        validation = HeldOut(users, train, targets)
+        if unseen_items.size:
+            is_kept = ~np.isin(targets, unseen_items)
+            validation = validation.select(np.flatnonzero(is_kept))
+        return cls(train, validation, test)
+
+
+def choose_unseen_items(
+    histories: Histories, share: float, *, seed: int
+) -> Int32[np.ndarray, " unseen"]:
+    """Draws the items to hide from training among those that are test targets.
+
+    Args:
+      histories: Whole histories.
+      share: Share of the distinct test targets, rounded; at least one if positive.
+      seed: Decides which.
+
+    Returns:
+      Item numbers, ascending.
+
+    Raises:
+      InputError: The share isn't in [0, 1).
+    """
+    if not 0 <= share < 1:
+        raise InputError(f"SplitsConfig.unseen_share is {share}: it must be in [0, 1)")
+    if share == 0:
+        return np.empty(0, np.int32)
+    candidates = np.unique(histories.items[histories.offsets[1:] - 1])
+    count = max(1, round(share * len(candidates)))
+    rng = np.random.default_rng([seed, 2])
+    return np.sort(rng.choice(candidates, count, replace=False))
+
+
+def without_items(
+    histories: Histories, items: Int32[np.ndarray, " removed"]
+) -> Histories:
+    """Removes items from all histories, which may become empty."""
+    is_kept = ~np.isin(histories.items, items)
+    kept_before = np.concatenate([[0], np.cumsum(is_kept)]).astype(np.int64)
+    return Histories(histories.items[is_kept], kept_before[histories.offsets])
