@@ -1,0 +1,1 @@
+"""Item text to embeddings; the only room where torch may appear."""

@@ -1,0 +1,97 @@
+"""Embeds many texts: each distinct text once, in chunks that outlive a kill."""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32, Int64
+
+from tiger_jax.embedding.encoders import Encoder
+from tiger_jax.errors import InputError
+from tiger_jax.progress import Progress
+
+
+def embed_texts(
+    texts: Sequence[str], encoder: Encoder, chunks_folder: Path, *, seed: int = 0
+) -> Float32[np.ndarray, "N E"]:
+    """Embeds texts, going on where an earlier call with the same arguments stopped.
+
+    Distinct texts are embedded in order of first appearance, chunk by chunk, and
+    each finished chunk is a file. A chunk's bytes depend on its texts alone, so an
+    interrupted run ends with the same array as one that never stopped.
+
+    Args:
+      texts: One text an item.
+      encoder: The encoder; it is not even loaded if all chunks are there.
+      chunks_folder: Where chunks are kept; the caller deletes it in the end, and
+        must not offer chunks that other texts or another encoder left there.
+      seed: Passed to the encoder.
+
+    Raises:
+      InputError: There are no texts, or the encoder returns something that isn't a
+        finite vector for each.
+    """
+    if not texts:
+        raise InputError("there are no items to embed")
+    distinct = list(dict.fromkeys(texts))
+    row_of = {text: row for row, text in enumerate(distinct)}
+    size = encoder.texts_per_chunk or len(distinct)
+    starts = range(0, len(distinct), size)
+    chunks_folder.mkdir(parents=True, exist_ok=True)
+    missing = [s for s in starts if not _chunk_path(chunks_folder, s).exists()]
+    done = len(distinct) - sum(len(distinct[s : s + size]) for s in missing)
+    if missing:
+        encode = encoder.prepare(distinct, seed=seed)
+        with Progress(len(distinct), "Embedding texts", unit="text", start=done) as bar:
+            for start in missing:
+                chunk = distinct[start : start + size]
+                vectors: np.ndarray | None = None
+                for rows in _batches(chunk, encoder.batch_size):
+                    batch = encode([chunk[row] for row in rows])
+                    _check(batch, [chunk[row] for row in rows], vectors)
+                    if vectors is None:
+                        vectors = np.empty((len(chunk), batch.shape[1]), np.float32)
+                    vectors[rows] = batch
+                    bar.advance(len(rows))
+                save_whole(_chunk_path(chunks_folder, start), vectors)
+    parts = [np.load(_chunk_path(chunks_folder, s), allow_pickle=False) for s in starts]
+    rows = np.array([row_of[text] for text in texts], np.int64)
+    return np.concatenate(parts)[rows]
+
+
+def save_whole(path: Path, array: np.ndarray | None) -> None:
+    """Writes an array beside its place and moves it there: no half file is seen."""
+    assert array is not None
+    beside = path.with_name(path.name + ".tmp")
+    with open(beside, "wb") as file:
+        np.save(file, array, allow_pickle=False)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def _chunk_path(folder: Path, start: int) -> Path:
+    return folder / f"chunk_{start:010}.npy"
+
+
+def _batches(chunk: Sequence[str], size: int) -> Iterator[Int64[np.ndarray, " batch"]]:
+    """Rows of a chunk, texts of like length together: less padding."""
+    order = np.argsort([len(text) for text in chunk], kind="stable")
+    for start in range(0, len(chunk), size):
+        yield order[start : start + size]
+
+
+def _check(batch: np.ndarray, texts: list[str], vectors: np.ndarray | None) -> None:
+    dims = batch.shape[1:] if vectors is None else vectors.shape[1:]
+    if len(dims) != 1 or batch.shape != (len(texts), *dims):
+        raise InputError(
+            f"the encoder gave an array of shape {batch.shape} for {len(texts)} texts: "
+            "it must give one vector a text, always of the same size"
+        )
+    is_bad = ~np.isfinite(batch).all(axis=1)
+    if is_bad.any():
+        raise InputError(
+            "the encoder gave NaN or infinity for the text "
+            f"{texts[int(is_bad.argmax())][:80]!r}: use another model or device"
+        )

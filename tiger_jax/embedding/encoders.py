@@ -1,0 +1,205 @@
+"""Encoders: texts to vectors, by TF-IDF or by a sentence encoder.
+
+Each encoder is its own config: a frozen dataclass to choose and set in gin.
+"""
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import gin
+import numpy as np
+from jaxtyping import Float32
+
+from tiger_jax import artifacts
+from tiger_jax.errors import InputError
+from tiger_jax.progress import say
+
+EncodeFn = Callable[[Sequence[str]], np.ndarray]
+"""Texts -> float32[len(texts), E]."""
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """What `embed_texts` needs."""
+
+    @property
+    def batch_size(self) -> int:
+        """How many texts are encoded at a time."""
+
+    @property
+    def texts_per_chunk(self) -> int | None:
+        """How many texts an interruption may cost; None if all count as one."""
+
+    def describe(self) -> str:
+        """A few words for the user."""
+
+    def hashes(self) -> dict[str, str]:
+        """Hashes of the files that decide the vectors, by what they are."""
+
+    def prepare(self, texts: Sequence[str], *, seed: int) -> EncodeFn:
+        """Loads the model, or fits it to all the texts."""
+
+
+@gin.register
+@dataclass(frozen=True)
+class TfidfEncoder:
+    """TF-IDF and a truncated SVD (latent semantic analysis): scikit-learn alone.
+
+    Fitted to the texts at hand, so that vectors of two runs over different
+    catalogues can't be compared. Rows have length 1, and no dimension stands out; a
+    text without words gets the mean direction of the others, since zero has none.
+
+    Attributes:
+      dims: Dimensions E; fewer if there are fewer distinct words or texts.
+      max_words: The most frequent words that count.
+      max_ngram: Longest run of words that counts as one; 1 is single words.
+    """
+
+    dims: int = 384
+    max_words: int = 50_000
+    max_ngram: int = 1
+
+    @property
+    def batch_size(self) -> int:
+        """Encoding is a sparse product: large batches cost nothing."""
+        return 4096
+
+    @property
+    def texts_per_chunk(self) -> None:
+        """The fit is most of the work, and must be that of one run."""
+
+    def describe(self) -> str:
+        """See `Encoder`."""
+        return f"TF-IDF with truncated SVD to {self.dims} dimensions"
+
+    def hashes(self) -> dict[str, str]:
+        """See `Encoder`: the texts, an input of the stage, decide everything."""
+        return {}
+
+    def prepare(self, texts: Sequence[str], *, seed: int) -> EncodeFn:
+        """Fits words, weights and projection to the texts.
+
+        Raises:
+          InputError: The texts have no words, or the settings are impossible.
+        """
+        from sklearn.decomposition import TruncatedSVD
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+        if min(self.dims, self.max_words, self.max_ngram) < 1:
+            raise InputError(f"{self}: every number must be at least 1")
+        vectorizer = TfidfVectorizer(
+            # Single characters count: they tell size S from L, and volume 2 from 3.
+            token_pattern=r"(?u)\b\w+\b",
+            ngram_range=(1, self.max_ngram),
+            max_features=self.max_words,
+            sublinear_tf=True,
+            dtype=np.float32,
+        )
+        try:
+            weights = vectorizer.fit_transform(texts)
+        except ValueError as error:
+            raise InputError(
+                f"the items' texts can't be embedded ({error}): they need titles or "
+                "other fields that ItemTextConfig.sentences names; or bring ready "
+                "vectors with --embeddings"
+            ) from error
+        dims = min(self.dims, *weights.shape)
+        say(f"TF-IDF: {weights.shape[1]:,} words of {weights.shape[0]:,} texts")
+        svd = TruncatedSVD(dims, random_state=seed)
+        mean = _normalize(svd.fit_transform(weights)).mean(axis=0)
+        # The SVD's dimensions fall off in variance, and whoever standardises each of
+        # them (an RQ-VAE does) would blow up the least telling ones. After a random
+        # rotation all are alike, as in a neural encoder's vectors; distances stay.
+        gaussian = np.random.default_rng(seed).normal(size=(dims, dims))
+        rotation = np.linalg.qr(gaussian)[0].astype(np.float32)
+
+        def encode(batch: Sequence[str]) -> Float32[np.ndarray, "B E"]:
+            vectors = _normalize(svd.transform(vectorizer.transform(batch)))
+            is_empty = ~vectors.any(axis=1)
+            vectors[is_empty] = _normalize(mean[None, :])
+            return (vectors @ rotation).astype(np.float32)
+
+        return encode
+
+
+@gin.register
+@dataclass(frozen=True)
+class SentenceTransformerEncoder:
+    """A model of the Sentence-Transformers library; Sentence-T5 in the paper.
+
+    Attributes:
+      name: A name on the Hugging Face hub, or a folder with a model.
+      batch_size: Texts at a time.
+      texts_per_chunk: An interrupted run goes on after the last whole chunk.
+      device: "cpu", "cuda", "mps"; the best there is if None.
+    """
+
+    name: str = "sentence-t5-base"
+    batch_size: int = 32
+    texts_per_chunk: int = 512
+    device: str | None = None
+
+    def describe(self) -> str:
+        """See `Encoder`."""
+        return f"Sentence-Transformers model {self.name}"
+
+    def hashes(self) -> dict[str, str]:
+        """See `Encoder`: of a model in a folder, the content; a name says enough."""
+        folder = Path(self.name)
+        if not folder.is_dir():
+            return {}
+        files = sorted(p for p in folder.rglob("*") if p.is_file())
+        names = {
+            str(path.relative_to(folder)): artifacts.hash_file(path) for path in files
+        }
+        return {"model": artifacts.hash_json(names)}
+
+    def prepare(self, texts: Sequence[str], *, seed: int) -> EncodeFn:
+        """Loads the model, from its folder or from the hub.
+
+        Raises:
+          InputError: The library or the model is missing.
+        """
+        del texts, seed  # nothing is fitted, nothing is random
+        if min(self.batch_size, self.texts_per_chunk) < 1:
+            raise InputError(
+                f"{self}: batch_size and texts_per_chunk must be at least 1"
+            )
+        if importlib.util.find_spec("sentence_transformers") is None:
+            raise InputError(
+                f"{self.describe()} needs the package sentence-transformers: pip "
+                "install 'tiger_jax[text]', or choose encoders.TfidfEncoder, or bring "
+                "ready vectors with --embeddings"
+            )
+        from sentence_transformers import SentenceTransformer
+
+        try:
+            model: Any = SentenceTransformer(self.name, device=self.device)
+        except Exception as error:
+            # Hub, network, file system and model code each have their own errors.
+            reason = " ".join(str(error).split())[:300]
+            raise InputError(
+                f"the Sentence-Transformers model {self.name!r} can't be loaded "
+                f"({type(error).__name__}: {reason}): give "
+                "SentenceTransformerEncoder.name a model of the hub, or the path of a "
+                "folder that holds one"
+            ) from error
+
+        def encode(batch: Sequence[str]) -> Float32[np.ndarray, "B E"]:
+            vectors = model.encode(
+                list(batch),
+                batch_size=self.batch_size,
+                show_progress_bar=False,
+                convert_to_numpy=True,
+            )
+            return np.asarray(vectors, np.float32)
+
+        return encode
+
+
+def _normalize(vectors: np.ndarray) -> np.ndarray:
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.where(norms > 0, norms, 1)
