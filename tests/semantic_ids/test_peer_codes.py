@@ -1,0 +1,61 @@
+import json
+
+import numpy as np
+import pytest
+
+from tiger_jax.errors import InputError
+from tiger_jax.semantic_ids.peer_codes import copy_from_nearest, load_peer_codes
+
+
+def write(path, value):
+    path.write_text(value if isinstance(value, str) else json.dumps(value))
+    return path
+
+
+def test_codes_come_in_item_number_order(tmp_path):
+    path = write(tmp_path / "p.json", {"x": [9, 9], "b": [3, 4], "a": [1, 2]})
+    peer = load_peer_codes(path, ("a", "c", "b"))
+    assert peer.codes.tolist() == [[1, 2], [-1, -1], [3, 4]]
+    assert peer.missing.tolist() == [1]
+    assert (peer.num_unknown, peer.first_unknown) == (1, "x")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ('{"a": [1, 2],\n "b": [3', "line 2, column"),
+        ('{"a": [1], "a": [2]}', "'a' occurs twice"),
+        ([1, 2], "one JSON object"),
+        ({}, "one JSON object"),
+        ({"a": [1, 2], "b": [3]}, "'b' has 1 codes, others 2"),
+        ({"a": [1, -2]}, "'a' has .* whole numbers"),
+        ({"a": [1, 2.5]}, "whole numbers"),
+        ({"a": [True]}, "whole numbers"),
+        ({"a": [2**40]}, "whole numbers"),
+        ({"a": "12"}, "whole numbers"),
+        ({"a": []}, "whole numbers"),
+        ({"q": [1, 2]}, "none of its 1 item ids .*'q'.* look like 'a'"),
+    ],
+)
+def test_what_is_no_code_file_is_refused_in_one_line(tmp_path, value, message):
+    path = write(tmp_path / "p.json", value)
+    with pytest.raises(InputError, match=message) as caught:
+        load_peer_codes(path, ("a", "b"))
+    assert "p.json" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_or_binary_file_is_refused(tmp_path):
+    with pytest.raises(InputError, match="can't be read"):
+        load_peer_codes(tmp_path / "none.json", ("a",))
+    (tmp_path / "b.json").write_bytes(b"\xff\xfe{")
+    with pytest.raises(InputError, match="not UTF-8"):
+        load_peer_codes(tmp_path / "b.json", ("a",))
+
+
+def test_items_without_codes_get_the_most_similar_items():
+    codes = np.array([[1, 1], [-1, -1], [2, 2], [-1, -1]], np.int32)
+    embeddings = np.array([[1, 0], [0.1, 5], [0, 1], [9, 1]], np.float32)
+    filled = copy_from_nearest(codes, embeddings)
+    assert filled.tolist() == [[1, 1], [2, 2], [2, 2], [1, 1]]
+    assert codes[1, 0] == -1  # the argument is left alone

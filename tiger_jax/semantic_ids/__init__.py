@@ -1,0 +1,1 @@
+"""Embeddings to Semantic IDs: quantizers, collisions, the table, tokens."""

@@ -1,0 +1,154 @@
+"""The extra level that makes Semantic IDs unique, and who shares a prefix.
+
+Items whose L learned codewords are equal are told apart by one more codeword: 0 for
+the first of them, 1 for the second, … (Rajput et al. 2023, section 3.1). "First" is
+by item id, in code-point order, so that neither the order of the items' file nor the
+shuffling of item numbers changes an ID. The level is always there, also for the many
+items that share their codewords with nobody, whose collision codeword is 0.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Int, Int32, Int64
+
+from tiger_jax.errors import InputError
+
+COLLISION_LEVEL_SIZE = 256
+
+
+def group_rows(codes: Int[np.ndarray, "N L"]) -> Int64[np.ndarray, " N"]:
+    """Numbers the distinct rows 0, 1, … in lexicographic order.
+
+    Works level by level, so that no number ever exceeds N times a codebook's size,
+    however many levels there are.
+
+    Example:
+        >>> group_rows(np.array([[1, 9], [0, 5], [1, 9], [1, 2]])).tolist()
+        [2, 0, 2, 1]
+    """
+    groups = np.zeros(len(codes), np.int64)
+    for level in range(codes.shape[1]):
+        column = codes[:, level].astype(np.int64)
+        width = int(column.max(initial=0)) + 1
+        groups = np.unique(groups * width + column, return_inverse=True)[1]
+    return groups
+
+
+def count_distinct(codes: Int[np.ndarray, "N L"]) -> int:
+    """Number of distinct rows."""
+    return int(group_rows(codes).max(initial=-1)) + 1
+
+
+def number_within_groups(
+    groups: Int[np.ndarray, " N"], order: Int[np.ndarray, " N"]
+) -> Int64[np.ndarray, " N"]:
+    """Numbers each group's members 0, 1, … in the given order.
+
+    Args:
+        groups: The group each row belongs to.
+        order: All row numbers, first to last.
+
+    Example:
+        >>> groups, order = np.array([7, 7, 3, 7]), np.array([3, 2, 1, 0])
+        >>> number_within_groups(groups, order).tolist()
+        [2, 1, 0, 0]
+    """
+    by_group = order[np.argsort(groups[order], kind="stable")]
+    sorted_groups = groups[by_group]
+    is_first = np.ones(len(groups), bool)
+    is_first[1:] = sorted_groups[1:] != sorted_groups[:-1]
+    position = np.arange(len(groups))
+    start = np.maximum.accumulate(np.where(is_first, position, 0))
+    numbers = np.empty(len(groups), np.int64)
+    numbers[by_group] = position - start
+    return numbers
+
+
+def add_collision_level(
+    codes: Int[np.ndarray, "N L"],
+    item_ids: Sequence[str],
+    *,
+    collision_level_size: int = COLLISION_LEVEL_SIZE,
+    taken: Int[np.ndarray, " N"] | None = None,
+) -> Int32[np.ndarray, "N T"]:
+    """Appends the codeword that tells items with equal codewords apart.
+
+    Args:
+        codes: Learned codewords; they come back unchanged.
+        item_ids: One id an item; decides the order within equal codewords.
+        collision_level_size: Codewords at the new level.
+        taken: Collision codewords that some items already have and keep, -1 for
+            the others, which get the smallest ones left. So items can join a
+            catalogue without changing anybody's ID.
+
+    Raises:
+        InputError: More items share their codewords than the level can hold, or two
+            items keep the same ID.
+
+    Example:
+        >>> codes = np.array([[5], [5], [2]])
+        >>> add_collision_level(codes, ["b", "a", "c"]).tolist()
+        [[5, 1], [5, 0], [2, 0]]
+        >>> taken = np.array([0, -1, -1])
+        >>> add_collision_level(codes, ["b", "a", "c"], taken=taken).tolist()
+        [[5, 0], [5, 1], [2, 0]]
+    """
+    order = np.argsort(np.asarray(item_ids, dtype=np.str_), kind="stable")
+    groups = group_rows(codes)
+    if taken is None:
+        numbers = number_within_groups(groups, order)
+    else:
+        numbers = _number_around(groups, order, taken, item_ids)
+    crowd = int(numbers.max(initial=0)) + 1
+    if crowd > collision_level_size:
+        row = int(numbers.argmax())
+        sharing = int((groups == groups[row]).sum())
+        raise InputError(
+            f"{sharing} items share the codewords {codes[row].tolist()} (one of them "
+            f"is {item_ids[row]!r}) and need {crowd} codewords at the collision level, "
+            f"which has {collision_level_size}: set "
+            "assign_semantic_ids.collision_level_size = "
+            f"{_next_power_of_two(crowd)}, or use a finer quantizer; items with the "
+            "same embedding always share their codewords"
+        )
+    return np.column_stack([codes, numbers]).astype(np.int32)
+
+
+def _number_around(
+    groups: Int64[np.ndarray, " N"],
+    order: Int[np.ndarray, " N"],
+    taken: Int[np.ndarray, " N"],
+    item_ids: Sequence[str],
+) -> Int64[np.ndarray, " N"]:
+    """Numbers each group's open members with what its taken numbers leave free.
+
+    If t_0 < t_1 < … are a group's taken numbers, t_j - j free ones lie below t_j;
+    hence the r-th free number is r + #{j : t_j - j <= r}.
+    """
+    is_open = taken < 0
+    kept = np.flatnonzero(~is_open)
+    kept = kept[np.lexsort((taken[kept], groups[kept]))]
+    kept_groups, kept_numbers = groups[kept], taken[kept].astype(np.int64)
+    same = (np.diff(kept_groups) == 0) & (np.diff(kept_numbers) == 0)
+    if same.any():
+        first = int(np.flatnonzero(same)[0])
+        raise InputError(
+            f"items {item_ids[kept[first]]!r} and {item_ids[kept[first + 1]]!r} have "
+            "the same codewords, the collision level's included"
+        )
+    start = np.searchsorted(kept_groups, kept_groups)
+    free_below = kept_numbers - (np.arange(len(kept)) - start)
+    # One sorted key for (group, free numbers below); no rank reaches the stride.
+    stride = int(max(kept_numbers.max(initial=0), len(groups))) + 1
+    keys = kept_groups * stride + free_below
+    # Kept items rank in groups of their own, so that the open ones count from 0.
+    ranks = number_within_groups(groups + np.where(is_open, 0, len(groups)), order)
+    skipped = np.searchsorted(
+        keys, groups * stride + ranks, side="right"
+    ) - np.searchsorted(kept_groups, groups)
+    return np.where(is_open, ranks + skipped, taken)
+
+
+def _next_power_of_two(n: int) -> int:
+    return 1 << (n - 1).bit_length()

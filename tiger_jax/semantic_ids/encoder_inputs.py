@@ -1,0 +1,52 @@
+"""Histories of item numbers to the tokens that the encoder reads."""
+
+import numpy as np
+from jaxtyping import Bool, Int32, UInt32
+
+from tiger_jax.semantic_ids.token_ids import PADDING, TokenLayout
+
+
+def encode_histories(
+    histories: Int32[np.ndarray, "B I"],
+    codes: Int32[np.ndarray, "N T"],
+    layout: TokenLayout,
+    *,
+    user_hashes: UInt32[np.ndarray, " B"] | None = None,
+    is_known: Bool[np.ndarray, " B"] | None = None,
+) -> Int32[np.ndarray, "B S"]:
+    """Lays out each history as one row: the user's token, then T tokens an item.
+
+    The same rows as in training: oldest item first, padding on the right. A row's
+    items must stand at its left end. S = I * T, and one more with user tokens.
+
+    Args:
+        histories: Item numbers, padded with -1 on the right.
+        codes: Every item's Semantic ID.
+        layout: Token numbers.
+        user_hashes: Needed when `layout` has user tokens.
+        is_known: Users without a hash (False) get padding in place of a token: the
+            encoder attends to their items alone, which keep their places.
+
+    Raises:
+        ValueError: The layout has user tokens, and no hashes are given.
+
+    Example:
+        >>> layout = TokenLayout((4, 2), num_user_tokens=3)
+        >>> codes = np.array([[3, 0], [1, 1]], np.int32)
+        >>> history = np.array([[1, 0, -1]], np.int32)
+        >>> user = np.array([5], np.uint32)
+        >>> encode_histories(history, codes, layout, user_hashes=user).tolist()
+        [[9, 2, 6, 4, 5, 0, 0]]
+    """
+    is_item = histories >= 0  # [B, I]
+    tokens = layout.tokens_of(codes)[np.where(is_item, histories, 0)]  # [B, I, T]
+    tokens = np.where(is_item[:, :, None], tokens, PADDING).astype(np.int32)
+    inputs = tokens.reshape(len(histories), -1)  # [B, I * T]
+    if not layout.num_user_tokens:
+        return inputs
+    if user_hashes is None:
+        raise ValueError("a layout with user tokens needs user_hashes")
+    user_tokens = layout.user_tokens(user_hashes)  # [B]
+    if is_known is not None:
+        user_tokens = np.where(is_known, user_tokens, PADDING).astype(np.int32)
+    return np.concatenate([user_tokens[:, None], inputs], axis=1)

@@ -1,0 +1,129 @@
+"""Codes made elsewhere: a JSON object of item id: list of codewords."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Int, Int32
+
+from tiger_jax.errors import InputError
+
+_QUERIES = 256  # rows of similarities held at once
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PeerCodes:
+    """Codes for the catalogue's items, by item number.
+
+    Attributes:
+        codes: -1 in every column for an item that the file doesn't have.
+        num_unknown: Entries of the file whose item the catalogue doesn't have.
+        first_unknown: One of their ids, for the message.
+    """
+
+    codes: Int32[np.ndarray, "N C"]
+    num_unknown: int
+    first_unknown: str | None
+
+    @property
+    def missing(self) -> Int[np.ndarray, " M"]:
+        """Numbers of the items without codes."""
+        return np.flatnonzero(self.codes[:, 0] < 0)
+
+
+def load_peer_codes(path: Path, item_ids: Sequence[str]) -> PeerCodes:
+    """Reads codes and puts them in item-number order.
+
+    Raises:
+        InputError: The file is not such a JSON object, an id occurs twice in it, its
+            codes differ in length or aren't whole numbers from 0, or it has none of
+            the catalogue's items.
+    """
+    entries = _read_entries(Path(path))
+    length = len(next(iter(entries.values())))
+    number_of = {item_id: number for number, item_id in enumerate(item_ids)}
+    codes = np.full((len(item_ids), length), -1, np.int32)
+    unknown = []
+    for item_id, code in entries.items():
+        number = number_of.get(item_id)
+        if number is None:
+            unknown.append(item_id)
+        else:
+            codes[number] = code
+    if len(unknown) == len(entries):
+        raise InputError(
+            f"{path}: none of its {len(entries):,} item ids (such as {unknown[0]!r}) "
+            f"is in the catalogue, whose ids look like {item_ids[0]!r}"
+        )
+    return PeerCodes(codes, len(unknown), unknown[0] if unknown else None)
+
+
+def _read_entries(path: Path) -> dict[str, list[int]]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            entries = json.load(file, object_pairs_hook=_refuse_twice)
+    except OSError as error:
+        raise InputError(f"{path} can't be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 (byte {error.start})") from error
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"{path}, line {error.lineno}, column {error.colno}: not JSON ({error.msg})"
+        ) from error
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from error
+    if not isinstance(entries, dict) or not entries:
+        raise InputError(f"{path} must hold one JSON object of item id: list of codes")
+    length = None
+    for item_id, code in entries.items():
+        if not isinstance(code, list) or not code or not all(map(_is_codeword, code)):
+            raise InputError(
+                f"{path}: item {item_id!r} has {json.dumps(code)[:60]} instead of a "
+                "list of whole numbers from 0"
+            )
+        length = length or len(code)
+        if len(code) != length:
+            raise InputError(
+                f"{path}: item {item_id!r} has {len(code)} codes, others {length}"
+            )
+    return entries
+
+
+def _is_codeword(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**31
+
+
+def _refuse_twice(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        seen: set[str] = set()
+        twice = next(k for k, _ in pairs if k in seen or seen.add(k))  # type: ignore[func-returns-value]
+        raise ValueError(f"item {twice!r} occurs twice")
+    return result
+
+
+def copy_from_nearest(
+    codes: Int32[np.ndarray, "N C"], embeddings: Float[np.ndarray, "N E"]
+) -> Int32[np.ndarray, "N C"]:
+    """Gives items without codes those of the most similar item that has some.
+
+    Args:
+        codes: -1 in every column for an item without codes.
+        embeddings: Compared by cosine; ties go to the smallest item number.
+    """
+    has_codes = codes[:, 0] >= 0
+    known, missing = np.flatnonzero(has_codes), np.flatnonzero(~has_codes)
+    directions = _normalize(embeddings[known])
+    filled = codes.copy()
+    for start in range(0, len(missing), _QUERIES):
+        queries = missing[start : start + _QUERIES]
+        similarity = _normalize(embeddings[queries]) @ directions.T
+        filled[queries] = codes[known[similarity.argmax(axis=1)]]
+    return filled
+
+
+def _normalize(vectors: Float[np.ndarray, "N E"]) -> Float[np.ndarray, "N E"]:
+    vectors = np.asarray(vectors, np.float32)
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

@@ -1,0 +1,145 @@
+"""SemanticIdTable: which item has which Semantic ID."""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int32
+
+from tiger_jax import artifacts
+from tiger_jax.errors import InputError
+from tiger_jax.semantic_ids.collisions import group_rows
+
+_CODES, _TABLE, _ITEM_IDS = "codes.npy", "table.json", "item_ids.parquet"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SemanticIdTable:
+    """The Semantic ID of every item; no two items have the same.
+
+    Attributes:
+        codes: Row i is item number i's Semantic ID: L learned codewords, coarse to
+            fine, then the collision level's, so T = L + 1.
+        codebook_sizes: Codewords per level, T of them.
+        num_levels: L, the learned levels.
+        item_ids: The user's own id of every item, by item number.
+
+    Raises:
+        InputError: A codeword lies outside its codebook, or two items share an ID.
+    """
+
+    codes: Int32[np.ndarray, "N T"]
+    codebook_sizes: tuple[int, ...]
+    num_levels: int
+    item_ids: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        sizes = tuple(int(size) for size in self.codebook_sizes)
+        object.__setattr__(self, "codebook_sizes", sizes)
+        object.__setattr__(self, "item_ids", tuple(self.item_ids))
+        num_items, length = self.codes.shape
+        if len(sizes) != length or self.num_levels != length - 1:
+            raise InputError(
+                f"Semantic IDs of {length} codewords need {length} codebook sizes and "
+                f"{length - 1} learned levels, got sizes {sizes} and "
+                f"{self.num_levels} levels"
+            )
+        if len(self.item_ids) != num_items:
+            raise InputError(f"{num_items} codes but {len(self.item_ids)} item ids")
+        outside = (self.codes < 0) | (self.codes >= np.asarray(sizes))
+        if outside.any():
+            row, level = (int(i) for i in np.argwhere(outside)[0])
+            raise InputError(
+                f"item {self.item_ids[row]!r} has codeword "
+                f"{int(self.codes[row, level])} at level {level}, whose codebook has "
+                f"{sizes[level]}"
+            )
+        self._check_unique()
+
+    def _check_unique(self) -> None:
+        groups = group_rows(self.codes)
+        if (counts := np.bincount(groups)).max(initial=0) > 1:
+            first, second = np.flatnonzero(groups == counts.argmax())[:2]
+            raise InputError(
+                f"items {self.item_ids[first]!r} and {self.item_ids[second]!r} share "
+                f"the Semantic ID {self.codes[first].tolist()}"
+            )
+        if len(set(self.item_ids)) != self.num_items:
+            raise InputError("an item id occurs twice in the Semantic ID table")
+
+    @property
+    def num_items(self) -> int:
+        """N."""
+        return len(self.codes)
+
+    @property
+    def semantic_id_length(self) -> int:
+        """T."""
+        return self.codes.shape[1]
+
+    @functools.cached_property
+    def content_hash(self) -> str:
+        """Names the table by its values: equal tables have equal hashes."""
+        return artifacts.hash_json(
+            {
+                "codes": artifacts.hash_arrays({"codes": self.codes}),
+                "codebook_sizes": self.codebook_sizes,
+                "item_ids": self.item_ids,
+            }
+        )
+
+    def save(self, folder: Path) -> None:
+        """Writes ``codes.npy``, ``item_ids.parquet`` and ``table.json``."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        np.save(folder / _CODES, self.codes, allow_pickle=False)
+        ids = pa.table({"item_id": pa.array(self.item_ids, pa.string())})
+        pq.write_table(ids, folder / _ITEM_IDS)
+        artifacts.write_json(
+            folder / _TABLE,
+            {
+                "codebook_sizes": self.codebook_sizes,
+                "num_levels": self.num_levels,
+                "num_items": self.num_items,
+                "content_hash": self.content_hash,
+            },
+        )
+
+    @classmethod
+    def load(cls, folder: Path) -> "SemanticIdTable":
+        """Reads what `save` wrote.
+
+        Raises:
+            InputError: A file is missing or damaged, or its content is not what was
+                saved.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        folder = Path(folder)
+        again = "run --stage=assign_semantic_ids again"
+        try:
+            facts = artifacts.read_json(folder / _TABLE)
+            table = cls(
+                np.load(folder / _CODES, allow_pickle=False),
+                tuple(facts["codebook_sizes"]),
+                facts["num_levels"],
+                tuple(pq.read_table(folder / _ITEM_IDS)["item_id"].to_pylist()),
+            )
+            expected = facts["content_hash"]
+        except InputError:
+            raise
+        except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
+            raise InputError(
+                f"no Semantic ID table can be read from {folder} ({error}): {again}"
+            ) from error
+        if table.content_hash != expected:
+            raise InputError(
+                f"{folder} holds the Semantic IDs {table.content_hash[:12]}, but "
+                f"{_TABLE} says {expected[:12]}: {again}"
+            )
+        return table
