@@ -1,0 +1,1 @@
+"""Flax modules, each beside its loss; pure functions of arrays."""

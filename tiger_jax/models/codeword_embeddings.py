@@ -1,0 +1,56 @@
+"""Token embeddings that start from the quantizer's codewords, as an option."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+
+def init_token_embeddings(
+    params: Mapping[str, Any], codebooks: Sequence[Float[Array, "_ Z"]], key: Array
+) -> dict[str, Any]:
+    """Starts the learned levels' token embeddings from a quantizer's codewords.
+
+    Codewords that are close in the latent space get embeddings that are close, so
+    that what is learned about one item helps its neighbours from the first step.
+    One random projection with orthonormal rows (or columns, where Z > D) takes
+    all levels from Z to D dimensions; each level is centred and scaled to the
+    unit variance that the table starts with. The rows of the padding, the
+    collision level and the users stay as they are.
+
+    Args:
+      params: Parameters of `Tiger`, boxed or not.
+      codebooks: Per learned level, its codewords, in the order of their numbers.
+      key: Draws the projection.
+
+    Returns:
+      The parameters with a new `token_embeddings`.
+
+    Raises:
+      ValueError: The codebooks have more codewords than the table has tokens.
+    """
+    boxed = params["token_embeddings"]
+    table = nn.unbox(boxed)
+    latent_dim, d_model = codebooks[0].shape[1], table.shape[1]
+    gaussian = jax.random.normal(key, (latent_dim, d_model))
+    projection, _ = jnp.linalg.qr(gaussian.T if latent_dim < d_model else gaussian)
+    projection = projection.T if latent_dim < d_model else projection  # [Z, D]
+    rows = []
+    for codebook in codebooks:
+        centred = codebook - codebook.mean(0, keepdims=True)
+        embeddings = centred @ projection
+        rows.append(embeddings / jnp.maximum(embeddings.std(), 1e-6))
+    new_rows = jnp.concatenate(rows)
+    if len(new_rows) >= len(table):
+        raise ValueError(
+            f"{len(new_rows)} codewords do not fit a table of {len(table)} tokens"
+        )
+    table = table.at[1 : 1 + len(new_rows)].set(new_rows.astype(table.dtype))
+    is_boxed = isinstance(boxed, nn.meta.AxisMetadata)
+    return {
+        **params,
+        "token_embeddings": boxed.replace_boxed(table) if is_boxed else table,
+    }

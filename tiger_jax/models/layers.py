@@ -1,0 +1,231 @@
+"""T5's building blocks: dropout, RMS norm, MLP and relative positions.
+
+Parameters carry logical axis names ("vocab", "embed", "joined_kv", "mlp",
+"relpos_buckets", "heads"), which `training.partitioning` maps to mesh axes.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Array, Float, Int, UInt32
+
+from tiger_jax.models.linear import linear
+
+
+class RmsNorm(nn.Module):
+    """Scales vectors to unit root mean square; no mean, no bias.
+
+        y = x / sqrt(mean(x^2) + epsilon) * scale
+
+    The statistics are float32 whatever the compute dtype.
+    """
+
+    epsilon: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+        init = nn.with_logical_partitioning(nn.initializers.ones, ("embed",))
+        scale = self.param("scale", init, (x.shape[-1],))
+        x32 = x.astype(jnp.float32)
+        inverse_rms = jax.lax.rsqrt((x32**2).mean(-1, keepdims=True) + self.epsilon)
+        scale = scale.reshape((1,) * (x.ndim - 1) + (-1,))
+        return (x32 * inverse_rms * scale).astype(x.dtype)
+
+
+class Dropout(nn.Module):
+    """Drops elements with probability `rate` in training; see `dropout`."""
+
+    rate: float
+
+    def __call__(
+        self, x: Float[Array, "*shape"], *, is_training: bool
+    ) -> Float[Array, "*shape"]:
+        if not is_training or self.rate == 0.0:
+            return x
+        return dropout(x, self.rate, self.make_rng("dropout"))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def dropout(
+    x: Float[Array, "*shape"], rate: float, key: Array
+) -> Float[Array, "*shape"]:
+    """Zeroes elements independently with probability `rate`, scales up the rest.
+
+    The random bits are a hash of (key, element index), not `jax.random.bits`:
+    a dozen integer operations that XLA fuses into the multiplication, where
+    Threefry costs more than the layer it protects. An element is kept if its
+    32 bits fall below a threshold, and the scale is the exact inverse of the
+    share of uint32 values below it, so the expectation is x. The mask depends
+    on no sharding: a mesh of any shape drops the same elements. The gradient is
+    the same function of the cotangent, so nothing but the key is stored.
+    """
+    is_kept = random_bits(key, x.shape) < jnp.uint32(_keep_below(rate))
+    return jnp.where(is_kept, x * (2**32 / _keep_below(rate)), 0).astype(x.dtype)
+
+
+def _dropout_forward(x: Array, rate: float, key: Array) -> tuple[Array, Array]:
+    return dropout(x, rate, key), key
+
+
+def _dropout_backward(rate: float, key: Array, g: Array) -> tuple[Array, None]:
+    return dropout(g, rate, key), None
+
+
+dropout.defvjp(_dropout_forward, _dropout_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def relu_dropout(
+    x: Float[Array, "*shape"], rate: float, key: Array
+) -> Float[Array, "*shape"]:
+    """Computes ``dropout(relu(x), rate, key)`` and stores only its output.
+
+    A unit passes its gradient exactly where that output is positive, so neither
+    the input, nor the mask, nor the ReLU's sign is needed again.
+    """
+    return dropout(nn.relu(x), rate, key)
+
+
+def _relu_dropout_forward(x: Array, rate: float, key: Array) -> tuple[Array, Array]:
+    y = relu_dropout(x, rate, key)
+    return y, y
+
+
+def _relu_dropout_backward(rate: float, y: Array, g: Array) -> tuple[Array, None]:
+    scaled = g * (2**32 / _keep_below(rate))
+    return jnp.where(y > 0, scaled, 0).astype(g.dtype), None
+
+
+relu_dropout.defvjp(_relu_dropout_forward, _relu_dropout_backward)
+
+
+def _keep_below(rate: float) -> int:
+    return min(round((1.0 - rate) * 2**32), 2**32 - 1)
+
+
+def random_bits(key: Array, shape: tuple[int, ...]) -> UInt32[Array, "*shape"]:
+    """Hashes (key, element index) to 32 bits whose high bits are random.
+
+    Two rounds of multiply and xor-shift with full avalanche over the index, one
+    word of the key added before each, so that two keys give streams that are
+    not shifted copies of each other. Not for cryptography; the low 16 bits are
+    weaker, as the last xor-shift is left out.
+    """
+    first, second = jax.random.bits(key, (2,), jnp.uint32)
+    x = jnp.zeros(shape, jnp.uint32)
+    stride = 1
+    for axis in reversed(range(len(shape))):
+        index = jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
+        x += index * jnp.uint32(stride % 2**32)
+        stride *= shape[axis]
+    x += first
+    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+    x += second
+    return (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+
+
+class Mlp(nn.Module):
+    """Two matrices with a ReLU between; dropout on the hidden units."""
+
+    mlp_dim: int
+    dropout_rate: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B S D"], *, is_training: bool
+    ) -> Float[Array, "B S D"]:
+        d_model = x.shape[-1]
+        wi = linear_param(self, "wi", (d_model, self.mlp_dim), ("embed", "mlp"))
+        wo = linear_param(self, "wo", (self.mlp_dim, d_model), ("mlp", "embed"))
+        hidden = linear(x, wi.astype(self.dtype))
+        if is_training and self.dropout_rate:
+            hidden = relu_dropout(hidden, self.dropout_rate, self.make_rng("dropout"))
+        else:
+            hidden = nn.relu(hidden)
+        return linear(hidden, wo.astype(self.dtype))
+
+
+def linear_param(
+    module: nn.Module,
+    name: str,
+    shape: tuple[int, int],
+    axes: tuple[str, str],
+    fan_in: int | None = None,
+) -> Float[Array, "fan_in fan_out"]:
+    """Declares a matrix with T5's initialisation, normal of std fan_in^-0.5."""
+    init = nn.initializers.normal((fan_in or shape[0]) ** -0.5)
+    return module.param(name, nn.with_logical_partitioning(init, axes), shape)
+
+
+class RelativePositionBias(nn.Module):
+    """Learns one score per head and bucket of key position - query position.
+
+    A stack's layers share it.
+    """
+
+    num_heads: int
+    d_model: int
+    is_bidirectional: bool
+    num_buckets: int = 32
+    max_distance: int = 128
+
+    @nn.compact
+    def __call__(self, query_length: int, key_length: int) -> Float[Array, "H Q S"]:
+        init = nn.initializers.normal(self.d_model**-0.5)
+        table = self.param(
+            "relative_bias",
+            nn.with_logical_partitioning(init, ("relpos_buckets", "heads")),
+            (self.num_buckets, self.num_heads),
+        )
+        distance = np.arange(key_length)[None, :] - np.arange(query_length)[:, None]
+        bucket = relative_position_bucket(
+            distance, self.is_bidirectional, self.num_buckets, self.max_distance
+        )
+        # A matmul rather than a gather, whose gradient is a scatter.
+        one_hot = jax.nn.one_hot(bucket, self.num_buckets, dtype=table.dtype)
+        return jnp.einsum("qsr,rh->hqs", one_hot, table)
+
+
+def relative_position_bucket(
+    distance: Int[np.ndarray, "*shape"],
+    is_bidirectional: bool,
+    num_buckets: int,
+    max_distance: int,
+) -> Int[np.ndarray, "*shape"]:
+    """Maps key position - query position to T5's buckets.
+
+    Half of the buckets are for single distances, the other half grow
+    logarithmically up to `max_distance`; all farther ones share the last.
+    Bidirectional tables spend one half of the buckets on keys after the query,
+    causal tables put every such key into bucket 0.
+
+    References:
+      Raffel et al. 2020, "Exploring the Limits of Transfer Learning with a
+      Unified Text-to-Text Transformer", 2.1.
+
+    Example:
+      >>> relative_position_bucket(np.array([-9, -1, 0, 1, 9]), True, 32, 128)
+      array([ 8,  1,  0, 17, 24])
+      >>> relative_position_bucket(np.array([-9, -1, 0, 1, 9]), False, 32, 128)
+      array([9, 1, 0, 0, 0])
+    """
+    if is_bidirectional:
+        num_buckets //= 2
+        first_bucket = np.where(distance > 0, num_buckets, 0)
+        distance = abs(distance)
+    else:
+        first_bucket = np.zeros_like(distance)
+        distance = np.maximum(-distance, 0)
+    num_exact = num_buckets // 2
+    # Published models computed the logarithm in float32; so do we, because at
+    # powers of two it decides the bucket.
+    ratio = np.maximum(distance, 1).astype(np.float32) / np.float32(num_exact)
+    share = np.log(ratio) / np.float32(math.log(max_distance / num_exact))
+    coarse = num_exact + (share * (num_buckets - num_exact)).astype(distance.dtype)
+    coarse = np.minimum(coarse, num_buckets - 1)
+    return first_bucket + np.where(distance < num_exact, distance, coarse)

@@ -1,0 +1,103 @@
+"""TIGER's parameters under the names and shapes of Hugging Face's T5 (v1.0).
+
+Both hold the same numbers: T5's `Linear` stores its matrix transposed, and a
+stack's position bias belongs to its first block there.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from flax import linen as nn
+from flax import traverse_util
+from jaxtyping import Float
+
+from tiger_jax.models.tiger import TigerConfig
+
+_ATTENTION = {"query": "q", "key": "k", "value": "v", "out": "o"}
+_ENCODER_PARTS = ("attention", "mlp")
+_DECODER_PARTS = ("self_attention", "cross_attention", "mlp")
+
+
+def to_t5_weights(
+    params: Mapping[str, Any], config: TigerConfig
+) -> dict[str, Float[np.ndarray, "..."]]:
+    """Renames parameters to the state dict of `T5ForConditionalGeneration`.
+
+    With a tied head, T5 scales the decoder's states by d_model^-0.5, as we scale
+    the logits; an untied head is stored as it is.
+
+    Args:
+      params: Parameters of `Tiger`, boxed or not.
+      config: The model's configuration.
+
+    Raises:
+      ValueError: The model has parameters that T5 hasn't.
+    """
+    flat = traverse_util.flatten_dict(nn.unbox(params), sep="/")
+    names = t5_names(config)
+    if set(flat) != set(names):
+        raise ValueError(f"T5 has no name for {sorted(set(flat) ^ set(names))}")
+    weights = {}
+    for path, (name, is_transposed) in names.items():
+        value = np.asarray(flat[path], np.float32)
+        weights[name] = np.ascontiguousarray(value.T if is_transposed else value)
+    # The same table under the two names that T5's stacks use for it.
+    for stack in ("encoder", "decoder"):
+        weights[f"{stack}.embed_tokens.weight"] = weights["shared.weight"]
+    if config.is_tied:
+        weights["lm_head.weight"] = weights["shared.weight"]
+    return weights
+
+
+def from_t5_weights(
+    weights: Mapping[str, Float[np.ndarray, "..."]], config: TigerConfig
+) -> dict[str, Any]:
+    """Turns a T5 state dict into parameters: the inverse of `to_t5_weights`.
+
+    Raises:
+      KeyError: The state dict lacks a weight that `config` needs.
+    """
+    flat = {
+        path: np.ascontiguousarray(weights[name].T if is_transposed else weights[name])
+        for path, (name, is_transposed) in t5_names(config).items()
+    }
+    return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def t5_names(config: TigerConfig) -> dict[str, tuple[str, bool]]:
+    """Maps each parameter's path to T5's name, and whether it is transposed."""
+    names = {"token_embeddings": ("shared.weight", False)}
+    if not config.is_tied:
+        names["output_head"] = ("lm_head.weight", False)
+    for stack, parts, num_blocks in (
+        ("encoder", _ENCODER_PARTS, config.num_encoder_layers),
+        ("decoder", _DECODER_PARTS, config.num_decoder_layers),
+    ):
+        for i in range(num_blocks):
+            for j, part in enumerate(parts):
+                ours = f"{stack}/block_{i}/"
+                theirs = f"{stack}.block.{i}.layer.{j}."
+                names |= _part_names(ours, theirs, part)
+        names[f"{stack}/position_bias/relative_bias"] = (
+            f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+            False,
+        )
+        names[f"{stack}/final_norm/scale"] = (f"{stack}.final_layer_norm.weight", False)
+    return names
+
+
+def _part_names(ours: str, theirs: str, part: str) -> dict[str, tuple[str, bool]]:
+    norm = part.replace("attention", "norm") if "_" in part else f"{part}_norm"
+    names = {f"{ours}{norm}/scale": (f"{theirs}layer_norm.weight", False)}
+    if part == "mlp":
+        for matrix in ("wi", "wo"):
+            names[f"{ours}mlp/{matrix}"] = (
+                f"{theirs}DenseReluDense.{matrix}.weight",
+                True,
+            )
+        return names
+    module = "EncDecAttention" if part == "cross_attention" else "SelfAttention"
+    for matrix, letter in _ATTENTION.items():
+        names[f"{ours}{part}/{matrix}"] = (f"{theirs}{module}.{letter}.weight", True)
+    return names

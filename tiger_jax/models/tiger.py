@@ -1,0 +1,315 @@
+"""TIGER: a Transformer that reads a history's Semantic IDs and writes the next one.
+
+Encoder input: a hashed user token, if there are any, then the T tokens of each
+item, oldest item first, padding (0) on the right. The decoder starts from token
+0 and writes the next item's T codewords, coarse to fine.
+
+References:
+  Rajput et al. 2023, "Recommender Systems with Generative Retrieval", 3.2.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import gin
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float, Int
+
+from tiger_jax.models.attention import BeamPosition, Memory
+from tiger_jax.models.item_structure import ItemStructure
+from tiger_jax.models.layers import linear_param
+from tiger_jax.models.transformer import Decoder, Encoder, TransformerConfig
+from tiger_jax.semantic_ids.token_ids import PADDING, TokenLayout
+
+Params = Mapping[str, Any]
+Batch = Mapping[str, Array]
+Sums = dict[str, Float[Array, ""]]
+LossFn = Callable[[Params, Batch, Array | None], tuple[Float[Array, ""], Sums]]
+
+
+@gin.register
+@dataclasses.dataclass(frozen=True)
+class TigerConfig(TransformerConfig):
+    """The model and its loss; vocabulary sizes come from the `TokenLayout`.
+
+    Attributes:
+      output: What a codeword competes with: "level", the codewords of its own
+        level, or "vocabulary", every token, as in the paper.
+      is_tied: The output head is the token embedding table, its logits scaled
+        by d_model^-0.5.
+      label_smoothing: Share of the target spread evenly over all classes.
+      z_loss: Weight of log(Z)^2, which keeps the softmax's normaliser near 1;
+        T5X's default is 1e-4.
+      has_level_embeddings: Tells the encoder each token's level.
+      num_recencies: Tells the encoder how many items came after, up to this many;
+        0 tells it nothing.
+      has_item_context: Tells each token what its whole item is
+        (`item_structure.ItemContext`).
+      starts_from_codewords: Training starts from token embeddings made of the
+        quantizer's codewords (`codeword_embeddings`).
+    """
+
+    output: str = "level"
+    is_tied: bool = True
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+    has_level_embeddings: bool = False
+    num_recencies: int = 0
+    has_item_context: bool = False
+    starts_from_codewords: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuses unknown kinds of output."""
+        super().__post_init__()
+        if self.output not in ("level", "vocabulary"):
+            raise ValueError(f"output is level or vocabulary, not {self.output!r}")
+
+    @property
+    def has_item_structure(self) -> bool:
+        """Whether the encoder is told anything beyond the flat tokens."""
+        return bool(
+            self.has_level_embeddings or self.num_recencies or self.has_item_context
+        )
+
+
+class DecodeCache(NamedTuple):
+    """What decoding keeps between levels: per request, and per beam."""
+
+    is_token: Bool[Array, "B S"]
+    memories: tuple[Memory, ...]
+    pasts: tuple[tuple[BeamPosition, ...], ...]
+
+
+class Tiger(nn.Module):
+    """The encoder-decoder with its token embeddings and output heads."""
+
+    config: TigerConfig
+    layout: TokenLayout
+
+    def setup(self) -> None:
+        """Declares the tables and the two stacks."""
+        table = (self.layout.vocab_size, self.config.d_model)
+        init = nn.with_logical_partitioning(
+            nn.initializers.normal(1.0), ("vocab", "embed")
+        )
+        self.token_embeddings = self.param("token_embeddings", init, table)
+        if not self.config.is_tied:
+            self.output_head = linear_param(
+                self, "output_head", table, ("vocab", "embed"), self.config.d_model
+            )
+        if self.config.has_item_structure:
+            self.item_structure = ItemStructure(
+                self.config.has_level_embeddings,
+                self.config.num_recencies,
+                self.config.has_item_context,
+                self.layout.semantic_id_length,
+            )
+        self.encoder = Encoder(self.config)
+        self.decoder = Decoder(self.config)
+
+    def __call__(
+        self,
+        encoder_input_tokens: Int[Array, "B S"],
+        decoder_input_tokens: Int[Array, "B T"],
+        *,
+        is_training: bool,
+    ) -> Float[Array, "B T classes"]:
+        """Computes the logits of every target position, given those before it.
+
+        Args:
+          encoder_input_tokens: The history, padded with 0 on the right.
+          decoder_input_tokens: Token 0, then the target without its last token.
+          is_training: Applies dropout; needs an rng named "dropout".
+
+        Returns:
+          Logits of each level's codewords, -inf beyond a level's codebook if
+          another one is larger; of all V tokens with output="vocabulary".
+        """
+        encoded = self.encode(encoder_input_tokens, is_training=is_training)
+        states = self.decoder(
+            self._embed(decoder_input_tokens),
+            encoded,
+            encoder_input_tokens != PADDING,
+            is_training=is_training,
+        )
+        if self.config.output == "vocabulary":
+            return self._logits(states, 0, self.layout.vocab_size)
+        return jnp.stack(
+            [
+                self._pad(self._level_logits(states[:, level], level))
+                for level in range(self.layout.semantic_id_length)
+            ],
+            axis=1,
+        )
+
+    def encode(
+        self, tokens: Int[Array, "B S"], *, is_training: bool
+    ) -> Float[Array, "B S D"]:
+        """Encodes histories."""
+        x, is_token = self._embed(tokens), tokens != PADDING
+        if self.config.has_item_structure:
+            first = min(self.layout.num_user_tokens, 1)  # the user token
+            items = self.item_structure(x[:, first:], is_token[:, first:])
+            x = jnp.concatenate([x[:, :first], items], axis=1)
+        return self.encoder(x, is_token, is_training=is_training)
+
+    def init_decode(self, encoder_input_tokens: Int[Array, "B S"]) -> DecodeCache:
+        """Encodes histories and keeps what every beam of a request shares."""
+        encoded = self.encode(encoder_input_tokens, is_training=False)
+        memories = self.decoder.init_memory(encoded)
+        pasts = tuple(() for _ in memories)
+        return DecodeCache(encoder_input_tokens != PADDING, memories, pasts)
+
+    def decode_step(
+        self,
+        cache: DecodeCache,
+        codewords: Int[Array, "B M"],
+        parents: Int[Array, "B M"],
+        level: int,
+    ) -> tuple[Float[Array, "B M K"], DecodeCache]:
+        """Computes each beam's logits of the codewords of `level`."""
+        if level == 0:
+            tokens = jnp.full_like(codewords, PADDING)
+        else:
+            tokens = codewords + self.layout.level_offsets[level - 1]
+        states, pasts = self.decoder.step(
+            self._embed(tokens), cache.pasts, cache.memories, cache.is_token, parents
+        )
+        cache = cache._replace(pasts=pasts)
+        if self.config.output == "level":
+            return self._level_logits(states, level), cache
+        first = self.layout.level_offsets[level]
+        logits = self._logits(states, 0, self.layout.vocab_size)
+        level_logits = logits[..., first : first + self.layout.codebook_sizes[level]]
+        return level_logits - jax.nn.logsumexp(logits, -1, keepdims=True), cache
+
+    def _embed(self, tokens: Int[Array, "B S"]) -> Float[Array, "B S D"]:
+        return self.token_embeddings[tokens].astype(self.config.dtype)
+
+    def _level_logits(
+        self, states: Float[Array, "*batch D"], level: int
+    ) -> Float[Array, "*batch K"]:
+        first = self.layout.level_offsets[level]
+        return self._logits(states, first, first + self.layout.codebook_sizes[level])
+
+    def _logits(
+        self, states: Float[Array, "*batch D"], first: int, end: int
+    ) -> Float[Array, "*batch classes"]:
+        if self.config.is_tied:
+            head = self.token_embeddings[first:end] * self.config.d_model**-0.5
+        else:
+            head = self.output_head[first:end]
+        logits = states @ head.astype(states.dtype).T
+        return logits.astype(jnp.float32)
+
+    def _pad(self, logits: Float[Array, "B K"]) -> Float[Array, "B K_max"]:
+        missing = max(self.layout.codebook_sizes) - logits.shape[-1]
+        return jnp.pad(logits, ((0, 0), (0, missing)), constant_values=-jnp.inf)
+
+
+def init_params(model: Tiger, key: Array) -> Params:
+    """Draws parameters, boxed with their logical axis names.
+
+    No parameter's shape depends on the length of the inputs.
+    """
+    layout = model.layout
+    num_users = min(layout.num_user_tokens, 1)
+    history = jnp.ones((1, num_users + layout.semantic_id_length), jnp.int32)
+    target = jnp.ones((1, layout.semantic_id_length), jnp.int32)
+    return model.init(key, history, target, is_training=False)["params"]
+
+
+def make_loss_fn(model: Tiger) -> LossFn:
+    """Makes the training loss: the cross entropy of the target codewords.
+
+    The loss is a sum over target tokens, not a mean, so that sums over length
+    buckets, accumulated batches and devices are exact; divide by
+    `sums["weight"]`. Per target token, with the smoothed target distribution q:
+
+        - sum_c q_c log p_c + z_loss * log(Z)^2
+
+    Returns:
+      loss_fn(params, batch, dropout_key) -> (loss_sum, sums). A `dropout_key` of
+      None turns dropout off. The sums are `weight`, `loss`, `nll` (without
+      smoothing and z-loss), `correct` (the likeliest codeword is the target, given
+      the true prefix), and `correct_level_<l>`, which counts T times, so that
+      divided by `weight` it is the accuracy at that level.
+    """
+    config, layout = model.config, model.layout
+    length = layout.semantic_id_length
+    offsets = layout.level_offsets if config.output == "level" else (0,) * length
+
+    def loss_fn(
+        params: Params, batch: Batch, dropout_key: Array | None
+    ) -> tuple[Float[Array, ""], Sums]:
+        logits = model.apply(
+            {"params": params},
+            batch["encoder_input_tokens"],
+            batch["decoder_input_tokens"],
+            is_training=dropout_key is not None,
+            rngs={} if dropout_key is None else {"dropout": dropout_key},
+        )  # [B, T, classes]
+        targets = batch["decoder_target_tokens"] - jnp.array(offsets)[None]  # [B, T]
+        weights = batch["decoder_loss_weights"].astype(jnp.float32)
+        log_z = jax.nn.logsumexp(logits, -1)
+        is_target = jax.nn.one_hot(targets, logits.shape[-1], dtype=bool)
+        target_log_probs = jnp.where(is_target, logits, 0.0).sum(-1) - log_z
+        is_class = jnp.isfinite(logits)
+        mean_log_probs = (
+            jnp.where(is_class, logits, 0.0).sum(-1) / is_class.sum(-1) - log_z
+        )
+        smoothing = config.label_smoothing
+        losses = -(1 - smoothing) * target_log_probs - smoothing * mean_log_probs
+        losses += config.z_loss * log_z**2
+        is_correct = logits.argmax(-1) == targets
+        loss = (losses * weights).sum()
+        correct = (is_correct * weights).sum(0)  # [T]
+        sums = {
+            "weight": weights.sum(),
+            "loss": loss,
+            "nll": -(target_log_probs * weights).sum(),
+            "correct": correct.sum(),
+        }
+        for level in range(length):
+            sums[f"correct_level_{level}"] = correct[level] * length
+        return loss, sums
+
+    return loss_fn
+
+
+def make_decode_fns(
+    model: Tiger,
+) -> tuple[Callable[..., DecodeCache], Callable[..., tuple[Array, DecodeCache]]]:
+    """Makes the two functions that a beam search drives.
+
+    Returns:
+      init_decode(params, encoder_input_tokens[B S]) -> cache, and
+      decode_step(params, cache, codewords[B M], parents[B M], level) ->
+      (logits[B M K], cache). `level` is a Python int and rises by one a call.
+      `codewords` are those that the beams took at the level before; at level 0
+      there is one beam, and they are ignored. Beam m continues the previous
+      call's beam `parents[:, m]`. The logits are those of the level's own
+      codewords; with output="vocabulary" they are log-probabilities, normalised
+      over all tokens.
+    """
+
+    def init_decode(params: Params, encoder_input_tokens: Int[Array, "B S"]) -> Any:
+        return model.apply(
+            {"params": params}, encoder_input_tokens, method="init_decode"
+        )
+
+    def decode_step(
+        params: Params,
+        cache: DecodeCache,
+        codewords: Int[Array, "B M"],
+        parents: Int[Array, "B M"],
+        level: int,
+    ) -> tuple[Float[Array, "B M K"], DecodeCache]:
+        return model.apply(
+            {"params": params}, cache, codewords, parents, level, method="decode_step"
+        )
+
+    return init_decode, decode_step
