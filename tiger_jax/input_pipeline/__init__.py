@@ -1,0 +1,1 @@
+"""Training examples, from seqio tasks or resident on the device."""

@@ -1,0 +1,220 @@
+"""Training examples gathered on the device from one flat array of tokens.
+
+For data that fits on a device (all of the paper's), an update needs to be told
+only which examples it draws: a few integers each. The histories' tokens lie on the
+device once, item after item and user after user, so a window of a history is a
+slice of that array, read inside the jitted step:
+
+    tokens    [total T]   Semantic ID tokens of every interaction
+    example   (position of its target in `tokens`, number of items before it)
+
+There is one example for every (prefix of a history, next item). Epoch e draws all
+of them once, in the order of a permutation that depends on (seed, e) alone; epochs
+follow one another without a gap, so the position is a single number.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import gin
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, Int32, UInt32
+
+from tiger_jax.artifacts import hash_arrays
+from tiger_jax.errors import InputError
+from tiger_jax.histories import Histories
+from tiger_jax.input_pipeline.microbatches import Update, check_sizes, cut_by_length
+from tiger_jax.progress import say
+from tiger_jax.semantic_ids.token_ids import TokenLayout
+
+_POSITION = "position.json"
+
+
+@gin.register
+@dataclasses.dataclass(frozen=True)
+class ResidentConfig:
+    """How examples are drawn and grouped.
+
+    Attributes:
+        batch_size: Examples of an update, over all devices.
+        microbatch_size: Examples computed at a time; divides `batch_size`.
+        max_items: Items of a history that the encoder sees, the most recent.
+        bucket_items: Numbers of items to which microbatches are padded, ascending;
+            `max_items` is always one of them.
+    """
+
+    batch_size: int = 256
+    microbatch_size: int = 32
+    max_items: int = 20
+    bucket_items: tuple[int, ...] = (2, 3, 4, 6, 8, 12)
+
+
+class ResidentInput:
+    """An endless stream of updates; the examples are gathered by `make_batch`.
+
+    Attributes:
+        constants: The arrays that live on the device.
+        buckets: Items in each bucket, ascending.
+        num_examples: Examples of an epoch.
+    """
+
+    def __init__(
+        self,
+        histories: Histories,
+        codes: Int32[np.ndarray, "N T"],
+        layout: TokenLayout,
+        config: ResidentConfig,
+        *,
+        user_hashes: UInt32[np.ndarray, " U"] | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Lays out the training histories.
+
+        Args:
+            histories: The training part of every user's history.
+            codes: Every item's Semantic ID.
+            user_hashes: Needed when `layout` has user tokens.
+
+        Raises:
+            InputError: No history has two items, or the sizes don't fit.
+        """
+        check_sizes(
+            "resident.ResidentConfig", config.batch_size, config.microbatch_size
+        )
+        shorter = sorted({n for n in config.bucket_items if 0 < n < config.max_items})
+        self.buckets = (*shorter, config.max_items)
+        self._config, self._layout, self._seed = config, layout, seed
+        lengths = histories.lengths
+        has_pairs = np.maximum(lengths - 1, 0)
+        user = np.repeat(np.arange(histories.num_users), has_pairs)  # [P]
+        first = np.cumsum(has_pairs) - has_pairs  # [U]
+        before = np.arange(len(user)) - first[user] + 1  # [P]: items before the target
+        if not len(user):
+            raise InputError(
+                "no training history has two items, so there is nothing to predict: "
+                "lower the k-core or bring more interactions"
+            )
+        self._target = (histories.offsets[user] + before).astype(np.int32)
+        self._num_items = np.minimum(before, config.max_items).astype(np.int32)
+        self._user_token = np.zeros(len(user), np.int32)
+        if layout.num_user_tokens:
+            if user_hashes is None:
+                raise ValueError("a layout with user tokens needs user_hashes")
+            self._user_token = layout.user_tokens(user_hashes)[user]
+        tokens = np.asarray(layout.tokens_of(codes), np.int32)  # [N T]
+        self.constants = {"tokens": tokens[histories.items]}  # [total T]
+        self._fingerprint = hash_arrays(
+            {**self.constants, "target": self._target, "user": self._user_token}
+        )
+        self.num_examples = len(user)
+        self._drawn = 0  # examples since the first of epoch 0
+        self._epoch, self._order = -1, np.empty(0, np.int64)
+
+    @property
+    def epochs(self) -> float:
+        """Epochs drawn so far."""
+        return self._drawn / self.num_examples
+
+    def __iter__(self) -> Iterator[Update]:
+        return self
+
+    def __next__(self) -> Update:
+        config = self._config
+        chosen = self._draw(config.batch_size)
+        num_items = self._num_items[chosen]
+        order, buckets = cut_by_length(num_items, config.microbatch_size, self.buckets)
+        rows = chosen[order]  # [M B]
+        arrays = {"target": self._target[rows], "num_items": self._num_items[rows]}
+        if self._layout.num_user_tokens:
+            arrays["user_token"] = self._user_token[rows]
+        num_codes = self._layout.semantic_id_length
+        per_example = num_codes + bool(self._layout.num_user_tokens)
+        return Update(
+            arrays=arrays,
+            buckets=buckets,
+            num_examples=len(chosen),
+            num_tokens=int(num_items.sum()) * num_codes + len(chosen) * per_example,
+            is_global=True,
+        )
+
+    def make_batch(
+        self, constants: dict[str, Array], arrays: dict[str, Array], bucket: int
+    ) -> dict[str, Array]:
+        """Gathers a microbatch, padded to its bucket; runs inside the jitted step.
+
+        Returns:
+            The keys of seqio's encoder–decoder converter; S = items of the bucket
+            times T, and one more with a user token.
+        """
+        tokens = constants["tokens"]
+        target, num_items = arrays["target"], arrays["num_items"]  # [B]
+        column = jnp.arange(self.buckets[bucket])[None, :]  # [1 I]
+        position = target[:, None] - num_items[:, None] + column  # [B I]
+        is_item = column < num_items[:, None]  # [B I]
+        # Past the end of a history lies the next one's start: read, then masked.
+        window = tokens.at[position].get(mode="clip")  # [B I T]
+        window = jnp.where(is_item[:, :, None], window, 0)
+        inputs = window.reshape(window.shape[0], -1)  # [B S]
+        if "user_token" in arrays:
+            inputs = jnp.concatenate([arrays["user_token"][:, None], inputs], axis=1)
+        next_item = tokens[target]  # [B T]
+        return {
+            "encoder_input_tokens": inputs,
+            "decoder_input_tokens": jnp.pad(next_item[:, :-1], ((0, 0), (1, 0))),
+            "decoder_target_tokens": next_item,
+            "decoder_loss_weights": jnp.ones(next_item.shape, jnp.int32),
+        }
+
+    def save(self, path: Any) -> None:
+        """Writes the position into a folder."""
+        position = {
+            "input": "resident",
+            "examples_drawn": self._drawn,
+            "epoch": self._drawn // self.num_examples,
+            "seed": self._seed,
+            "examples": self._fingerprint,
+        }
+        (path / _POSITION).write_text(json.dumps(position))
+
+    def restore(self, path: Any) -> None:
+        """Continues from a saved position.
+
+        A checkpoint of another kind of input has none for this one: examples then
+        start from the first, and a line says so.
+
+        Raises:
+            InputError: The position belongs to other examples or another order.
+        """
+        if not (path / _POSITION).exists():
+            self._drawn = 0
+            say(
+                f"{path} has no position of the resident input: the examples start "
+                "from the first of epoch 0"
+            )
+            return
+        position = json.loads((path / _POSITION).read_text())
+        for name, mine in (("examples", self._fingerprint), ("seed", self._seed)):
+            if position[name] != mine:
+                raise InputError(
+                    f"{path} continues a run with other training {name} "
+                    f"({str(position[name])[:12]}, now {str(mine)[:12]}): put those "
+                    "back, or start a run from its parameters only"
+                )
+        self._drawn = position["examples_drawn"]
+
+    def _draw(self, count: int) -> Int[np.ndarray, " B"]:
+        """The next examples of the endless sequence of permutations."""
+        pieces = []
+        while count:
+            epoch, start = divmod(self._drawn, self.num_examples)
+            if epoch != self._epoch:
+                rng = np.random.default_rng((self._seed, epoch))
+                self._epoch, self._order = epoch, rng.permutation(self.num_examples)
+            piece = self._order[start : start + count]
+            pieces.append(piece)
+            self._drawn += len(piece)
+            count -= len(piece)
+        return np.concatenate(pieces)
