@@ -1,0 +1,184 @@
+"""A tiny model on generated histories; also a program to be killed.
+
+As a program: ``tiny_run.py FOLDER CONFIG_JSON`` trains in FOLDER and writes the last
+parameters' hash to FOLDER/done.json.
+"""
+
+import hashlib
+import json
+import sys
+import time
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from tiger_jax.histories import Histories
+from tiger_jax.input_pipeline.resident import ResidentConfig, ResidentInput
+from tiger_jax.semantic_ids.token_ids import TokenLayout
+from tiger_jax.training.loop import LoopConfig, train
+from tiger_jax.training.optimizers import OptimizerConfig, make_optimizer
+from tiger_jax.training.partitioning import (
+    MeshConfig,
+    Partitioner,
+    initialize_distributed,
+)
+
+# Every sharded axis is a multiple of 8: vocab 1 + 12 + 11 = 24, mlp 16.
+LAYOUT = TokenLayout((4, 4, 4), num_user_tokens=11)
+
+
+class Bag(nn.Module):
+    """Predicts all target tokens at once from the mean of the input's embeddings.
+
+    Compiles in a second, where a Transformer takes many.
+    """
+
+    width: int = 8
+    hidden: int = 16
+
+    @nn.compact
+    def __call__(self, tokens, *, is_training):
+        init = nn.initializers.normal(0.3)
+
+        def matrix(name, shape, axes):
+            return self.param(name, nn.with_logical_partitioning(init, axes), shape)
+
+        table = matrix("embeddings", (24, self.width), ("vocab", "embed"))
+        wi = matrix("wi", (self.width, self.hidden), ("embed", "mlp"))
+        wo = matrix("wo", (self.hidden, 3 * self.width), ("mlp", "embed"))
+        is_token = (tokens != 0)[:, :, None]
+        mean = (table[tokens] * is_token).sum(1) / is_token.sum(1)
+        hidden = nn.Dropout(0.1, deterministic=not is_training)(nn.relu(mean @ wi))
+        states = (hidden @ wo).reshape(-1, 3, self.width)
+        return states @ table.T
+
+
+MODEL = Bag()
+
+
+def init_fn(key):
+    return MODEL.init(key, jnp.ones((1, 4), jnp.int32), is_training=False)["params"]
+
+
+def loss_fn(params, batch, key):
+    logits = MODEL.apply(
+        {"params": params},
+        batch["encoder_input_tokens"],
+        is_training=key is not None,
+        rngs={} if key is None else {"dropout": key},
+    )
+    weights = batch["decoder_loss_weights"].astype(jnp.float32)
+    losses = optax.softmax_cross_entropy_with_integer_labels(
+        logits, batch["decoder_target_tokens"]
+    )
+    return (losses * weights).sum(), {"weight": weights.sum()}
+
+
+OPTIMIZER = OptimizerConfig(
+    name="adamw", schedule="cosine", learning_rate=0.01, warmup_steps=5
+)
+
+
+def generate_histories(num_users: int = 40, seed: int = 0) -> Histories:
+    """Users who walk around a ring of 64 items, with a hop now and then."""
+    rng = np.random.default_rng(seed)
+    lists = []
+    for length in rng.integers(1, 9, num_users):
+        start = rng.integers(64)
+        hops = rng.integers(1, 3, length)
+        lists.append(((start + np.cumsum(hops)) % 64).tolist())
+    return Histories.from_lists(lists)
+
+
+CODES = np.stack(np.unravel_index(np.arange(64), (4, 4, 4)), axis=1).astype(np.int32)
+
+
+def make_input(
+    *, buckets=(2,), batch_size=16, microbatch_size=8, seed=0
+) -> ResidentInput:
+    histories = generate_histories()
+    config = ResidentConfig(
+        batch_size=batch_size,
+        microbatch_size=microbatch_size,
+        max_items=4,
+        bucket_items=buckets,
+    )
+    hashes = np.arange(histories.num_users, dtype=np.uint32) * 7
+    return ResidentInput(
+        histories, CODES, LAYOUT, config, user_hashes=hashes, seed=seed
+    )
+
+
+def evaluate_fn(params) -> dict[str, float]:
+    """Some numbers that depend on the parameters."""
+    size = float(_size(params))
+    return {"loss": size, "size": size}
+
+
+@jax.jit
+def _size(params):
+    return sum(jnp.abs(x).sum() for x in jax.tree.leaves(params))
+
+
+def hash_of(tree) -> str:
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(jax.device_get(tree)):
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
+def run(folder: Path, *, mesh=None, optimizer=OPTIMIZER, devices=None, **loop):
+    """Trains with a few defaults that suit tests."""
+    defaults = {
+        "total_steps": 20,
+        "log_every": 5,
+        "evaluate_every": 10,
+        "checkpoint_every": 5,
+    }
+    config = LoopConfig(**{**defaults, **loop})
+    return train(
+        loss_fn=loss_fn,
+        init_fn=init_fn,
+        optimizer=make_optimizer(optimizer, config.total_steps),
+        input=make_input(),
+        evaluate_fn=evaluate_fn,
+        partitioner=Partitioner(mesh, devices=devices),
+        config=config,
+        folder=folder,
+    )
+
+
+def main(folder: str, settings: str) -> None:
+    options = json.loads(settings)
+    if "cache" in options:
+        jax.config.update("jax_compilation_cache_dir", options.pop("cache"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    pace = options.pop("seconds_per_evaluation", 0)
+    if pace:
+        evaluate = globals()["evaluate_fn"]
+
+        def slowly(params):
+            time.sleep(pace)
+            return evaluate(params)
+
+        globals()["evaluate_fn"] = slowly
+    initialize_distributed()
+    if "mesh" in options:
+        options["mesh"] = MeshConfig(*options.pop("mesh"))
+    result = run(Path(folder), **options)
+    params = result.state.params
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        params = multihost_utils.process_allgather(params, tiled=True)
+    if jax.process_index() == 0:
+        done = {"step": result.step, "hash": hash_of(params)}
+        (Path(folder) / "done.json").write_text(json.dumps(done))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,1 @@
+"""The training engine: mesh, optimizers, steps, loop; knows no model."""

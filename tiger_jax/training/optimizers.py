@@ -1,0 +1,187 @@
+"""Optimizers and learning-rate schedules by name.
+
+The schedule lies inside the optax transformation, so that the step counter it
+reads is saved and restored with the optimizer, and so that an engine which takes
+any optax transformation (t5x) trains with the very same one.
+"""
+
+import dataclasses
+from typing import Any
+
+import gin
+import jax
+import optax
+
+from tiger_jax.errors import InputError
+
+PyTree = Any
+
+
+@gin.register
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """Which optimizer, and how its learning rate moves.
+
+    The defaults are T5's: Adafactor relative to each parameter's size, 0.01 for
+    10,000 steps and then falling with the inverse square root (the schedule of
+    Rajput et al. 2023, section 4; Raffel et al. 2020, section 3.1.2).
+
+    Attributes:
+        name: ``adafactor``, ``adamw`` or ``adagrad``.
+        schedule: ``rsqrt`` is constant for `warmup_steps`, then falls as
+            1 / sqrt(step); ``cosine`` rises linearly over `warmup_steps`, then falls
+            to `final_fraction` at the last step; ``constant`` stays after its rise.
+        learning_rate: The highest learning rate.
+        clip_norm: Global gradient norm above which gradients are scaled down.
+        weight_decay: Decoupled decay, times the learning rate.
+        decay_all: Also decay norms, biases and embeddings.
+        parameter_scale: Adafactor: steps relative to each parameter's RMS.
+        b1: AdamW's memory of gradients.
+        b2: AdamW's memory of squared gradients.
+        epsilon: AdamW's and Adagrad's guard against division by zero.
+    """
+
+    name: str = "adafactor"
+    schedule: str = "rsqrt"
+    learning_rate: float = 0.01
+    warmup_steps: int = 10_000
+    final_fraction: float = 0.0
+    clip_norm: float | None = None
+    weight_decay: float = 0.0
+    decay_all: bool = False
+    parameter_scale: bool = True
+    b1: float = 0.9
+    b2: float = 0.999
+    epsilon: float = 1e-8
+
+
+def make_schedule(
+    config: OptimizerConfig, total_steps: int | None = None
+) -> optax.Schedule:
+    """The learning rate as a function of the number of updates made before.
+
+    Args:
+        total_steps: Length of the run; only ``cosine`` needs it.
+
+    Raises:
+        InputError: An unknown name, or a cosine without its length.
+
+    Example:
+        >>> schedule = make_schedule(OptimizerConfig())
+        >>> [round(float(schedule(step)), 6) for step in (0, 10_000, 40_000)]
+        [0.01, 0.01, 0.005]
+    """
+    peak, warmup = config.learning_rate, config.warmup_steps
+    if config.schedule == "rsqrt":
+        if warmup < 1:
+            raise InputError("OptimizerConfig: an rsqrt schedule needs warmup_steps")
+        return lambda count: (
+            peak * (warmup / jax.numpy.maximum(count, float(warmup))) ** 0.5
+        )
+    if config.schedule == "constant":
+        return optax.warmup_constant_schedule(0.0 if warmup else peak, peak, warmup)
+    if config.schedule == "cosine":
+        if total_steps is None or total_steps <= warmup:
+            raise InputError(
+                f"OptimizerConfig: a cosine schedule of {total_steps} steps has no "
+                f"room for {warmup} warm-up steps: lower OptimizerConfig.warmup_steps"
+            )
+        return optax.warmup_cosine_decay_schedule(
+            init_value=0.0 if warmup else peak,
+            peak_value=peak,
+            warmup_steps=warmup,
+            decay_steps=total_steps,
+            end_value=peak * config.final_fraction,
+        )
+    raise InputError(
+        f"OptimizerConfig.schedule {config.schedule!r}: choose rsqrt, cosine or "
+        "constant"
+    )
+
+
+def make_optimizer(
+    config: OptimizerConfig, total_steps: int | None = None
+) -> optax.GradientTransformation:
+    """Builds the optax transformation, schedule and clipping included.
+
+    Args:
+        total_steps: Length of the run, for schedules that end.
+
+    Raises:
+        InputError: An unknown name.
+    """
+    schedule = make_schedule(config, total_steps)
+    mask = None if config.decay_all else decay_mask
+    if config.name == "adafactor":
+        update = optax.adafactor(
+            schedule,
+            multiply_by_parameter_scale=config.parameter_scale,
+            weight_decay_rate=None,
+        )
+        if config.weight_decay:
+            # optax.adafactor would not scale its decay by the learning rate.
+            update = optax.chain(
+                update, _decay_by_schedule(config.weight_decay, schedule, mask)
+            )
+    elif config.name == "adamw":
+        update = optax.adamw(
+            schedule,
+            b1=config.b1,
+            b2=config.b2,
+            eps=config.epsilon,
+            weight_decay=config.weight_decay,
+            mask=mask,
+        )
+    elif config.name == "adagrad":
+        update = optax.adagrad(schedule, eps=config.epsilon)
+        if config.weight_decay:
+            update = optax.chain(
+                update, _decay_by_schedule(config.weight_decay, schedule, mask)
+            )
+    else:
+        raise InputError(
+            f"OptimizerConfig.name {config.name!r}: choose adafactor, adamw or adagrad"
+        )
+    if config.clip_norm is not None:
+        update = optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
+    return update
+
+
+def decay_mask(params: PyTree) -> PyTree:
+    """True for the parameters that weight decay is meant for: the matrices.
+
+    Norm scales and biases have one axis; embeddings and tables of position biases
+    are matrices by shape only, and are told by their names.
+    """
+
+    def decays(path: Any, leaf: Any) -> bool:
+        where = jax.tree_util.keystr(path).lower()
+        return leaf.ndim > 1 and "embed" not in where and "bias" not in where
+
+    return jax.tree_util.tree_map_with_path(decays, params)
+
+
+def _decay_by_schedule(
+    rate: float, schedule: optax.Schedule, mask: Any
+) -> optax.GradientTransformation:
+    """Adds -rate · schedule · parameter to updates that are already scaled."""
+
+    def init_fn(params: PyTree) -> optax.ScaleByScheduleState:
+        del params
+        return optax.ScaleByScheduleState(count=jax.numpy.zeros([], "int32"))
+
+    def update_fn(
+        updates: PyTree, state: optax.ScaleByScheduleState, params: PyTree = None
+    ) -> tuple[PyTree, optax.ScaleByScheduleState]:
+        scale = -rate * schedule(state.count)
+        decayed = mask(params) if mask else jax.tree.map(lambda _: True, params)
+        updates = jax.tree.map(
+            lambda u, p, is_decayed: u + scale * p if is_decayed else u,
+            updates,
+            params,
+            decayed,
+        )
+        count = optax.safe_increment(state.count)
+        return updates, optax.ScaleByScheduleState(count=count)
+
+    return optax.GradientTransformation(init_fn, update_fn)

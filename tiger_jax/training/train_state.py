@@ -1,0 +1,110 @@
+"""What training changes: parameters, optimizer statistics, the step counter."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from flax import serialization, traverse_util
+
+from tiger_jax.training.partitioning import Partitioner
+
+PyTree = Any
+
+
+class TrainState(NamedTuple):
+    """Everything an update reads and writes; all of it is in a checkpoint."""
+
+    params: PyTree
+    opt_state: optax.OptState
+    step: jax.Array  # int32 scalar: the number of updates made
+
+
+def split_seed(seed: int) -> tuple[jax.Array, jax.Array]:
+    """The key that initialises parameters and the one that steps are folded into.
+
+    Split as t5x splits its seed, so that both engines start alike.
+    """
+    init_key, step_key = jax.random.split(jax.random.key(seed, impl="threefry2x32"))
+    return init_key, step_key
+
+
+def init_train_state(
+    init_fn: Callable[[jax.Array], PyTree],
+    optimizer: optax.GradientTransformation,
+    partitioner: Partitioner,
+    init_key: jax.Array,
+) -> TrainState:
+    """Makes the first state, each array born where it belongs.
+
+    Args:
+        init_fn: Key to parameters, boxed with their logical axis names or bare.
+    """
+    shardings = state_shardings(init_fn, optimizer, partitioner)
+
+    def init(key: jax.Array) -> TrainState:
+        params = nn.meta.unbox(init_fn(key))
+        return TrainState(params, optimizer.init(params), jnp.zeros([], jnp.int32))
+
+    with partitioner.context():
+        return jax.jit(init, out_shardings=shardings)(init_key)
+
+
+def state_shardings(
+    init_fn: Callable[[jax.Array], PyTree],
+    optimizer: optax.GradientTransformation,
+    partitioner: Partitioner,
+) -> TrainState:
+    """The sharding of every array of the state."""
+    with partitioner.context():
+        boxed = jax.eval_shape(init_fn, jax.random.key(0))
+    params = nn.meta.unbox(boxed)
+    param_shardings = partitioner.shardings_of(boxed)
+    return TrainState(
+        params=param_shardings,
+        opt_state=partitioner.optimizer_shardings(optimizer, params, param_shardings),
+        step=partitioner.replicated,  # type: ignore[arg-type]
+    )
+
+
+def abstract_like(state: TrainState) -> TrainState:
+    """Shapes, types and shardings of a state, without its values."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )
+
+
+def to_checkpoint_tree(state: TrainState) -> dict[str, Any]:
+    """The nested dictionary that t5x's checkpoints hold.
+
+    Optimizer states are named tuples; in a checkpoint their fields are keys, and
+    states without arrays are left out.
+    """
+    return {
+        "target": _plain(state.params),
+        "state": {"step": state.step, "param_states": _plain(state.opt_state)},
+    }
+
+
+def from_checkpoint_tree(tree: dict[str, Any], like: TrainState) -> TrainState:
+    """Puts a checkpoint's dictionary back into the types of `like`."""
+    return TrainState(
+        params=_into(tree["target"], like.params),
+        opt_state=_into(tree["state"].get("param_states", {}), like.opt_state),
+        step=tree["state"]["step"],
+    )
+
+
+def _plain(tree: PyTree) -> dict[str, Any]:
+    flat = traverse_util.flatten_dict(serialization.to_state_dict(tree))
+    return traverse_util.unflatten_dict(flat)  # without what has no arrays
+
+
+def _into(tree: dict[str, Any], like: PyTree) -> PyTree:
+    whole = traverse_util.flatten_dict(
+        serialization.to_state_dict(like), keep_empty_nodes=True
+    )
+    whole.update(traverse_util.flatten_dict(tree))
+    return serialization.from_state_dict(like, traverse_util.unflatten_dict(whole))
