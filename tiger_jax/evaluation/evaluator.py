@@ -1,0 +1,191 @@
+"""Runs any recommender over held-out interactions and ranks every target."""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Float32, Int32, Int64
+
+from tiger_jax.evaluation import bootstrap, metrics
+from tiger_jax.evaluation.recommend_fn import RecommendFn
+from tiger_jax.histories import HeldOut
+from tiger_jax.progress import Progress
+
+SMALLEST_EXCLUDE_WIDTH = 8
+
+
+class InvalidRecommendation(ValueError):
+    """A recommender broke its promise: an unknown, repeated or excluded item."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What a recommender listed for each held-out interaction.
+
+    Attributes:
+        ranks: 0-based rank of the target, ties against it; `metrics.MISS` or any
+          rank past the list where it wasn't found.
+        item_numbers: The list of each user, best first, padded with -1.
+        scores: Beside it, padded with -inf.
+        num_invalid: Entries that were unknown, repeated or excluded.
+        num_listed: All entries, the base of the share of invalid ones.
+    """
+
+    ranks: Int32[np.ndarray, " U"]
+    item_numbers: Int32[np.ndarray, "U k"]
+    scores: Float32[np.ndarray, "U k"]
+    num_invalid: int
+    num_listed: int
+
+    def compute_metrics(self) -> dict[str, float]:
+        """Every reported metric, averaged over the users."""
+        return metrics.compute_metrics(self.ranks)
+
+    def compute_intervals(self, seed: int = 0) -> dict[str, tuple[float, float]]:
+        """The 95 % bootstrap interval of every reported metric."""
+        return bootstrap.metric_intervals(self.ranks, seed=seed)
+
+
+def evaluate(
+    recommend: RecommendFn,
+    held_out: HeldOut,
+    *,
+    num_items: int,
+    exclude_seen: bool,
+    k: int = metrics.LARGEST_CUTOFF,
+    history_length: int = 20,
+    batch_size: int = 256,
+    count_invalid: bool = False,
+    description: str = "Evaluating",
+) -> Evaluation:
+    """Asks for k + 1 items a user, checks every list, and ranks the targets.
+
+    Users with histories of like length share a batch, and widths come from a
+    short ladder: a jitted recommender compiles a handful of times and most users
+    don't pay for the longest history. Every batch has `batch_size` rows; the
+    last repeats its first user to get there. Results are in `held_out`'s order.
+
+    Args:
+      recommend: What is evaluated.
+      held_out: Histories and the item that followed each.
+      num_items: Size of the catalogue; all of it competes.
+      exclude_seen: Whether the user's own items are out of the running (masked).
+        A target that the user had before is then a miss by definition.
+      k: Largest cutoff.
+      history_length: The recommender is shown this many of the last items. What
+        is excluded is never cut.
+      batch_size: Users at a time.
+      count_invalid: Counts invalid entries (an unconstrained search has some)
+        instead of raising.
+      description: Title of the progress bar.
+
+    Raises:
+      InvalidRecommendation: A list holds an item that doesn't exist, comes
+        twice, or was excluded; the message names the user.
+    """
+    lengths = held_out.histories.lengths  # [U]
+    order = np.argsort(-lengths, kind="stable")  # long ones first: memory fails early
+    num_users = len(order)
+    ranks = np.full(num_users, metrics.MISS, np.int32)
+    item_numbers = np.full((num_users, k), -1, np.int32)
+    scores = np.full((num_users, k), -np.inf, np.float32)
+    num_invalid = num_listed = 0
+    with Progress(num_users, description, unit="user") as bar:
+        for start in range(0, num_users, batch_size):
+            rows = order[start : start + batch_size]
+            filled = np.concatenate([rows, np.full(batch_size - len(rows), rows[0])])
+            batch = held_out.select(filled)
+            longest = int(lengths[filled].max())
+            exclude = batch.histories.last(
+                _exclude_width(longest) if exclude_seen else 0
+            )
+            listed, listed_scores = recommend(
+                batch.user_numbers,
+                batch.histories.last(_history_width(longest, history_length)),
+                exclude,
+                k + 1,
+            )
+            listed = np.asarray(listed)[: len(rows)]  # [b, k + 1]
+            listed_scores = np.asarray(listed_scores)[: len(rows)]
+            bad = find_invalid(listed, exclude[: len(rows)], num_items)
+            if bad.any() and not count_invalid:
+                _complain(listed, bad, batch.user_numbers)
+            ranks[rows] = metrics.ranks_in_lists(
+                listed, listed_scores, batch.targets[: len(rows)]
+            )
+            item_numbers[rows] = listed[:, :k]
+            scores[rows] = listed_scores[:, :k]
+            num_invalid += int(bad.sum())
+            num_listed += int((listed >= 0).sum())
+            bar.advance(len(rows))
+    return Evaluation(ranks, item_numbers, scores, num_invalid, num_listed)
+
+
+def find_invalid(
+    item_numbers: Int32[np.ndarray, "B C"],
+    exclude: Int32[np.ndarray, "B X"],
+    num_items: int,
+) -> np.ndarray:
+    """Marks entries that are no item, come a second time, or were excluded.
+
+    -1 is padding and always fine; -2 and below stand for invalid Semantic IDs
+    of an unconstrained search.
+
+    Returns:
+      bool[B, C].
+    """
+    out_of_range = (item_numbers < -1) | (item_numbers >= num_items)
+    excluded = (
+        (item_numbers[:, :, None] == exclude[:, None, :]).any(2)  # [B, C, X]
+        if exclude.shape[1]
+        else np.zeros(item_numbers.shape, bool)
+    )
+    order = np.argsort(item_numbers, axis=1, kind="stable")
+    in_order = np.take_along_axis(item_numbers, order, axis=1)
+    repeats = np.zeros(item_numbers.shape, bool)
+    np.put_along_axis(
+        repeats, order[:, 1:], in_order[:, 1:] == in_order[:, :-1], axis=1
+    )
+    return (item_numbers != -1) & (out_of_range | excluded | repeats)
+
+
+def _history_width(longest: int, history_length: int) -> int:
+    ladder = (history_length // 4, history_length // 2, history_length)
+    return next((width for width in ladder if longest <= width), history_length)
+
+
+def _exclude_width(longest: int) -> int:
+    width = SMALLEST_EXCLUDE_WIDTH
+    while width < longest:
+        width *= 2
+    return width
+
+
+def _complain(
+    item_numbers: Int32[np.ndarray, "B C"],
+    bad: np.ndarray,
+    user_numbers: Int32[np.ndarray, " R"],
+) -> None:
+    row = int(bad.any(1).argmax())
+    items = item_numbers[row][bad[row]].tolist()
+    raise InvalidRecommendation(
+        f"{int(bad.sum())} invalid recommendations in this batch; the first for user "
+        f"{int(user_numbers[row])}: item numbers {items} are unknown, repeated or "
+        "excluded"
+    )
+
+
+def sample_users(
+    held_out: HeldOut, num_users: int | None, *, seed: int
+) -> tuple[HeldOut, Int64[np.ndarray, " C"]]:
+    """Takes a random part of the users where not all are wanted.
+
+    Returns:
+      The part, and the rows it came from (ascending).
+    """
+    total = len(held_out.targets)
+    if num_users is None or num_users >= total:
+        return held_out, np.arange(total)
+    rows = np.sort(
+        np.random.default_rng(seed).choice(total, size=num_users, replace=False)
+    )
+    return held_out.select(rows), rows

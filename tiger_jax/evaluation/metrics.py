@@ -1,0 +1,117 @@
+"""Ranking metrics over the whole catalogue, with ties counted against the target."""
+
+import re
+
+import numpy as np
+from jaxtyping import Float32, Float64, Int32
+
+REPORTED = (
+    "recall@1",
+    "recall@5",
+    "recall@10",
+    "recall@20",
+    "ndcg@5",
+    "ndcg@10",
+    "ndcg@20",
+    "mrr@20",
+)
+LARGEST_CUTOFF = 20
+MISS = np.iinfo(np.int32).max  # the rank of a target that can't be in the top
+
+
+def ranks_in_lists(
+    item_numbers: Int32[np.ndarray, "B C"],
+    scores: Float32[np.ndarray, "B C"],
+    targets: Int32[np.ndarray, " B"],
+) -> Int32[np.ndarray, " B"]:
+    """Finds each target's 0-based rank in its user's list, best first.
+
+    A target that shares its score with other items gets the worst place of that
+    group, so a recommender gains nothing by scoring everything alike:
+
+        rank = |{items in the list with score >= the target's}| - 1
+
+    Ask for one item more than the largest cutoff (C = k + 1): a group of ties
+    that may go on beyond the list then ends at rank k or later, a miss at every
+    cutoff up to k. In a shorter list (padded with -1: the search kept fewer
+    candidates) nobody knows what came next, so a group of two or more that
+    reaches the last entry is a `MISS`.
+    """
+    is_target = (item_numbers == targets[:, None]) & (targets[:, None] >= 0)  # [B, C]
+    found = is_target.any(1)  # [B]
+    row = np.arange(len(targets))
+    score = np.where(found, scores[row, is_target.argmax(1)], np.inf)  # [B]
+    is_item = item_numbers >= 0  # [B, C]
+    at_least = (is_item & (scores >= score[:, None])).sum(1)  # [B]
+    tied = (is_item & (scores == score[:, None])).sum(1)  # [B]
+    num_listed = is_item.sum(1)  # [B]
+    runs_off = (num_listed < item_numbers.shape[1]) & (at_least == num_listed)
+    known = found & ~(runs_off & (tied > 1))
+    return np.where(known, at_least - 1, MISS).astype(np.int32)
+
+
+def ranks_in_catalogue(
+    scores: Float32[np.ndarray, "B N"], targets: Int32[np.ndarray, " B"]
+) -> Int32[np.ndarray, " B"]:
+    """Finds each target's 0-based rank among all N items, worst place of its ties.
+
+    A target scored -inf (excluded) is a `MISS`.
+    """
+    score = scores[np.arange(len(targets)), targets]  # [B]
+    rank = (scores >= score[:, None]).sum(1) - 1
+    return np.where(np.isneginf(score), MISS, rank).astype(np.int32)
+
+
+def recall_at_k(ranks: Int32[np.ndarray, " U"], k: int) -> Float64[np.ndarray, " U"]:
+    """1 where the one held-out item is among the first k, else 0.
+
+    With a single relevant item this is the hit rate.
+    """
+    return (ranks < k).astype(np.float64)
+
+
+def ndcg_at_k(ranks: Int32[np.ndarray, " U"], k: int) -> Float64[np.ndarray, " U"]:
+    """1 / log2(rank + 2) where rank < k, else 0.
+
+    The ideal ranking has the one relevant item first, so the normaliser is 1.
+    """
+    return np.where(ranks < k, 1.0 / np.log2(ranks.astype(np.float64) + 2.0), 0.0)
+
+
+def mrr_at_k(ranks: Int32[np.ndarray, " U"], k: int) -> Float64[np.ndarray, " U"]:
+    """1 / (rank + 1) where rank < k, else 0."""
+    return np.where(ranks < k, 1.0 / (ranks.astype(np.float64) + 1.0), 0.0)
+
+
+_METRIC_FNS = {"recall": recall_at_k, "ndcg": ndcg_at_k, "mrr": mrr_at_k}
+
+
+def values_per_user(
+    name: str, ranks: Int32[np.ndarray, " U"]
+) -> Float64[np.ndarray, " U"]:
+    """Evaluates a metric by its reported name, such as ``ndcg@10``.
+
+    Raises:
+      ValueError: The name isn't ``recall@k``, ``ndcg@k`` or ``mrr@k``.
+
+    Example:
+      >>> values_per_user("mrr@20", np.array([0, 3, MISS], np.int32)).tolist()
+      [1.0, 0.25, 0.0]
+    """
+    match = re.fullmatch(r"(recall|ndcg|mrr)@([1-9]\d*)", name)
+    if match is None:
+        raise ValueError(f"unknown metric {name!r}: expected recall@k, ndcg@k or mrr@k")
+    return _METRIC_FNS[match[1]](ranks, int(match[2]))
+
+
+def compute_metrics(
+    ranks: Int32[np.ndarray, " U"], names: tuple[str, ...] = REPORTED
+) -> dict[str, float]:
+    """Averages every named metric over the users.
+
+    Raises:
+      ValueError: There is no user, or a name is unknown.
+    """
+    if not len(ranks):
+        raise ValueError("no held-out interaction to average over")
+    return {name: float(values_per_user(name, ranks).mean()) for name in names}

@@ -1,0 +1,117 @@
+"""The one shape of a recommender, and how dense scores are put into it."""
+
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float32, Int, Int32
+
+from tiger_jax.histories import Histories
+
+MOST_SCORES_AT_ONCE = 1 << 24  # 64 MiB of float32, whatever the catalogue's size
+
+
+@runtime_checkable
+class RecommendFn(Protocol):
+    """Recommends k items to each of B users."""
+
+    def __call__(
+        self,
+        user_numbers: Int32[np.ndarray, " B"],
+        histories: Int32[np.ndarray, "B I"],
+        exclude: Int32[np.ndarray, "B X"],
+        k: int,
+    ) -> tuple[Int32[np.ndarray, "B k"], Float32[np.ndarray, "B k"]]:
+        """Returns item numbers and scores, best first.
+
+        Args:
+          user_numbers: Row in the users table; -1 for somebody unknown.
+          histories: Most recent items, oldest first, padded with -1 on the right.
+          exclude: Items that must not be recommended, padded with -1.
+          k: Length of the list; missing items are -1 with score -inf.
+        """
+        ...
+
+
+def top_k(
+    scores: Float32[np.ndarray, "B N"], exclude: Int32[np.ndarray, "B X"], k: int
+) -> tuple[Int32[np.ndarray, "B k"], Float32[np.ndarray, "B k"]]:
+    """Sorts out the k best of N scored items; equal scores by item number.
+
+    Which members of a group of ties at the end of the list get in is left open
+    (it can't matter: see `metrics.ranks_in_lists`).
+    """
+    num_users, num_items = scores.shape
+    row = np.arange(num_users)[:, None]  # [B, 1]
+    allowed = np.concatenate(
+        [scores, np.empty((num_users, 1), np.float32)], axis=1
+    )  # one more column, where the padding of `exclude` can write
+    allowed[row, np.where(exclude >= 0, exclude, num_items)] = -np.inf
+    allowed = allowed[:, :num_items]
+    kept = min(k, num_items)
+    best = np.argpartition(-allowed, kept - 1, axis=1)[:, :kept]  # [B, kept]
+    best.sort(axis=1)
+    order = np.argsort(-allowed[row, best], axis=1, kind="stable")
+    best = best[row, order]
+    best_scores = allowed[row, best]
+    item_numbers = np.where(np.isneginf(best_scores), -1, best)
+    missing = ((0, 0), (0, k - kept))
+    return (
+        np.pad(item_numbers, missing, constant_values=-1).astype(np.int32),
+        np.pad(best_scores, missing, constant_values=-np.inf).astype(np.float32),
+    )
+
+
+def from_scores(
+    score_fn: Callable[
+        [Int32[np.ndarray, " B"], Int32[np.ndarray, "B I"]],
+        Float32[np.ndarray, "B N"],
+    ],
+    num_items: int,
+) -> RecommendFn:
+    """Makes a recommender of a function that scores the whole catalogue.
+
+    Users are scored a few at a time where B x N scores would be many.
+    """
+    step = max(1, MOST_SCORES_AT_ONCE // max(1, num_items))
+
+    def recommend(
+        user_numbers: Int32[np.ndarray, " B"],
+        histories: Int32[np.ndarray, "B I"],
+        exclude: Int32[np.ndarray, "B X"],
+        k: int,
+    ) -> tuple[Int32[np.ndarray, "B k"], Float32[np.ndarray, "B k"]]:
+        parts = [
+            top_k(
+                score_fn(user_numbers[at : at + step], histories[at : at + step]),
+                exclude[at : at + step],
+                k,
+            )
+            for at in range(0, len(histories), step)
+        ]
+        item_numbers, scores = zip(*parts, strict=True)
+        return np.concatenate(item_numbers), np.concatenate(scores)
+
+    return recommend
+
+
+def recency_weights(
+    histories: Int32[np.ndarray, "B I"], last: int
+) -> Float32[np.ndarray, "B I"]:
+    """Weighs the last items of each history by 1 / recency; others by 0.
+
+    The newest item has recency 1, the one before it 2, and so on.
+
+    Example:
+      >>> recency_weights(np.array([[7, 8, 9, -1]], np.int32), last=2).tolist()
+      [[0.0, 0.5, 1.0, 0.0]]
+    """
+    is_item = histories >= 0  # [B, I]
+    recency = is_item.sum(1)[:, None] - np.arange(histories.shape[1])[None, :]
+    weighed = is_item & (recency <= last)
+    return np.where(weighed, 1.0 / np.maximum(recency, 1), 0.0).astype(np.float32)
+
+
+def count_items(train: Histories, num_items: int) -> Int[np.ndarray, " N"]:
+    """How often each item occurs in the training histories."""
+    return np.bincount(train.items, minlength=num_items)
