@@ -1,0 +1,338 @@
+"""The page: whole, safe, and honest about what is missing."""
+
+import base64
+import dataclasses
+import io
+import re
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from tiger_jax.artifacts import Manifest
+from tiger_jax.data.prepared import PreparedData, hash_user_ids
+from tiger_jax.data.splits import Splits
+from tiger_jax.data.statistics import compute_statistics
+from tiger_jax.histories import Histories
+from tiger_jax.reporting import code_facts, figures, pictures, sections, training_plots
+from tiger_jax.reporting.page import build_report, write_report
+from tiger_jax.reporting.sample_users import choose_samples
+from tiger_jax.reporting.workdir_parts import FOLDERS, WorkdirParts
+from tiger_jax.semantic_ids.table import SemanticIdTable
+
+EVIL = "<script>alert('x')</script> & \"$\\frac{1}{2}$\" {{ 7 * 7 }}"
+NUM_ITEMS = 40
+
+
+def _data() -> PreparedData:
+    key = np.random.default_rng(0)
+    lists = [
+        key.integers(0, NUM_ITEMS, key.integers(3, 12)).tolist() for _ in range(30)
+    ]
+    histories = Histories.from_lists(lists)
+    empty = np.empty(0, np.int32)
+    splits = Splits.leave_one_out(histories, empty)
+    users = [f"user {i} {EVIL}" for i in range(30)]
+    items = pa.table(
+        {
+            "item_id": [f"item {i}" for i in range(NUM_ITEMS)],
+            "title": [EVIL if i % 2 else f"Soap {i}" for i in range(NUM_ITEMS)],
+            "brand": [""] * NUM_ITEMS,
+            "categories": [
+                [["All", f"Shelf {i % 4} {EVIL}", f"Box {i % 8}"]]
+                for i in range(NUM_ITEMS)
+            ],
+        }
+    )
+    return PreparedData(
+        name=f"shop {EVIL}",
+        items=items,
+        user_ids=tuple(users),
+        user_hashes=hash_user_ids(users),
+        histories=histories,
+        items_file_rows=np.arange(NUM_ITEMS),
+        unseen_items=empty,
+        statistics={
+            **compute_statistics(histories, splits, num_items=NUM_ITEMS),
+            "notes": [EVIL],
+        },
+        ceiling=None,
+    )
+
+
+def _table() -> SemanticIdTable:
+    number = np.arange(NUM_ITEMS)
+    codes = np.stack([number % 4, number // 4 % 4, number // 16, number * 0], 1)
+    ids = tuple(f"item {i}" for i in range(NUM_ITEMS))
+    return SemanticIdTable(codes.astype(np.int32), (4, 4, 4, 2), 3, ids)
+
+
+def _manifest(stage: str) -> Manifest:
+    made = {
+        "finished": "2026-01-02T03:04:05+00:00",
+        "seconds": 3725.0,
+        "commit": "abc",
+        "devices": "2 CPU cores",
+        "command": ["run.py", EVIL],
+        "python": "3.11",
+        "packages": {"jax": "0.10.2"},
+        "gin": f"a.b = {EVIL}",
+    }
+    return Manifest(
+        stage=stage,
+        content_hash="0123456789abcdef",
+        fingerprint="",
+        config={},
+        inputs={},
+        external={},
+        files={},
+        summary={"what": EVIL},
+        made=made,
+    )
+
+
+def _metrics(recall: float) -> dict[str, float]:
+    names = ("recall@1", "recall@5", "recall@10", "recall@20")
+    names += ("ndcg@5", "ndcg@10", "ndcg@20", "mrr@20")
+    return dict.fromkeys(names, recall)
+
+
+def _evaluation() -> dict:
+    splits = ("test", "test_masked", "validation")
+    return {
+        "metrics": {
+            **{split: _metrics(0.1) for split in splits},
+            "intervals": {s: dict.fromkeys(_metrics(0), (0.09, 0.11)) for s in splits},
+            "baselines": {
+                "popularity": {"test": _metrics(0.05), "test_masked": _metrics(0.05)},
+                "item_cooccurrence": {"test": _metrics(0.2)},
+            },
+            "ceiling": _metrics(0.4),
+            "invalid_ids": 0,
+            "settings": {"num_beams": 50},
+        },
+        "details": {
+            "guards": [
+                {"name": "a", "value": 1.0, "is_fine": True, "explanation": "heard"},
+                {"name": "b", "value": 0.0, "is_fine": False, "explanation": EVIL},
+            ],
+            "baseline_intervals": {},
+            "differences": [
+                {
+                    "baseline": "Popularity",
+                    "split": "test",
+                    "difference": 0.05,
+                    "low": 0.04,
+                    "high": 0.06,
+                }
+            ],
+            "diversity": {
+                "columns": ["Entropy@10", "Coverage@10"],
+                "rows": [{"name": "TIGER", "values": [None, 0.5]}],
+            },
+            "by_target_count": {
+                "groups": ["never", "1–5"],
+                "sizes": [10, 20],
+                "tiger": [0.0, 0.1],
+                "baselines": {"popularity": [0.0, 0.2]},
+            },
+        },
+        "predictions": [
+            {
+                "user": f"user {EVIL}",
+                "history": ["item 1", "item 2"],
+                "target": "item 3",
+                "rank": 1 if row % 2 else None,
+                "recommended": [
+                    {"item_id": "item 4", "score": -1.0},
+                    {"item_id": "item 3" if row % 2 else "item 9", "score": -2.0},
+                ],
+            }
+            for row in range(12)
+        ],
+    }
+
+
+CURVES = {
+    "train/loss": ([0, 1, 2], [3.0, 2.0, 1.0]),
+    "validation/recall@10": ([1, 2], [0.1, 0.05]),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_dots():
+    """Coarse pictures are drawn several times faster."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "DOTS_PER_INCH", 40)
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole() -> WorkdirParts:
+    return WorkdirParts(
+        manifests={name: _manifest(name) for name in FOLDERS},
+        data=_data(),
+        table=_table(),
+        rqvae_curves=CURVES,
+        recommender_curves=CURVES,
+        **_evaluation(),
+    )
+
+
+@pytest.fixture(scope="module")
+def page(whole):
+    return build_report(whole, shown_items=20, seed=0)
+
+
+def test_nothing_from_the_data_becomes_html(page):
+    text = page.html
+    assert "<script" not in text
+    assert "&lt;script&gt;" in text
+    assert "{{ 7 * 7 }}" in text  # a title is no template either
+    assert " 49 " not in text
+
+
+def test_the_page_needs_nothing_but_itself(page):
+    # The only addresses: places on the page, and images inside it.
+    addresses = re.findall(r'(?:src|href|srcset)="([^"]*)"', page.html)
+    assert addresses
+    assert all(a.startswith(("#", "data:image/png;base64,")) for a in addresses)
+    assert "url(" not in page.html
+    assert "@import" not in page.html
+    places = {a[1:] for a in addresses if a.startswith("#")}
+    assert places <= set(re.findall(r'id="(\w+)"', page.html))
+
+
+def test_every_picture_is_on_the_page_and_can_be_read(page, tmp_path):
+    from matplotlib.image import imread
+
+    names = {picture.name for picture in page.pictures}
+    assert names == {
+        "history_lengths",
+        "popularity",
+        "codebook_use",
+        "categories_by_first_code",
+        "categories_by_second_code",
+        "rqvae_training",
+        "recommender_training",
+        "results_test",
+        "results_test_masked",
+        "recall_by_popularity",
+    }
+    write_report(page, tmp_path)
+    for picture in page.pictures:
+        assert base64.b64encode(picture.light).decode() in page.html
+        assert base64.b64encode(picture.dark).decode() in page.html
+        light = imread(io.BytesIO((tmp_path / f"{picture.name}.png").read_bytes()))
+        dark = imread(io.BytesIO(picture.dark))
+        assert light.shape[1] == 40 * figures.PAGE_INCHES
+        assert light[..., :3].mean() > 0.6 > 0.5 > dark[..., :3].mean()
+
+
+def test_an_empty_work_directory_says_not_run_everywhere():
+    page = build_report(WorkdirParts(manifests={}), shown_items=20, seed=0)
+    assert page.pictures == ()
+    text = " ".join(page.html.split())
+    for stage in ("evaluate", "train_recommender", "train_rqvae", "prepare_data"):
+        assert f"Not run. <code>python run.py --stage={stage}</code>" in text
+    assert "No results yet" in page.html
+
+
+@pytest.mark.parametrize("missing", ["data", "table", "metrics", "details"])
+def test_any_part_may_be_missing(whole, missing):
+    part = dataclasses.replace(whole, **{missing: None})
+    page = build_report(part, shown_items=20, seed=0)
+    assert "</html>" in page.html
+
+
+def test_failed_checks_and_collapsed_codes_are_at_the_top(whole):
+    number = np.arange(NUM_ITEMS, dtype=np.int32)
+    codes = np.stack([number % 4, number // 4, number * 0], 1)
+    ids = _table().item_ids
+    collapsed = SemanticIdTable(codes, (16, 16, 2), 2, ids)
+    warnings = sections.warnings(whole, code_facts.describe_table(collapsed, None))
+    assert warnings[0] == EVIL  # the failed check; the passed one is left out
+    assert "level 0" in warnings[1]  # 4 of 16 codewords
+    assert "4 of 16" in warnings[1]
+    assert "level 1" in warnings[2]  # 10 of 16
+    assert len(warnings) == 3
+
+
+def test_the_headline_names_what_is_better(whole):
+    headline = sections.headline(whole)
+    assert "10.0%" in headline["sentence"]
+    end = "That is more than popularity, and less than item co-occurrence."
+    assert headline["sentence"].endswith(end)
+    cards = {card["title"]: card["value"] for card in headline["cards"]}
+    assert cards["against popularity"] == "2.0 ×"  # .1 / .05
+    assert cards["of the best possible"] == "25%"  # .1 / .4
+
+
+def test_a_difference_within_its_interval_is_called_none(whole):
+    row = {**whole.details["differences"][0], "low": -0.01}
+    details = {**whole.details, "differences": [row]}
+    unsure = dataclasses.replace(whole, details=details)
+    assert "as much as popularity" in sections.headline(unsure)["sentence"]
+    assert sections.differences(unsure) == [
+        {
+            "baseline": "Popularity",
+            "split": "Test",
+            "difference": "+.0500",
+            "interval": "−.0100 to +.0600",
+            "verdict": "a draw",
+        }
+    ]
+
+
+def test_samples_show_titles_and_mark_the_hit(whole):
+    samples = choose_samples(whole, seed=0)
+    assert [s["how"] for s in samples].count("drawn at random") == 4
+    for sample in samples:
+        hits = [item["is_hit"] for item in sample["recommended"]]
+        assert hits == ([False, True] if sample["place"] == 2 else [False, False])
+        assert sample["history"][1]["title"] == "Soap 2"
+    assert {s["place"] for s in samples if s["how"] == "drawn from the hits"} == {2}
+
+
+def test_codes_are_described_without_the_collision_level():
+    described = code_facts.describe_table(_table(), _data())
+    first, second, third = described["levels"]
+    assert (first["codewords_used"], first["distinct_prefixes"]) == (4, 4)
+    assert first["perplexity"] == pytest.approx(4)  # ten items each
+    assert first["category_purity"] == 1  # the shelf is the item's number modulo 4
+    assert second["distinct_prefixes"] == 16
+    assert (third["distinct_prefixes"], described["collision_rate"]) == (40, 0)
+    assert third["codewords_used"] == 3  # 40 items fill 0, 1 and half of 2
+    assert (
+        code_facts.describe_table(_table(), None)["levels"][0]["category_purity"]
+        is None
+    )
+
+
+def test_the_narrowest_category_ends_the_path():
+    found = code_facts.narrowest_categories(_data())
+    assert found[:3] == ["Box 0", "Box 1", "Box 2"]
+
+
+def test_durations_and_days_are_readable(whole):
+    row = sections.provenance(whole)[0]
+    assert row["seconds"] == "1 h 02 min"
+    assert row["finished"] == "2026-01-02 03:04"
+
+
+def test_the_best_on_validation_is_marked_where_it_is():
+    from matplotlib.figure import Figure
+
+    axes = Figure().subplots()
+    curve = [1, 2, 3], [0.1, 0.3, 0.2]
+    training_plots._mark_best(axes, figures.LIGHT, "red", curve)
+    assert axes.lines[0].get_xydata().tolist() == [[2, 0.3]]
+    assert axes.texts[0].get_text() == "0.3000"
+
+
+def test_panels_gather_the_levels_of_a_metric():
+    curve = [1], [0.5]
+    curves = {"train/use_1": curve, "train/use_0": curve, "train/seconds": curve}
+    assert pictures._panels(curves, pictures.RQVAE_PANELS) == [
+        ("Share of codewords used", {"level 0": curve, "level 1": curve})
+    ]

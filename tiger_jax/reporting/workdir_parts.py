@@ -1,0 +1,122 @@
+"""What a work directory holds for a report; any part of it may be missing."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tiger_jax import artifacts
+from tiger_jax.data.prepared import PreparedData
+from tiger_jax.errors import InputError
+from tiger_jax.reporting.training_plots import Curve, read_curves
+from tiger_jax.semantic_ids.table import SemanticIdTable
+
+# In the order of the pipeline; the report itself is not among its inputs.
+FOLDERS = tuple(name for name in artifacts.MADE_BY if name != "report")
+NUM_SAMPLES_READ = 2000
+
+
+@dataclasses.dataclass(frozen=True)
+class WorkdirParts:
+    """Everything a report can show; None or empty where a stage hasn't run.
+
+    Attributes:
+        manifests: Of the finished folders, by name, in the pipeline's order.
+        data: The prepared data.
+        table: The Semantic IDs.
+        reconstruction_errors: What the quantizer missed, by level, if it says so.
+        rqvae_curves: Metrics of the RQ-VAE's training by name.
+        recommender_curves: Metrics of the recommender's training by name.
+        metrics: ``evaluation/metrics.json``.
+        details: ``evaluation/details.json``.
+        predictions: Some lines of ``evaluation/predictions.jsonl``, at random.
+    """
+
+    manifests: dict[str, artifacts.Manifest]
+    data: PreparedData | None = None
+    table: SemanticIdTable | None = None
+    reconstruction_errors: Sequence[float] = ()
+    rqvae_curves: dict[str, Curve] = dataclasses.field(default_factory=dict)
+    recommender_curves: dict[str, Curve] = dataclasses.field(default_factory=dict)
+    metrics: dict[str, Any] | None = None
+    details: dict[str, Any] | None = None
+    predictions: Sequence[dict[str, Any]] = ()
+
+
+def finished_folders(workdir: Path) -> tuple[str, ...]:
+    """Names of the folders that a stage has finished, in the pipeline's order."""
+    return tuple(
+        name for name in FOLDERS if (workdir / name / artifacts.MANIFEST).is_file()
+    )
+
+
+def read_parts(
+    workdir: Path, manifests: dict[str, artifacts.Manifest], *, seed: int
+) -> WorkdirParts:
+    """Reads the folders that `manifests` names.
+
+    Raises:
+      InputError: A file in a finished folder can't be read.
+    """
+    folders = {name: workdir / name for name in manifests}
+    try:
+        return WorkdirParts(
+            manifests=manifests,
+            data=PreparedData.load(folders["data"]) if "data" in folders else None,
+            table=(
+                SemanticIdTable.load(folders["semantic_ids"])
+                if "semantic_ids" in folders
+                else None
+            ),
+            reconstruction_errors=_read_errors(folders.get("rqvae")),
+            rqvae_curves=_read_curves(folders.get("rqvae")),
+            recommender_curves=_read_curves(folders.get("recommender")),
+            metrics=_read_json(folders.get("evaluation"), "metrics.json"),
+            details=_read_json(folders.get("evaluation"), "details.json"),
+            predictions=_read_predictions(folders.get("evaluation"), seed),
+        )
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{workdir} holds a file that can't be read ({error}): delete its folder "
+            "and run its stage again"
+        ) from error
+
+
+def _read_json(folder: Path | None, name: str) -> dict[str, Any] | None:
+    if folder is None or not (folder / name).is_file():
+        return None
+    return artifacts.read_json(folder / name)
+
+
+def _read_errors(folder: Path | None) -> list[float]:
+    quality = _read_json(folder, "quality.json")
+    errors = [
+        level["reconstruction_error"] for level in (quality or {"levels": []})["levels"]
+    ]
+    return [] if None in errors else errors
+
+
+def _read_curves(folder: Path | None) -> dict[str, Curve]:
+    if folder is None or not (folder / "metrics.jsonl").is_file():
+        return {}
+    text = (folder / "metrics.jsonl").read_text(encoding="utf-8")
+    return read_curves([json.loads(line) for line in text.splitlines() if line])
+
+
+def _read_predictions(folder: Path | None, seed: int) -> list[dict[str, Any]]:
+    """Takes a random part of the lines: there is one a user, and users may be many."""
+    if folder is None or not (folder / "predictions.jsonl").is_file():
+        return []
+    with open(folder / "predictions.jsonl", "rb") as file:
+        starts = np.cumsum([0] + [len(line) for line in file])[:-1]
+        chosen = np.random.default_rng(seed).permutation(len(starts))
+        lines = []
+        for number in chosen[:NUM_SAMPLES_READ]:
+            file.seek(int(starts[number]))
+            lines.append(json.loads(file.readline()))
+    return lines
