@@ -1,0 +1,1 @@
+"""The model in the shape t5x expects, without importing t5x."""

@@ -1,0 +1,175 @@
+"""TIGER in the shape of a t5x model, without importing t5x.
+
+t5x calls these methods and reads `FEATURE_CONVERTER_CLS` and `optimizer_def`; it
+asks for no base class. So this file needs nothing of t5x, its tests run without
+it, and `python -m t5x.train` trains the same module on the same tasks as
+`tiger_jax.training` does. Losses and random numbers agree with that engine's.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import clu.metrics
+import flax
+import flax.linen as nn
+import gin
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from flax.linen.partitioning import AxisMetadata
+from jaxtyping import Array, Float, Int
+
+from tiger_jax.decoding.beam_search import beam_search
+from tiger_jax.decoding.trie import Trie
+from tiger_jax.input_pipeline.quiet_tensorflow import seqio
+from tiger_jax.models.tiger import (
+    Params,
+    Tiger,
+    TigerConfig,
+    init_params,
+    make_decode_fns,
+    make_loss_fn,
+)
+
+Batch = Mapping[str, Array]
+Metrics = dict[str, clu.metrics.Metric]
+
+
+@gin.register
+class T5xTiger:
+    """A TIGER over one task's vocabulary and catalogue.
+
+    Attributes:
+        module: The Flax module.
+        optimizer_def: What t5x makes its optimizer with; None if it only infers.
+    """
+
+    FEATURE_CONVERTER_CLS = seqio.EncDecFeatureConverter
+
+    def __init__(
+        self,
+        task: str,
+        config: TigerConfig | None = None,
+        optimizer_def: Any = None,
+        num_beams: int = 20,
+        num_microbatches: int = 1,
+    ) -> None:
+        """Reads the token layout from the task.
+
+        Args:
+            task: Name of a registered seqio task or mixture: its vocabulary decides
+                the model's, and its items are what inference searches.
+            num_beams: Beams of the search, and items it returns.
+            num_microbatches: The trainer's number of microbatches. t5x adds up
+                their gradients, so that each one's loss must be its share.
+        """
+        self._task = seqio.get_mixture_or_task(task)
+        layout = self._task.output_features["targets"].vocabulary.layout
+        self.module = Tiger(config or TigerConfig(), layout)
+        self.optimizer_def = optimizer_def
+        self._num_beams = num_beams
+        self._num_microbatches = num_microbatches
+        self._loss_fn = make_loss_fn(self.module)
+
+    def get_initial_variables(
+        self,
+        rng: Array,
+        input_shapes: Mapping[str, Any],
+        input_types: Mapping[str, Any] | None = None,
+    ) -> flax.core.FrozenDict:
+        """Draws parameters; ``params_axes`` holds their logical axis names."""
+        del input_shapes, input_types  # no parameter's shape depends on them
+        boxed = init_params(self.module, rng)
+        specs = traverse_util.flatten_dict(nn.get_partition_spec(boxed))
+        axes = {
+            (*path[:-1], f"{path[-1]}_axes"): AxisMetadata(tuple(spec))
+            for path, spec in specs.items()
+        }
+        return flax.core.freeze(
+            {
+                "params": nn.meta.unbox(boxed),
+                "params_axes": traverse_util.unflatten_dict(axes),
+            }
+        )
+
+    def loss_fn(
+        self, params: Params, batch: Batch, dropout_rng: Array | None
+    ) -> tuple[Float[Array, ""], Metrics]:
+        """The mean loss of a batch's target tokens, and metrics to be averaged."""
+        loss_sum, sums = self._loss_fn(params, batch, dropout_rng)
+        weight = jnp.maximum(sums["weight"], 1e-9)
+        accuracies = {
+            name.replace("correct", "accuracy"): total
+            for name, total in sums.items()
+            if name.startswith("correct")
+        }
+        totals = {"loss": loss_sum, "nll": sums["nll"], **accuracies}
+        metrics: Metrics = {
+            name: clu.metrics.Average(total=total, count=weight)
+            for name, total in totals.items()
+        }
+        return loss_sum / weight / self._num_microbatches, metrics
+
+    def eval_fn(self, params: Params, batch: Batch) -> tuple[Float[Array, ""], Metrics]:
+        """The loss without dropout."""
+        return self.loss_fn(params, batch, None)
+
+    def predict_batch_with_aux(
+        self, params: Params, batch: Batch, rng: Array | None = None
+    ) -> tuple[Int[Array, "B T"], dict[str, Array]]:
+        """Searches the catalogue for each history's best items.
+
+        Returns:
+            The best item's tokens, and ``beams[B M T]`` with ``scores[B M]``, best
+            first. Where fewer than M items exist, beams are padding with a score of
+            -inf.
+        """
+        del rng  # the search is deterministic
+        init_decode, decode_step = make_decode_fns(self.module)
+        is_level = self.module.config.output == "level"
+        found = beam_search(
+            params,
+            batch["encoder_input_tokens"],
+            jax.tree.map(jnp.asarray, self._trie),
+            init_decode=init_decode,
+            decode_step=decode_step,
+            num_beams=self._num_beams,
+            normalize="level" if is_level else "given",
+        )
+        is_item = found.item_numbers >= 0  # [B, M]
+        item_tokens = jnp.asarray(self.module.layout.tokens_of(self._codes))  # [N, T]
+        beams = item_tokens[jnp.where(is_item, found.item_numbers, 0)]
+        beams = jnp.where(is_item[:, :, None], beams, 0)  # [B, M, T]
+        return beams[:, 0], {"beams": beams, "scores": found.scores}
+
+    def predict_batch(
+        self, params: Params, batch: Batch, rng: Array | None = None
+    ) -> Int[Array, "B T"]:
+        """The best item's tokens."""
+        return self.predict_batch_with_aux(params, batch, rng)[0]
+
+    def score_batch(
+        self, params: Params, batch: Batch, return_intermediates: bool = False
+    ) -> Float[Array, " B"]:
+        """The log-probability of each target."""
+        if return_intermediates:
+            raise NotImplementedError("TIGER keeps no intermediates of its scores")
+        row = {name: array[:, None] for name, array in batch.items()}
+        # One example at a time, since the loss function sums over its batch.
+        sums = jax.vmap(lambda one: self._loss_fn(params, one, None)[1])(row)
+        return -sums["nll"]
+
+    @functools.cached_property
+    def _codes(self) -> np.ndarray:
+        """The Semantic IDs of all the task's items, each once: [N, T]."""
+        shops = [task.source.shop for task in seqio.get_subtasks(self._task)]
+        return np.unique(np.concatenate([s.table.codes for s in shops]), axis=0)
+
+    @functools.cached_property
+    def _trie(self) -> Trie:
+        sizes = self.module.layout.codebook_sizes
+        with jax.ensure_compile_time_eval():  # first asked for while tracing
+            trie = Trie.build(self._codes, sizes, exclusion=False)
+            return jax.tree.map(np.asarray, trie)  # of no device or mesh
