@@ -1,0 +1,287 @@
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+from small_workdir import make_workdir, small_table
+
+from tiger_jax import artifacts
+from tiger_jax.data.prepared import PreparedData
+from tiger_jax.errors import InputError
+from tiger_jax.models.rqvae import RqVaeConfig
+from tiger_jax.models.rqvae_quantizer import load_quantizer
+from tiger_jax.models.rqvae_training import RqVaeTrainer, RqVaeTraining
+from tiger_jax.semantic_ids.hash_quantizers import Lsh, RandomCodes
+from tiger_jax.semantic_ids.quantizers import FlatVq, ResidualKMeans
+from tiger_jax.semantic_ids.table import SemanticIdTable
+from tiger_jax.stages.assign_semantic_ids import assign_semantic_ids
+from tiger_jax.stages.context import RunContext
+from tiger_jax.stages.train_rqvae import train_rqvae
+
+TRAINING = RqVaeTraining(
+    model=RqVaeConfig((8, 4), hidden_sizes=(16,), latent_size=4),
+    num_steps=40,
+    batch_size=32,
+    reset_every=10,
+    steps_per_dispatch=10,
+)
+KMEANS = ResidualKMeans((8, 4))
+NUM_ITEMS = 50
+
+
+def make_embeddings(seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(NUM_ITEMS, 6)).astype(np.float32)
+
+
+def write_embeddings(workdir, embeddings):
+    run = artifacts.begin(
+        workdir,
+        "embeddings",
+        stage="embed_items",
+        inputs=("data",),
+        config={"hash": artifacts.hash_arrays({"": np.nan_to_num(embeddings)})},
+    )
+    artifacts.save_arrays(run.folder, {"embeddings": embeddings})
+    run.commit()
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    make_workdir(tmp_path)
+    for made_by_hand in ("rqvae", "semantic_ids"):
+        shutil.rmtree(tmp_path / made_by_hand)
+    write_embeddings(tmp_path, make_embeddings())
+    return tmp_path
+
+
+def content_hash(folder):
+    return artifacts.load_manifest(folder).content_hash
+
+
+def test_an_rqvae_is_trained_measured_and_used(workdir, capsys):
+    context = RunContext(workdir)
+    train_rqvae(context, quantizer=TRAINING)
+    assign_semantic_ids(context, collision_level_size=32)
+
+    quality = artifacts.read_json(workdir / "rqvae" / "quality.json")
+    assert [level["codewords_used"] for level in quality["levels"]] == [8, 4]
+    assert quality["levels"][0]["category_purity"] > 0
+    assert quality["levels"][1]["reconstruction_error"] > 0
+    rows = (workdir / "rqvae" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row)["step"] for row in rows] == [10, 20, 30, 40]
+    assert not (workdir / "rqvae" / "checkpoints").exists()
+
+    table = SemanticIdTable.load(workdir / "semantic_ids")
+    assert table.codebook_sizes == (8, 4, 32)
+    quantizer = load_quantizer(workdir / "rqvae")
+    np.testing.assert_array_equal(
+        table.codes[:, :2], quantizer.encode(make_embeddings())
+    )
+    assert table.item_ids == PreparedData.load(workdir / "data").item_ids
+    printed = capsys.readouterr().out
+    assert "collisions" in printed
+    assert "WARNING: assign_semantic_ids" in printed  # 50 items over 32 codes
+
+    train_rqvae(context, quantizer=TRAINING)
+    assign_semantic_ids(context, collision_level_size=32)
+    printed = capsys.readouterr().out
+    assert "train_rqvae: up to date" in printed
+    assert "assign_semantic_ids: up to date" in printed
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("dispatches", [0, 1, 3, 4])
+def test_a_killed_training_ends_as_if_it_had_not_been(workdir, monkeypatch, dispatches):
+    context = RunContext(workdir)
+    train_rqvae(context, quantizer=TRAINING)
+    expected = content_hash(workdir / "rqvae")
+    metrics = (workdir / "rqvae" / "metrics.jsonl").read_text()
+    shutil.rmtree(workdir / "rqvae")
+
+    run_dispatch, finish = RqVaeTrainer.run_dispatch, RqVaeTrainer.finish
+    calls = []
+
+    def run_or_die(self, state):
+        if len(calls) == dispatches:
+            raise Killed
+        calls.append(int(state.step))
+        return run_dispatch(self, state)
+
+    def die(self, state):
+        raise Killed
+
+    monkeypatch.setattr(RqVaeTrainer, "run_dispatch", run_or_die)
+    monkeypatch.setattr(RqVaeTrainer, "finish", die)
+    with pytest.raises(Killed):
+        train_rqvae(context, quantizer=TRAINING, seconds_between_checkpoints=0.0)
+    assert not (workdir / "rqvae").exists()
+
+    resumed = []
+
+    def run_and_note(self, state):
+        resumed.append(int(state.step))
+        return run_dispatch(self, state)
+
+    monkeypatch.setattr(RqVaeTrainer, "run_dispatch", run_and_note)
+    monkeypatch.setattr(RqVaeTrainer, "finish", finish)
+    train_rqvae(context, quantizer=TRAINING)
+    assert resumed == list(range(10 * dispatches, 40, 10))
+    assert content_hash(workdir / "rqvae") == expected
+    assert (workdir / "rqvae" / "metrics.jsonl").read_text() == metrics
+
+
+def test_poor_codebooks_are_refused_then_accepted_without_new_training(
+    workdir, monkeypatch, capsys
+):
+    context = RunContext(workdir)
+    with pytest.raises(InputError, match="poor codebooks.*accept_poor_codebooks"):
+        train_rqvae(context, quantizer=TRAINING, minimum_use=1.01)
+    assert not (workdir / "rqvae").exists()
+
+    def never(self, state):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(RqVaeTrainer, "run_dispatch", never)
+    train_rqvae(
+        context, quantizer=TRAINING, minimum_use=1.01, accept_poor_codebooks=True
+    )
+    assert "WARNING: train_rqvae: poor codebooks" in capsys.readouterr().out
+    # Committed knowingly; without the flag the next run refuses again.
+    with pytest.raises(InputError, match="poor codebooks"):
+        train_rqvae(context, quantizer=TRAINING, minimum_use=1.01)
+    train_rqvae(context, quantizer=TRAINING)
+
+
+def test_a_refused_quantizer_leaves_the_old_one_standing(workdir):
+    context = RunContext(workdir)
+    train_rqvae(context, quantizer=KMEANS)
+    before = content_hash(workdir / "rqvae")
+    same = np.repeat(make_embeddings()[:5], 10, axis=0)  # five distinct items
+    write_embeddings(workdir, same)
+    with pytest.raises(InputError, match="poor codebooks"):
+        train_rqvae(context, quantizer=KMEANS)
+    assert content_hash(workdir / "rqvae") == before
+
+
+@pytest.mark.parametrize(
+    "quantizer",
+    [KMEANS, FlatVq(16), Lsh(2, 2), RandomCodes((3, 3, 3))],
+    ids=lambda q: type(q).__name__,
+)
+def test_every_quantizer_takes_the_rqvaes_place(workdir, quantizer):
+    context = RunContext(workdir)
+    train_rqvae(context, quantizer=quantizer)
+    assign_semantic_ids(context)
+    table = SemanticIdTable.load(workdir / "semantic_ids")
+    codes = quantizer.fit(make_embeddings(), seed=0).encode(make_embeddings())
+    np.testing.assert_array_equal(table.codes[:, :-1], codes)
+
+
+@pytest.mark.parametrize(
+    ("embeddings", "message"),
+    [
+        (make_embeddings()[:-1], r"shape \(49, 6\), but there are 50 items"),
+        (make_embeddings()[0], r"shape \(6,\)"),
+        (np.where(np.eye(50, 6) > 0, np.nan, 1.0), "row 0 is not finite"),
+    ],
+)
+def test_embeddings_that_do_not_fit_are_refused(tmp_path, embeddings, message):
+    make_workdir(tmp_path)
+    write_embeddings(tmp_path, embeddings.astype(np.float32))
+    with pytest.raises(InputError, match=message):
+        train_rqvae(RunContext(tmp_path), quantizer=KMEANS)
+
+
+def test_too_few_items_for_the_codebooks_are_refused(workdir):
+    model = dataclasses.replace(TRAINING.model, codebook_sizes=(64, 4))
+    training = dataclasses.replace(TRAINING, model=model)
+    with pytest.raises(InputError, match="64 codewords needs as many items"):
+        train_rqvae(RunContext(workdir), quantizer=training)
+
+
+def test_a_full_collision_level_is_an_input_error(workdir):
+    context = RunContext(workdir)
+    train_rqvae(context, quantizer=FlatVq(2))
+    with pytest.raises(InputError, match=r"collision_level_size = (32|64)"):
+        assign_semantic_ids(context, collision_level_size=8)
+    assert not (workdir / "semantic_ids.partial" / "codes.npy").exists()
+
+
+def write_peer_codes(workdir, codes, item_ids):
+    path = workdir / "peer.json"
+    pairs = zip(item_ids, codes.tolist(), strict=True)
+    path.write_text(json.dumps(dict(pairs)))
+    return str(path)
+
+
+def test_a_peers_codes_keep_their_collision_level(workdir):
+    peer = small_table(seed=5)
+    path = write_peer_codes(workdir, peer.codes[::-1], peer.item_ids[::-1])
+    context = RunContext(workdir)
+    assign_semantic_ids(
+        context,
+        peer_codes=path,
+        peer_num_levels=3,
+        peer_codebook_sizes=(8, 8, 8),
+        collision_level_size=4,
+    )
+    table = SemanticIdTable.load(workdir / "semantic_ids")
+    assert table.content_hash == peer.content_hash
+    manifest = artifacts.load_manifest(workdir / "semantic_ids")
+    assert list(manifest.inputs) == ["data"]  # no quantizer is needed
+
+    assign_semantic_ids(context, peer_codes=path)
+    table = SemanticIdTable.load(workdir / "semantic_ids")
+    np.testing.assert_array_equal(table.codes[:, :4], peer.codes)
+    assert (table.codes[:, 4] == 0).all()
+    assert table.num_levels == 4
+
+
+def test_items_that_a_peer_lacks_are_refused_or_get_their_neighbours_codes(
+    workdir, capsys
+):
+    peer = small_table(seed=5)
+    path = write_peer_codes(workdir, peer.codes[2:], peer.item_ids[2:])
+    context = RunContext(workdir)
+    with pytest.raises(InputError, match=r"no codes for 2 of 50 items .*'item-0'"):
+        assign_semantic_ids(context, peer_codes=path)
+    with pytest.raises(InputError, match="'error' or 'nearest'"):
+        assign_semantic_ids(context, peer_codes=path, missing_items="drop")
+
+    assign_semantic_ids(
+        context, peer_codes=path, peer_num_levels=3, missing_items="nearest"
+    )
+    table = SemanticIdTable.load(workdir / "semantic_ids")
+    np.testing.assert_array_equal(table.codes[2:], peer.codes[2:])
+    embeddings = make_embeddings()
+    unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    for item in (0, 1):
+        nearest = 2 + int((unit[2:] @ unit[item]).argmax())
+        np.testing.assert_array_equal(table.codes[item, :3], peer.codes[nearest, :3])
+    assert "no codes for 2 of 50" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"peer_num_levels": 2}, "can't be 2 learned levels"),
+        ({"peer_num_levels": 5}, "can't be 5 learned levels"),
+        ({"peer_codebook_sizes": (8, 8)}, "2 sizes for 4 levels"),
+        ({"peer_codebook_sizes": (8, 8, 8, 2)}, "whose codebook has 2"),
+    ],
+)
+def test_peer_codes_of_another_shape_are_refused(workdir, change, message):
+    peer = small_table(seed=5)
+    path = write_peer_codes(workdir, peer.codes, peer.item_ids)
+    with pytest.raises(InputError, match=message):
+        assign_semantic_ids(RunContext(workdir), peer_codes=path, **change)
+
+
+def test_a_missing_peer_file_is_an_input_error(workdir):
+    with pytest.raises(InputError, match=r"none\.json is no file"):
+        assign_semantic_ids(RunContext(workdir), peer_codes="none.json")

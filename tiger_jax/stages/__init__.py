@@ -1,0 +1,1 @@
+"""The only glue: one file and one gin root per stage."""

@@ -1,0 +1,186 @@
+"""Stage `assign_semantic_ids`: `rqvae/` or a peer's codes -> `semantic_ids/`."""
+
+from pathlib import Path
+from typing import Any
+
+import gin
+import numpy as np
+
+from tiger_jax import artifacts
+from tiger_jax.data.prepared import PreparedData
+from tiger_jax.errors import InputError
+from tiger_jax.models.rqvae_quantizer import load_quantizer
+from tiger_jax.progress import say
+from tiger_jax.semantic_ids.collisions import COLLISION_LEVEL_SIZE, add_collision_level
+from tiger_jax.semantic_ids.peer_codes import copy_from_nearest, load_peer_codes
+from tiger_jax.semantic_ids.quality import describe_codes, format_quality
+from tiger_jax.semantic_ids.table import SemanticIdTable
+from tiger_jax.stages.context import RunContext
+from tiger_jax.stages.train_rqvae import load_embeddings
+
+# With more collisions than this, the collision level decides much of what a
+# recommender can tell apart, and it means nothing.
+_MANY_COLLISIONS = 0.1
+
+
+@gin.configurable
+def assign_semantic_ids(
+    context: RunContext,
+    *,
+    seed: int = 0,
+    collision_level_size: int = COLLISION_LEVEL_SIZE,
+    peer_codes: str | None = None,
+    peer_num_levels: int | None = None,
+    peer_codebook_sizes: tuple[int, ...] | None = None,
+    missing_items: str = "error",
+) -> None:
+    """Gives every item its Semantic ID: learned codewords and a collision codeword.
+
+    Writes the `SemanticIdTable`'s files and `quality.json`. Among items with equal
+    learned codewords, the collision codeword counts up in the order of item ids.
+
+    Args:
+      context: The work directory.
+      seed: Decides the shuffles that category purity is compared with.
+      collision_level_size: Codewords at the collision level: at least as many as
+        the most items that share their learned codewords.
+      peer_codes: A JSON file of item id: list of codes, made elsewhere; the
+        quantizer is not used then.
+      peer_num_levels: How many of the file's codes were learned. One more after
+        them is the file's own collision level, and is kept. All, if None.
+      peer_codebook_sizes: Codewords per learned level; the largest code in the file
+        plus one if None.
+      missing_items: What to do about items that the file lacks: "error", or
+        "nearest" to give them the codes of the item with the most similar embedding.
+
+    Raises:
+      InputError: The codes can't be used, or items share an ID.
+    """
+    if missing_items not in ("error", "nearest"):
+        raise InputError(
+            f"assign_semantic_ids.missing_items is {missing_items!r}: use 'error' or "
+            "'nearest'"
+        )
+    config: dict[str, Any] = {
+        "collision_level_size": collision_level_size,
+        "seed": seed,
+    }
+    inputs, external = ["data", "embeddings", "rqvae"], {}
+    if peer_codes is not None:
+        path = Path(peer_codes).expanduser()
+        if not path.is_file():
+            raise InputError(f"assign_semantic_ids.peer_codes: {path} is no file")
+        inputs = ["data"] + ["embeddings"] * (missing_items == "nearest")
+        external = {"peer_codes": artifacts.hash_file(path)}
+        config |= {
+            "peer_num_levels": peer_num_levels,
+            "peer_codebook_sizes": peer_codebook_sizes,
+            "missing_items": missing_items,
+        }
+    run = artifacts.begin(
+        context.workdir,
+        "semantic_ids",
+        stage="assign_semantic_ids",
+        inputs=inputs,
+        config=config,
+        external=external,
+    )
+    if run.is_current:
+        return
+    data = PreparedData.load(context.workdir / "data")
+    taken = None
+    if peer_codes is None:
+        quantizer = load_quantizer(context.workdir / "rqvae")
+        embeddings = load_embeddings(context.workdir / "embeddings", data.num_items)
+        codes, sizes = quantizer.encode(embeddings), quantizer.codebook_sizes
+    else:
+        codes, taken, sizes = _take_peer_codes(
+            path,
+            data,
+            context.workdir / "embeddings",
+            num_levels=peer_num_levels,
+            codebook_sizes=peer_codebook_sizes,
+            missing_items=missing_items,
+        )
+    full = add_collision_level(
+        codes, data.item_ids, collision_level_size=collision_level_size, taken=taken
+    )
+    table = SemanticIdTable(
+        full, (*sizes, collision_level_size), len(sizes), data.item_ids
+    )
+    table.save(run.folder)
+    quality = describe_codes(
+        codes, sizes, categories=data.category_of_items(), seed=seed
+    )
+    artifacts.write_json(run.folder / "quality.json", quality)
+    run.commit(
+        summary={
+            "items": table.num_items,
+            "codebook_sizes": table.codebook_sizes,
+            "collision_rate": quality["collision_rate"],
+            "largest_group": quality["largest_group"],
+            "source": "a peer's codes" if peer_codes else "rqvae",
+        }
+    )
+    say(format_quality(quality))
+    say(
+        f"assign_semantic_ids: {table.num_items:,} items, each with its own Semantic "
+        f"ID of {table.semantic_id_length} codewords"
+    )
+    if quality["collision_rate"] > _MANY_COLLISIONS:
+        say(
+            f"WARNING: assign_semantic_ids: {quality['collision_rate']:.1%} of the "
+            "learned codes collide, and only the collision level, which says nothing "
+            "about an item, tells those items apart: more levels or larger codebooks "
+            "would"
+        )
+
+
+def _take_peer_codes(
+    path: Path,
+    data: PreparedData,
+    embeddings_folder: Path,
+    *,
+    num_levels: int | None,
+    codebook_sizes: tuple[int, ...] | None,
+    missing_items: str,
+) -> tuple[np.ndarray, np.ndarray | None, tuple[int, ...]]:
+    """Learned codes, collision codes to keep (-1: none) if any, and codebook sizes."""
+    peer = load_peer_codes(path, data.item_ids)
+    if peer.num_unknown:
+        say(
+            f"assign_semantic_ids: {peer.num_unknown:,} items of {path} are not in the "
+            f"catalogue (such as {peer.first_unknown!r}) and are left out"
+        )
+    length = peer.codes.shape[1]
+    num_levels = length if num_levels is None else num_levels
+    if not 1 <= num_levels <= length <= num_levels + 1:
+        raise InputError(
+            f"{path} has {length} codes an item, which can't be {num_levels} learned "
+            "levels and at most one collision level: set "
+            "assign_semantic_ids.peer_num_levels"
+        )
+    codes = peer.codes[:, :num_levels]
+    taken = peer.codes[:, num_levels] if length > num_levels else None
+    missing = peer.missing
+    if len(missing):
+        what = (
+            f"{path} has no codes for {len(missing):,} of {data.num_items:,} items "
+            f"(such as {data.item_ids[missing[0]]!r})"
+        )
+        if missing_items == "error":
+            raise InputError(
+                f"{what}: set assign_semantic_ids.missing_items = 'nearest' to give "
+                "them the codes of the most similar items, or leave them out of the "
+                "data"
+            )
+        say(f"WARNING: assign_semantic_ids: {what}: they get the most similar items'")
+        embeddings = load_embeddings(embeddings_folder, data.num_items)
+        codes = copy_from_nearest(codes, embeddings)
+    sizes = codebook_sizes or tuple(int(m) + 1 for m in codes.max(axis=0))
+    if len(sizes) != num_levels:
+        raise InputError(
+            f"assign_semantic_ids.peer_codebook_sizes has {len(sizes)} sizes for "
+            f"{num_levels} levels"
+        )
+    return codes, taken, tuple(sizes)

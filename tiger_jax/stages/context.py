@@ -1,0 +1,19 @@
+"""What the command line tells every stage."""
+
+import dataclasses
+from pathlib import Path
+
+
+@dataclasses.dataclass(frozen=True)
+class RunContext:
+    """Where to work and what was brought along; the rest of a stage is gin's.
+
+    Attributes:
+        workdir: The work directory; each stage writes one folder in it.
+        data_dir: A folder with a shop's raw data; the synthetic shop if absent.
+        embeddings: Ready-made item embeddings (.npy), in items-file order.
+    """
+
+    workdir: Path
+    data_dir: Path | None = None
+    embeddings: Path | None = None

@@ -1,0 +1,105 @@
+"""Stage `embed_items`: the catalogue's texts -> `embeddings/`."""
+
+import shutil
+from typing import Any
+
+import gin
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+
+from tiger_jax import artifacts
+from tiger_jax.data.item_text import ItemTextConfig, build_item_texts
+from tiger_jax.data.prepared import PreparedData
+from tiger_jax.embedding.embed import embed_texts, save_whole
+from tiger_jax.embedding.encoders import Encoder, TfidfEncoder
+from tiger_jax.embedding.ready_made import load_ready_made
+from tiger_jax.errors import InputError
+from tiger_jax.progress import say
+from tiger_jax.stages.context import RunContext
+
+
+@gin.configurable
+def embed_items(
+    context: RunContext,
+    *,
+    seed: int = 0,
+    text: ItemTextConfig | None = None,
+    encoder: Encoder | None = None,
+) -> None:
+    """Writes one vector an item, from its text or from a file of ready vectors.
+
+    Writes `embeddings.npy` (float32[N E] by item number), `encoder.json` (what made
+    it), and, where texts were embedded, `texts.parquet`.
+
+    Args:
+      context: The work directory; `context.embeddings`, if given, is the file of
+        ready vectors, in items-file order, and `text` and `encoder` don't count.
+      seed: Decides TF-IDF's random projections.
+      text: What is said about an item; `ItemTextConfig`'s defaults if None.
+      encoder: What embeds it; TF-IDF if None.
+
+    Raises:
+      InputError: The ready vectors, the template or the encoder can't be used.
+    """
+    text, encoder = text or ItemTextConfig(), encoder or TfidfEncoder()
+    config: dict[str, Any] = {"text": text, "encoder": encoder, "seed": seed}
+    external = {} if context.embeddings else encoder.hashes()
+    if context.embeddings is not None:
+        if not context.embeddings.is_file():
+            raise InputError(
+                f"{context.embeddings} is no file: give --embeddings a .npy file"
+            )
+        config = {"encoder": "ready-made"}
+        external = {"embeddings": artifacts.hash_file(context.embeddings)}
+    run = artifacts.begin(
+        context.workdir,
+        "embeddings",
+        stage="embed_items",
+        inputs=("data",),
+        config=config,
+        external=external,
+        resumable=True,
+    )
+    if run.is_current:
+        return
+    data = PreparedData.load(context.workdir / "data")
+    made_by: dict[str, Any] = {"kind": "ready-made", "text": None, **external}
+    if context.embeddings is not None:
+        say(f"embed_items: ready-made embeddings from {context.embeddings}")
+        embeddings = load_ready_made(
+            context.embeddings, data.statistics["raw_items"], data.items_file_rows
+        )
+        save_whole(run.folder / "embeddings.npy", embeddings)
+    else:
+        say(
+            f"embed_items: no --embeddings, so texts are embedded: {encoder.describe()}"
+        )
+        texts = build_item_texts(data.items, text)
+        num_distinct = len(set(texts))
+        if num_empty := texts.count(""):
+            say(f"embed_items: {num_empty:,} of {len(texts):,} items have no text")
+        made_by = {
+            "kind": type(encoder).__name__,
+            "encoder": encoder,
+            "text": text,
+            "distinct_texts": num_distinct,
+            **external,
+        }
+        pa.parquet.write_table(
+            pa.table({"item_id": data.items["item_id"], "text": texts}),
+            run.folder / "texts.parquet",
+        )
+        chunks = run.folder / "chunks"
+        # Whole as soon as it is there; killed before the commit, nothing is redone.
+        if not (run.folder / "embeddings.npy").exists():
+            embeddings = embed_texts(texts, encoder, chunks, seed=seed)
+            save_whole(run.folder / "embeddings.npy", embeddings)
+        shutil.rmtree(chunks, ignore_errors=True)
+        embeddings = np.load(run.folder / "embeddings.npy", allow_pickle=False)
+    dims = embeddings.shape[1]
+    artifacts.write_json(
+        run.folder / "encoder.json", {**made_by, "embedding_dim": dims, "seed": seed}
+    )
+    run.commit(summary={"items": data.num_items, "embedding_dim": dims, **made_by})
+    say(f"embed_items: {data.num_items:,} items, {dims} dimensions")

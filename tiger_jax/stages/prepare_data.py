@@ -1,0 +1,113 @@
+"""Stage `prepare_data`: raw items and interactions -> `data/`."""
+
+import dataclasses
+from pathlib import Path
+
+import gin
+
+from tiger_jax import artifacts
+from tiger_jax.data.files import FilesConfig
+from tiger_jax.data.interactions import InteractionsConfig
+from tiger_jax.data.movielens import MovielensConfig
+from tiger_jax.data.prepare import prepare_shop
+from tiger_jax.data.recbole import RecboleConfig
+from tiger_jax.data.sources import RawSource, ReaderConfigs, find_source
+from tiger_jax.data.splits import SplitsConfig
+from tiger_jax.data.statistics import describe_statistics
+from tiger_jax.data.synthetic import SyntheticShopConfig
+from tiger_jax.errors import InputError
+from tiger_jax.progress import say
+from tiger_jax.stages.context import RunContext
+
+
+@gin.configurable
+def prepare_data(
+    context: RunContext,
+    *,
+    seed: int = 0,
+    source: str = "auto",
+    name: str | None = None,
+    files: FilesConfig | None = None,
+    recbole: RecboleConfig | None = None,
+    movielens: MovielensConfig | None = None,
+    synthetic: SyntheticShopConfig | None = None,
+    interactions: InteractionsConfig | None = None,
+    splits: SplitsConfig | None = None,
+) -> None:
+    """Reads a shop, filters it, numbers its items, orders and splits histories.
+
+    Each config that is None is its class's defaults.
+
+    Args:
+      context: The work directory, and the folder of raw data.
+      seed: Decides the item numbers, ties by "shuffle", and unseen items.
+      source: "auto", or which reader to insist on; see `find_source`.
+      name: The data set's name in reports (the source's own, or its
+        folder's, if None).
+      files: How to read `items.*` and `interactions.*`.
+      recbole: How to read RecBole's files.
+      movielens: How to read MovieLens.
+      synthetic: The generated shop.
+      interactions: Filtering and order.
+      splits: What is kept back.
+
+    Raises:
+      InputError: The data can't be used, or the work directory holds another
+        shop's: nothing is overwritten.
+    """
+    readers = ReaderConfigs(
+        files or FilesConfig(),
+        recbole or RecboleConfig(),
+        movielens or MovielensConfig(),
+        synthetic or SyntheticShopConfig(),
+    )
+    interactions = interactions or InteractionsConfig()
+    splits = splits or SplitsConfig()
+    found = find_source(context.data_dir, source, readers)
+    _refuse_other_source(context.workdir, found)
+    run = artifacts.begin(
+        context.workdir,
+        "data",
+        stage="prepare_data",
+        config={
+            "kind": found.kind,
+            "name": name,
+            "reader": found.config,
+            "interactions": interactions,
+            "splits": splits,
+            "seed": seed,
+        },
+        external=found.external,
+    )
+    if run.is_current:
+        return
+    say(f"prepare_data: reading {found.place}")
+    shop = found.read()
+    if name is not None:
+        shop = dataclasses.replace(shop, name=name)
+    data = prepare_shop(shop, interactions, splits, seed=seed)
+    data.save(run.folder)
+    statistics = {"name": data.name, **data.statistics}
+    run.commit(summary={"source": found.place, **statistics})
+    say(describe_statistics(statistics))
+
+
+def _refuse_other_source(workdir: Path, source: RawSource) -> None:
+    """Protects a work directory from being filled with another shop's data.
+
+    The same folder with other content is a new version of the same shop, and the
+    same content in another folder has merely moved.
+    """
+    if not (workdir / "data").exists():
+        return
+    old = artifacts.load_manifest(workdir / "data", verify=False)
+    old_place = old.summary.get("source")
+    is_same = source.place == old_place or (
+        source.external and source.external == old.external
+    )
+    if not is_same:
+        raise InputError(
+            f"{workdir} holds data prepared from {old_place}, and not from "
+            f"{source.place}: choose another --workdir, or delete {workdir} to start "
+            "over"
+        )

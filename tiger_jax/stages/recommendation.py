@@ -1,0 +1,303 @@
+"""A trained recommender as one function: what `evaluate` and `recommend` share."""
+
+import dataclasses
+import functools
+import typing
+from pathlib import Path
+
+import gin
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float32, Int32, UInt32
+
+from tiger_jax.data.prepared import PreparedData
+from tiger_jax.decoding.beam_search import BeamResult, Normalize, beam_search
+from tiger_jax.decoding.exact_scoring import CatalogueWalk, exact_search
+from tiger_jax.decoding.trie import Trie
+from tiger_jax.errors import InputError
+from tiger_jax.models.tiger import Params, Tiger, make_decode_fns
+from tiger_jax.semantic_ids.encoder_inputs import encode_histories
+from tiger_jax.semantic_ids.table import SemanticIdTable
+from tiger_jax.stages.recommender_artifact import ModelCard, load_recommender
+from tiger_jax.training.partitioning import Partitioner
+
+MOST_EXACT_USERS = 16
+METHODS = ("beam", "exact")
+NORMALIZE = ("auto", "level", "given", "children")
+
+
+@gin.register
+@dataclasses.dataclass(frozen=True)
+class SearchConfig:
+    """How the best items are found.
+
+    Attributes:
+        method: "beam" searches the trie; "exact" scores every item of the
+            catalogue, which costs as many decoder rows as there are items.
+        num_beams: Beams of the search, at least as many as items asked for.
+        normalize: What makes a level's logits log-probabilities (see
+            `beam_search`); "auto" takes what the model was trained with.
+    """
+
+    method: str = "beam"
+    num_beams: int = 50
+    normalize: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise InputError(
+                f"recommendation.SearchConfig.method is {self.method!r}: choose one "
+                f"of {', '.join(METHODS)}"
+            )
+        if self.normalize not in NORMALIZE:
+            raise InputError(
+                f"recommendation.SearchConfig.normalize is {self.normalize!r}: choose "
+                f"one of {', '.join(NORMALIZE)}"
+            )
+        if self.num_beams < 1:
+            raise InputError(
+                f"recommendation.SearchConfig.num_beams is {self.num_beams}: it must "
+                "be positive"
+            )
+
+
+class Recommendation:
+    """A model, a catalogue and a way to search it.
+
+    Attributes:
+        max_items: Items of a history that the model was trained to see.
+        num_items: Size of the catalogue.
+        normalize: What is in force for "auto".
+    """
+
+    def __init__(
+        self,
+        model: Tiger,
+        params: Params,
+        table: SemanticIdTable,
+        user_hashes: UInt32[np.ndarray, " U"],
+        *,
+        max_items: int,
+        search: SearchConfig,
+        partitioner: Partitioner | None = None,
+    ) -> None:
+        """Builds the trie and moves everything to the devices.
+
+        Args:
+            params: Replicated over the partitioner's devices.
+            table: The catalogue; the layout's codebooks must be its.
+            user_hashes: By user number; anonymous users (-1) need none.
+            partitioner: Splits batches over devices; all of them by default.
+        """
+        self._partitioner = partitioner or Partitioner()
+        self._model, self._codes = model, table.codes
+        self._user_hashes, self._params = user_hashes, params
+        self._search = search
+        self.max_items, self.num_items = max_items, table.num_items
+        given = model.config.output == "vocabulary"
+        auto = "given" if given else "level"
+        chosen = auto if search.normalize == "auto" else search.normalize
+        self.normalize = typing.cast(Normalize, chosen)
+        self._trie = Trie.build(table.codes, table.codebook_sizes)
+
+    @functools.cached_property
+    def _trie_on_devices(self) -> Trie:
+        return self._partitioner.put(self._trie, batch_axis=None, is_global=True)
+
+    @functools.cached_property
+    def _walk(self) -> CatalogueWalk:
+        walk = CatalogueWalk.build(self._trie)
+        return self._partitioner.put(walk, batch_axis=None, is_global=True)
+
+    def __call__(
+        self,
+        user_numbers: Int32[np.ndarray, " B"],
+        histories: Int32[np.ndarray, "B I"],
+        exclude: Int32[np.ndarray, "B X"],
+        k: int,
+    ) -> tuple[Int32[np.ndarray, "B k"], Float32[np.ndarray, "B k"]]:
+        """Recommends k items a user (`RecommendFn`); compiled once a batch shape.
+
+        Raises:
+            InputError: The search has fewer beams than items asked for.
+        """
+        if self._search.method == "exact":
+            return self.recommend_exactly(user_numbers, histories, exclude, k)
+        if k > self._search.num_beams:
+            raise InputError(
+                f"{k} items a user need at least as many beams, and "
+                f"recommendation.SearchConfig.num_beams is {self._search.num_beams}"
+            )
+        found = _search_beams(
+            self._model,
+            self._params,
+            trie=self._trie_on_devices,
+            normalize=self.normalize,
+            num_beams=self._search.num_beams,
+            **self._put(user_numbers, histories, exclude),
+        )
+        item_numbers, scores = jax.device_get((found.item_numbers, found.scores))
+        return item_numbers[: len(histories), :k], scores[: len(histories), :k]
+
+    def recommend_exactly(
+        self,
+        user_numbers: Int32[np.ndarray, " B"],
+        histories: Int32[np.ndarray, "B I"],
+        exclude: Int32[np.ndarray, "B X"],
+        k: int,
+    ) -> tuple[Int32[np.ndarray, "B k"], Float32[np.ndarray, "B k"]]:
+        """The same by scoring the whole catalogue: no item can be overlooked.
+
+        A few users at a time: each has a thousand decoder rows in flight.
+        """
+        parts = []
+        for at in range(0, len(histories), MOST_EXACT_USERS):
+            rows = slice(at, at + MOST_EXACT_USERS)
+            found = _search_exactly(
+                self._model,
+                self._params,
+                walk=self._walk,
+                normalize=self.normalize,
+                num_results=k,
+                **self._put(user_numbers[rows], histories[rows], exclude[rows]),
+            )
+            item_numbers, scores = jax.device_get((found.item_numbers, found.scores))
+            num_rows = len(histories[rows])
+            parts.append((item_numbers[:num_rows], scores[:num_rows]))
+        item_numbers, scores = zip(*parts, strict=True)
+        return np.concatenate(item_numbers), np.concatenate(scores)
+
+    def first_codeword_log_probs(
+        self, user_numbers: Int32[np.ndarray, " B"], histories: Int32[np.ndarray, "B I"]
+    ) -> Float32[np.ndarray, "B K"]:
+        """The distribution of the first codeword: the coarsest view of the output."""
+        log_probs = _first_level(
+            self._model, self._params, **self._put(user_numbers, histories)
+        )
+        return np.asarray(log_probs, np.float32)[: len(histories)]
+
+    def _encode(
+        self, user_numbers: Int32[np.ndarray, " B"], histories: Int32[np.ndarray, "B I"]
+    ) -> Int32[np.ndarray, "B S"]:
+        is_known = user_numbers >= 0
+        hashes = np.zeros(len(user_numbers), np.uint32)
+        hashes[is_known] = self._user_hashes[user_numbers[is_known]]
+        return encode_histories(
+            histories,
+            self._codes,
+            self._model.layout,
+            user_hashes=hashes,
+            is_known=is_known,
+        )
+
+    def _put(
+        self,
+        user_numbers: Int32[np.ndarray, " B"],
+        histories: Int32[np.ndarray, "B I"],
+        exclude: Int32[np.ndarray, "B X"] | None = None,
+    ) -> dict[str, jax.Array]:
+        """Fills the batch up to a multiple of the devices and splits it over them."""
+        arrays = {"inputs": self._encode(user_numbers, histories)}
+        if exclude is not None and exclude.shape[1]:
+            arrays["exclude"] = exclude
+        missing = -len(histories) % self._partitioner.num_data_shards
+        filled = {
+            name: np.concatenate([array, np.repeat(array[:1], missing, axis=0)])
+            for name, array in arrays.items()
+        }
+        return self._partitioner.put(filled, batch_axis=0, is_global=True)
+
+
+def load_recommendation(
+    workdir: Path, data: PreparedData, search: SearchConfig
+) -> Recommendation:
+    """Loads the trained recommender of a work directory.
+
+    Raises:
+        InputError: It can't be read, was trained on other Semantic IDs, or those are
+            not of the data's items.
+    """
+    folder = workdir / "recommender"
+    card, table = ModelCard.load(folder), SemanticIdTable.load(workdir / "semantic_ids")
+    if table.item_ids != data.item_ids:
+        raise InputError(
+            f"{workdir}: semantic_ids/ and data/ don't hold the same items in the same "
+            "order: run --stage=assign_semantic_ids again"
+        )
+    if card.semantic_ids != table.content_hash:
+        raise InputError(
+            f"{folder} was trained on the Semantic IDs {card.semantic_ids[:12]}, but "
+            f"{workdir / 'semantic_ids'} holds {table.content_hash[:12]}: run "
+            "--stage=train_recommender again, or put those Semantic IDs back"
+        )
+    partitioner = Partitioner()
+    _, _, model, params = load_recommender(folder, sharding=partitioner.replicated)
+    return Recommendation(
+        model,
+        params,
+        table,
+        data.user_hashes,
+        max_items=card.max_items,
+        search=search,
+        partitioner=partitioner,
+    )
+
+
+# Compiled once for a model and a shape, however many recommenders share them.
+
+
+@functools.partial(jax.jit, static_argnames=("model", "num_beams", "normalize"))
+def _search_beams(
+    model: Tiger,
+    params: Params,
+    inputs: Int32[jax.Array, "B S"],
+    trie: Trie,
+    num_beams: int,
+    normalize: Normalize,
+    exclude: Int32[jax.Array, "B X"] | None = None,
+) -> BeamResult:
+    init_decode, decode_step = make_decode_fns(model)
+    return beam_search(
+        params,
+        inputs,
+        trie,
+        init_decode=init_decode,
+        decode_step=decode_step,
+        num_beams=num_beams,
+        normalize=normalize,
+        exclude=exclude,
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("model", "num_results", "normalize"))
+def _search_exactly(
+    model: Tiger,
+    params: Params,
+    inputs: Int32[jax.Array, "B S"],
+    walk: CatalogueWalk,
+    num_results: int,
+    normalize: Normalize,
+    exclude: Int32[jax.Array, "B X"] | None = None,
+) -> BeamResult:
+    init_decode, decode_step = make_decode_fns(model)
+    return exact_search(
+        params,
+        inputs,
+        walk,
+        init_decode=init_decode,
+        decode_step=decode_step,
+        num_results=num_results,
+        normalize=normalize,
+        exclude=exclude,
+    )
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _first_level(
+    model: Tiger, params: Params, inputs: Int32[jax.Array, "B S"]
+) -> Float32[jax.Array, "B K"]:
+    init_decode, decode_step = make_decode_fns(model)
+    first = jnp.zeros((len(inputs), 1), jnp.int32)
+    logits, _ = decode_step(params, init_decode(params, inputs), first, first, 0)
+    return jax.nn.log_softmax(logits[:, 0])

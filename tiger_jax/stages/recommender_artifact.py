@@ -1,0 +1,108 @@
+"""The folder `recommender/`: what rebuilds a trained model, and reading it back."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from tiger_jax import artifacts
+from tiger_jax.errors import InputError
+from tiger_jax.models.tiger import Params, Tiger, TigerConfig, init_params
+from tiger_jax.semantic_ids.token_ids import TokenLayout
+from tiger_jax.training.checkpoints import STEP_PREFIX, restore_params
+
+MODEL_FILE = "model.json"
+CHECKPOINTS = "checkpoints"
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelCard:
+    """Everything that rebuilds the model; the fields of ``model.json``.
+
+    Attributes:
+        config: The Transformer's sizes and its loss.
+        layout: Token numbers.
+        max_items: Items of a history that the encoder was trained to see.
+        best_step: The step whose checkpoint is the best on validation.
+        best_metrics: The validation metrics at that step.
+        semantic_ids: Content hash of the Semantic ID table it was trained on.
+    """
+
+    config: TigerConfig
+    layout: TokenLayout
+    max_items: int
+    best_step: int
+    best_metrics: dict[str, float]
+    semantic_ids: str
+
+    @property
+    def checkpoint(self) -> str:
+        """The best checkpoint, relative to the folder."""
+        return f"{CHECKPOINTS}/{STEP_PREFIX}_{self.best_step}"
+
+    def save(self, folder: Path) -> None:
+        """Writes ``model.json``."""
+        artifacts.write_json(
+            folder / MODEL_FILE,
+            {
+                "config": dataclasses.asdict(self.config),
+                "layout": self.layout.to_json(),
+                "max_items": self.max_items,
+                "checkpoint": self.checkpoint,
+                "best_step": self.best_step,
+                "best_metrics": self.best_metrics,
+                "semantic_ids": self.semantic_ids,
+            },
+        )
+
+    @classmethod
+    def load(cls, folder: Path) -> "ModelCard":
+        """Reads ``model.json``.
+
+        Raises:
+            InputError: The file is missing or isn't what `save` wrote.
+        """
+        path = Path(folder) / MODEL_FILE
+        try:
+            value: dict[str, Any] = artifacts.read_json(path)
+            return cls(
+                config=TigerConfig(**value["config"]),
+                layout=TokenLayout.from_json(value["layout"]),
+                max_items=int(value["max_items"]),
+                best_step=int(value["best_step"]),
+                best_metrics=dict(value["best_metrics"]),
+                semantic_ids=value["semantic_ids"],
+            )
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"no trained recommender can be read from {path} ({error}): run "
+                "--stage=train_recommender again"
+            ) from error
+
+
+def load_recommender(
+    folder: Path, *, sharding: jax.sharding.Sharding | None = None
+) -> tuple[TigerConfig, TokenLayout, Tiger, Params]:
+    """Loads the model with the parameters that were best on validation.
+
+    Args:
+        folder: A finished `recommender/`; `ModelCard.load` gives the rest of its
+            facts, such as `max_items`.
+        sharding: Where the parameters go; the first local device by default.
+
+    Raises:
+        InputError: The folder is incomplete, or its checkpoint doesn't fit its model.
+    """
+    folder = Path(folder)
+    card = ModelCard.load(folder)
+    model = Tiger(card.config, card.layout)
+    sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    boxed = jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
+    like = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        nn.meta.unbox(boxed),
+    )
+    params = restore_params(folder / card.checkpoint, like)
+    return card.config, card.layout, model, params

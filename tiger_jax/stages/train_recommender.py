@@ -1,0 +1,334 @@
+"""Histories and Semantic IDs to a trained recommender: the folder `recommender/`."""
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gin
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+
+from tiger_jax import artifacts
+from tiger_jax.data.prepared import PreparedData
+from tiger_jax.errors import InputError
+from tiger_jax.input_pipeline.microbatches import BucketConfig, BucketedBatches
+from tiger_jax.input_pipeline.resident import ResidentConfig, ResidentInput
+from tiger_jax.models.codeword_embeddings import init_token_embeddings
+from tiger_jax.models.rqvae_quantizer import load_quantizer
+from tiger_jax.models.tiger import (
+    Params,
+    Tiger,
+    TigerConfig,
+    init_params,
+    make_loss_fn,
+)
+from tiger_jax.progress import say
+from tiger_jax.semantic_ids.table import SemanticIdTable
+from tiger_jax.semantic_ids.token_ids import TokenLayout
+from tiger_jax.stages.context import RunContext
+from tiger_jax.stages.recommender_artifact import (
+    CHECKPOINTS,
+    ModelCard,
+    load_recommender,
+)
+from tiger_jax.stages.validation import ValidationConfig, make_evaluate_fn
+from tiger_jax.training.loop import LoopConfig, train
+from tiger_jax.training.optimizers import OptimizerConfig, make_optimizer
+from tiger_jax.training.partitioning import MeshConfig, Partitioner, check_hosts_agree
+
+# Where the tasks of `tasks.tiger` look for a work directory.
+_TASKS_WORKDIR = "TIGER_WORKDIR"
+# Settings of the loop that change its cost or its record, but not what it makes.
+_WITHOUT_EFFECT = (
+    "log_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "profile_at",
+    "profile_steps",
+    "peak_flops",
+)
+
+
+@gin.configurable
+def train_recommender(
+    context: RunContext,
+    *,
+    seed: int = 0,
+    model: TigerConfig | None = None,
+    num_user_tokens: int = 2000,
+    codeword_embeddings: bool = False,
+    optimizer: OptimizerConfig | None = None,
+    loop: LoopConfig | None = None,
+    validation: ValidationConfig | None = None,
+    mesh: MeshConfig | None = None,
+    input: str = "resident",
+    resident: ResidentConfig | None = None,
+    seqio: Any = None,
+    buckets: BucketConfig | None = None,
+) -> None:
+    """Trains the Transformer and keeps what was best on validation.
+
+    Args:
+        seed: Decides parameters, dropout, the order of examples, and the sample of
+            validation users.
+        num_user_tokens: Tokens that users are hashed to; 0 trains without.
+        codeword_embeddings: Start the codewords' token embeddings from the
+            quantizer's codebooks, so that close codewords start close.
+        mesh: How devices share the work; of no consequence for the result beyond
+            the order of float additions, so a run may resume on another.
+        input: ``resident`` keeps all histories on the devices and gathers examples
+            inside the step; ``seqio`` streams a task of any size.
+        resident: For the resident input.
+        seqio: For the stream: a `batches.SeqioConfig` with the task's name.
+        buckets: For the stream: how its batches are cut.
+
+    Raises:
+        InputError: An input is missing, or a config doesn't fit another.
+        DivergedError: The loss was not finite or rose far above its start.
+        Preempted: Stopped by SIGTERM, after saving.
+    """
+    recipe = _Recipe(
+        seed=seed,
+        model=model or TigerConfig(),
+        num_user_tokens=num_user_tokens,
+        codeword_embeddings=codeword_embeddings,
+        optimizer=optimizer or OptimizerConfig(),
+        loop=loop or LoopConfig(),
+        validation=validation or ValidationConfig(),
+        input=_choose_input(input, resident, seqio, buckets),
+    )
+    partitioner = Partitioner(mesh)
+    check_hosts_agree(artifacts.code_version() + gin.config_str(), "config or code")
+    run = _begin(context.workdir, recipe)
+    if not run.is_current:
+        with _tasks_read(context.workdir):
+            _train(run, context.workdir, recipe, partitioner)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Recipe:
+    """All configs that decide what is trained.
+
+    Attributes:
+        input: The input's configs; the first has its batch size and `max_items`.
+    """
+
+    seed: int
+    model: TigerConfig
+    num_user_tokens: int
+    codeword_embeddings: bool
+    optimizer: OptimizerConfig
+    loop: LoopConfig
+    validation: ValidationConfig
+    input: tuple[Any, ...]
+
+    def decides(self) -> dict[str, Any]:
+        """What a finished folder must agree with to be up to date."""
+        loop = {k: v for k, v in vars(self.loop).items() if k not in _WITHOUT_EFFECT}
+        return {**vars(self), "loop": loop}
+
+
+def _train(run: Any, workdir: Path, recipe: _Recipe, partitioner: Partitioner) -> None:
+    """Trains in `run.folder` and commits it."""
+    data = PreparedData.load(workdir / "data")
+    table = SemanticIdTable.load(workdir / "semantic_ids")
+    if table.item_ids != data.item_ids:
+        raise InputError(
+            f"{workdir}: semantic_ids/ and data/ don't hold the same items in "
+            "the same order: run --stage=assign_semantic_ids again"
+        )
+    layout = TokenLayout(table.codebook_sizes, recipe.num_user_tokens)
+    tiger = Tiger(recipe.model, layout)
+    examples = _open_input(recipe, workdir, data, table, layout)
+    max_items, batch_size = recipe.input[0].max_items, recipe.input[0].batch_size
+    evaluate_fn = make_evaluate_fn(
+        tiger,
+        table,
+        data.validation,
+        recipe.validation,
+        partitioner,
+        max_items=max_items,
+        user_hashes=data.user_hashes,
+        seed=recipe.seed,
+    )
+    num_pairs = int(np.maximum(data.train.lengths - 1, 0).sum())
+    say(
+        f"{num_pairs:,} training pairs, {batch_size} an update, "
+        f"{num_pairs / batch_size:,.0f} updates an epoch; {_describe(partitioner)}"
+    )
+    result = train(
+        loss_fn=make_loss_fn(tiger),
+        init_fn=_make_init_fn(recipe, workdir, tiger, table),
+        optimizer=make_optimizer(recipe.optimizer, recipe.loop.total_steps),
+        input=examples,
+        evaluate_fn=evaluate_fn,
+        partitioner=partitioner,
+        config=recipe.loop,
+        folder=run.folder,
+        seed=recipe.seed,
+    )
+    if result.stopped:
+        say(f"stopped after step {result.step:,}: {result.stopped}")
+    say(
+        f"best at step {result.best_step:,}: "
+        + ", ".join(f"{n} {v:.4f}" for n, v in result.best_metrics.items())
+    )
+    card = ModelCard(
+        config=recipe.model,
+        layout=layout,
+        max_items=max_items,
+        best_step=result.best_step,
+        best_metrics=result.best_metrics,
+        semantic_ids=table.content_hash,
+    )
+    summary = {
+        "parameters": int(sum(x.size for x in jax.tree.leaves(result.state.params))),
+        "training_pairs": num_pairs,
+        "steps": result.step,
+        "stopped": result.stopped,
+        "seconds": round(result.seconds, 1),
+        "best_step": result.best_step,
+        "best": result.best_metrics,
+    }
+    _commit(run, card, summary, partitioner)
+
+
+def _make_init_fn(
+    recipe: _Recipe, workdir: Path, tiger: Tiger, table: SemanticIdTable
+) -> Callable[[jax.Array], Params]:
+    if not recipe.codeword_embeddings:
+        return lambda key: init_params(tiger, key)
+    arrays = load_quantizer(workdir / "rqvae").to_arrays()
+    by_level = {name.rpartition(".")[2]: array for name, array in arrays.items()}
+    names = [f"codebook_{level}" for level in range(table.num_levels)]
+    codebooks = [jnp.asarray(by_level[name]) for name in names if name in by_level]
+    sizes = tuple(len(codebook) for codebook in codebooks)
+    if sizes != table.codebook_sizes[:-1]:
+        raise InputError(
+            f"train_recommender.codeword_embeddings: the quantizer in "
+            f"{workdir / 'rqvae'} has codebooks of {sizes} codewords, and the Semantic "
+            f"IDs need {table.codebook_sizes[:-1]}: turn it off for this quantizer"
+        )
+
+    def init_fn(key: jax.Array) -> Params:
+        params = init_params(tiger, key)
+        return init_token_embeddings(params, codebooks, jax.random.fold_in(key, 1))
+
+    return init_fn
+
+
+def _choose_input(
+    input: str,
+    resident: ResidentConfig | None,
+    seqio: Any,
+    buckets: BucketConfig | None,
+) -> tuple[Any, ...]:
+    """The configs of the input that was chosen."""
+    if input == "resident":
+        return (resident or ResidentConfig(),)
+    if input == "seqio" and seqio is not None:
+        return (seqio, buckets or BucketConfig())
+    raise InputError(
+        f"train_recommender.input {input!r}: choose 'resident', or 'seqio' with "
+        "train_recommender.seqio = @batches.SeqioConfig() (base/seqio_input.gin)"
+    )
+
+
+def _open_input(
+    recipe: _Recipe,
+    workdir: Path,
+    data: PreparedData,
+    table: SemanticIdTable,
+    layout: TokenLayout,
+) -> Any:
+    config, seed = recipe.input[0], recipe.seed
+    if isinstance(config, ResidentConfig):
+        hashes = data.user_hashes
+        return ResidentInput(
+            data.train, table.codes, layout, config, user_hashes=hashes, seed=seed
+        )
+    # Only here, so that the resident input trains without TensorFlow.
+    from tiger_jax.input_pipeline.batches import SeqioBatches
+
+    stream = SeqioBatches(config, seed=seed)
+    if stream.layout != layout:
+        raise InputError(
+            f"the task {config.task} has the token layout {stream.layout}, and "
+            f"{workdir} with train_recommender.num_user_tokens the layout {layout}: "
+            "register the task with the same num_user_tokens and work directory"
+        )
+    return BucketedBatches(stream, recipe.input[1], max_length=stream.max_length)
+
+
+@contextlib.contextmanager
+def _tasks_read(workdir: Path) -> Iterator[None]:
+    """Lets the tasks of `tasks.tiger` read this work directory, meanwhile.
+
+    Raises:
+        InputError: The user has set another one.
+    """
+    named = os.environ.get(_TASKS_WORKDIR)
+    if named is not None and Path(named).resolve() != workdir.resolve():
+        raise InputError(
+            f"{_TASKS_WORKDIR}={named} makes seqio's tasks read another work "
+            f"directory than --workdir={workdir}: unset it, or make both the same"
+        )
+    os.environ[_TASKS_WORKDIR] = str(workdir)
+    try:
+        yield
+    finally:
+        if named is None:
+            del os.environ[_TASKS_WORKDIR]
+
+
+class _Elsewhere:
+    """Another process's view of the run that process 0 has begun."""
+
+    def __init__(self, final: Path, is_current: bool) -> None:
+        self.is_current = is_current
+        self.folder = final if is_current else final.with_name(f"{final.name}.partial")
+
+
+def _begin(workdir: Path, recipe: _Recipe) -> Any:
+    """Opens the folder; of several processes, only the first touches it."""
+    run: Any = None
+    if jax.process_index() == 0:
+        run = artifacts.begin(
+            workdir,
+            "recommender",
+            stage="train_recommender",
+            inputs=("data", "semantic_ids")
+            + (("rqvae",) if recipe.codeword_embeddings else ()),
+            config=recipe.decides(),
+            resumable=True,
+            opaque=(CHECKPOINTS, "tensorboard", "profile"),
+        )
+    if jax.process_count() == 1:
+        return run
+    mine = np.int32(run is not None and run.is_current)
+    is_current = bool(multihost_utils.broadcast_one_to_all(mine))
+    return run or _Elsewhere(workdir / "recommender", is_current)
+
+
+def _commit(
+    run: Any, card: ModelCard, summary: dict[str, Any], partitioner: Partitioner
+) -> None:
+    """Names the folder's content by the best parameters, and puts it in place."""
+    if jax.process_index() == 0:
+        card.save(run.folder)
+    multihost_utils.sync_global_devices("model.json is written")
+    *_, params = load_recommender(run.folder, sharding=partitioner.replicated)
+    if jax.process_index() == 0:
+        run.commit(contents={"params": jax.device_get(params)}, summary=summary)
+    multihost_utils.sync_global_devices("recommender/ is in place")
+
+
+def _describe(partitioner: Partitioner) -> str:
+    shape = partitioner.mesh.shape
+    kind = partitioner.mesh.devices.flat[0].device_kind
+    return f"mesh {shape['data']} data × {shape['model']} model ({kind})"

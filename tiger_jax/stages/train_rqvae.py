@@ -1,0 +1,194 @@
+"""Stage `train_rqvae`: `embeddings/` -> `rqvae/`, a fitted quantizer."""
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import gin
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from tiger_jax import artifacts
+from tiger_jax.data.prepared import PreparedData
+from tiger_jax.errors import InputError
+from tiger_jax.models.rqvae_quantizer import save_quantizer
+from tiger_jax.models.rqvae_training import RqVaeState, RqVaeTrainer, RqVaeTraining
+from tiger_jax.progress import Progress, say
+from tiger_jax.semantic_ids.quality import (
+    MINIMUM_USE,
+    check_use,
+    describe_codes,
+    format_quality,
+    reconstruction_errors,
+)
+from tiger_jax.semantic_ids.quantizers import Quantizer, QuantizerConfig
+from tiger_jax.stages.context import RunContext
+from tiger_jax.training.metric_writers import MetricWriter
+
+_CHECKPOINTS = "checkpoints"
+
+
+@gin.configurable
+def train_rqvae(
+    context: RunContext,
+    *,
+    seed: int = 0,
+    quantizer: QuantizerConfig | None = None,
+    minimum_use: float = MINIMUM_USE,
+    accept_poor_codebooks: bool = False,
+    seconds_between_checkpoints: float = 10.0,
+) -> None:
+    """Fits what turns embeddings into codewords: an RQ-VAE, or another quantizer.
+
+    Writes `quantizer.json` and `arrays/`, `quality.json`, and, for an RQ-VAE,
+    `metrics.jsonl`. Killed while it trains an RQ-VAE, it goes on where it stopped,
+    and ends with the very same quantizer.
+
+    Args:
+      context: The work directory.
+      seed: Decides initialization, batches and k-means.
+      quantizer: `RqVaeTraining` with its defaults if None.
+      minimum_use: The share of each codebook that must be used by some item.
+      accept_poor_codebooks: Go on with less, knowingly. Neither of these two is
+        part of what was made: a run that was refused needs no second training.
+      seconds_between_checkpoints: How much time a kill may cost.
+
+    Raises:
+      InputError: The embeddings can't be quantized so, or too little of some
+        codebook is used; then nothing is committed.
+    """
+    quantizer = quantizer or RqVaeTraining()
+    run = artifacts.begin(
+        context.workdir,
+        "rqvae",
+        stage="train_rqvae",
+        inputs=("data", "embeddings"),
+        config={"quantizer": quantizer, "seed": seed},
+        resumable=True,
+        opaque=("tensorboard",),
+    )
+    if run.is_current:
+        quality = artifacts.read_json(run.folder / "quality.json")
+        _check_use(quality, minimum_use, accept_poor_codebooks)
+        return
+    data = PreparedData.load(context.workdir / "data")
+    embeddings = load_embeddings(context.workdir / "embeddings", data.num_items)
+    if isinstance(quantizer, RqVaeTraining):
+        fitted = _train(
+            quantizer, embeddings, run.folder, seed, seconds_between_checkpoints
+        )
+    else:
+        fitted = quantizer.fit(embeddings, seed=seed)
+    quality = _measure(fitted, embeddings, data.category_of_items())
+    say(format_quality(quality))
+    _check_use(quality, minimum_use, accept_poor_codebooks)
+    save_quantizer(fitted, run.folder)
+    artifacts.write_json(run.folder / "quality.json", quality)
+    shutil.rmtree(run.folder / _CHECKPOINTS, ignore_errors=True)
+    run.commit(
+        summary={
+            "quantizer": type(quantizer).__name__,
+            "codebook_sizes": fitted.codebook_sizes,
+            "collision_rate": quality["collision_rate"],
+            "category_purity": quality["levels"][0]["category_purity"],
+        }
+    )
+
+
+def load_embeddings(folder: Path, num_items: int) -> np.ndarray:
+    """Reads `embeddings.npy`, one finite vector an item.
+
+    Raises:
+      InputError: The file is no such array.
+    """
+    path = folder / "embeddings.npy"
+    try:
+        embeddings = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path} can't be read ({error}): run --stage=embed_items again"
+        ) from error
+    if embeddings.ndim != 2 or len(embeddings) != num_items:
+        raise InputError(
+            f"{path} has shape {embeddings.shape}, but there are {num_items} items: "
+            "run --stage=embed_items again"
+        )
+    is_finite = np.isfinite(embeddings).all(axis=1)
+    if not is_finite.all():
+        raise InputError(
+            f"{path}: row {int(is_finite.argmin())} is not finite: run "
+            "--stage=embed_items again"
+        )
+    return embeddings
+
+
+def _train(
+    config: RqVaeTraining,
+    embeddings: np.ndarray,
+    folder: Path,
+    seed: int,
+    seconds_between_checkpoints: float,
+) -> Quantizer:
+    """Trains from the newest checkpoint, or from the start."""
+    trainer = RqVaeTrainer(config, embeddings, seed=seed)
+    with ocp.CheckpointManager(
+        (folder / _CHECKPOINTS).absolute(),
+        options=ocp.CheckpointManagerOptions(
+            max_to_keep=2, cleanup_tmp_directories=True
+        ),
+    ) as checkpoints:
+        newest = checkpoints.latest_step()
+        if newest is None:
+            say("train_rqvae: k-means on the untrained encoder's latents")
+            state = trainer.init_state()
+        else:
+            state = _restore(checkpoints, newest, trainer.abstract_state())
+        start = int(state.step)
+        writer = MetricWriter(folder, resume_from_step=start)
+        last_save = time.monotonic()
+        with Progress(
+            config.num_steps, "Training the RQ-VAE", unit="step", start=start
+        ) as bar:
+            while trainer.num_steps_left(state):
+                before = int(state.step)
+                state, metrics = trainer.run_dispatch(state)
+                step = int(state.step)
+                writer.write(step, {f"train/{k}": v for k, v in metrics.items()})
+                bar.advance(step - before, loss=metrics["loss"])
+                is_done = not trainer.num_steps_left(state)
+                waited = time.monotonic() - last_save
+                if is_done or waited >= seconds_between_checkpoints:
+                    checkpoints.save(step, args=ocp.args.StandardSave(state))
+                    last_save = time.monotonic()
+        writer.close()
+    return trainer.finish(state)
+
+
+def _restore(
+    checkpoints: ocp.CheckpointManager, step: int, abstract: RqVaeState
+) -> RqVaeState:
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    target = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
+        abstract,
+    )
+    return checkpoints.restore(step, args=ocp.args.StandardRestore(target))
+
+
+def _measure(
+    quantizer: Quantizer, embeddings: np.ndarray, categories: list[str]
+) -> dict[str, Any]:
+    codes = quantizer.encode(embeddings)
+    return describe_codes(
+        codes,
+        quantizer.codebook_sizes,
+        categories=categories,
+        reconstruction_errors=reconstruction_errors(quantizer, embeddings, codes),
+    )
+
+
+def _check_use(quality: dict[str, object], minimum: float, accept: bool) -> None:
+    if warning := check_use(quality, accept=accept, minimum=minimum):
+        say(f"WARNING: train_rqvae: {warning}")

@@ -1,0 +1,125 @@
+"""Scores a model in training on a fixed sample of validation users."""
+
+import dataclasses
+from collections.abc import Callable
+
+import gin
+import jax
+import numpy as np
+
+from tiger_jax.decoding.beam_search import beam_search
+from tiger_jax.decoding.trie import Trie
+from tiger_jax.evaluation.metrics import compute_metrics, ranks_in_lists
+from tiger_jax.histories import HeldOut
+from tiger_jax.models.tiger import Batch, Params, Tiger, make_decode_fns, make_loss_fn
+from tiger_jax.semantic_ids.encoder_inputs import encode_histories
+from tiger_jax.semantic_ids.table import SemanticIdTable
+from tiger_jax.training.partitioning import Partitioner
+
+_CUTOFF = 10
+
+
+@gin.register
+@dataclasses.dataclass(frozen=True)
+class ValidationConfig:
+    """How a checkpoint is judged while training goes on.
+
+    Attributes:
+        num_users: Users drawn once, by seed; all of them if there are fewer.
+        batch_size: Users searched at a time.
+        num_beams: Beams of the search; at least 11, to see past a tie at rank 10.
+        with_search: Measure recall@10 and ndcg@10, and not only the loss.
+    """
+
+    num_users: int = 2000
+    batch_size: int = 200
+    num_beams: int = 20
+    with_search: bool = True
+
+
+def make_evaluate_fn(
+    model: Tiger,
+    table: SemanticIdTable,
+    held_out: HeldOut,
+    config: ValidationConfig,
+    partitioner: Partitioner,
+    *,
+    max_items: int,
+    user_hashes: np.ndarray,
+    seed: int = 0,
+) -> Callable[[Params], dict[str, float]]:
+    """Makes params -> {"loss", "recall@10", "ndcg@10"}.
+
+    The loss is the mean over target tokens without dropout. The ranking is the
+    trie-constrained beam search over the whole catalogue, seen items not masked.
+    """
+    layout = model.layout
+    count = min(config.num_users, len(held_out.targets))
+    rows = np.random.default_rng(seed).permutation(len(held_out.targets))[:count]
+    sample = held_out.select(np.sort(rows))
+    shards = partitioner.num_data_shards
+    batch_size = -(-min(config.batch_size, count) // shards) * shards
+    inputs = encode_histories(
+        sample.histories.last(max_items),
+        table.codes,
+        layout,
+        user_hashes=user_hashes[sample.user_numbers],
+    )
+    targets = layout.tokens_of(table.codes)[sample.targets]  # [U T]
+    batches = []
+    for start in range(0, count, batch_size):
+        # The last batch is filled up with users that count for nothing.
+        index = np.arange(start, start + batch_size)
+        is_user, index = index < count, np.minimum(index, count - 1)
+        batch = {
+            "encoder_input_tokens": inputs[index],
+            "decoder_input_tokens": np.pad(targets[index, :-1], ((0, 0), (1, 0))),
+            "decoder_target_tokens": targets[index],
+            "decoder_loss_weights": np.repeat(
+                is_user[:, None].astype(np.int32), targets.shape[1], axis=1
+            ),
+        }
+        batches.append(partitioner.put(batch, batch_axis=0, is_global=True))
+
+    loss_fn = make_loss_fn(model)
+    init_decode, decode_step = make_decode_fns(model)
+    trie = partitioner.put(
+        Trie.build(table.codes, table.codebook_sizes), batch_axis=None, is_global=True
+    )
+    replicated = partitioner.replicated
+
+    def sum_losses(params: Params, batch: Batch) -> dict[str, jax.Array]:
+        loss_sum, sums = loss_fn(params, batch, None)
+        return {**sums, "loss": loss_sum}
+
+    def search(params: Params, inputs: jax.Array, trie: Trie) -> tuple:
+        found = beam_search(
+            params,
+            inputs,
+            trie,
+            init_decode=init_decode,
+            decode_step=decode_step,
+            num_beams=config.num_beams,
+            normalize="level" if model.config.output == "level" else "given",
+        )
+        return found.item_numbers, found.scores
+
+    sum_losses = jax.jit(sum_losses, out_shardings=replicated)
+    search = jax.jit(search, out_shardings=replicated)
+
+    def evaluate_fn(params: Params) -> dict[str, float]:
+        sums = [sum_losses(params, batch) for batch in batches]
+        total = jax.tree.map(lambda *xs: float(np.sum(xs)), *jax.device_get(sums))
+        metrics = {"loss": total["loss"] / total["weight"]}
+        if config.with_search:
+            found = [search(params, b["encoder_input_tokens"], trie) for b in batches]
+            items, scores = (
+                np.concatenate(parts)[:count]
+                for parts in zip(*jax.device_get(found), strict=True)
+            )
+            ranks = ranks_in_lists(items, scores, sample.targets)
+            names = (f"recall@{_CUTOFF}", f"ndcg@{_CUTOFF}")
+            metrics.update(compute_metrics(ranks, names))
+        return metrics
+
+    return evaluate_fn
