@@ -1,0 +1,1 @@
+"""Seqio tasks: TIGER's training examples by name, made from a work directory."""

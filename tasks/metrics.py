@@ -1,0 +1,67 @@
+"""Metric functions of the tasks: how high the target stands among the beams."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from tiger_jax.input_pipeline.vocabulary import TigerVocabulary
+
+CUTOFFS = (1, 5, 10, 20)
+MetricFn = Callable[..., dict[str, float]]
+
+
+def make_beam_metric_fn(
+    vocabulary: TigerVocabulary, cutoffs: Sequence[int] = CUTOFFS
+) -> MetricFn:
+    """Makes a seqio metric function of a model's beams.
+
+    The model hands its beams over as the auxiliary value ``beams[n, M, T]``: tokens
+    of M Semantic IDs, best first; a beam that reached no item is all padding. Seqio
+    recognises the kind of metric by the names of the three arguments.
+
+    Returns:
+        metric_fn(targets, predictions, aux_values) -> ``recall@k`` for every cutoff
+        and ``ndcg@k`` for those above 1, averaged over examples. A cutoff beyond
+        the number of beams is left out: nobody was ranked that low.
+    """
+
+    def beam_metrics(
+        targets: Sequence[str],
+        predictions: Sequence[str],
+        aux_values: Mapping[str, Any],
+    ) -> dict[str, float]:
+        del predictions  # the first beam's text; it is among the beams
+        wanted = np.array([vocabulary.encode(target) for target in targets])  # [n, T]
+        return ranking_metrics(np.asarray(aux_values["beams"]), wanted, cutoffs)
+
+    return beam_metrics
+
+
+def ranking_metrics(
+    beams: Int[np.ndarray, "n M T"],
+    targets: Int[np.ndarray, "n T"],
+    cutoffs: Sequence[int] = CUTOFFS,
+) -> dict[str, float]:
+    """Recall and NDCG of one target an example.
+
+    With the target at rank r (0 is best), recall@k is [r < k], and ndcg@k is
+    [r < k] / log2(r + 2).
+
+    Example:
+        >>> beams = np.array([[[1, 3], [2, 4]], [[2, 3], [1, 4]]])
+        >>> ranking_metrics(beams, np.array([[2, 4], [2, 4]]), (1, 2))
+        {'recall@1': 0.0, 'recall@2': 0.5, 'ndcg@2': 0.3154648767857287}
+    """
+    is_hit = (beams == targets[:, None, :]).all(-1)  # [n, M]
+    num_beams = beams.shape[1]
+    rank = np.where(is_hit.any(-1), is_hit.argmax(-1), num_beams)  # [n]
+    metrics = {}
+    for k in sorted(k for k in cutoffs if k <= num_beams):
+        is_within = rank < k
+        metrics[f"recall@{k}"] = float(is_within.mean())
+        if k > 1:
+            gains = np.where(is_within, 1 / np.log2(rank + 2), 0.0)
+            metrics[f"ndcg@{k}"] = float(gains.mean())
+    return metrics

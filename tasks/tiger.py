@@ -1,0 +1,194 @@
+"""The tasks `tiger_<data set>`, and functions that register more.
+
+A task is made from a work directory: histories from `data/`, Semantic IDs from
+`semantic_ids/`. Where that is, a task learns from the argument `workdir` (of
+`register_tiger_task`, in Python or in gin), or else from the environment variable
+``TIGER_WORKDIR``. Nothing is read before a task is first used, so that tasks can be
+registered before the stages have made anything.
+"""
+
+import functools
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gin
+
+from tasks.metrics import make_beam_metric_fn
+from tiger_jax import artifacts
+from tiger_jax.data.prepared import PreparedData
+from tiger_jax.errors import InputError
+from tiger_jax.input_pipeline.preprocessors import make_preprocessors
+from tiger_jax.input_pipeline.quiet_tensorflow import seqio, tf
+from tiger_jax.input_pipeline.sources import PairSource, Shop, ShopArrays
+from tiger_jax.input_pipeline.vocabulary import TigerVocabulary
+from tiger_jax.progress import say
+from tiger_jax.semantic_ids.table import SemanticIdTable
+from tiger_jax.semantic_ids.token_ids import TokenLayout
+
+WORKDIR_VARIABLE = "TIGER_WORKDIR"
+# Registered on import, over the work directory that TIGER_WORKDIR names.
+DATA_SETS = ("demo", "beauty", "sports", "toys", "movielens", "own_data")
+
+
+class WorkdirShop(Shop):
+    """A shop read from a work directory when it is first used.
+
+    Once the stages have made something else there, that is read instead.
+    """
+
+    def __init__(self, workdir: str | None, num_user_tokens: int) -> None:
+        """Takes the work directory; None leaves it to TIGER_WORKDIR."""
+        self._workdir = workdir
+        self._num_user_tokens = num_user_tokens
+
+    @property
+    def workdir(self) -> Path:
+        """The work directory in force.
+
+        Raises:
+            InputError: None was given, and TIGER_WORKDIR is not set.
+        """
+        workdir = self._workdir or os.environ.get(WORKDIR_VARIABLE)
+        if not workdir:
+            raise InputError(
+                f"the task has no work directory: set {WORKDIR_VARIABLE}, or "
+                "tasks.tiger.register_tiger_task.workdir in gin"
+            )
+        return Path(workdir)
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in ShopArrays.__dataclass_fields__:
+            raise AttributeError(f"a shop has no {name!r}")
+        hashes = tuple(
+            artifacts.load_manifest(
+                self.workdir / folder, needed_by="the task", verify=False
+            ).content_hash
+            for folder in ("data", "semantic_ids")
+        )
+        return getattr(_load(self.workdir, self._num_user_tokens, hashes), name)
+
+
+@functools.lru_cache(maxsize=4)
+def _load(
+    workdir: Path, num_user_tokens: int, content_hashes: tuple[str, ...]
+) -> ShopArrays:
+    """Reads a work directory; the hashes only tell its states apart."""
+    del content_hashes
+    data = PreparedData.load(workdir / "data")
+    table = SemanticIdTable.load(workdir / "semantic_ids")
+    if table.item_ids != data.item_ids:
+        raise InputError(
+            f"{workdir / 'semantic_ids'} and {workdir / 'data'} are about different "
+            "items: run --stage=assign_semantic_ids again"
+        )
+    layout = TokenLayout(table.codebook_sizes, num_user_tokens)
+    return ShopArrays(
+        data.train, data.validation, data.test, data.user_hashes, table, layout
+    )
+
+
+@gin.register
+def register_tiger_task(
+    name: str,
+    workdir: str | None = None,
+    num_user_tokens: int = 2000,
+    num_items: int = 20,
+) -> str:
+    """Registers a work directory as a seqio task; again replaces it.
+
+    Args:
+        name: Name of the task; by custom tiger_<data set>.
+        workdir: The work directory; by default what TIGER_WORKDIR names when the
+            task is used.
+        num_user_tokens: Tokens that users are hashed to; 0 for none.
+        num_items: Most recent items that the model sees.
+
+    Returns:
+        The name, so that gin can register and name a task in one line.
+    """
+    shop = WorkdirShop(workdir, num_user_tokens)
+    vocabulary = TigerVocabulary(shop)
+    feature = seqio.Feature(vocabulary, add_eos=False, dtype=tf.int32)
+    if name in seqio.TaskRegistry.names():
+        seqio.TaskRegistry.remove(name)
+    seqio.TaskRegistry.add(
+        name,
+        source=PairSource(shop),
+        preprocessors=make_preprocessors(shop, num_items=num_items),
+        output_features={"inputs": feature, "targets": feature},
+        metric_fns=[make_beam_metric_fn(vocabulary)],
+        shuffle_buffer_size=None,  # the source shuffles, better than a buffer
+    )
+    return name
+
+
+@gin.register
+def register_tiger_mixture(name: str, rates: Mapping[str, float] | None = None) -> str:
+    """Registers a mixture of tasks over one codebook; again replaces it.
+
+    Args:
+        name: Name of the mixture.
+        rates: Task name to its share of the examples; a rate of 0 or less is that
+            task's number of training examples.
+
+    Returns:
+        The name.
+
+    Raises:
+        InputError: The tasks' tokens mean different things: other codebook sizes or
+            numbers of user tokens, or Semantic IDs from different quantizers.
+    """
+    if not rates:
+        raise InputError(f"mixture {name}: rates names no tasks")
+    _check_same_codebook(name, [seqio.TaskRegistry.get(task) for task in rates])
+    if name in seqio.MixtureRegistry.names():
+        seqio.MixtureRegistry.remove(name)
+    seqio.MixtureRegistry.add(
+        name,
+        [(t, rate if rate > 0 else count_training_pairs) for t, rate in rates.items()],
+    )
+    return name
+
+
+def count_training_pairs(task: seqio.Task) -> float:
+    """A mixing rate: every example of every task is equally likely."""
+    return float(task.source.num_pairs("train"))
+
+
+def _check_same_codebook(mixture: str, tasks: list[seqio.Task]) -> None:
+    first = tasks[0]
+    for task in tasks[1:]:
+        mine, other = (
+            t.output_features["targets"].vocabulary.layout for t in (first, task)
+        )
+        if mine != other:
+            raise InputError(
+                f"mixture {mixture}: {first.name} has {mine} and {task.name} has "
+                f"{other}: assign their Semantic IDs with one quantizer"
+            )
+        made, other_made = (_quantizer_hash(t.source.shop) for t in (first, task))
+        if made != other_made:
+            raise InputError(
+                f"mixture {mixture}: {first.name} has the codebooks {made[:12]} and "
+                f"{task.name} {other_made[:12]}: assign their Semantic IDs with one "
+                "quantizer"
+            )
+        if made == "unknown":
+            say(
+                f"mixture {mixture}: taking it that {first.name} and {task.name} were "
+                "quantized alike; no RQ-VAE is recorded with their Semantic IDs"
+            )
+
+
+def _quantizer_hash(shop: Shop) -> str:
+    """The content hash of the RQ-VAE that a work directory's IDs come from."""
+    if not isinstance(shop, WorkdirShop):
+        return "unknown"
+    manifest = artifacts.load_manifest(shop.workdir / "semantic_ids", verify=False)
+    return manifest.inputs.get("rqvae", "unknown")
+
+
+for _data_set in DATA_SETS:
+    register_tiger_task(f"tiger_{_data_set}")
