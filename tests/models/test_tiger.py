@@ -263,7 +263,6 @@ def test_what_the_encoder_is_told_of_items_trains_and_ignores_padding():
 
 def test_options_are_off_by_default():
     assert not TigerConfig().has_item_structure
-    assert not TigerConfig().starts_from_codewords
 
 
 @pytest.mark.parametrize("name", CONFIGS)

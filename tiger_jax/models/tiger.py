@@ -48,8 +48,6 @@ class TigerConfig(TransformerConfig):
         0 tells it nothing.
       has_item_context: Tells each token what its whole item is
         (`item_structure.ItemContext`).
-      starts_from_codewords: Training starts from token embeddings made of the
-        quantizer's codewords (`codeword_embeddings`).
     """
 
     output: str = "level"
@@ -59,7 +57,6 @@ class TigerConfig(TransformerConfig):
     has_level_embeddings: bool = False
     num_recencies: int = 0
     has_item_context: bool = False
-    starts_from_codewords: bool = False
 
     def __post_init__(self) -> None:
         """Refuses unknown kinds of output."""

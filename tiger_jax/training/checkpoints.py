@@ -194,27 +194,28 @@ def restore_params(checkpoint: Path, like: PyTree) -> PyTree:
     path = epath.Path(checkpoint).absolute() / "state"
     if not path.exists():
         raise InputError(f"{checkpoint} is not a checkpoint: it has no folder state/")
+    # The handler itself: a Checkpointer would warn that the item, which is a part of
+    # a checkpoint here, has no metadata of its own.
     handler = ocp.PyTreeCheckpointHandler()
-    with ocp.Checkpointer(handler) as checkpointer:
-        stored = checkpointer.metadata(path).item_metadata.tree
-        abstract = {
-            "target": jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct(
-                    x.shape, x.dtype, sharding=getattr(x, "sharding", None)
-                ),
-                like,
-            )
-        }
-        only_params = {"target": stored.get("target", {})}
-        _check_fit(epath.Path(checkpoint), only_params, abstract)
-        restored = checkpointer.restore(
-            path,
-            args=ocp.args.PyTreeRestore(
-                abstract,
-                restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
-                partial_restore=True,
+    stored = handler.metadata(path).tree
+    abstract = {
+        "target": jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(
+                x.shape, x.dtype, sharding=getattr(x, "sharding", None)
             ),
+            like,
         )
+    }
+    only_params = {"target": stored.get("target", {})}
+    _check_fit(epath.Path(checkpoint), only_params, abstract)
+    restored = handler.restore(
+        path,
+        args=ocp.args.PyTreeRestore(
+            abstract,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
+            partial_restore=True,
+        ),
+    )
     return restored["target"]
 
 
