@@ -42,7 +42,7 @@ def build_table(workdir: Path) -> str:
     lines += [
         "",
         f"{data['name']}: {data['users']:,} users, {data['items']:,} items; measured "
-        f"on {metrics['settings']['users']:,} test users drawn by seed; seed "
+        f"on {_whom(metrics['settings']['users'], data['users'])}; seed "
         f"{metrics['settings']['seed']} alone. Recall@10 of this run "
         f"{metrics['test']['recall@10']:.4f}, 95 % bootstrap interval over users "
         f"{low:.4f}–{high:.4f}. Masked: items that the user already has are left out. "
@@ -51,10 +51,15 @@ def build_table(workdir: Path) -> str:
         f"{summary['seconds'] / 60:.0f} minutes of training on {made['devices']}, "
         f"commit `{made['commit']}`.",
         "",
-        f"Made by `{_command(made)}` and the stages before and after it, then "
-        "`python -m benchmarks.results_table`.",
+        f"Made by `{_command(made)}`, then `python -m benchmarks.results_table`.",
     ]
     return "\n".join(lines)
+
+
+def _whom(measured: int, users: int) -> str:
+    if measured >= users:
+        return "all of them"
+    return f"{measured:,} test users drawn by seed"
 
 
 def _command(made: dict[str, Any]) -> str:
