@@ -16,6 +16,7 @@ from tiger_jax.models.tiger import (
     make_loss_fn,
 )
 from tiger_jax.semantic_ids.token_ids import TokenLayout
+from tiger_jax.training.partitioning import Partitioner
 
 LAYOUT = TokenLayout((12, 8, 12, 5), num_user_tokens=20)
 CONFIG = TigerConfig(
@@ -29,6 +30,7 @@ CONFIG = TigerConfig(
 CONFIGS = {
     "level": CONFIG,
     "vocabulary": dataclasses.replace(CONFIG, output="vocabulary", is_tied=False),
+    "items": dataclasses.replace(CONFIG, encoder_positions="items"),
 }
 
 
@@ -131,7 +133,7 @@ def test_loss_is_the_mean_of_cross_entropies_written_out(name):
         for level in range(4):
             classes = logits[row, level]
             target = int(BATCH["decoder_target_tokens"][row, level])
-            if name == "level":
+            if name != "vocabulary":
                 classes = classes[: LAYOUT.codebook_sizes[level]]
                 target -= LAYOUT.level_offsets[level]
             log_z = np.log(np.exp(classes).sum())
@@ -302,8 +304,33 @@ def test_decoding_step_by_step_equals_teacher_forcing_whatever_the_reorder(name)
         paths = np.concatenate([chosen, codewords[:, :, None]], axis=2)
 
 
+def test_an_encoder_of_items_has_one_position_an_item_and_one_for_the_user():
+    model = Tiger(CONFIGS["items"], LAYOUT)
+    encoded, is_position = model.apply(
+        {"params": PARAMS["items"]},
+        BATCH["encoder_input_tokens"],
+        is_training=False,
+        method="encode",
+    )
+    assert encoded.shape == (4, 11, 32)
+    np.testing.assert_array_equal(is_position.sum(1), [11, 7, 4, 2])
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_axis_of_every_option_has_a_sharding_rule(name):
+    config = dataclasses.replace(
+        CONFIGS[name], has_level_embeddings=True, has_item_context=True
+    )
+    boxed = jax.eval_shape(
+        lambda: init_params(Tiger(config, LAYOUT), jax.random.key(0))
+    )
+    Partitioner().shardings_of(boxed)
+
+
 @pytest.mark.parametrize(
-    "bad", [{"dtype": "float16"}, {"output": "levels"}], ids=["dtype", "output"]
+    "bad",
+    [{"dtype": "float16"}, {"output": "levels"}, {"encoder_positions": "item"}],
+    ids=lambda bad: next(iter(bad)),
 )
 def test_a_misspelt_option_is_refused(bad):
     with pytest.raises(ValueError, match="not "):

@@ -8,6 +8,10 @@ from small_workdir import make_workdir, small_table
 
 from tiger_jax import artifacts
 from tiger_jax.data.prepared import PreparedData
+from tiger_jax.embedding.collaborative import (
+    CollaborativeConfig,
+    embed_cooccurrence,
+)
 from tiger_jax.errors import InputError
 from tiger_jax.models.rqvae import RqVaeConfig
 from tiger_jax.models.rqvae_quantizer import load_quantizer
@@ -17,7 +21,7 @@ from tiger_jax.semantic_ids.quantizers import FlatVq, ResidualKMeans
 from tiger_jax.semantic_ids.table import SemanticIdTable
 from tiger_jax.stages.assign_semantic_ids import assign_semantic_ids
 from tiger_jax.stages.context import RunContext
-from tiger_jax.stages.train_rqvae import train_rqvae
+from tiger_jax.stages.train_rqvae import load_quantized_vectors, train_rqvae
 
 TRAINING = RqVaeTraining(
     model=RqVaeConfig((8, 4), hidden_sizes=(16,), latent_size=4),
@@ -58,6 +62,39 @@ def workdir(tmp_path):
 
 def content_hash(folder):
     return artifacts.load_manifest(folder).content_hash
+
+
+def test_a_collaborative_signal_is_quantized_with_the_text(workdir):
+    context = RunContext(workdir)
+    train_rqvae(context, quantizer=KMEANS, collaborative=CollaborativeConfig(dims=3))
+    assign_semantic_ids(context, collision_level_size=32)
+
+    folder = workdir / "rqvae"
+    vectors = np.load(folder / "collaborative.npy")
+    data = PreparedData.load(workdir / "data")
+    expected = embed_cooccurrence(data.train, NUM_ITEMS, CollaborativeConfig(dims=3))
+    np.testing.assert_array_equal(vectors, expected)
+    joined = load_quantized_vectors(make_embeddings(), folder)
+    assert joined.shape == (NUM_ITEMS, 6 + 3)
+    table = SemanticIdTable.load(workdir / "semantic_ids")
+    np.testing.assert_array_equal(
+        table.codes[:, :2], load_quantizer(folder).encode(joined)
+    )
+    assert artifacts.load_manifest(folder).config["collaborative"]["dims"] == 3
+
+    before = content_hash(folder)
+    train_rqvae(context, quantizer=KMEANS)
+    assert content_hash(folder) != before
+    assert not (folder / "collaborative.npy").exists()
+
+
+def test_one_scale_for_all_dimensions_keeps_their_proportions():
+    config = dataclasses.replace(TRAINING, standardize_each=False)
+    embeddings = make_embeddings() * np.array([1, 1, 1, 9, 9, 9], np.float32)
+    trainer = RqVaeTrainer(config, embeddings, seed=0)
+    assert len(np.unique(trainer.scale)) == 1
+    scaled = embeddings / trainer.scale
+    assert np.mean(scaled.var(0)) == pytest.approx(1.0, rel=1e-4)
 
 
 def test_an_rqvae_is_trained_measured_and_used(workdir, capsys):

@@ -63,6 +63,36 @@ class ItemStructure(nn.Module):
         return self.param(name, init, (count, d_model))
 
 
+class ItemTokens(nn.Module):
+    """Makes one encoder position of an item's T tokens.
+
+        item = [x_1; ...; x_T] W
+
+    The encoder, whose cost is that of its positions, becomes T times cheaper, and
+    the decoder attends to whole items. Nothing is lost that a matrix can keep: W is
+    [T D, D], another block of it for each level.
+    """
+
+    semantic_id_length: int
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: Float[Array, "B IT D"],
+        is_token: Bool[Array, "B IT"],
+    ) -> tuple[Float[Array, "B I D"], Bool[Array, "B I"]]:
+        """Joins the tokens of items; there is no user token here.
+
+        Returns:
+          The items, and which of them are no padding.
+        """
+        length, d_model = self.semantic_id_length, tokens.shape[-1]
+        joined = tokens.reshape(len(tokens), -1, length * d_model)  # [B, I, TD]
+        shape, axes = (length * d_model, d_model), ("embed_in", "embed")
+        kernel = linear_param(self, "kernel", shape, axes)
+        return linear(joined, kernel.astype(joined.dtype)), is_token[:, ::length]
+
+
 class ItemContext(nn.Module):
     """Summarises an item by attention and tells each of its tokens.
 

@@ -50,7 +50,10 @@ class RqVaeTraining:
         learning_rate: At the start.
         schedule: "constant", or "cosine" down to 0.
         weight_decay: AdamW's.
-        standardize: Give each embedding dimension mean 0 and variance 1.
+        standardize: Give the embeddings mean 0 and variance 1.
+        standardize_each: Give it to each dimension by itself, as befits one text
+            encoder's. Otherwise one scale serves all, and dimensions that vary more
+            weigh more, as befits vectors joined with a chosen weight.
         reset_every: Steps after which a codeword that was not used since moves to
             the residual of some item at its level.
         reset_share: The share of training in which that is done.
@@ -68,6 +71,7 @@ class RqVaeTraining:
     schedule: str = "cosine"
     weight_decay: float = 0.01
     standardize: bool = True
+    standardize_each: bool = True
     reset_every: int = 100
     reset_share: float = 0.5
     refresh_at: tuple[float, ...] = (0.1, 0.25, 0.5)
@@ -125,7 +129,7 @@ class RqVaeTrainer:
             rng = np.random.default_rng(seed)
             rows = rng.choice(len(embeddings), config.max_items, replace=False)
             embeddings = embeddings[np.sort(rows)]
-        self.mean, self.scale = _mean_and_scale(embeddings, config.standardize)
+        self.mean, self.scale = _mean_and_scale(embeddings, config)
         self._model = RqVae(config.model, embeddings.shape[1])
         parts = [(chunk - self.mean) / self.scale for chunk in chunks(embeddings)]
         self._embeddings = jax.device_put(np.concatenate(parts))
@@ -205,13 +209,15 @@ class RqVaeTrainer:
 
 
 def _mean_and_scale(
-    embeddings: Float[np.ndarray, "N E"], standardize: bool
+    embeddings: Float[np.ndarray, "N E"], config: RqVaeTraining
 ) -> tuple[Float32[np.ndarray, " E"], Float32[np.ndarray, " E"]]:
     width = embeddings.shape[1]
-    if not standardize:
+    if not config.standardize:
         return np.zeros(width, np.float32), np.ones(width, np.float32)
     mean = np.mean(embeddings, axis=0, dtype=np.float64)
     scale = np.std(embeddings, axis=0, dtype=np.float64)
+    if not config.standardize_each:
+        scale = np.full(width, np.sqrt(np.mean(scale**2)))
     # A dimension that hardly varies says nothing; blown up, it would be noise.
     scale[scale < 1e-3 * scale.max(initial=0)] = 1
     scale[scale == 0] = 1

@@ -19,7 +19,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from tiger_jax.models.attention import BeamPosition, Memory
-from tiger_jax.models.item_structure import ItemStructure
+from tiger_jax.models.item_structure import ItemStructure, ItemTokens
 from tiger_jax.models.layers import linear_param
 from tiger_jax.models.transformer import Decoder, Encoder, TransformerConfig
 from tiger_jax.semantic_ids.token_ids import PADDING, TokenLayout
@@ -48,6 +48,9 @@ class TigerConfig(TransformerConfig):
         0 tells it nothing.
       has_item_context: Tells each token what its whole item is
         (`item_structure.ItemContext`).
+      encoder_positions: What the encoder has a position for: "tokens", as in the
+        paper, or "items", whose tokens are joined first
+        (`item_structure.ItemTokens`): T times fewer positions.
     """
 
     output: str = "level"
@@ -57,12 +60,17 @@ class TigerConfig(TransformerConfig):
     has_level_embeddings: bool = False
     num_recencies: int = 0
     has_item_context: bool = False
+    encoder_positions: str = "tokens"
 
     def __post_init__(self) -> None:
         """Refuses unknown kinds of output."""
         super().__post_init__()
         if self.output not in ("level", "vocabulary"):
             raise ValueError(f"output is level or vocabulary, not {self.output!r}")
+        if self.encoder_positions not in ("tokens", "items"):
+            raise ValueError(
+                f"encoder_positions is tokens or items, not {self.encoder_positions!r}"
+            )
 
     @property
     def has_item_structure(self) -> bool:
@@ -75,7 +83,7 @@ class TigerConfig(TransformerConfig):
 class DecodeCache(NamedTuple):
     """What decoding keeps between levels: per request, and per beam."""
 
-    is_token: Bool[Array, "B S"]
+    is_position: Bool[Array, "B P"]
     memories: tuple[Memory, ...]
     pasts: tuple[tuple[BeamPosition, ...], ...]
 
@@ -104,6 +112,8 @@ class Tiger(nn.Module):
                 self.config.has_item_context,
                 self.layout.semantic_id_length,
             )
+        if self.config.encoder_positions == "items":
+            self.item_tokens = ItemTokens(self.layout.semantic_id_length)
         self.encoder = Encoder(self.config)
         self.decoder = Decoder(self.config)
 
@@ -125,11 +135,13 @@ class Tiger(nn.Module):
           Logits of each level's codewords, -inf beyond a level's codebook if
           another one is larger; of all V tokens with output="vocabulary".
         """
-        encoded = self.encode(encoder_input_tokens, is_training=is_training)
+        encoded, is_position = self.encode(
+            encoder_input_tokens, is_training=is_training
+        )
         states = self.decoder(
             self._embed(decoder_input_tokens),
             encoded,
-            encoder_input_tokens != PADDING,
+            is_position,
             is_training=is_training,
         )
         if self.config.output == "vocabulary":
@@ -144,21 +156,25 @@ class Tiger(nn.Module):
 
     def encode(
         self, tokens: Int[Array, "B S"], *, is_training: bool
-    ) -> Float[Array, "B S D"]:
-        """Encodes histories."""
-        x, is_token = self._embed(tokens), tokens != PADDING
+    ) -> tuple[Float[Array, "B P D"], Bool[Array, "B P"]]:
+        """Encodes histories; says which of the P positions are no padding."""
+        x, is_position = self._embed(tokens), tokens != PADDING
+        first = min(self.layout.num_user_tokens, 1)  # the user token
+        items, is_item = x[:, first:], is_position[:, first:]
         if self.config.has_item_structure:
-            first = min(self.layout.num_user_tokens, 1)  # the user token
-            items = self.item_structure(x[:, first:], is_token[:, first:])
-            x = jnp.concatenate([x[:, :first], items], axis=1)
-        return self.encoder(x, is_token, is_training=is_training)
+            items = self.item_structure(items, is_item)
+        if self.config.encoder_positions == "items":
+            items, is_item = self.item_tokens(items, is_item)
+        x = jnp.concatenate([x[:, :first], items], axis=1)
+        is_position = jnp.concatenate([is_position[:, :first], is_item], axis=1)
+        return self.encoder(x, is_position, is_training=is_training), is_position
 
     def init_decode(self, encoder_input_tokens: Int[Array, "B S"]) -> DecodeCache:
         """Encodes histories and keeps what every beam of a request shares."""
-        encoded = self.encode(encoder_input_tokens, is_training=False)
+        encoded, is_position = self.encode(encoder_input_tokens, is_training=False)
         memories = self.decoder.init_memory(encoded)
         pasts = tuple(() for _ in memories)
-        return DecodeCache(encoder_input_tokens != PADDING, memories, pasts)
+        return DecodeCache(is_position, memories, pasts)
 
     def decode_step(
         self,
@@ -173,7 +189,7 @@ class Tiger(nn.Module):
         else:
             tokens = codewords + self.layout.level_offsets[level - 1]
         states, pasts = self.decoder.step(
-            self._embed(tokens), cache.pasts, cache.memories, cache.is_token, parents
+            self._embed(tokens), cache.pasts, cache.memories, cache.is_position, parents
         )
         cache = cache._replace(pasts=pasts)
         if self.config.output == "level":

@@ -16,7 +16,7 @@ from tiger_jax.semantic_ids.peer_codes import copy_from_nearest, load_peer_codes
 from tiger_jax.semantic_ids.quality import describe_codes, format_quality
 from tiger_jax.semantic_ids.table import SemanticIdTable
 from tiger_jax.stages.context import RunContext
-from tiger_jax.stages.train_rqvae import load_embeddings
+from tiger_jax.stages.train_rqvae import load_embeddings, load_quantized_vectors
 
 # With more collisions than this, the collision level decides much of what a
 # recommender can tell apart, and it means nothing.
@@ -92,6 +92,7 @@ def assign_semantic_ids(
     if peer_codes is None:
         quantizer = load_quantizer(context.workdir / "rqvae")
         embeddings = load_embeddings(context.workdir / "embeddings", data.num_items)
+        embeddings = load_quantized_vectors(embeddings, context.workdir / "rqvae")
         codes, sizes = quantizer.encode(embeddings), quantizer.codebook_sizes
     else:
         codes, taken, sizes = _take_peer_codes(

@@ -12,6 +12,12 @@ import orbax.checkpoint as ocp
 
 from tiger_jax import artifacts
 from tiger_jax.data.prepared import PreparedData
+from tiger_jax.embedding.collaborative import (
+    CollaborativeConfig,
+    embed_cooccurrence,
+    join_text,
+)
+from tiger_jax.embedding.embed import save_whole
 from tiger_jax.errors import InputError
 from tiger_jax.models.rqvae_quantizer import save_quantizer
 from tiger_jax.models.rqvae_training import RqVaeState, RqVaeTrainer, RqVaeTraining
@@ -28,6 +34,7 @@ from tiger_jax.stages.context import RunContext
 from tiger_jax.training.metric_writers import MetricWriter
 
 _CHECKPOINTS = "checkpoints"
+_COLLABORATIVE = "collaborative.npy"
 
 
 @gin.configurable
@@ -36,20 +43,25 @@ def train_rqvae(
     *,
     seed: int = 0,
     quantizer: QuantizerConfig | None = None,
+    collaborative: CollaborativeConfig | None = None,
     minimum_use: float = MINIMUM_USE,
     accept_poor_codebooks: bool = False,
     seconds_between_checkpoints: float = 10.0,
 ) -> None:
     """Fits what turns embeddings into codewords: an RQ-VAE, or another quantizer.
 
-    Writes `quantizer.json` and `arrays/`, `quality.json`, and, for an RQ-VAE,
-    `metrics.jsonl`. Killed while it trains an RQ-VAE, it goes on where it stopped,
-    and ends with the very same quantizer.
+    Writes `quantizer.json` and `arrays/`, `quality.json`, for an RQ-VAE
+    `metrics.jsonl`, and, with a collaborative signal, `collaborative.npy`. Killed
+    while it trains an RQ-VAE, it goes on where it stopped, and ends with the very
+    same quantizer.
 
     Args:
       context: The work directory.
       seed: Decides initialization, batches and k-means.
       quantizer: `RqVaeTraining` with its defaults if None.
+      collaborative: Also quantizes which items follow one another in the training
+        histories: the vectors that are made of that are joined to the text's. None
+        quantizes the text alone, as in the paper.
       minimum_use: The share of each codebook that must be used by some item.
       accept_poor_codebooks: Go on with less, knowingly. Neither of these two is
         part of what was made: a run that was refused needs no second training.
@@ -60,12 +72,15 @@ def train_rqvae(
         codebook is used; then nothing is committed.
     """
     quantizer = quantizer or RqVaeTraining()
+    config: dict[str, Any] = {"quantizer": quantizer, "seed": seed}
+    if collaborative is not None:
+        config["collaborative"] = collaborative
     run = artifacts.begin(
         context.workdir,
         "rqvae",
         stage="train_rqvae",
         inputs=("data", "embeddings"),
-        config={"quantizer": quantizer, "seed": seed},
+        config=config,
         resumable=True,
         opaque=("tensorboard",),
     )
@@ -75,6 +90,16 @@ def train_rqvae(
         return
     data = PreparedData.load(context.workdir / "data")
     embeddings = load_embeddings(context.workdir / "embeddings", data.num_items)
+    if collaborative is not None:
+        say(
+            f"train_rqvae: {collaborative.dims} collaborative dimensions from "
+            f"{len(data.train.items):,} training interactions"
+        )
+        vectors = embed_cooccurrence(
+            data.train, data.num_items, collaborative, seed=seed
+        )
+        save_whole(run.folder / _COLLABORATIVE, collaborative.weight * vectors)
+        embeddings = load_quantized_vectors(embeddings, run.folder)
     if isinstance(quantizer, RqVaeTraining):
         fitted = _train(
             quantizer, embeddings, run.folder, seed, seconds_between_checkpoints
@@ -90,6 +115,7 @@ def train_rqvae(
     run.commit(
         summary={
             "quantizer": type(quantizer).__name__,
+            "collaborative_dims": collaborative.dims if collaborative else 0,
             "codebook_sizes": fitted.codebook_sizes,
             "collision_rate": quality["collision_rate"],
             "category_purity": quality["levels"][0]["category_purity"],
@@ -122,6 +148,14 @@ def load_embeddings(folder: Path, num_items: int) -> np.ndarray:
             "--stage=embed_items again"
         )
     return embeddings
+
+
+def load_quantized_vectors(embeddings: np.ndarray, folder: Path) -> np.ndarray:
+    """What the quantizer in `folder` takes: text, and what was joined to it."""
+    path = folder / _COLLABORATIVE
+    if not path.exists():
+        return embeddings
+    return join_text(embeddings, np.load(path, allow_pickle=False))
 
 
 def _train(
