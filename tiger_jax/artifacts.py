@@ -52,6 +52,7 @@ MADE_BY = {
     "recommender": "train_recommender",
     "evaluation": "evaluate",
     "report": "report",
+    "bundle": "export",
 }
 
 

@@ -66,9 +66,8 @@ def assemble_shop(
             f"unknown_items must be 'error' or 'drop', not {unknown_items!r}"
         )
     _check_columns_exist(items, interactions, names, min_rating)
-    item_table, notes = _read_items(items, names)
+    item_table, notes = read_items(items, names)
     item_ids = item_table["item_id"]
-    _refuse_duplicates(items, item_ids, names.item_id)
 
     events = {
         "user_id": columns.read_ids(interactions, names.user_id),
@@ -132,8 +131,14 @@ def _check_columns_exist(
             )
 
 
-def _read_items(source: SourceTable, names: ColumnNames) -> tuple[pa.Table, list[str]]:
+def read_items(source: SourceTable, names: ColumnNames) -> tuple[pa.Table, list[str]]:
+    """Reads items alone: the columns of `RawShop.items`, and notes.
+
+    Raises:
+      InputError: An item is given twice, or a value can't be used.
+    """
     ids = columns.read_ids(source, names.item_id)
+    _refuse_duplicates(source, ids, names.item_id)
     unknown = pa.array([""] * len(ids), pa.string())
     prices, notes = pa.nulls(len(ids), pa.float64()), list[str]()
     if names.price is not None:

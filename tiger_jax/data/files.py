@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import gin
+import pyarrow as pa
 
-from tiger_jax.data.assemble import ColumnNames, assemble_shop
+from tiger_jax.data.assemble import ColumnNames, assemble_shop, read_items
 from tiger_jax.data.csv_files import CsvFormat
 from tiger_jax.data.raw_shop import RawShop
 from tiger_jax.data.tables import SourceTable, read_table
@@ -88,6 +89,27 @@ def read_files(
         unknown_items=config.unknown_items,
         min_rating=config.min_rating,
     )
+
+
+def read_items_file(path: Path, config: FilesConfig) -> pa.Table:
+    """Reads a file of items alone, with the columns of `RawShop.items`.
+
+    Raises:
+      InputError: Something is wrong with the file: names the line or column.
+    """
+    csv_format = CsvFormat(delimiter=config.delimiter, encoding=config.encoding)
+    items = read_table(path, csv_format=csv_format)
+    names = ColumnNames(
+        item_id=config.item_id,
+        user_id=config.user_id,
+        interaction_item_id=config.item_id,
+        title=_optional(config, "title", items),
+        brand=_optional(config, "brand", items),
+        price=_optional(config, "price", items),
+        categories=_optional(config, "categories", items),
+        options="files.FilesConfig",
+    )
+    return read_items(items, names)[0]
 
 
 def _optional(config: FilesConfig, field: str, source: SourceTable) -> str | None:

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -112,22 +113,8 @@ class PreparedData:
         return self.splits.test
 
     def category_of_items(self) -> list[str]:
-        """One telling category an item, "" where none is known.
-
-        It is the name on the item's first path at the first level where no name
-        is shared by 90 % of the items that have one: the roots of a shop's paths
-        are often all the same ("Beauty"), and say nothing. A path that ends
-        earlier gives its last name.
-        """
-        paths = [p[0] if p else [] for p in self.items["categories"].to_pylist()]
-        deepest = max((len(path) for path in paths), default=0)
-        for level in range(deepest):
-            names = Counter(path[level] for path in paths if len(path) > level)
-            if max(names.values()) < _MOSTLY * sum(names.values()):
-                break
-        else:
-            level = 0
-        return [path[min(level, len(path) - 1)] if path else "" for path in paths]
+        """One telling category an item; see `choose_categories`."""
+        return choose_categories(self.items["categories"].to_pylist())
 
     def save(self, folder: Path) -> None:
         """Writes the files of `data/`."""
@@ -186,6 +173,28 @@ class PreparedData:
             statistics=statistics,
             ceiling=ceiling,
         )
+
+
+def choose_categories(categories: Sequence[Sequence[Sequence[str]]]) -> list[str]:
+    """One telling category an item, "" where none is known.
+
+    It is the name on the item's first path at the first level where no name
+    is shared by 90 % of the items that have one: the roots of a shop's paths
+    are often all the same ("Beauty"), and say nothing. A path that ends
+    earlier gives its last name.
+
+    Args:
+      categories: Each item's paths, root first.
+    """
+    paths = [p[0] if p else [] for p in categories]
+    deepest = max((len(path) for path in paths), default=0)
+    for level in range(deepest):
+        names = Counter(path[level] for path in paths if len(path) > level)
+        if max(names.values()) < _MOSTLY * sum(names.values()):
+            break
+    else:
+        level = 0
+    return [path[min(level, len(path) - 1)] if path else "" for path in paths]
 
 
 def hash_user_ids(user_ids: list[str]) -> UInt32[np.ndarray, " U"]:

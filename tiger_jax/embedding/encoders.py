@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from tiger_jax import artifacts
+from tiger_jax.embedding.tfidf import FrozenTfidf, make_vectorizer, normalize
 from tiger_jax.errors import InputError
 from tiger_jax.progress import say
 
@@ -80,24 +81,20 @@ class TfidfEncoder:
         return {}
 
     def prepare(self, texts: Sequence[str], *, seed: int) -> EncodeFn:
+        """Fits words, weights and projection to the texts; see `fit`."""
+        return self.fit(texts, seed=seed).encode
+
+    def fit(self, texts: Sequence[str], *, seed: int) -> FrozenTfidf:
         """Fits words, weights and projection to the texts.
 
         Raises:
           InputError: The texts have no words, or the settings are impossible.
         """
         from sklearn.decomposition import TruncatedSVD
-        from sklearn.feature_extraction.text import TfidfVectorizer
 
         if min(self.dims, self.max_words, self.max_ngram) < 1:
             raise InputError(f"{self}: every number must be at least 1")
-        vectorizer = TfidfVectorizer(
-            # Single characters count: they tell size S from L, and volume 2 from 3.
-            token_pattern=r"(?u)\b\w+\b",
-            ngram_range=(1, self.max_ngram),
-            max_features=self.max_words,
-            sublinear_tf=True,
-            dtype=np.float32,
-        )
+        vectorizer = make_vectorizer(self.max_ngram, max_features=self.max_words)
         try:
             weights = vectorizer.fit_transform(texts)
         except ValueError as error:
@@ -109,20 +106,20 @@ class TfidfEncoder:
         dims = min(self.dims, *weights.shape)
         say(f"TF-IDF: {weights.shape[1]:,} words of {weights.shape[0]:,} texts")
         svd = TruncatedSVD(dims, random_state=seed)
-        mean = _normalize(svd.fit_transform(weights)).mean(axis=0)
+        mean = normalize(svd.fit_transform(weights)).mean(axis=0)
         # The SVD's dimensions fall off in variance, and whoever standardises each of
         # them (an RQ-VAE does) would blow up the least telling ones. After a random
         # rotation all are alike, as in a neural encoder's vectors; distances stay.
         gaussian = np.random.default_rng(seed).normal(size=(dims, dims))
         rotation = np.linalg.qr(gaussian)[0].astype(np.float32)
-
-        def encode(batch: Sequence[str]) -> Float32[np.ndarray, "B E"]:
-            vectors = _normalize(svd.transform(vectorizer.transform(batch)))
-            is_empty = ~vectors.any(axis=1)
-            vectors[is_empty] = _normalize(mean[None, :])
-            return (vectors @ rotation).astype(np.float32)
-
-        return encode
+        return FrozenTfidf(
+            words=tuple(vectorizer.get_feature_names_out().tolist()),
+            max_ngram=self.max_ngram,
+            idf=vectorizer.idf_.astype(np.float32),
+            components=svd.components_.astype(np.float32),
+            mean=mean.astype(np.float32),
+            rotation=rotation,
+        )
 
 
 @gin.register
@@ -198,8 +195,3 @@ class SentenceTransformerEncoder:
             return np.asarray(vectors, np.float32)
 
         return encode
-
-
-def _normalize(vectors: np.ndarray) -> np.ndarray:
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.where(norms > 0, norms, 1)

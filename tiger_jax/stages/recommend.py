@@ -6,28 +6,30 @@ from pathlib import Path
 from typing import Any
 
 import gin
-import numpy as np
+import jax
+import jax.numpy as jnp
 
 from tiger_jax import artifacts
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.errors import InputError
-from tiger_jax.evaluation.popularity import build_popularity
-from tiger_jax.evaluation.recommend_fn import RecommendFn
-from tiger_jax.histories import Histories
 from tiger_jax.progress import say
 from tiger_jax.reporting.sample_users import describe_items
 from tiger_jax.reporting.tables import display_width, shorten
+from tiger_jax.serving import requests as serving
+from tiger_jax.serving.programs import JittedPrograms
+from tiger_jax.serving.recommender import Engine, Recommender
 from tiger_jax.stages.context import RunContext
+from tiger_jax.stages.export import make_shapes, read_parts
 from tiger_jax.stages.recommend_requests import (
     Request,
     draw_test_users,
     read_requests,
     search_titles,
 )
-from tiger_jax.stages.recommendation import SearchConfig, load_recommendation
+from tiger_jax.stages.recommendation import SearchConfig
 
 OUTPUTS = ("table", "jsonl")
-MOST_USERS_AT_ONCE = 64
+BATCH_SIZES, MAX_EXCLUDED = (1, 31), 64
 HISTORY_SHOWN = 5
 TITLE_WIDTH = 70
 
@@ -84,15 +86,25 @@ def recommend(
         requests = [search_titles(title, data)]
     else:
         requests = draw_test_users(data, num_users, seed)
-    ours = load_recommendation(workdir, data, search or SearchConfig())
-    listed = answer(
-        requests,
-        ours,
-        build_popularity(data.histories, data.num_items),
-        history_length=ours.max_items,
-        k=k,
-        exclude_seen=exclude_seen,
+    search = search or SearchConfig()
+    recommender = _load(workdir, search)
+    answers = recommender.answer(
+        [
+            serving.Request(
+                [data.item_ids[i] for i in request.item_numbers],
+                k,
+                user=request.user if request.user_number >= 0 else None,
+                exclude_history=exclude_seen,
+                exact=search.method == "exact",
+            )
+            for request in requests
+        ]
     )
+    number_of = recommender.catalogue.number_of
+    listed = [
+        [(number_of[item.item_id], item.score) for item in answer.items]
+        for answer in answers
+    ]
     items = describe_items(data)
     for request, entries in zip(requests, listed, strict=True):
         if output == "jsonl":
@@ -101,43 +113,19 @@ def recommend(
             say(_as_table(request, entries, items) + "\n")
 
 
-def answer(
-    requests: Sequence[Request],
-    ours: RecommendFn,
-    fallback: RecommendFn,
-    *,
-    history_length: int,
-    k: int,
-    exclude_seen: bool,
-) -> list[list[tuple[int, float]]]:
-    """Recommends k (item number, score) pairs for each request, best first.
-
-    Requests without a single known item go to `fallback`; the others are asked in
-    batches of one size, so that the recommender compiles once or twice.
-    """
-    answers: list[list[tuple[int, float]]] = [[] for _ in requests]
-    for recommend_them, has_items in ((ours, True), (fallback, False)):
-        rows = [i for i, r in enumerate(requests) if bool(r.item_numbers) == has_items]
-        size = min(MOST_USERS_AT_ONCE, len(rows))
-        for start in range(0, len(rows), MOST_USERS_AT_ONCE):
-            chunk = rows[start : start + MOST_USERS_AT_ONCE]
-            filled = [requests[i] for i in chunk]
-            filled += [filled[0]] * (size - len(filled))
-            past = Histories.from_lists([list(r.item_numbers) for r in filled])
-            width = int(past.lengths.max(initial=0))
-            width = 1 << (width - 1).bit_length() if exclude_seen and width else 0
-            item_numbers, scores = recommend_them(
-                np.array([r.user_number for r in filled], np.int32),
-                past.last(history_length),
-                past.last(width),
-                k,
-            )
-            for row, i in enumerate(chunk):
-                pairs = zip(
-                    item_numbers[row].tolist(), scores[row].tolist(), strict=True
-                )
-                answers[i] = [(item, score) for item, score in pairs if item >= 0]
-    return answers
+def _load(workdir: Path, search: SearchConfig) -> Recommender:
+    """The recommender that a bundle would hold, compiled for what is asked."""
+    parts = read_parts(workdir)
+    shapes = make_shapes(parts, search, BATCH_SIZES, MAX_EXCLUDED)
+    engine = Engine(
+        model=parts.model,
+        params=jax.tree.map(jnp.asarray, parts.params),
+        max_items=parts.max_items,
+        user_hashes=parts.user_hashes,
+        programs=JittedPrograms(parts.model, shapes),
+        shapes=shapes,
+    )
+    return Recommender(engine, parts.catalogue())
 
 
 def _as_json(

@@ -1,0 +1,88 @@
+"""A fitted TF-IDF embedding as plain arrays: the same words, weights and projection."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32
+
+from tiger_jax import artifacts
+
+# Single characters count: they tell size S from L, and volume 2 from 3.
+TOKEN_PATTERN = r"(?u)\b\w+\b"
+
+_FACTS, _ARRAYS = "tfidf.json", ("idf", "components", "mean", "rotation")
+
+
+@dataclass(frozen=True, eq=False)
+class FrozenTfidf:
+    """Embeds texts of today and of later alike.
+
+    Attributes:
+      words: The vocabulary; a text's other words don't count.
+      max_ngram: Longest run of words that counts as one.
+      idf: Inverse document frequency of each word.
+      components: The truncated SVD's directions.
+      mean: Mean direction of the texts that were fitted: what a text without words
+        is taken for.
+      rotation: Makes all dimensions alike in variance.
+    """
+
+    words: tuple[str, ...]
+    max_ngram: int
+    idf: Float32[np.ndarray, " W"]
+    components: Float32[np.ndarray, "E W"]
+    mean: Float32[np.ndarray, " E"]
+    rotation: Float32[np.ndarray, "E E"]
+
+    def encode(self, texts: Sequence[str]) -> Float32[np.ndarray, "B E"]:
+        """Embeds texts; rows have length 1."""
+        weights = self._vectorizer.transform(texts)
+        vectors = normalize(np.asarray(weights @ self.components.T, np.float32))
+        vectors[~vectors.any(axis=1)] = normalize(self.mean[None, :])
+        return (vectors @ self.rotation).astype(np.float32)
+
+    @cached_property
+    def _vectorizer(self) -> Any:
+        vectorizer = make_vectorizer(self.max_ngram, vocabulary=list(self.words))
+        vectorizer.idf_ = self.idf
+        return vectorizer
+
+    def save(self, folder: Path) -> None:
+        """Writes the arrays and ``tfidf.json``."""
+        artifacts.save_arrays(folder, {name: getattr(self, name) for name in _ARRAYS})
+        facts = {"words": self.words, "max_ngram": self.max_ngram}
+        artifacts.write_json(folder / _FACTS, facts)
+
+    @classmethod
+    def load(cls, folder: Path) -> "FrozenTfidf":
+        """Reads what `save` wrote.
+
+        Raises:
+          OSError, ValueError, KeyError: There is no whole encoder in the folder.
+        """
+        facts = artifacts.read_json(folder / _FACTS)
+        arrays = artifacts.load_arrays(folder, _ARRAYS)
+        return cls(tuple(facts["words"]), int(facts["max_ngram"]), **arrays)
+
+
+def make_vectorizer(max_ngram: int, **settings: Any) -> Any:
+    """scikit-learn's TF-IDF, with the settings that never change."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    return TfidfVectorizer(
+        token_pattern=TOKEN_PATTERN,
+        ngram_range=(1, max_ngram),
+        sublinear_tf=True,
+        dtype=np.float32,
+        **settings,
+    )
+
+
+def normalize(vectors: np.ndarray) -> np.ndarray:
+    """Scales rows to length 1; rows of zeros stay."""
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.where(norms > 0, norms, 1)

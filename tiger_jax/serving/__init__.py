@@ -1,0 +1,1 @@
+"""Histories in, items out: bundle, recommender, catalogue updates, HTTP."""

@@ -1,0 +1,197 @@
+"""Stage `export`: everything a recommender needs -> `bundle/`, one folder to serve."""
+
+import typing
+from pathlib import Path
+
+import gin
+import jax
+import numpy as np
+import pyarrow.parquet as pq
+
+from tiger_jax import artifacts
+from tiger_jax.data.item_text import ItemTextConfig
+from tiger_jax.data.prepared import PreparedData
+from tiger_jax.decoding.beam_search import Normalize
+from tiger_jax.decoding.planner import make_plan, worst_case
+from tiger_jax.embedding.encoders import SentenceTransformerEncoder, TfidfEncoder
+from tiger_jax.errors import InputError
+from tiger_jax.models.rqvae_quantizer import load_quantizer
+from tiger_jax.models.tiger import TigerConfig
+from tiger_jax.progress import say
+from tiger_jax.semantic_ids.table import SemanticIdTable
+from tiger_jax.serving.bundle import BUNDLE, Parts, save_bundle
+from tiger_jax.serving.item_encoder import ItemEncoder
+from tiger_jax.serving.programs import Shapes
+from tiger_jax.stages.context import RunContext
+from tiger_jax.stages.recommendation import SearchConfig
+from tiger_jax.stages.recommender_artifact import ModelCard, load_recommender
+from tiger_jax.stages.train_rqvae import load_embeddings
+
+# A text embedded again must come out as it was, but for the order of sums.
+_TOLERANCE = 1e-3
+
+
+@gin.configurable
+def export(
+    context: RunContext,
+    *,
+    num_beams: int = 50,
+    normalize: str = "auto",
+    batch_sizes: tuple[int, ...] = (1, 4, 16),
+    max_excluded: int = 64,
+    room: float = 1.5,
+) -> None:
+    """Writes the bundle that `Recommender.load` reads.
+
+    Args:
+        num_beams: Beams of the search, and the most items a list can have.
+        normalize: See `recommendation.SearchConfig`.
+        batch_sizes: Requests a program takes at once; others are filled up.
+        max_excluded: Excluded items a request that cost nothing extra.
+        room: Factor by which the catalogue can grow before a new export is due.
+
+    Raises:
+        InputError: The work directory holds no trained recommender, its parts don't
+            belong together, or an option makes no sense.
+    """
+    if (
+        not batch_sizes
+        or min(batch_sizes) < 1
+        or list(batch_sizes) != sorted(set(batch_sizes))
+    ):
+        raise InputError(f"export.batch_sizes must rise from 1 on, not {batch_sizes}")
+    if room < 1 or max_excluded < 1:
+        raise InputError("export.room and export.max_excluded must be at least 1")
+    search = SearchConfig(num_beams=num_beams, normalize=normalize)
+    names = ["data", "embeddings", "semantic_ids", "recommender"]
+    if (context.workdir / "rqvae").exists():
+        names.insert(2, "rqvae")
+    run = artifacts.begin(
+        context.workdir,
+        BUNDLE,
+        stage="export",
+        inputs=names,
+        config={
+            "search": search,
+            "batch_sizes": batch_sizes,
+            "max_excluded": max_excluded,
+            "room": room,
+        },
+    )
+    if run.is_current:
+        return
+    parts = read_parts(context.workdir, room=room)
+    shapes = make_shapes(parts, search, batch_sizes, max_excluded)
+    say(f"export: {2 * len(batch_sizes)} programs for CPU, GPU and TPU")
+    save_bundle(run.folder, parts, shapes)
+    manifest = run.commit(summary={"items": parts.table.num_items})
+    size = sum(file["bytes"] for file in manifest.files.values())
+    say(
+        f"export: {run.final}, {size / 1e6:.1f} MB, {parts.table.num_items:,} items, "
+        f"room for {parts.plan.item_capacity:,}"
+    )
+
+
+def make_shapes(
+    parts: Parts,
+    search: SearchConfig,
+    batch_sizes: tuple[int, ...],
+    max_excluded: int,
+) -> Shapes:
+    """What the programs are made for."""
+    layout = parts.model.layout
+    length = layout.semantic_id_length
+    return Shapes(
+        batch_sizes=batch_sizes,
+        num_beams=search.num_beams,
+        max_excluded=max_excluded,
+        encoder_length=min(layout.num_user_tokens, 1) + parts.max_items * length,
+        semantic_id_length=length,
+        normalize=_normalize(search, parts.model.config),
+    )
+
+
+def _normalize(search: SearchConfig, config: TigerConfig) -> Normalize:
+    auto = "given" if config.output == "vocabulary" else "level"
+    chosen = auto if search.normalize == "auto" else search.normalize
+    return typing.cast(Normalize, chosen)
+
+
+def read_parts(workdir: Path, *, room: float = 1.0) -> Parts:
+    """Reads what a recommender needs from a work directory.
+
+    Args:
+        workdir: With `data/`, `semantic_ids/` and `recommender/`; what else there is
+            comes along.
+        room: Factor of room to grow that the trie's shapes have.
+
+    Raises:
+        InputError: A part can't be read, or the parts don't belong together.
+    """
+    data = PreparedData.load(workdir / "data")
+    table = SemanticIdTable.load(workdir / "semantic_ids")
+    folder = workdir / "recommender"
+    card = ModelCard.load(folder)
+    if table.item_ids != data.item_ids:
+        raise InputError(
+            f"{workdir}: semantic_ids/ and data/ don't hold the same items in the same "
+            "order: run --stage=assign_semantic_ids again"
+        )
+    if card.semantic_ids != table.content_hash:
+        raise InputError(
+            f"{folder} was trained on the Semantic IDs {card.semantic_ids[:12]}, but "
+            f"{workdir / 'semantic_ids'} holds {table.content_hash[:12]}: run "
+            "--stage=train_recommender again, or put those Semantic IDs back"
+        )
+    _, _, model, params = load_recommender(folder)
+    embeddings = encoder = quantizer = None
+    if (workdir / "embeddings").exists():
+        embeddings = load_embeddings(workdir / "embeddings", data.num_items)
+        encoder = _freeze_encoder(workdir / "embeddings", embeddings)
+    if (workdir / "rqvae" / "quantizer.json").exists():
+        quantizer = load_quantizer(workdir / "rqvae")
+    is_new = np.zeros(data.num_items, bool)
+    is_new[data.unseen_items] = True
+    capacity = int(np.ceil(data.num_items * room))
+    return Parts(
+        model=model,
+        params=jax.device_get(params),
+        max_items=card.max_items,
+        table=table,
+        items=data.items,
+        popularity=np.bincount(data.histories.items, minlength=data.num_items),
+        is_new=is_new,
+        user_hashes=np.unique(data.user_hashes),
+        embeddings=embeddings,
+        encoder=encoder,
+        quantizer=quantizer,
+        plan=make_plan(worst_case(table.codebook_sizes, capacity)),
+    )
+
+
+def _freeze_encoder(folder: Path, embeddings: np.ndarray) -> ItemEncoder | None:
+    """Makes the stage's encoder fit for new items; None if vectors were brought."""
+    path = folder / "encoder.json"
+    if not path.exists():
+        return None
+    facts = artifacts.read_json(path)
+    if facts["kind"] == "ready-made":
+        return None
+    text = ItemTextConfig(
+        tuple(facts["text"]["sentences"]), facts["text"]["price_format"]
+    )
+    settings = {k: v for k, v in facts["encoder"].items() if k != "class"}
+    if facts["kind"] == "SentenceTransformerEncoder":
+        return ItemEncoder(text, SentenceTransformerEncoder(**settings))
+    texts = pq.read_table(folder / "texts.parquet")["text"].to_pylist()
+    distinct = list(dict.fromkeys(texts))
+    fitted = TfidfEncoder(**settings).fit(distinct, seed=facts["seed"])
+    sample = np.linspace(0, len(texts) - 1, min(200, len(texts))).astype(int)
+    again = fitted.encode([texts[row] for row in sample])
+    if np.abs(again - embeddings[sample]).max() > _TOLERANCE:
+        raise InputError(
+            f"{folder}: fitting TF-IDF to the same texts gives other vectors here, so "
+            "new items would not fit the old: run --stage=embed_items and the stages "
+            "after it again on this machine"
+        )
+    return ItemEncoder(text, fitted)
