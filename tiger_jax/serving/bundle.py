@@ -242,11 +242,11 @@ class Bundle:
         return Recommender(engine, catalogue or parts.catalogue())
 
 
-def load_recommender(folder: Path, *, version: int | None = None) -> Recommender:
-    """Loads a bundle with its catalogue's current (or another) version.
+def load_recommender(folder: Path) -> Recommender:
+    """Loads a bundle with its catalogue.
 
     Raises:
-        InputError: A part or the version is missing, damaged, or of another bundle.
+        InputError: A part is missing, damaged, or of another bundle.
     """
     bundle = Bundle.load(folder)
     return bundle.recommender()

@@ -84,19 +84,18 @@ class Recommender:
         self._walk_lock = threading.Lock()
 
     @classmethod
-    def load(cls, path: str | Path, *, version: int | None = None) -> "Recommender":
+    def load(cls, path: str | Path) -> "Recommender":
         """Loads a bundle that `run.py --stage=export` wrote, checking every hash.
 
         Args:
             path: The bundle's folder.
-            version: Of the catalogue; the current one by default.
 
         Raises:
             InputError: A part is missing, damaged, or of another bundle.
         """
         from tiger_jax.serving.bundle import load_recommender
 
-        return load_recommender(Path(path), version=version)
+        return load_recommender(Path(path))
 
     @property
     def catalogue(self) -> Catalogue:
