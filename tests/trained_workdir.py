@@ -16,7 +16,11 @@ from tiger_jax.data.prepared import PreparedData, hash_user_ids
 from tiger_jax.data.splits import Splits
 from tiger_jax.data.statistics import compute_statistics
 from tiger_jax.histories import Histories
+from tiger_jax.models.rqvae_quantizer import save_quantizer
 from tiger_jax.models.tiger import Tiger, TigerConfig, init_params
+from tiger_jax.semantic_ids.collisions import add_collision_level
+from tiger_jax.semantic_ids.quantizers import Quantizer, ResidualKMeans
+from tiger_jax.semantic_ids.table import SemanticIdTable
 from tiger_jax.semantic_ids.token_ids import TokenLayout
 from tiger_jax.stages.recommender_artifact import CHECKPOINTS, ModelCard
 from tiger_jax.training.checkpoints import Checkpointer
@@ -34,11 +38,20 @@ def short_histories(seed: int = 0) -> Histories:
     )
 
 
-def make_trained_workdir(workdir: Path, *, seed: int = 0) -> Path:
-    """Writes data/, embeddings/, semantic_ids/ and recommender/, as stages do."""
+def make_trained_workdir(
+    workdir: Path, *, seed: int = 0, with_quantizer: bool = False
+) -> Path:
+    """Writes data/, embeddings/, semantic_ids/ and recommender/, as stages do.
+
+    With a quantizer, there is rqvae/ too, and the Semantic IDs are what it gives.
+    """
     workdir.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
+    embeddings = rng.normal(size=(NUM_ITEMS, 6)).astype(np.float32)
     table, histories = small_table(NUM_ITEMS, seed), short_histories(seed)
+    if with_quantizer:
+        quantizer = ResidualKMeans((8, 8, 8)).fit(embeddings, seed=seed)
+        table = _quantize(quantizer, embeddings, table)
     empty = np.empty(0, np.int32)
     user_ids = [f"user-{number}" for number in range(NUM_USERS)]
     statistics = compute_statistics(
@@ -70,14 +83,19 @@ def make_trained_workdir(workdir: Path, *, seed: int = 0) -> Path:
     run = artifacts.begin(
         workdir, "embeddings", stage="embed_items", inputs=("data",), config={}
     )
-    embeddings = rng.normal(size=(NUM_ITEMS, 6)).astype(np.float32)
     artifacts.save_arrays(run.folder, {"embeddings": embeddings})
     run.commit()
+    if with_quantizer:
+        run = artifacts.begin(
+            workdir, "rqvae", stage="train_rqvae", inputs=("embeddings",), config={}
+        )
+        save_quantizer(quantizer, run.folder)
+        run.commit()
     run = artifacts.begin(
         workdir,
         "semantic_ids",
         stage="assign_semantic_ids",
-        inputs=("embeddings",),
+        inputs=("embeddings", "rqvae") if with_quantizer else ("embeddings",),
         config={},
     )
     table.save(run.folder)
@@ -115,6 +133,18 @@ def make_trained_workdir(workdir: Path, *, seed: int = 0) -> Path:
     card.save(run.folder)
     run.commit(contents={"params": jax.device_get(params)})
     return workdir
+
+
+def _quantize(
+    quantizer: Quantizer, embeddings: np.ndarray, table: SemanticIdTable
+) -> SemanticIdTable:
+    """The same items with the codes that a quantizer gives them."""
+    codes = add_collision_level(
+        quantizer.encode(embeddings),
+        table.item_ids,
+        collision_level_size=table.codebook_sizes[-1],
+    )
+    return dataclasses.replace(table, codes=codes)
 
 
 @dataclasses.dataclass

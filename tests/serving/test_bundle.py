@@ -4,28 +4,12 @@ import shutil
 
 import numpy as np
 import pytest
-from trained_workdir import make_trained_workdir
 
 from tiger_jax import artifacts
 from tiger_jax.errors import InputError
 from tiger_jax.serving.bundle import Bundle
-from tiger_jax.serving.recommender import Recommender
-from tiger_jax.stages.context import RunContext
-from tiger_jax.stages.export import export
 
 HISTORY = ["item-1", "item-2"]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    workdir = make_trained_workdir(tmp_path_factory.mktemp("work"))
-    export(RunContext(workdir), num_beams=50, batch_sizes=(1, 2))
-    return workdir / "bundle"
-
-
-@pytest.fixture(scope="module")
-def recommender(folder):
-    return Recommender.load(folder)
 
 
 def test_beams_as_many_as_items_find_what_scoring_every_item_finds(recommender):

@@ -44,6 +44,7 @@ from tiger_jax.semantic_ids.quantizers import Quantizer
 from tiger_jax.semantic_ids.table import SemanticIdTable
 from tiger_jax.semantic_ids.token_ids import TokenLayout
 from tiger_jax.serving.catalogue import Catalogue
+from tiger_jax.serving.item_coder import ItemCoder
 from tiger_jax.serving.item_encoder import ItemEncoder
 from tiger_jax.serving.programs import (
     KINDS,
@@ -55,7 +56,7 @@ from tiger_jax.serving.programs import (
 )
 from tiger_jax.serving.recommender import Engine, Recommender
 
-FORMAT = 1
+FORMAT = 2
 BUNDLE = "bundle"
 _FACTS, _PARAMS, _PROGRAMS = "bundle.json", "params.safetensors", "programs"
 
@@ -71,6 +72,8 @@ class Parts:
         is_new: Items held out of the training.
         encoder: What embeds texts; None if nothing does.
         quantizer: What gives new items codes; None if nothing does.
+        collaborative_dims: Of the vectors that the quantizer takes beside the
+            embeddings; 0 if there are none.
         plan: The trie's shapes, with room for more items.
     """
 
@@ -85,6 +88,7 @@ class Parts:
     embeddings: Float32[np.ndarray, "N E"] | None
     encoder: ItemEncoder | None
     quantizer: Quantizer | None
+    collaborative_dims: int
     plan: TriePlan
 
     def catalogue(self) -> Catalogue:
@@ -96,6 +100,13 @@ class Parts:
             is_new=self.is_new,
             embeddings=self.embeddings,
             plan=self.plan,
+        )
+
+    def coder(self) -> ItemCoder:
+        """What gives new items their codes."""
+        num_dims = 0 if self.embeddings is None else self.embeddings.shape[1]
+        return ItemCoder(
+            self.encoder, self.quantizer, num_dims, self.collaborative_dims
         )
 
     @property
@@ -167,6 +178,7 @@ def save_bundle(folder: Path, parts: Parts, shapes: Shapes) -> None:
             "model": dataclasses.asdict(parts.model.config),
             "layout": parts.model.layout.to_json(),
             "max_items": parts.max_items,
+            "collaborative_dims": parts.collaborative_dims,
             "shapes": dataclasses.asdict(shapes),
             "parts": parts.part_hashes,
             "programs": programs,
@@ -181,7 +193,8 @@ class Bundle:
     Attributes:
         folder: Where it lies.
         shapes: What its programs were made for.
-        content_hash: Names parts and shapes; catalogue versions are tied to it.
+        content_hash: Names the parts, whatever shapes the programs have. Versions of
+            the catalogue are tied to it.
     """
 
     folder: Path
@@ -225,7 +238,8 @@ class Bundle:
                 "the bundle again"
             ) from error
         _check_hashes(folder, facts, parts)
-        return cls(folder, parts, shapes, artifacts.hash_json(facts))
+        named = {k: v for k, v in facts.items() if k not in ("shapes", "programs")}
+        return cls(folder, parts, shapes, artifacts.hash_json(named))
 
     def recommender(self, catalogue: Catalogue | None = None) -> Recommender:
         """Makes a recommender that runs the exported programs."""
@@ -238,18 +252,9 @@ class Bundle:
             user_hashes=parts.user_hashes,
             programs=ExportedPrograms({n: folder / (n + SUFFIX) for n in names}),
             shapes=self.shapes,
+            coder=parts.coder(),
         )
         return Recommender(engine, catalogue or parts.catalogue())
-
-
-def load_recommender(folder: Path) -> Recommender:
-    """Loads a bundle with its catalogue.
-
-    Raises:
-        InputError: A part is missing, damaged, or of another bundle.
-    """
-    bundle = Bundle.load(folder)
-    return bundle.recommender()
 
 
 def _read_parts(folder: Path, facts: Mapping[str, Any]) -> tuple[Parts, Shapes]:
@@ -284,6 +289,7 @@ def _read_parts(folder: Path, facts: Mapping[str, Any]) -> tuple[Parts, Shapes]:
         ),
         encoder=ItemEncoder.load(folder / "encoder") if has("encoder") else None,
         quantizer=load_quantizer(folder / "quantizer") if has("quantizer") else None,
+        collaborative_dims=int(facts["collaborative_dims"]),
         plan=trie.plan,
     )
     return parts, shapes

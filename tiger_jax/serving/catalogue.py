@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Bool, Float32, Int64
+from jaxtyping import Bool, Float32, Int32, Int64
 
 from tiger_jax.data.prepared import choose_categories
 from tiger_jax.decoding.planner import TriePlan
@@ -19,8 +19,10 @@ from tiger_jax.errors import InputError
 from tiger_jax.semantic_ids.table import SemanticIdTable
 from tiger_jax.serving.filters import FilterSlots, as_text
 
-# Columns of the items that no filter reads.
+# Columns of the items that no filter reads under their own names.
 _NO_FIELDS = ("item_id", "title", "categories", "price")
+ALL_ITEMS = "*"
+"""Stands for an item id where attributes are set: all items without a value."""
 MOST_VALUES_SHOWN = 200
 
 
@@ -33,7 +35,9 @@ class Catalogue:
         items: The columns of `PreparedData.items`, by item number.
         popularity: How often each item occurs in the training shop's histories.
         is_new: Items that the recommender has never seen in training.
-        attributes: Values set by hand, by field and item id.
+        joined: The version in which each item came; 0 for the exported ones.
+        attributes: Values set by hand, by field and item id (or `ALL_ITEMS`). They
+            stand over those of `items`; read both through `column`.
         embeddings: For similar items and for titles to show; None if there are none.
     """
 
@@ -44,6 +48,7 @@ class Catalogue:
         *,
         popularity: Int64[np.ndarray, " N"],
         is_new: Bool[np.ndarray, " N"],
+        joined: Int32[np.ndarray, " N"] | None = None,
         version: int = 0,
         attributes: Mapping[str, Mapping[str, Any]] | None = None,
         embeddings: Float32[np.ndarray, "N E"] | None = None,
@@ -62,6 +67,7 @@ class Catalogue:
         """
         self.version, self.table, self.items = version, table, items
         self.popularity, self.is_new = popularity, is_new
+        self.joined = np.zeros(len(is_new), np.int32) if joined is None else joined
         self.attributes = attributes or {}
         self.embeddings = embeddings
         self.item_ids = table.item_ids
@@ -72,11 +78,13 @@ class Catalogue:
             plan=plan,
             attributes=np.zeros(table.num_items, np.uint32),
         )
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        self.sharding = sharding or device
         self._indexes: dict[str, dict[str, list[int]]] = {}
         self.slots = FilterSlots(
             self.host_trie,
             sort_prefixes(table.codes, table.codebook_sizes),
-            sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0]),
+            self.sharding,
         )
 
     @property
@@ -92,15 +100,15 @@ class Catalogue:
     @functools.cached_property
     def titles(self) -> list[str]:
         """What to show for each item."""
-        titles = self.items["title"].to_pylist()
         return [
-            t or f"(no title) {i}" for t, i in zip(titles, self.item_ids, strict=True)
+            title or f"(no title) {item_id}"
+            for title, item_id in zip(self.column("title"), self.item_ids, strict=True)
         ]
 
     @functools.cached_property
     def categories(self) -> list[str]:
         """One telling category an item."""
-        return choose_categories(self.items["categories"].to_pylist())
+        return choose_categories([paths or [] for paths in self.column("categories")])
 
     def search(self, text: str) -> list[int]:
         """Items in whose title and brand every word given begins one; best known first.
@@ -122,9 +130,9 @@ class Catalogue:
 
     @functools.cached_property
     def _items_with(self) -> dict[str, list[int]]:
-        brands = self.items["brand"].to_pylist()
         found: dict[str, list[int]] = {}
-        for number, parts in enumerate(zip(self.titles, brands, strict=True)):
+        texts = zip(self.titles, self.column("brand"), strict=True)
+        for number, parts in enumerate(texts):
             for word in set(_words(" ".join(part or "" for part in parts))):
                 found.setdefault(word, []).append(number)
         return found
@@ -136,9 +144,8 @@ class Catalogue:
     @property
     def fields(self) -> tuple[str, ...]:
         """What filters can name."""
-        own = [name for name in self.items.column_names if name not in _NO_FIELDS]
-        attributes = [name for name in self.attributes if name not in own]
-        return ("category", "price", *own, *attributes)
+        names = dict.fromkeys((*self.items.column_names, *self.attributes))
+        return ("category", "price", *(n for n in names if n not in _NO_FIELDS))
 
     def values_of(self, field: str) -> dict[str, int]:
         """The most frequent values of a field, and how many items have each."""
@@ -177,21 +184,20 @@ class Catalogue:
     def _in_range(
         self, field: str, ends: Mapping[str, float]
     ) -> Bool[np.ndarray, " N"]:
-        if field == "price" and "price" in self.items.column_names:
-            numbers = np.array(
-                [np.nan if p is None else p for p in self.items["price"].to_pylist()]
-            )
-        else:
-            numbers = np.array([_as_number(v) for v in self._column(field)])
+        numbers = np.array([_as_number(v) for v in self.column(field)])
         low, high = ends.get("min", -np.inf), ends.get("max", np.inf)
         return (numbers >= low) & (numbers <= high)  # unknown (NaN) never passes
 
-    def _column(self, field: str) -> list[Any]:
+    def column(self, field: str) -> list[Any]:
+        """A field of every item: what was set by hand, or else what `items` says."""
         own: list[Any] = [None] * self.num_items
         if field in self.items.column_names:
             own = self.items[field].to_pylist()
-        for item_id, value in self.attributes.get(field, {}).items():
-            if item_id in self.number_of:
+        values = self.attributes.get(field, {})
+        if ALL_ITEMS in values:
+            own = [values[ALL_ITEMS] if v in (None, "", []) else v for v in own]
+        for item_id, value in values.items():
+            if item_id != ALL_ITEMS:
                 own[self.number_of[item_id]] = value
         return own
 
@@ -204,11 +210,11 @@ class Catalogue:
     def _build_index(self, field: str) -> dict[str, list[int]]:
         found: dict[str, list[int]] = {}
         if field == "category":
-            for number, paths in enumerate(self.items["categories"].to_pylist()):
+            for number, paths in enumerate(self.column("categories")):
                 for name in {name for path in paths or () for name in path}:
                     found.setdefault(name, []).append(number)
             return found
-        for number, value in enumerate(self._column(field)):
+        for number, value in enumerate(self.column(field)):
             if value is not None:
                 found.setdefault(as_text(value), []).append(number)
         return found

@@ -21,6 +21,7 @@ from tiger_jax.models.tiger import Params, Tiger, make_decode_fns
 from tiger_jax.semantic_ids.encoder_inputs import encode_histories
 from tiger_jax.serving.catalogue import Catalogue
 from tiger_jax.serving.filters import NUM_SLOTS
+from tiger_jax.serving.item_coder import ItemCoder
 from tiger_jax.serving.programs import KINDS, Batch, Programs, Shapes
 from tiger_jax.serving.requests import (
     Answer,
@@ -43,6 +44,7 @@ class Engine:
         max_items: Most recent items of a history that the model reads.
         user_hashes: Sorted; of the users that the training knew.
         programs: The compiled searches.
+        coder: What gives new items their codes.
     """
 
     model: Tiger
@@ -51,6 +53,7 @@ class Engine:
     user_hashes: UInt32[np.ndarray, " U"]
     programs: Programs
     shapes: Shapes
+    coder: ItemCoder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,18 +87,21 @@ class Recommender:
         self._walk_lock = threading.Lock()
 
     @classmethod
-    def load(cls, path: str | Path) -> "Recommender":
+    def load(cls, path: str | Path, *, version: int | None = None) -> "Recommender":
         """Loads a bundle that `run.py --stage=export` wrote, checking every hash.
 
         Args:
             path: The bundle's folder.
+            version: Of the catalogue: the newest kept beside the bundle if None, 0
+                for the bundle's own.
 
         Raises:
-            InputError: A part is missing, damaged, or of another bundle.
+            InputError: A part is missing, damaged, or of another bundle, or that
+                version isn't kept.
         """
-        from tiger_jax.serving.bundle import load_recommender
+        from tiger_jax.serving.versions import CatalogueVersions
 
-        return load_recommender(Path(path))
+        return CatalogueVersions.open(Path(path)).recommender(version)
 
     @property
     def catalogue(self) -> Catalogue:

@@ -18,6 +18,7 @@ from tiger_jax.errors import InputError
 from tiger_jax.models.rqvae_quantizer import load_quantizer
 from tiger_jax.models.tiger import TigerConfig
 from tiger_jax.progress import say
+from tiger_jax.semantic_ids.quantizers import Quantizer
 from tiger_jax.semantic_ids.table import SemanticIdTable
 from tiger_jax.serving.bundle import BUNDLE, Parts, save_bundle
 from tiger_jax.serving.item_encoder import ItemEncoder
@@ -25,10 +26,13 @@ from tiger_jax.serving.programs import Shapes
 from tiger_jax.stages.context import RunContext
 from tiger_jax.stages.recommendation import SearchConfig
 from tiger_jax.stages.recommender_artifact import ModelCard, load_recommender
-from tiger_jax.stages.train_rqvae import load_embeddings
+from tiger_jax.stages.train_rqvae import load_embeddings, load_quantized_vectors
 
 # A text embedded again must come out as it was, but for the order of sums.
 _TOLERANCE = 1e-3
+_SAMPLE = 200
+# A vector that lies between two codewords may go to the other one on other hardware.
+_AGREEMENT = 0.97
 
 
 @gin.configurable
@@ -148,8 +152,13 @@ def read_parts(workdir: Path, *, room: float = 1.0) -> Parts:
     if (workdir / "embeddings").exists():
         embeddings = load_embeddings(workdir / "embeddings", data.num_items)
         encoder = _freeze_encoder(workdir / "embeddings", embeddings)
-    if (workdir / "rqvae" / "quantizer.json").exists():
+    collaborative_dims = 0
+    made_from = artifacts.load_manifest(workdir / "semantic_ids", verify=False).inputs
+    if "rqvae" in made_from and embeddings is not None:
         quantizer = load_quantizer(workdir / "rqvae")
+        joined = load_quantized_vectors(embeddings, workdir / "rqvae")
+        collaborative_dims = joined.shape[1] - embeddings.shape[1]
+        _check_quantizer(quantizer, joined, table, workdir)
     is_new = np.zeros(data.num_items, bool)
     is_new[data.unseen_items] = True
     capacity = int(np.ceil(data.num_items * room))
@@ -165,8 +174,24 @@ def read_parts(workdir: Path, *, room: float = 1.0) -> Parts:
         embeddings=embeddings,
         encoder=encoder,
         quantizer=quantizer,
+        collaborative_dims=collaborative_dims,
         plan=make_plan(worst_case(table.codebook_sizes, capacity)),
     )
+
+
+def _check_quantizer(
+    quantizer: Quantizer, vectors: np.ndarray, table: SemanticIdTable, workdir: Path
+) -> None:
+    """Refuses a quantizer that would give the catalogue's own items other codes."""
+    sample = np.linspace(0, len(vectors) - 1, min(_SAMPLE, len(vectors))).astype(int)
+    again = quantizer.encode(vectors[sample])
+    agree = (again == table.codes[sample, :-1]).all(axis=1).mean()
+    if agree < _AGREEMENT:
+        raise InputError(
+            f"{workdir / 'rqvae'} gives only {agree:.1%} of the items the codes that "
+            "semantic_ids/ has, so new items would not fit the old: run "
+            "--stage=assign_semantic_ids and the stages after it again"
+        )
 
 
 def _freeze_encoder(folder: Path, embeddings: np.ndarray) -> ItemEncoder | None:
@@ -186,7 +211,7 @@ def _freeze_encoder(folder: Path, embeddings: np.ndarray) -> ItemEncoder | None:
     texts = pq.read_table(folder / "texts.parquet")["text"].to_pylist()
     distinct = list(dict.fromkeys(texts))
     fitted = TfidfEncoder(**settings).fit(distinct, seed=facts["seed"])
-    sample = np.linspace(0, len(texts) - 1, min(200, len(texts))).astype(int)
+    sample = np.linspace(0, len(texts) - 1, min(_SAMPLE, len(texts))).astype(int)
     again = fitted.encode([texts[row] for row in sample])
     if np.abs(again - embeddings[sample]).max() > _TOLERANCE:
         raise InputError(

@@ -124,6 +124,7 @@ def _load(workdir: Path, search: SearchConfig) -> Recommender:
         user_hashes=parts.user_hashes,
         programs=JittedPrograms(parts.model, shapes),
         shapes=shapes,
+        coder=parts.coder(),
     )
     return Recommender(engine, parts.catalogue())
 
