@@ -34,7 +34,7 @@ STAGES = (
     "report",
 )
 # Stages that a run of the whole pipeline leaves out: they answer a request.
-ON_REQUEST = ("recommend", "export")
+ON_REQUEST = ("recommend", "export", "update_catalogue")
 GIN_CONFIGS = Path(__file__).resolve().parent / "gin_configs"
 DEMO_GIN, OWN_DATA_GIN = "demo.gin", "experiments/own_data.gin"
 

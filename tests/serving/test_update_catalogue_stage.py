@@ -1,0 +1,70 @@
+"""Stage update_catalogue: files in, a version beside the bundle out."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from tiger_jax.errors import InputError
+from tiger_jax.serving.versions import CatalogueVersions
+from tiger_jax.stages.context import RunContext
+from tiger_jax.stages.update_catalogue import update_catalogue
+
+ITEMS = "item_id,title,categories,in_stock\nnew-1,Red soap,All > Shelf 1,true\n"
+
+
+@pytest.fixture
+def workdir(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "bundle")
+    (tmp_path / "new.csv").write_text(ITEMS)
+    np.save(tmp_path / "new.npy", np.ones((1, 6), np.float16))
+    return tmp_path
+
+
+def test_items_join_leave_change_and_come_back(workdir, capsys):
+    context = RunContext(workdir, embeddings=workdir / "new.npy")
+    update_catalogue(context, add=str(workdir / "new.csv"), remove=["item-3"])
+    out = capsys.readouterr().out
+    assert "new-1 has the Semantic ID (" in out
+    assert "1 items added, 1 removed" in out
+    (workdir / "stock.csv").write_text("item_id,in_stock,brand\nitem-1,false,\n")
+    update_catalogue(RunContext(workdir), attributes=str(workdir / "stock.csv"))
+    catalogue = CatalogueVersions.open(workdir / "bundle").load()
+    assert catalogue.search("red soap") == [49]
+    assert catalogue.values_of("in_stock") == {"true": 1, "false": 1}
+    assert catalogue.column("brand")[1] == "Acme", "an empty cell changed something"
+    update_catalogue(RunContext(workdir), roll_back=0)
+    capsys.readouterr()
+    update_catalogue(RunContext(workdir))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines] == ["0", "1", "2", "3"]
+    assert "back to version 0" in lines[3]
+    assert lines[3].endswith("in force")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"add": "new.csv", "roll_back": 0}, "exclude each other"),
+        ({"add": "missing.csv"}, "missing.csv is not a file"),
+        ({"add": "new.csv"}, "brings no embedding"),
+        ({"remove": [7]}, "list of ids in quotes"),
+        ({"remove": ["gone"]}, "no item 'gone'"),
+        ({"roll_back": 4}, "version 4 is not kept; there are 0"),
+        ({"add": "new.csv", "bundle": "nowhere"}, "nowhere is no bundle"),
+    ],
+)
+def test_a_senseless_change_writes_nothing(workdir, change, message, monkeypatch):
+    monkeypatch.chdir(workdir)
+    with pytest.raises(InputError, match=message):
+        update_catalogue(RunContext(workdir), **change)
+    assert not list(workdir.glob("bundle.catalogue/version*"))
+
+
+def test_vectors_that_do_not_fit_the_file_are_refused(workdir):
+    np.save(workdir / "more.npy", np.ones((2, 6)))
+    context = RunContext(workdir, embeddings=workdir / "more.npy")
+    with pytest.raises(InputError, match="shape .2, 6., and .* has 1 items"):
+        update_catalogue(context, add=str(workdir / "new.csv"))
+    with pytest.raises(InputError, match="name those too"):
+        update_catalogue(context, remove=["item-1"])

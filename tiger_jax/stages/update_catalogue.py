@@ -1,0 +1,150 @@
+"""Stage `update_catalogue`: items join, leave or change -> `bundle.catalogue/`."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import gin
+import numpy as np
+
+from tiger_jax.data.files import FilesConfig, read_items_file
+from tiger_jax.errors import InputError
+from tiger_jax.progress import say
+from tiger_jax.serving.bundle import BUNDLE
+from tiger_jax.serving.new_items import NewItem
+from tiger_jax.serving.updates import UpdateReport
+from tiger_jax.serving.versions import KEEP, CatalogueVersions
+from tiger_jax.stages.context import RunContext
+
+_SHOWN = 5
+_UNKNOWN = (None, "", [])
+
+
+@gin.configurable
+def update_catalogue(
+    context: RunContext,
+    *,
+    add: str | None = None,
+    remove: str | Sequence[Any] | None = None,
+    attributes: str | Mapping[str, Any] | None = None,
+    roll_back: int | None = None,
+    bundle: str | None = None,
+    keep: int = KEEP,
+    files: FilesConfig | None = None,
+) -> None:
+    """Changes the catalogue of an exported bundle, without training or compiling.
+
+    Writes a version beside the bundle, which `Recommender.load` takes from then on.
+    Without anything to do, lists the versions that are kept.
+
+    Args:
+        add: A file of items, as in a shop's folder. With --embeddings, a vector for
+            each in the file's order; otherwise the bundle's encoder embeds them.
+        remove: Item ids, or a file with a column of them.
+        attributes: A file of items whose further columns are set, empty cells left
+            as they are; or {item id: {field: value}}, where None takes a value back
+            and the item id "*" stands for all items without a value.
+        roll_back: A version to go back to; 0 is the bundle's own.
+        bundle: The bundle's folder; the work directory's if None.
+        keep: Newest versions that stay on disk.
+        files: Column names and formats of the files.
+
+    Raises:
+        InputError: A file or the change makes no sense; the catalogue stays.
+    """
+    folder = Path(bundle).expanduser() if bundle else context.workdir / BUNDLE
+    versions = CatalogueVersions.open(folder, keep=keep)
+    changes = (add, remove, attributes)
+    if roll_back is not None and any(change is not None for change in changes):
+        raise InputError("update_catalogue.roll_back and a change exclude each other")
+    if context.embeddings is not None and add is None:
+        raise InputError(
+            "--embeddings are of the items in update_catalogue.add: name those too"
+        )
+    if roll_back is not None:
+        report = versions.roll_back(versions.recommender(), roll_back)
+    elif all(change is None for change in changes):
+        _list(versions)
+        return
+    else:
+        files = files or FilesConfig()
+        report = versions.change(
+            versions.recommender(),
+            add=_read_items(add, files, context.embeddings) if add else (),
+            remove=_read_ids(remove, files),
+            attributes=_read_attributes(attributes, files),
+        )
+    _tell(report, versions)
+
+
+def _list(versions: CatalogueVersions) -> None:
+    for info in versions.kept():
+        mark = "in force" if info.version == versions.newest else ""
+        say(
+            f"version {info.version:6d}  {info.num_items:9,} items  {info.what:24}  "
+            f"{info.made:25}  {mark}".rstrip()
+        )
+
+
+def _tell(report: UpdateReport, versions: CatalogueVersions) -> None:
+    for item in report.added[:_SHOWN]:
+        say(f"  {item.item_id} has the Semantic ID {item.semantic_id}: {item.title}")
+    if len(report.added) > _SHOWN:
+        say(f"  and {len(report.added) - _SHOWN:,} more")
+    for note in report.notes:
+        say(f"  note: {note}")
+    say(
+        f"update_catalogue: version {report.version} in {versions.folder}: "
+        f"{len(report.added):,} items added, {len(report.removed):,} removed, "
+        f"{report.attributes_set:,} attributes set; {report.num_items:,} items, room "
+        f"for {report.capacity:,}"
+    )
+
+
+def _read_items(
+    file: str, files: FilesConfig, embeddings: Path | None
+) -> list[NewItem]:
+    rows = _read_rows(file, files)
+    vectors: Any = [None] * len(rows)
+    if embeddings is not None:
+        try:
+            vectors = np.load(embeddings, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise InputError(f"--embeddings={embeddings}: {error}") from error
+        if vectors.ndim != 2 or len(vectors) != len(rows):
+            raise InputError(
+                f"--embeddings={embeddings} has the shape {vectors.shape}, and {file} "
+                f"has {len(rows)} items: give one row an item, in the file's order"
+            )
+    return [
+        NewItem.from_json({**row, "embedding": vector})
+        for row, vector in zip(rows, vectors, strict=True)
+    ]
+
+
+def _read_ids(remove: str | Sequence[Any] | None, files: FilesConfig) -> Sequence[str]:
+    if isinstance(remove, str):
+        return [row["item_id"] for row in _read_rows(remove, files)]
+    if any(not isinstance(item_id, str) for item_id in remove or ()):
+        raise InputError(
+            "update_catalogue.remove is a file's name or a list of ids in quotes"
+        )
+    return remove or ()
+
+
+def _read_attributes(
+    attributes: str | Mapping[str, Any] | None, files: FilesConfig
+) -> Mapping[str, Any]:
+    if not isinstance(attributes, str):
+        return attributes or {}
+    return {
+        row.pop("item_id"): {k: v for k, v in row.items() if v not in _UNKNOWN}
+        for row in _read_rows(attributes, files)
+    }
+
+
+def _read_rows(file: str, files: FilesConfig) -> list[dict[str, Any]]:
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise InputError(f"update_catalogue: {path} is not a file")
+    return read_items_file(path, files).to_pylist()
