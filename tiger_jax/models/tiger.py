@@ -10,7 +10,7 @@ References:
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import gin
 import jax
@@ -78,6 +78,15 @@ class TigerConfig(TransformerConfig):
         return bool(
             self.has_level_embeddings or self.num_recencies or self.has_item_context
         )
+
+    @property
+    def normalize(self) -> Literal["level", "given"]:
+        """What makes a level's logits log-probabilities in a search.
+
+        A level's own softmax where codewords compete with their level's alone; where
+        they compete with every token, `decode_step` has done it.
+        """
+        return "level" if self.output == "level" else "given"
 
 
 class DecodeCache(NamedTuple):

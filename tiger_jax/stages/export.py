@@ -1,6 +1,5 @@
 """Stage `export`: everything a recommender needs -> `bundle/`, one folder to serve."""
 
-import typing
 from pathlib import Path
 
 import gin
@@ -11,12 +10,10 @@ import pyarrow.parquet as pq
 from tiger_jax import artifacts
 from tiger_jax.data.item_text import ItemTextConfig
 from tiger_jax.data.prepared import PreparedData
-from tiger_jax.decoding.beam_search import Normalize
 from tiger_jax.decoding.planner import make_plan, worst_case
 from tiger_jax.embedding.encoders import SentenceTransformerEncoder, TfidfEncoder
 from tiger_jax.errors import InputError
 from tiger_jax.models.rqvae_quantizer import load_quantizer
-from tiger_jax.models.tiger import TigerConfig
 from tiger_jax.progress import say
 from tiger_jax.semantic_ids.quantizers import Quantizer
 from tiger_jax.semantic_ids.table import SemanticIdTable
@@ -111,14 +108,8 @@ def make_shapes(
         max_excluded=max_excluded,
         encoder_length=min(layout.num_user_tokens, 1) + parts.max_items * length,
         semantic_id_length=length,
-        normalize=_normalize(search, parts.model.config),
+        normalize=search.normalize_for(parts.model.config),
     )
-
-
-def _normalize(search: SearchConfig, config: TigerConfig) -> Normalize:
-    auto = "given" if config.output == "vocabulary" else "level"
-    chosen = auto if search.normalize == "auto" else search.normalize
-    return typing.cast(Normalize, chosen)
 
 
 def read_parts(workdir: Path, *, room: float = 1.0) -> Parts:

@@ -16,7 +16,7 @@ from tiger_jax.decoding.beam_search import BeamResult, Normalize, beam_search
 from tiger_jax.decoding.exact_scoring import CatalogueWalk, exact_search
 from tiger_jax.decoding.trie import Trie
 from tiger_jax.errors import InputError
-from tiger_jax.models.tiger import Params, Tiger, make_decode_fns
+from tiger_jax.models.tiger import Params, Tiger, TigerConfig, make_decode_fns
 from tiger_jax.semantic_ids.encoder_inputs import encode_histories
 from tiger_jax.semantic_ids.table import SemanticIdTable
 from tiger_jax.stages.recommender_artifact import ModelCard, load_recommender
@@ -61,6 +61,12 @@ class SearchConfig:
                 "be positive"
             )
 
+    def normalize_for(self, model: TigerConfig) -> Normalize:
+        """What is in force for a model."""
+        if self.normalize == "auto":
+            return model.normalize
+        return typing.cast(Normalize, self.normalize)
+
 
 class Recommendation:
     """A model, a catalogue and a way to search it.
@@ -95,10 +101,7 @@ class Recommendation:
         self._user_hashes, self._params = user_hashes, params
         self._search = search
         self.max_items, self.num_items = max_items, table.num_items
-        given = model.config.output == "vocabulary"
-        auto = "given" if given else "level"
-        chosen = auto if search.normalize == "auto" else search.normalize
-        self.normalize = typing.cast(Normalize, chosen)
+        self.normalize = search.normalize_for(model.config)
         self._trie = Trie.build(table.codes, table.codebook_sizes)
 
     @functools.cached_property

@@ -100,7 +100,7 @@ def make_evaluate_fn(
             init_decode=init_decode,
             decode_step=decode_step,
             num_beams=config.num_beams,
-            normalize="level" if model.config.output == "level" else "given",
+            normalize=model.config.normalize,
         )
         return found.item_numbers, found.scores
 

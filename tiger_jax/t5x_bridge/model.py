@@ -128,7 +128,6 @@ class T5xTiger:
         """
         del rng  # the search is deterministic
         init_decode, decode_step = make_decode_fns(self.module)
-        is_level = self.module.config.output == "level"
         found = beam_search(
             params,
             batch["encoder_input_tokens"],
@@ -136,7 +135,7 @@ class T5xTiger:
             init_decode=init_decode,
             decode_step=decode_step,
             num_beams=self._num_beams,
-            normalize="level" if is_level else "given",
+            normalize=self.module.config.normalize,
         )
         is_item = found.item_numbers >= 0  # [B, M]
         item_tokens = jnp.asarray(self.module.layout.tokens_of(self._codes))  # [N, T]
