@@ -53,6 +53,7 @@ MADE_BY = {
     "evaluation": "evaluate",
     "report": "report",
     "bundle": "export",
+    "t5": "export_t5",
 }
 
 

@@ -7,7 +7,7 @@ import pytest
 from flax import linen as nn
 
 from tiger_jax.models.layers import relative_position_bucket
-from tiger_jax.models.t5_weights import from_t5_weights, to_t5_weights
+from tiger_jax.models.t5_weights import from_t5_weights, t5_config, to_t5_weights
 from tiger_jax.models.tiger import Tiger, TigerConfig, init_params
 from tiger_jax.semantic_ids.token_ids import TokenLayout
 
@@ -21,25 +21,6 @@ CONFIG = TigerConfig(
     mlp_dim=64,
     output="vocabulary",
 )
-
-
-def t5_config(config: TigerConfig, layout: TokenLayout):
-    transformers = pytest.importorskip("transformers")
-    return transformers.T5Config(
-        vocab_size=layout.vocab_size,
-        d_model=config.d_model,
-        d_kv=config.head_dim,
-        d_ff=config.mlp_dim,
-        num_layers=config.num_encoder_layers,
-        num_decoder_layers=config.num_decoder_layers,
-        num_heads=config.num_heads,
-        feed_forward_proj="relu",
-        layer_norm_epsilon=1e-6,
-        tie_word_embeddings=config.is_tied,
-        scale_decoder_outputs=config.is_tied,
-        decoder_start_token_id=0,
-        pad_token_id=0,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +39,8 @@ def test_logits_equal_those_of_t5_for_conditional_generation(tokens):
     transformers = pytest.importorskip("transformers")
     model = Tiger(CONFIG, LAYOUT)
     params = init_params(model, jax.random.key(0))
-    theirs = transformers.T5ForConditionalGeneration(t5_config(CONFIG, LAYOUT)).eval()
+    settings = transformers.T5Config(**t5_config(CONFIG, LAYOUT))
+    theirs = transformers.T5ForConditionalGeneration(settings).eval()
     weights = {
         name: torch.tensor(value)
         for name, value in to_t5_weights(params, CONFIG).items()

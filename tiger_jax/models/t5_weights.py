@@ -12,11 +12,39 @@ from flax import linen as nn
 from flax import traverse_util
 from jaxtyping import Float
 
+from tiger_jax.models.layers import RelativePositionBias, RmsNorm
 from tiger_jax.models.tiger import TigerConfig
+from tiger_jax.semantic_ids.token_ids import PADDING, TokenLayout
 
 _ATTENTION = {"query": "q", "key": "k", "value": "v", "out": "o"}
 _ENCODER_PARTS = ("attention", "mlp")
 _DECODER_PARTS = ("self_attention", "cross_attention", "mlp")
+
+
+def t5_config(config: TigerConfig, layout: TokenLayout) -> dict[str, Any]:
+    """The fields of ``config.json`` that give T5 the same shapes and arithmetic."""
+    return {
+        "architectures": ["T5ForConditionalGeneration"],
+        "model_type": "t5",
+        "is_encoder_decoder": True,
+        "vocab_size": layout.vocab_size,
+        "d_model": config.d_model,
+        "d_kv": config.head_dim,
+        "d_ff": config.mlp_dim,
+        "num_layers": config.num_encoder_layers,
+        "num_decoder_layers": config.num_decoder_layers,
+        "num_heads": config.num_heads,
+        "relative_attention_num_buckets": RelativePositionBias.num_buckets,
+        "relative_attention_max_distance": RelativePositionBias.max_distance,
+        "dropout_rate": config.dropout_rate,
+        "layer_norm_epsilon": RmsNorm.epsilon,
+        "feed_forward_proj": "relu",
+        "tie_word_embeddings": config.is_tied,
+        "scale_decoder_outputs": config.is_tied,
+        "pad_token_id": PADDING,
+        "decoder_start_token_id": PADDING,
+        "eos_token_id": None,  # every Semantic ID has the same length
+    }
 
 
 def to_t5_weights(
