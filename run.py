@@ -14,6 +14,7 @@ Exit codes: 0 done, 1 a fault of this program, 2 bad input or usage, 3 the work
 directory is in use, 4 stopped by a signal after saving (the same command resumes).
 """
 
+import contextlib
 import importlib
 import logging
 import os
@@ -34,7 +35,7 @@ STAGES = (
     "report",
 )
 # Stages that a run of the whole pipeline leaves out: they answer a request.
-ON_REQUEST = ("recommend", "export", "update_catalogue", "export_t5")
+ON_REQUEST = ("recommend", "export", "update_catalogue", "export_t5", "serve")
 GIN_CONFIGS = Path(__file__).resolve().parent / "gin_configs"
 DEMO_GIN, OWN_DATA_GIN = "demo.gin", "experiments/own_data.gin"
 
@@ -89,7 +90,9 @@ def _run(argv: Sequence[str]) -> int:
     from tiger_jax.progress import say
     from tiger_jax.workdir_lock import hold_workdir
 
-    with hold_workdir(context.workdir):
+    # A server reads its bundle once, and takes the lock itself when it writes.
+    is_server = stages == ("serve",)
+    with contextlib.nullcontext() if is_server else hold_workdir(context.workdir):
         for stage in stages:
             # Imported one by one, so that training never pays for torch.
             module = importlib.import_module(f"tiger_jax.stages.{stage}")

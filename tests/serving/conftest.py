@@ -1,6 +1,7 @@
 """One exported bundle for all tests of this room: making it takes seconds."""
 
 import pytest
+from served import make_recommender
 from trained_workdir import make_trained_workdir
 
 from tiger_jax.serving.recommender import Recommender
@@ -20,3 +21,9 @@ def folder(tmp_path_factory):
 def recommender(folder):
     """Recommends from that bundle; nobody exchanges its catalogue."""
     return Recommender.load(folder, version=0)
+
+
+@pytest.fixture(scope="session")
+def tiny_recommender(tmp_path_factory):
+    """Its searches are made up, so that nothing compiles; see `DrawnPrograms`."""
+    return make_recommender(tmp_path_factory.mktemp("served"))

@@ -42,7 +42,7 @@ def build_report(parts: WorkdirParts, *, shown_items: int, seed: int) -> Report:
     if parts.table is not None:
         quality = code_facts.describe_table(parts.table, parts.data, seed)
     html = (
-        _environment()
+        make_environment()
         .get_template("report.html")
         .render(
             title=known.title
@@ -72,7 +72,8 @@ def build_report(parts: WorkdirParts, *, shown_items: int, seed: int) -> Report:
     return Report(html, tuple(pictures))
 
 
-def _environment() -> Any:
+def make_environment() -> Any:
+    """What fills in the templates: escapes all, and is strict about names."""
     import jinja2
 
     environment = jinja2.Environment(

@@ -1,0 +1,326 @@
+"use strict";
+const $ = (id) => document.getElementById(id);
+const PAGE_SIZE = 20, LEVEL_HUE = 47, GOLDEN_ANGLE = 137.508;
+const state = { history: [], filters: {}, prefix: [], seed: 0, token: "", catalogue: null, found: 0, asked: 0, sought: 0 };
+
+// Builds an element; texts from the shop are only ever set as text.
+function make(tag, { text, className, title, onclick, label } = {}, ...children) {
+  const element = document.createElement(tag);
+  if (tag === "button") element.type = "button";
+  if (text !== undefined) element.textContent = text;
+  if (className) element.className = className;
+  if (title) element.title = title;
+  if (label) element.setAttribute("aria-label", label);
+  if (onclick) element.addEventListener("click", onclick);
+  element.append(...children);
+  return element;
+}
+
+async function call(path, body) {
+  const options = { headers: {} };
+  if (state.token) options.headers.Authorization = `Bearer ${state.token}`;
+  if (body !== undefined) {
+    options.method = "POST";
+    options.headers["Content-Type"] = "application/json";
+    options.body = JSON.stringify(body);
+  }
+  const response = await fetch(path, options);
+  const content = await response.json().catch(() => ({}));
+  if (response.ok) return content;
+  const error = new Error(content.error ? content.error.message : `the server answered ${response.status}`);
+  error.status = response.status;
+  error.code = content.error && content.error.code;
+  throw error;
+}
+
+function tell(message, isCalm) {
+  $("banner").hidden = !message;
+  $("banner").classList.toggle("calm", Boolean(isCalm));
+  $("banner").textContent = message || "";
+}
+
+function tellError(error) {
+  if (error.status === 401) {
+    $("token-form").hidden = false;
+    $("token").focus();
+    tell(state.token ? "That token isn't the server's." : "");
+  } else {
+    tell(error.status ? error.message : "The server can't be reached.");
+  }
+}
+
+// Semantic IDs ----------------------------------------------------------------
+
+const hue = (codeword, level) => ((codeword * GOLDEN_ANGLE + level * LEVEL_HUE) % 360).toFixed(0);
+
+// The learned levels as colours alone; the last one only tells equal codes apart.
+function dots(codes) {
+  return make("span", { className: "dots", title: `Semantic ID ${codes.join(" ")}` }, ...codes.slice(0, -1).map((codeword, level) => {
+    const dot = make("i");
+    dot.style.setProperty("--h", hue(codeword, level));
+    return dot;
+  }));
+}
+
+function chips(codes, withButtons) {
+  const row = make("span", { className: "chips" });
+  codes.forEach((codeword, level) => {
+    const prefix = codes.slice(0, level + 1);
+    const chip = make(withButtons ? "button" : "span", { text: String(codeword), className: "chip" });
+    chip.title = `Level ${level}: codeword ${codeword} of ${state.catalogue.codebook_sizes[level]}`;
+    if (level === codes.length - 1) chip.classList.add("last");
+    chip.style.setProperty("--h", hue(codeword, level));
+    if (withButtons) {
+      chip.setAttribute("aria-label", `Only Semantic IDs that begin with ${prefix.join(", ")}`);
+      chip.addEventListener("click", () => { state.prefix = prefix; showPills(); recommend(); });
+    }
+    row.append(chip);
+  });
+  return row;
+}
+
+// Items and history -----------------------------------------------------------
+
+function itemRow(item, mark, onclick, label) {
+  return make("button", { className: "row", onclick, label: `${label}: ${item.title}`, title: item.title },
+    make("b", { text: item.title }), make("span", { text: mark, className: "mark" }),
+    make("span", { className: "under" }, chips(item.semantic_id, false), make("small", { text: item.category })));
+}
+
+async function search(offset = 0) {
+  const turn = ++state.sought;
+  const query = new URLSearchParams({ q: $("query").value.slice(0, 200), limit: PAGE_SIZE, offset });
+  try {
+    const answer = await call(`/items?${query}`);
+    if (turn !== state.sought) return;
+    if (!offset) $("results").replaceChildren();
+    for (const item of answer.items) $("results").append(make("li", {}, itemRow(item, "+", () => add(item), "Add")));
+    state.found = offset + answer.items.length;
+    const many = `${answer.total.toLocaleString("en")} ${answer.total === 1 ? "item" : "items"}`;
+    $("found").textContent = $("query").value.trim() ? `${many} found, the best known first` : `${many}, the best known first`;
+    $("more").hidden = state.found >= answer.total;
+  } catch (error) {
+    if (turn === state.sought) tellError(error);
+  }
+}
+
+function add(item) {
+  state.history.push(item);
+  showHistory();
+  recommend();
+}
+
+function showHistory() {
+  const read = state.catalogue ? state.catalogue.most_history : Infinity;
+  const skipped = Math.max(0, state.history.length - read);
+  $("history").replaceChildren(...state.history.map((item, place) => {
+    const cross = make("button", { text: "×", className: "cross", label: `Remove ${item.title}`, onclick: () => {
+      state.history.splice(place, 1);
+      showHistory();
+      recommend();
+    } });
+    const entry = make("li", { title: item.title }, dots(item.semantic_id), make("span", { text: item.title, className: "name" }), cross);
+    if (place < skipped) entry.classList.add("unread");
+    return entry;
+  }));
+  $("clear").hidden = !state.history.length;
+  $("history-note").textContent = !state.history.length ? "Click items to add them, oldest first."
+    : skipped ? `The model reads the last ${read}.` : "Oldest first; the last counts most.";
+}
+
+// Options ---------------------------------------------------------------------
+
+const temperature = () => Number($("temperature").value) / 20;
+const epsilon = () => Number($("epsilon").value) / 20;
+
+function options() {
+  const asked = { history: state.history.map((item) => item.item_id), k: Number($("k").value) };
+  asked.exclude_history = $("exclude-history").checked;
+  asked.exact = $("exact").checked;
+  if (temperature() > 0) Object.assign(asked, { temperature: temperature(), seed: state.seed });
+  if (epsilon() >= 0) asked.epsilon = epsilon();
+  if (Object.keys(state.filters).length) asked.filter = state.filters;
+  if (state.prefix.length) asked.prefix = state.prefix;
+  return asked;
+}
+
+function showOptions() {
+  // The two contradict each other: the one touched last wins.
+  $("k-value").textContent = $("k").value;
+  $("temperature-value").textContent = temperature() > 0 ? temperature().toFixed(2) : "off";
+  $("epsilon-value").textContent = epsilon() >= 0 ? epsilon().toFixed(2) : "off";
+  $("redraw").hidden = !(temperature() > 0);
+}
+
+function showPills() {
+  const tag = (text, remove) => make("span", { className: "tag", text }, make("button", { text: "×", className: "cross", label: `Remove ${text}`, onclick: () => {
+    remove();
+    showPills();
+    recommend();
+  } }));
+  const pills = Object.entries(state.filters).map(([field, wanted]) => {
+    const values = Array.isArray(wanted) ? wanted.join(" or ")
+      : `${wanted.min ?? "…"} to ${wanted.max ?? "…"}`;
+    return tag(`${field}: ${values}`, () => delete state.filters[field]);
+  });
+  if (state.prefix.length) pills.push(tag(`Semantic ID begins ${state.prefix.join(" ")}`, () => { state.prefix = []; }));
+  $("pills").replaceChildren(...pills);
+}
+
+function showField() {
+  const field = $("field").value;
+  const isRange = field === "price";
+  $("range").hidden = !isRange;
+  $("value").hidden = isRange;
+  $("value").value = "";
+  const values = (state.catalogue.fields[field] || { values: {} }).values;
+  $("values").replaceChildren(...Object.entries(values).map(([value, count]) => {
+    const option = make("option", { text: `${count} items` });
+    option.value = value;
+    return option;
+  }));
+}
+
+function addFilter(event) {
+  event.preventDefault();
+  const field = $("field").value;
+  if (field === "price") {
+    const wanted = {};
+    if ($("low").value !== "") wanted.min = Number($("low").value);
+    if ($("high").value !== "") wanted.max = Number($("high").value);
+    if (!Object.keys(wanted).length) return;
+    state.filters[field] = wanted;
+  } else {
+    const value = $("value").value.trim();
+    if (!value) return;
+    state.filters[field] = [...new Set([...(state.filters[field] || []), value])];
+    $("value").value = "";
+  }
+  showPills();
+  recommend();
+}
+
+// Recommendations -------------------------------------------------------------
+
+async function recommend() {
+  const turn = ++state.asked;
+  if (!state.catalogue) return;
+  if (!state.history.length) {
+    $("recommended").replaceChildren(make("li", { className: "empty", text: "Nothing to go by yet: add an item on the left, or see what is popular." },
+      make("br"), make("button", { text: "Show what is popular", className: "quiet", onclick: () => ask(++state.asked) })));
+    $("timing").textContent = $("note").textContent = "";
+    return;
+  }
+  await ask(turn);
+}
+
+async function ask(turn) {
+  $("recommended").classList.add("stale");
+  const start = performance.now();
+  try {
+    const answer = await call("/recommend", options());
+    if (turn !== state.asked) return;
+    tell("");
+    show(answer);
+    $("timing").textContent = `${Math.round(performance.now() - start)} ms · catalogue version ${answer.version}`;
+    if (answer.version !== state.catalogue.version) loadCatalogue();
+  } catch (error) {
+    if (turn === state.asked) tellError(error);
+  } finally {
+    if (turn === state.asked) $("recommended").classList.remove("stale");
+  }
+}
+
+function show(answer) {
+  const notes = [];
+  if (answer.by === "popularity") notes.push("No known item in the history: these are the most popular ones.");
+  if (answer.unknown_items.length) notes.push(`Not in the catalogue, left out: ${answer.unknown_items.slice(0, 5).join(", ")}.`);
+  $("note").textContent = notes.join(" ");
+  if (!answer.items.length) {
+    $("recommended").replaceChildren(make("li", { className: "empty", text: "No item passes these filters." }));
+    return;
+  }
+  const isCount = answer.by === "popularity";
+  const best = Math.max(...answer.items.map((item) => item.score));
+  $("recommended").replaceChildren(...answer.items.map((item, place) => {
+    const what = make("span", { className: "what" }, make("b", { text: item.title }));
+    if (item.is_new) what.append(make("span", { text: "new", className: "new" }));
+    what.append(make("small", { text: item.category }));
+    const fill = make("i");
+    const share = isCount ? item.score / Math.max(best, 1) : Math.exp(item.score - best);
+    fill.style.setProperty("--w", `${Math.max(2, 100 * share).toFixed(1)}%`);
+    const score = make("span", { className: "score", text: isCount ? `${item.score}×` : item.score.toFixed(2).replace("-", "\u2212"),
+      title: isCount ? "Interactions in the training data" : "Log-probability of the Semantic ID; the bar compares probabilities with the best" },
+      make("span", { className: "bar" }, fill));
+    return make("li", {}, make("span", { text: String(place + 1), className: "place" }), what, score,
+      make("button", { text: "+", className: "add", label: `Add to the history: ${item.title}`, title: "Add to the history", onclick: () => add(item) }),
+      chips(item.semantic_id, true));
+  }));
+}
+
+// Start -----------------------------------------------------------------------
+
+async function loadCatalogue() {
+  const catalogue = await call("/catalogue");
+  state.catalogue = catalogue;
+  $("k").max = catalogue.most_k;
+  const levels = catalogue.codebook_sizes.join(" × ");
+  const unseen = catalogue.num_new ? `, ${catalogue.num_new.toLocaleString("en")} of them new to the model` : "";
+  $("facts").textContent = `${catalogue.num_items.toLocaleString("en")} items${unseen} · Semantic IDs of ${levels} codewords · catalogue version ${catalogue.version}`;
+  const before = $("field").value;
+  $("field").replaceChildren(...Object.keys(catalogue.fields).map((field) => {
+    const option = make("option", { text: field });
+    option.value = field;
+    return option;
+  }));
+  if (before in catalogue.fields) $("field").value = before;
+  showField();
+}
+
+async function start() {
+  try {
+    await loadCatalogue();
+    $("token-form").hidden = true;
+    tell("");
+    search();
+    showHistory();
+    await waitUntilReady();
+    recommend();
+  } catch (error) {
+    tellError(error);
+  }
+}
+
+async function waitUntilReady() {
+  for (;;) {
+    try {
+      await call("/readyz");
+      tell("");
+      return;
+    } catch (error) {
+      if (error.code !== "compiling") throw error;
+      tell("The server is compiling its searches; recommendations come in a moment.", true);
+      await new Promise((resolve) => setTimeout(resolve, 1000));
+    }
+  }
+}
+
+function debounced(action, milliseconds) {
+  let timer;
+  return () => { clearTimeout(timer); timer = setTimeout(action, milliseconds); };
+}
+
+const recommendSoon = debounced(recommend, 200);
+$("query").addEventListener("input", debounced(() => search(), 150));
+$("more").addEventListener("click", () => search(state.found));
+$("clear").addEventListener("click", () => { state.history = []; showHistory(); recommend(); });
+$("field").addEventListener("change", showField);
+$("filter-form").addEventListener("submit", addFilter);
+$("redraw").addEventListener("click", () => { state.seed = (state.seed + 1) % 2 ** 32; recommend(); });
+$("exact").addEventListener("change", () => { if ($("exact").checked) $("temperature").value = 0; showOptions(); recommend(); });
+$("exclude-history").addEventListener("change", recommend);
+$("temperature").addEventListener("input", () => { if (temperature() > 0) $("exact").checked = false; });
+for (const id of ["k", "temperature", "epsilon"]) $(id).addEventListener("input", () => { showOptions(); recommendSoon(); });
+$("token-form").addEventListener("submit", (event) => { event.preventDefault(); state.token = $("token").value.trim(); start(); });
+showOptions();
+start();

@@ -1,0 +1,1 @@
+"""A recommender behind HTTP: routes, batching, limits, and the server itself."""

@@ -1,0 +1,142 @@
+"""One JSON shape for everything that is refused.
+
+{"error": {"code": "invalid_request", "message": "...", "details": [
+    {"where": "k", "problem": "Input should be greater than or equal to 1"}]}}
+"""
+
+import http
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.responses import JSONResponse, Response
+
+from tiger_jax.errors import InputError
+
+MOST_DETAILS, MOST_CHARACTERS = 5, 120
+
+
+class Problem(BaseModel):
+    """One thing that is wrong with a request."""
+
+    where: str
+    problem: str
+
+
+class ErrorBody(BaseModel):
+    """Why a request was refused."""
+
+    code: str
+    message: str
+    details: list[Problem] = []
+
+
+class ErrorAnswer(BaseModel):
+    """What every answer looks like whose status is not 2xx."""
+
+    error: ErrorBody
+
+
+class ApiError(HTTPException):
+    """A refusal: status, a code for programs, a sentence for people."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        details: Sequence[Problem] = (),
+        retry_after: float | None = None,
+        close: bool = False,
+    ) -> None:
+        """Takes what is to be answered.
+
+        Args:
+            retry_after: Seconds after which another attempt makes sense.
+            close: Whether the connection ends with this answer.
+        """
+        headers = {}
+        if retry_after is not None:
+            headers["Retry-After"] = str(max(1, math.ceil(retry_after)))
+        if close:
+            headers["Connection"] = "close"
+        if status == http.HTTPStatus.UNAUTHORIZED:
+            headers["WWW-Authenticate"] = "Bearer"
+        super().__init__(status, message, headers)
+        body = ErrorBody(code=code, message=message, details=list(details))
+        self.body = ErrorAnswer(error=body)
+
+    def response(self) -> JSONResponse:
+        """The answer."""
+        return JSONResponse(
+            self.body.model_dump(), self.status_code, headers=dict(self.headers or {})
+        )
+
+
+def answer_errors(app: FastAPI) -> None:
+    """Makes an app answer all its errors in the one shape."""
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(StarletteHTTPException, _http)
+    app.add_exception_handler(InputError, _input)
+    app.add_exception_handler(Exception, _fault)
+
+
+def describe_problems(errors: Sequence[Any]) -> list[Problem]:
+    """Brings pydantic's errors into ours, short whatever the request held."""
+    problems = []
+    for error in errors[:MOST_DETAILS]:
+        place = [str(part)[:60] for part in error["loc"]]
+        if place and place[0] in ("body", "query", "path"):
+            place = place[1:]
+        problems.append(
+            Problem(
+                where=".".join(place)[:MOST_CHARACTERS] or "body",
+                problem=str(error["msg"])[:MOST_CHARACTERS],
+            )
+        )
+    return problems
+
+
+async def _invalid(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    problems = describe_problems(error.errors())
+    first = problems[0]
+    more = len(error.errors()) - 1
+    rest = f" (and {more} more)" if more else ""
+    return ApiError(
+        422,
+        "invalid_request",
+        f"{first.where}: {first.problem}{rest}",
+        details=problems,
+    ).response()
+
+
+async def _http(request: Request, error: Exception) -> Response:
+    if isinstance(error, ApiError):
+        return error.response()
+    assert isinstance(error, StarletteHTTPException)
+    path = request.url.path[:MOST_CHARACTERS]
+    sentences = {
+        404: ("not_found", f"there is nothing at {path}"),
+        405: ("method_not_allowed", f"{request.method[:20]} is no method of {path}"),
+    }
+    status = error.status_code
+    code, message = sentences.get(status, ("refused", str(error.detail)))
+    answer = ApiError(status, code, message).response()
+    answer.headers.update(error.headers or {})
+    return answer
+
+
+async def _input(_: Request, error: Exception) -> Response:
+    return ApiError(422, "invalid_request", str(error)[:500]).response()
+
+
+async def _fault(_: Request, __: Exception) -> Response:
+    return ApiError(
+        500, "internal", "a fault of this server, which its log describes"
+    ).response()
