@@ -35,7 +35,14 @@ STAGES = (
     "report",
 )
 # Stages that a run of the whole pipeline leaves out: they answer a request.
-ON_REQUEST = ("recommend", "export", "update_catalogue", "export_t5", "serve")
+ON_REQUEST = (
+    "recommend",
+    "export",
+    "serve",
+    "update_catalogue",
+    "export_t5",
+    "export_recbole",
+)
 GIN_CONFIGS = Path(__file__).resolve().parent / "gin_configs"
 DEMO_GIN, OWN_DATA_GIN = "demo.gin", "experiments/own_data.gin"
 

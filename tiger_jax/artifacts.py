@@ -54,6 +54,7 @@ MADE_BY = {
     "report": "report",
     "bundle": "export",
     "t5": "export_t5",
+    "recbole": "export_recbole",
 }
 
 

@@ -2,6 +2,8 @@
 
 import json
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from trained_workdir import make_trained_workdir
 
@@ -9,6 +11,7 @@ from tiger_jax.data.prepared import PreparedData
 from tiger_jax.errors import InputError
 from tiger_jax.stages.context import RunContext
 from tiger_jax.stages.recommend import recommend
+from tiger_jax.stages.result_files import SCHEMA
 
 K = 5
 
@@ -113,7 +116,8 @@ def test_a_bad_file_is_named_with_its_line(workdir, tmp_path, name, text, messag
         ({"title": " ; "}, "empty"),
         ({"title": "a", "histories": "b"}, "not both"),
         ({"histories": "missing.jsonl"}, "not a file"),
-        ({"output": "xml"}, "table, jsonl"),
+        ({"output": "xml"}, "table, jsonl, or a file that ends"),
+        ({"output": "no/such/folder/lists.inter"}, "can't be written"),
         ({"k": 0}, "positive"),
         ({"k": 51}, "at least as many beams"),
     ],
@@ -126,3 +130,27 @@ def test_a_bad_request_is_refused(workdir, arguments, message):
 def test_without_a_recommender_the_stage_to_run_is_named(tmp_path):
     with pytest.raises(InputError, match="recommend needs .*--stage=prepare_data"):
         recommend(RunContext(tmp_path))
+
+
+def test_lists_as_parquet_and_as_recbole_read_back_the_same(workdir, tmp_path, capsys):
+    paths = [tmp_path / "lists.parquet", tmp_path / "lists.inter"]
+    options = {"num_users": 4, "k": K}
+    recommend(RunContext(workdir), output="jsonl", **options)
+    lines = _lines(capsys)
+    for path in paths:
+        recommend(RunContext(workdir), output=str(path), **options)
+    expected = [
+        (line["user"], rank, item["item_id"])
+        for line in lines
+        for rank, item in enumerate(line["recommended"], 1)
+    ]
+    table = pq.read_table(paths[0])
+    found = zip(*(table[n].to_pylist() for n in SCHEMA.names[:3]), strict=True)
+    assert list(found) == expected
+    assert table.schema == SCHEMA
+    rows = [line.split("\t") for line in paths[1].read_text().splitlines()]
+    assert rows[0] == ["user_id:token", "item_id:token", "score:float", "rank:float"]
+    assert [(u, int(rank), i) for u, i, _, rank in rows[1:]] == expected
+    scores = [float(row[2]) for row in rows[1:]]
+    np.testing.assert_allclose(scores, table["score"].to_numpy(), rtol=1e-5)
+    assert not list(tmp_path.glob("*.tmp"))

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from tiger_jax.data.csv_files import CsvFormat, read_csv
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.data.text_files import check_encoding, open_text, raise_for_encoding
 from tiger_jax.errors import InputError
+from tiger_jax.serving.catalogue import Catalogue
 
 FORMS = (
     'JSON lines such as {"user": "u1", "history": ["item 1", "item 2"]} or '
@@ -21,27 +21,25 @@ FORMS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
+class Wanted:
     """One history to continue.
 
     Attributes:
         user: What to call the user in the output.
-        user_number: Row in the users table; -1 for somebody unknown.
-        item_numbers: The history's known items, oldest first.
-        unknown_items: Ids that are no items of the catalogue; they are left out.
+        history: Item ids, oldest first; some may be unknown.
+        user_id: The shop's own id of the user; None for somebody unknown.
         target: The item that really came next, where that is known.
         notes: What a reader should know about how the history came about.
     """
 
     user: str
-    user_number: int
-    item_numbers: tuple[int, ...]
-    unknown_items: tuple[str, ...] = ()
-    target: int | None = None
+    history: tuple[str, ...]
+    user_id: str | None = None
+    target: str | None = None
     notes: tuple[str, ...] = ()
 
 
-def read_requests(path: Path, data: PreparedData) -> list[Request]:
+def read_histories(path: Path) -> list[Wanted]:
     """Reads histories of item ids, oldest first, from a JSON lines or CSV file.
 
     Raises:
@@ -59,79 +57,50 @@ def read_requests(path: Path, data: PreparedData) -> list[Request]:
         )
     if not found:
         raise InputError(f"{path} holds no history: write {FORMS}")
-    numbers = {item_id: number for number, item_id in enumerate(data.item_ids)}
-    users = {user_id: number for number, user_id in enumerate(data.user_ids)}
-    return [
-        Request(
-            user=user,
-            user_number=users.get(user, -1),
-            item_numbers=tuple(numbers[i] for i in items if i in numbers),
-            unknown_items=tuple(i for i in items if i not in numbers),
-        )
-        for user, items in found
-    ]
+    return [Wanted(user, tuple(items), user_id=user) for user, items in found]
 
 
-def search_titles(text: str, data: PreparedData) -> Request:
+def search_titles(text: str, catalogue: Catalogue) -> Wanted:
     """Makes a history of the best match for each title, separated by semicolons.
 
-    An item matches if in its title and brand there is, for every word given, one
-    that starts with it, whatever the case.
-    Of several, the one with the most interactions is taken, and the next are named.
+    Of several matches (see `Catalogue.search`) the one with the most interactions
+    is taken, and the next are named.
 
     Raises:
         InputError: Nothing matches.
     """
-    haystack = [
-        " ".join(part or "" for part in parts).casefold()
-        for parts in zip(
-            data.items["title"].to_pylist(),
-            data.items["brand"].to_pylist(),
-            strict=True,
-        )
-    ]
-    counts = np.bincount(data.histories.items, minlength=data.num_items)
     chosen, notes = [], []
     for wanted in filter(None, (part.strip() for part in text.split(";"))):
-        starts = [
-            re.compile(rf"(?<!\w){re.escape(word)}")
-            for word in wanted.casefold().split()
-        ]
-        matches = [
-            number
-            for number, title in enumerate(haystack)
-            if all(start.search(title) for start in starts)
-        ]
+        matches = [catalogue.item_ids[n] for n in catalogue.search(wanted)]
         if not matches:
             raise InputError(
                 f"recommend.title: no item's title holds all of {wanted!r}: use fewer "
                 "or shorter words"
             )
-        matches.sort(key=lambda number: -counts[number])
         chosen.append(matches[0])
         if len(matches) > 1:
-            ids = ", ".join(data.item_ids[number] for number in matches[1:4])
             notes.append(
                 f"{len(matches):,} items match {wanted!r}; the most popular one is "
-                f"taken, before {ids}"
+                f"taken, before {', '.join(matches[1:4])}"
             )
     if not chosen:
         raise InputError("recommend.title is empty: give words of an item's title")
-    return Request("somebody new", -1, tuple(chosen), notes=tuple(notes))
+    return Wanted("somebody new", tuple(chosen), notes=tuple(notes))
 
 
-def draw_test_users(data: PreparedData, num_users: int, seed: int) -> list[Request]:
+def draw_test_users(data: PreparedData, num_users: int, seed: int) -> list[Wanted]:
     """Takes a few test users at random, with the item that really came next."""
     test = data.test
     rows = np.random.default_rng(seed).permutation(len(test.targets))[:num_users]
+    user_ids = [data.user_ids[n] for n in test.user_numbers[rows].tolist()]
     return [
-        Request(
-            user=data.user_ids[int(test.user_numbers[row])],
-            user_number=int(test.user_numbers[row]),
-            item_numbers=tuple(test.histories.of(row).tolist()),
-            target=int(test.targets[row]),
+        Wanted(
+            user=user_id,
+            history=tuple(data.item_ids[i] for i in test.histories.of(row).tolist()),
+            user_id=user_id,
+            target=data.item_ids[test.targets[row]],
         )
-        for row in rows.tolist()
+        for user_id, row in zip(user_ids, rows.tolist(), strict=True)
     ]
 
 

@@ -1,0 +1,99 @@
+"""Stage `export_recbole`: data and Semantic IDs as RecBole's files -> `recbole/`."""
+
+import gin
+import numpy as np
+
+from tiger_jax import artifacts
+from tiger_jax.data.prepared import PreparedData
+from tiger_jax.progress import say
+from tiger_jax.semantic_ids.table import SemanticIdTable
+from tiger_jax.stages.context import RunContext
+from tiger_jax.stages.result_files import write_atomic_file
+
+FOLDER = "recbole"
+
+# RecBole's own leave-one-out by time is the split of `data/`: the last item of each
+# user is for testing, the one before for validation.
+_CONFIG = """\
+data_path: {folder}
+dataset: {name}
+load_col: {{inter: [user_id, item_id, timestamp]}}
+USER_ID_FIELD: user_id
+ITEM_ID_FIELD: item_id
+TIME_FIELD: timestamp
+user_inter_num_interval: "[0,inf)"
+item_inter_num_interval: "[0,inf)"
+eval_args: {{split: {{LS: valid_and_test}}, order: TO, mode: full, group_by: user}}
+train_neg_sample_args: ~
+"""
+
+
+@gin.configurable
+def export_recbole(context: RunContext) -> None:
+    """Writes the prepared shop as RecBole reads it, so that both see the same data.
+
+    `NAME/NAME.inter` has each interaction with its place in the user's history as
+    the timestamp; `NAME/NAME.item` the items' texts and, if there are any, Semantic
+    IDs; `NAME.yaml` the settings that give the same leave-one-out split. RecBole
+    doesn't leave out an item that a user meets again, and neither do these.
+
+    Raises:
+        InputError: There is no prepared data, or an id has a tab in it.
+    """
+    names = ["data"]
+    if (context.workdir / "semantic_ids").exists():
+        names.append("semantic_ids")
+    run = artifacts.begin(
+        context.workdir, FOLDER, stage="export_recbole", inputs=names, config={}
+    )
+    if run.is_current:
+        return
+    data = PreparedData.load(context.workdir / "data")
+    table = None
+    if "semantic_ids" in names:
+        table = SemanticIdTable.load(context.workdir / "semantic_ids")
+    folder = run.folder / data.name
+    folder.mkdir()
+    write_atomic_file(folder / f"{data.name}.inter", _interactions(data))
+    write_atomic_file(folder / f"{data.name}.item", _items(data, table))
+    settings = _CONFIG.format(folder=run.final.resolve(), name=data.name)
+    (run.folder / f"{data.name}.yaml").write_text(settings, encoding="utf-8")
+    run.commit(summary={"interactions": len(data.histories.items)})
+    say(f"export_recbole: {run.final / data.name}, {len(data.histories.items):,} rows")
+
+
+def _interactions(data: PreparedData) -> dict[str, list[str]]:
+    lengths = data.histories.lengths
+    users = np.repeat(np.arange(data.num_users), lengths).tolist()
+    start = np.repeat(data.histories.offsets[:-1], lengths)
+    places = (np.arange(len(data.histories.items)) - start).tolist()
+    return {
+        "user_id:token": [data.user_ids[user] for user in users],
+        "item_id:token": [data.item_ids[i] for i in data.histories.items.tolist()],
+        "timestamp:float": [str(place) for place in places],
+    }
+
+
+def _items(data: PreparedData, table: SemanticIdTable | None) -> dict[str, list[str]]:
+    paths = data.items["categories"].to_pylist()
+    columns = {
+        "item_id:token": list(data.item_ids),
+        "title:token_seq": [t or "" for t in data.items["title"].to_pylist()],
+        "categories:token_seq": [
+            ", ".join(name for path in own or () for name in path) for own in paths
+        ],
+    }
+    if "brand" in data.items.column_names:
+        brands = data.items["brand"].to_pylist()
+        columns["brand:token_seq"] = [brand or "" for brand in brands]
+    if "price" in data.items.column_names:
+        prices = data.items["price"].to_pylist()
+        columns["price:float"] = [
+            "" if price is None else str(price) for price in prices
+        ]
+    if table is not None:
+        codes = dict(zip(table.item_ids, table.codes.tolist(), strict=True))
+        columns["semantic_id:token_seq"] = [
+            " ".join(map(str, codes[item_id])) for item_id in data.item_ids
+        ]
+    return columns
