@@ -129,6 +129,10 @@ class RealModel:
         self.decode_step: Callable[..., Any]
         self.init_decode, self.decode_step = make_decode_fns(model)
 
+    def encoded(self) -> "EncodedModel":
+        """The same model for inputs that went through its encoder."""
+        return EncodedModel(self.params, self.decode_step)
+
     def inputs(self, batch: int, codes: np.ndarray) -> jax.Array:
         """Full histories of random items, int32 [B S]."""
         rng = np.random.default_rng(1)
@@ -140,3 +144,16 @@ class RealModel:
         return jnp.asarray(
             np.concatenate([user, tokens.reshape(batch, -1)], axis=1), jnp.int32
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedModel:
+    """A `RealModel` whose inputs are what its `init_decode` returned."""
+
+    params: Any
+    decode_step: Callable[..., Any]
+
+    def init_decode(self, params: Any, memory: Any) -> Any:
+        """Takes the memory as it is."""
+        del params
+        return memory

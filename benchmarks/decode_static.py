@@ -140,7 +140,7 @@ def static_real_search(
 
     Args:
         index: STATIC's.
-        model: A `RealModel`.
+        model: A `RealModel`, or an `EncodedModel`.
         beams: M.
         length: T.
         is_tiled: Every beam is a row of the batch with its own copy of the
@@ -149,7 +149,7 @@ def static_real_search(
     """
 
     def run(params: Any, inputs: jax.Array, arrays: dict[str, jax.Array]):
-        batch = len(inputs)
+        batch = jax.tree.leaves(inputs)[0].shape[0]
         cache = model.init_decode(params, inputs)
         root = jnp.zeros((batch, 1), jnp.int32)
         logits, cache = model.decode_step(params, cache, root, root, 0)

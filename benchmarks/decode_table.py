@@ -9,7 +9,7 @@ _HEADERS = {
     "build": "Building the index",
     "step": "One candidate step",
     "loop_trivial": "The whole loop around a model that only reads a table",
-    "loop_real": "Encoder and the whole loop with TIGER, random weights",
+    "loop_real": "The whole loop with TIGER, random weights",
 }
 
 
@@ -75,4 +75,6 @@ def _table(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return f"{value:,}" if isinstance(value, int) else str(value)

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Int32
 
 from tiger_jax.decoding import bits
 from tiger_jax.decoding.levels import CsrLevel, Level
+from tiger_jax.decoding.normalizers import log_sum_exp
 from tiger_jax.decoding.restrictions import NarrowChildren, WideChildren
 from tiger_jax.decoding.top_k import in_order, masked_top_k, pick, top_k
 
@@ -59,7 +60,7 @@ def best_children(
     """
     offset = beams.scores
     if normalize == "level":
-        offset -= jax.nn.logsumexp(logits, axis=-1)
+        offset -= log_sum_exp(logits)
     elif normalize == "children":
         offset -= log_sum_of_children(children, logits)
     if isinstance(children, NarrowChildren):
@@ -91,7 +92,9 @@ def masked_logits(
 ) -> Float[Array, "B M F"]:
     """Each child's logit; -inf for what is no child."""
     if isinstance(children, NarrowChildren):
-        own = jnp.take_along_axis(logits, children.tokens, axis=2)
+        own = jnp.take_along_axis(
+            logits, children.tokens, axis=2, mode="promise_in_bounds"
+        )
         return jnp.where(children.is_child, own, -jnp.inf)
     is_child = bits.unpack(children.rows, logits.shape[2])
     return jnp.where(is_child, logits, -jnp.inf)

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Float32, Int, Int32
 from tiger_jax.decoding.beam_search import BeamResult, DecodeStep, InitDecode, padded
 from tiger_jax.decoding.candidates import Normalize
 from tiger_jax.decoding.levels import Level
+from tiger_jax.decoding.normalizers import log_sum_exp
 from tiger_jax.decoding.top_k import top_k
 from tiger_jax.decoding.trie import Trie
 
@@ -210,4 +211,4 @@ def _log_norm(
         return jnp.zeros(logits.shape[:2])
     if normalize == "children":
         logits = jnp.where(level.children_mask(nodes)[None], logits, -jnp.inf)
-    return jax.nn.logsumexp(logits, axis=-1)
+    return log_sum_exp(logits)

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int32
 
 from tiger_jax.decoding.beam_search import DecodeStep, InitDecode
 from tiger_jax.decoding.candidates import Normalize
+from tiger_jax.decoding.normalizers import log_sum_exp
 from tiger_jax.decoding.top_k import in_order, masked_top_k, pick
 from tiger_jax.decoding.trie import Trie
 from tiger_jax.errors import InputError
@@ -65,7 +66,7 @@ def unconstrained_search(
         size = sizes[number]
         offset = scores
         if normalize == "level":
-            offset -= jax.nn.logsumexp(logits, axis=-1)
+            offset -= log_sum_exp(logits)
         every = jnp.full((batch, logits.shape[1], -(-size // 32)), ~jnp.uint32(0))
         width = min(num_beams, math.prod(sizes[: number + 1]))
         scores, index = masked_top_k(logits, every, offset, width)
