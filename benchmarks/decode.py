@@ -2,7 +2,7 @@
 
     PYTHONPATH=/path/to/static-constraint-decoding \
         python -m benchmarks.decode --against static,hf,exact,faiss,unconstrained \
-        --rows rows.jsonl --table benchmarks/decode.md
+        --rows rows.jsonl --table benchmarks/README.md
 
 The two sides of a comparison run in turns in one process, on the same arrays, and
 medians are compared. Where both are exact, their results are checked to be the same.
@@ -437,7 +437,11 @@ def parse() -> argparse.Namespace:
     add("--dtype", default="float32", help="of the real decoder")
     add("--rounds", type=int, default=15)
     add("--rows", type=Path, help="append the rows to this file")
-    add("--table", type=Path, help="write a Markdown table of all rows in --rows")
+    add(
+        "--table",
+        type=Path,
+        help="a Markdown file that takes tables of all --rows between its marks",
+    )
     add("--quick", action="store_true", help="small sizes, a minute")
     add("--peak", type=int, nargs=3, metavar=("ITEMS", "K", "T"))
     options = parser.parse_args()

@@ -5,6 +5,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from benchmarks.marked_sections import write_between
+
 _HEADERS = {
     "build": "Building the index",
     "step": "One candidate step",
@@ -14,14 +16,14 @@ _HEADERS = {
 
 
 def write_table(rows_file: Path, table_file: Path) -> None:
-    """Writes the newest row of every comparison; nothing is typed in."""
+    """Puts the newest row of every comparison between the file's marks."""
     newest: dict[str, dict[str, Any]] = {}
     for line in rows_file.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         case = {k: v for k, v in row["case"].items() if not k.endswith("_ms")}
         newest[json.dumps([case, row["against"]], sort_keys=True)] = row
     rows = list(newest.values())
-    lines = ["# Decoding, measured", ""]
+    lines: list[str] = []
     machines = {
         f"{row['environment']['device']} ({row['environment']['platform']}, "
         f"{row['environment']['cores']} cores)"
@@ -40,8 +42,8 @@ def write_table(rows_file: Path, table_file: Path) -> None:
         by_part[row["case"]["part"]].append(row)
     for part, header in _HEADERS.items():
         if by_part[part]:
-            lines += [f"## {header}", "", *_table(by_part[part]), ""]
-    table_file.write_text("\n".join(lines), encoding="utf-8")
+            lines += [f"### {header}", "", *_table(by_part[part]), ""]
+    write_between(table_file, "decode", "\n".join(lines))
 
 
 def _table(rows: list[dict[str, Any]]) -> list[str]:

@@ -11,11 +11,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks.marked_sections import write_between
 from tiger_jax import artifacts
 from tiger_jax.reporting.tables import BASELINE_NAMES
 
 README = Path(__file__).resolve().parent.parent / "README.md"
-BEGIN, END = "<!-- results -->", "<!-- /results -->"
 METRICS = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
 
 
@@ -82,12 +82,7 @@ def main() -> int:
     if not options.write:
         print(table)
         return 0
-    text = README.read_text(encoding="utf-8")
-    before, _, after = text.partition(BEGIN)
-    after = after.partition(END)[2] if END in after else after
-    README.write_text(
-        f"{before}{BEGIN}\n## Results\n\n{table}\n{END}{after}", encoding="utf-8"
-    )
+    write_between(README, "results", f"## Results\n\n{table}")
     return 0
 
 
