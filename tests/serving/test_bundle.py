@@ -1,9 +1,13 @@
 """A bundle answers as the work directory does, and tells when a part isn't its own."""
 
+import re
 import shutil
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from tiger_jax import artifacts
 from tiger_jax.errors import InputError
@@ -53,27 +57,78 @@ def test_a_seed_decides_what_is_drawn(recommender):
     assert len({i.item_id for i in draw[0].items}) == 8
 
 
-def test_a_damaged_part_is_named(folder, tmp_path):
-    copy = tmp_path / "bundle"
-    for name in ("params.safetensors", "programs/search_1.stablehlo", "trie/trie.json"):
-        shutil.copytree(folder, copy, dirs_exist_ok=True)
-        content = bytearray((copy / name).read_bytes())
-        content[len(content) // 2] ^= 1
-        (copy / name).write_bytes(content)
-        with pytest.raises(InputError, match=name.split("/")[-1]):
-            Bundle.load(copy)
-
-
-def test_a_part_of_another_bundle_is_named_even_with_its_manifest(folder, tmp_path):
+def test_every_damaged_file_is_named(folder, tmp_path):
     copy = tmp_path / "bundle"
     shutil.copytree(folder, copy)
-    is_new = np.load(copy / "items" / "is_new.npy")
-    np.save(copy / "items" / "is_new.npy", ~is_new)
+    names = [p.relative_to(copy).as_posix() for p in copy.rglob("*") if p.is_file()]
+    assert len(names) > 30
+    for name in names:
+        whole = (copy / name).read_bytes()
+        damaged = bytearray(whole)
+        damaged[len(whole) // 2] ^= 1
+        (copy / name).write_bytes(damaged)
+        if name != "manifest.json":  # which also tells of times and commands
+            with pytest.raises(InputError, match=re.escape(name)):
+                Bundle.load(copy)
+        (copy / name).unlink()
+        with pytest.raises(InputError, match=re.escape(name)):
+            Bundle.load(copy)
+        (copy / name).write_bytes(whole)
+    (copy / "more.npy").write_bytes(b"")
+    with pytest.raises(InputError, match="more.npy is no part of this bundle"):
+        Bundle.load(copy)
+
+
+def _change_array(path):
+    array = np.load(path)
+    np.save(path, ~array if array.dtype == bool else array + array.dtype.type(1))
+
+
+def _change_params(path):
+    params = load_file(path)
+    name = sorted(params)[0]
+    save_file({**params, name: params[name] + 1}, path)
+
+
+def _change_titles(path):
+    items = pq.read_table(path)
+    titles = pa.array([f"{title}!" for title in items["title"].to_pylist()])
+    place = items.column_names.index("title")
+    pq.write_table(items.set_column(place, "title", titles), path)
+
+
+def _exchange_programs(path):
+    shutil.copy(path.with_name("sample_1.stablehlo"), path)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "part"),
+    [
+        ("params.safetensors", _change_params, "params.safetensors is .*another"),
+        ("semantic_ids/codes.npy", _change_array, "semantic_ids|codeword"),
+        ("trie/items.low.npy", _change_array, "trie is .*another"),
+        ("items/items.parquet", _change_titles, "items is .*another"),
+        ("items/is_new.npy", _change_array, "items is .*another"),
+        ("items/popularity.npy", _change_array, "items is .*another"),
+        ("user_hashes.npy", _change_array, "user_hashes.npy is .*another"),
+        ("embeddings.npy", _change_array, "embeddings.npy is .*another"),
+        ("quantizer/arrays/codebook_1.npy", _change_array, "quantizer is .*another"),
+        ("programs/search_1.stablehlo", _exchange_programs, "search_1.* is not the"),
+    ],
+)
+def test_a_part_of_another_bundle_is_named_even_with_its_manifest(
+    folder, tmp_path, name, change, part
+):
+    copy = tmp_path / "bundle"
+    shutil.copytree(folder, copy)
+    change(copy / name)
     manifest = artifacts.read_json(copy / "manifest.json")
-    path = copy / "items" / "is_new.npy"
-    manifest["files"]["items/is_new.npy"]["sha256"] = artifacts.hash_file(path)
+    manifest["files"][name] = {
+        "sha256": artifacts.hash_file(copy / name),
+        "bytes": (copy / name).stat().st_size,
+    }
     artifacts.write_json(copy / "manifest.json", manifest)
-    with pytest.raises(InputError, match="items is .* of another bundle"):
+    with pytest.raises(InputError, match=part):
         Bundle.load(copy)
 
 

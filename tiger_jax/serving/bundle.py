@@ -56,8 +56,10 @@ from tiger_jax.serving.programs import (
 )
 from tiger_jax.serving.recommender import Engine, Recommender
 
-FORMAT = 2
+FORMAT = 3
 BUNDLE = "bundle"
+# What another export of the same recommender may have otherwise.
+_SHAPED = ("shapes", "trie", "programs")
 _FACTS, _PARAMS, _PROGRAMS = "bundle.json", "params.safetensors", "programs"
 
 
@@ -181,6 +183,7 @@ def save_bundle(folder: Path, parts: Parts, shapes: Shapes) -> None:
             "collaborative_dims": parts.collaborative_dims,
             "shapes": dataclasses.asdict(shapes),
             "parts": parts.part_hashes,
+            "trie": _hash_trie(trie),
             "programs": programs,
         },
     )
@@ -229,7 +232,7 @@ class Bundle:
                     f"{folder} has format {facts['format']}, this version reads "
                     f"{FORMAT}: export it again"
                 )
-            parts, shapes = _read_parts(folder, facts)
+            parts, shapes, trie = _read_parts(folder, facts)
         except InputError:
             raise
         except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
@@ -237,8 +240,8 @@ class Bundle:
                 f"{folder} can't be read ({type(error).__name__}: {error}): export "
                 "the bundle again"
             ) from error
-        _check_hashes(folder, facts, parts)
-        named = {k: v for k, v in facts.items() if k not in ("shapes", "programs")}
+        _check_hashes(folder, facts, parts, trie)
+        named = {key: value for key, value in facts.items() if key not in _SHAPED}
         return cls(folder, parts, shapes, artifacts.hash_json(named))
 
     def recommender(self, catalogue: Catalogue | None = None) -> Recommender:
@@ -257,7 +260,7 @@ class Bundle:
         return Recommender(engine, catalogue or parts.catalogue())
 
 
-def _read_parts(folder: Path, facts: Mapping[str, Any]) -> tuple[Parts, Shapes]:
+def _read_parts(folder: Path, facts: Mapping[str, Any]) -> tuple[Parts, Shapes, Trie]:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
@@ -292,14 +295,21 @@ def _read_parts(folder: Path, facts: Mapping[str, Any]) -> tuple[Parts, Shapes]:
         collaborative_dims=int(facts["collaborative_dims"]),
         plan=trie.plan,
     )
-    return parts, shapes
+    return parts, shapes, trie
 
 
-def _check_hashes(folder: Path, facts: Mapping[str, Any], parts: Parts) -> None:
+def _hash_trie(trie: Trie) -> str:
+    return artifacts.hash_arrays({"leaves": jax.tree.leaves(trie)})
+
+
+def _check_hashes(
+    folder: Path, facts: Mapping[str, Any], parts: Parts, trie: Trie
+) -> None:
     """Refuses parts that are whole but of another bundle."""
     again = "put the bundle's own back, or export it again"
     found = parts.part_hashes
-    for name, expected in facts["parts"].items():
+    found["trie"] = _hash_trie(trie)
+    for name, expected in {**facts["parts"], "trie": facts["trie"]}.items():
         if found.get(name) != expected:
             raise InputError(
                 f"{folder / name} is {found.get(name, 'missing')[:12]}, but {_FACTS} "
