@@ -15,6 +15,7 @@ from tiger_jax import artifacts
 from tiger_jax.data.prepared import PreparedData, hash_user_ids
 from tiger_jax.data.splits import Splits
 from tiger_jax.data.statistics import compute_statistics
+from tiger_jax.embedding.collaborative import join_text
 from tiger_jax.histories import Histories
 from tiger_jax.models.rqvae_quantizer import save_quantizer
 from tiger_jax.models.tiger import Tiger, TigerConfig, init_params
@@ -39,19 +40,29 @@ def short_histories(seed: int = 0) -> Histories:
 
 
 def make_trained_workdir(
-    workdir: Path, *, seed: int = 0, with_quantizer: bool = False
+    workdir: Path,
+    *,
+    seed: int = 0,
+    with_quantizer: bool = False,
+    collaborative_dims: int = 0,
 ) -> Path:
     """Writes data/, embeddings/, semantic_ids/ and recommender/, as stages do.
 
-    With a quantizer, there is rqvae/ too, and the Semantic IDs are what it gives.
+    With a quantizer, there is rqvae/ too, and the Semantic IDs are what it gives,
+    of the embeddings alone or with vectors of `collaborative_dims` joined to them.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     embeddings = rng.normal(size=(NUM_ITEMS, 6)).astype(np.float32)
     table, histories = small_table(NUM_ITEMS, seed), short_histories(seed)
     if with_quantizer:
-        quantizer = ResidualKMeans((8, 8, 8)).fit(embeddings, seed=seed)
-        table = _quantize(quantizer, embeddings, table)
+        vectors, joined = embeddings, np.empty((NUM_ITEMS, 0), np.float32)
+        if collaborative_dims:
+            shape = (NUM_ITEMS, collaborative_dims)
+            joined = rng.normal(size=shape).astype(np.float32)
+            vectors = join_text(embeddings, joined)
+        quantizer = ResidualKMeans((8, 8, 8)).fit(vectors, seed=seed)
+        table = _quantize(quantizer, vectors, table)
     empty = np.empty(0, np.int32)
     user_ids = [f"user-{number}" for number in range(NUM_USERS)]
     statistics = compute_statistics(
@@ -90,6 +101,8 @@ def make_trained_workdir(
             workdir, "rqvae", stage="train_rqvae", inputs=("embeddings",), config={}
         )
         save_quantizer(quantizer, run.folder)
+        if collaborative_dims:
+            artifacts.save_arrays(run.folder, {"collaborative": joined})
         run.commit()
     run = artifacts.begin(
         workdir,
