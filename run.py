@@ -8,7 +8,8 @@
 Each stage reads and writes folders under --workdir, is skipped when its folder is
 up to date, and goes on where it stopped when it was interrupted. What a stage does
 is decided by gin: files named by --gin_file (a path, or relative to gin_configs/),
-then single bindings --gin.NAME=VALUE, the last of which win.
+then single bindings --gin.NAME=VALUE, the last of which win. Lines of bindings in
+the variable TIGER_GIN win over both.
 
 Exit codes: 0 done, 1 a fault of this program, 2 bad input or usage, 3 the work
 directory is in use, 4 stopped by a signal after saving (the same command resumes).
@@ -92,6 +93,7 @@ def _run(argv: Sequence[str]) -> int:
     stages = _choose_stages(flags.FLAGS.stage)
     context = _build_context(flags.FLAGS)
     _start_distributed()
+    gin_bindings += os.environ.get("TIGER_GIN", "").splitlines()
     _parse_gin(flags.FLAGS.gin_file, gin_bindings, context.data_dir is not None)
 
     from tiger_jax.progress import say
