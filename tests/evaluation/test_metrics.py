@@ -135,3 +135,10 @@ def test_an_unknown_metric_is_named(name):
 def test_no_users_is_an_error_rather_than_nan():
     with pytest.raises(ValueError, match="no held-out"):
         metrics.compute_metrics(np.zeros(0, np.int32))
+
+
+def test_an_invalid_id_takes_its_place_in_the_list():
+    items = np.array([[-2, 7, -2, 9], [-2, -2, 4, -1]], np.int32)
+    scores = np.array([[4.0, 3.0, 2.0, 1.0], [3.0, 2.0, 1.0, -np.inf]], np.float32)
+    ranks = metrics.ranks_in_lists(items, scores, np.array([9, 4], np.int32))
+    assert ranks.tolist() == [3, 2]

@@ -115,7 +115,7 @@ def evaluate(
             item_numbers[rows] = listed[:, :k]
             scores[rows] = listed_scores[:, :k]
             num_invalid += int(bad.sum())
-            num_listed += int((listed >= 0).sum())
+            num_listed += int((listed != -1).sum())
             bar.advance(len(rows))
     return Evaluation(ranks, item_numbers, scores, num_invalid, num_listed)
 

@@ -36,12 +36,14 @@ def ranks_in_lists(
     cutoff up to k. In a shorter list (padded with -1: the search kept fewer
     candidates) nobody knows what came next, so a group of two or more that
     reaches the last entry is a `MISS`.
+
+    An invalid Semantic ID (-2) takes its place in the list like an item.
     """
     is_target = (item_numbers == targets[:, None]) & (targets[:, None] >= 0)  # [B, C]
     found = is_target.any(1)  # [B]
     row = np.arange(len(targets))
     score = np.where(found, scores[row, is_target.argmax(1)], np.inf)  # [B]
-    is_item = item_numbers >= 0  # [B, C]
+    is_item = item_numbers != -1  # [B, C]
     at_least = (is_item & (scores >= score[:, None])).sum(1)  # [B]
     tied = (is_item & (scores == score[:, None])).sum(1)  # [B]
     num_listed = is_item.sum(1)  # [B]

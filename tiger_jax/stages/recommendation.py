@@ -9,12 +9,14 @@ import gin
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float32, Int32, UInt32
+from jaxtyping import Float32, Int32, Key, UInt32
 
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.decoding.beam_search import BeamResult, Normalize, beam_search
 from tiger_jax.decoding.exact_scoring import CatalogueWalk, exact_search
+from tiger_jax.decoding.sampling import SampleResult, sample_distinct_items
 from tiger_jax.decoding.trie import Trie
+from tiger_jax.decoding.unconstrained import UnconstrainedResult, unconstrained_search
 from tiger_jax.errors import InputError
 from tiger_jax.models.tiger import Params, Tiger, TigerConfig, make_decode_fns
 from tiger_jax.semantic_ids.encoder_inputs import encode_histories
@@ -171,6 +173,60 @@ class Recommendation:
         item_numbers, scores = zip(*parts, strict=True)
         return np.concatenate(item_numbers), np.concatenate(scores)
 
+    def recommend_unconstrained(
+        self,
+        user_numbers: Int32[np.ndarray, " B"],
+        histories: Int32[np.ndarray, "B I"],
+        exclude: Int32[np.ndarray, "B X"],
+        k: int,
+    ) -> tuple[Int32[np.ndarray, "B k"], Float32[np.ndarray, "B k"]]:
+        """The best k of all Semantic IDs, with k beams, as the paper searches.
+
+        -2 stands for an ID that no item has (Rajput et al. 2023, 4.5). Excluded
+        items aren't left out: the search knows no catalogue to leave them out of.
+        """
+        del exclude
+        found = _search_unconstrained(
+            self._model,
+            self._params,
+            trie=self._trie_on_devices,
+            normalize=self.normalize,
+            num_beams=k,
+            **self._put(user_numbers, histories),
+        )
+        item_numbers, scores = jax.device_get((found.item_numbers, found.scores))
+        is_invalid = (item_numbers < 0) & np.isfinite(scores)
+        rows = len(histories)
+        return np.where(is_invalid, np.int32(-2), item_numbers)[:rows], scores[:rows]
+
+    def sample(
+        self,
+        user_numbers: Int32[np.ndarray, " B"],
+        histories: Int32[np.ndarray, "B I"],
+        exclude: Int32[np.ndarray, "B X"],
+        k: int,
+        *,
+        temperature: float,
+        key: jax.Array,
+    ) -> tuple[Int32[np.ndarray, "B k"], Float32[np.ndarray, "B k"]]:
+        """Draws k different items from the model's distribution at a temperature.
+
+        In the order of the draws; scores are those of the draws, not the items'.
+        """
+        found = _sample(
+            self._model,
+            self._params,
+            trie=self._trie_on_devices,
+            num_samples=k,
+            temperature=jnp.float32(temperature),
+            key=key,
+            **self._put(user_numbers, histories, exclude),
+        )
+        item_numbers, scores = jax.device_get(
+            (found.item_numbers, found.perturbed_scores)
+        )
+        return item_numbers[: len(histories)], scores[: len(histories)]
+
     def first_codeword_log_probs(
         self, user_numbers: Int32[np.ndarray, " B"], histories: Int32[np.ndarray, "B I"]
     ) -> Float32[np.ndarray, "B K"]:
@@ -292,6 +348,52 @@ def _search_exactly(
         decode_step=decode_step,
         num_results=num_results,
         normalize=normalize,
+        exclude=exclude,
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("model", "num_beams", "normalize"))
+def _search_unconstrained(
+    model: Tiger,
+    params: Params,
+    inputs: Int32[jax.Array, "B S"],
+    trie: Trie,
+    num_beams: int,
+    normalize: Normalize,
+) -> UnconstrainedResult:
+    init_decode, decode_step = make_decode_fns(model)
+    return unconstrained_search(
+        params,
+        inputs,
+        trie,
+        init_decode=init_decode,
+        decode_step=decode_step,
+        num_beams=num_beams,
+        normalize=normalize,
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("model", "num_samples"))
+def _sample(
+    model: Tiger,
+    params: Params,
+    inputs: Int32[jax.Array, "B S"],
+    trie: Trie,
+    num_samples: int,
+    temperature: Float32[jax.Array, ""],
+    key: Key[jax.Array, ""],
+    exclude: Int32[jax.Array, "B X"] | None = None,
+) -> SampleResult:
+    init_decode, decode_step = make_decode_fns(model)
+    return sample_distinct_items(
+        params,
+        inputs,
+        trie,
+        key,
+        init_decode=init_decode,
+        decode_step=decode_step,
+        num_samples=num_samples,
+        temperature=temperature,
         exclude=exclude,
     )
 
