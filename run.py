@@ -99,7 +99,8 @@ def _run(argv: Sequence[str]) -> int:
     from tiger_jax.progress import say
     from tiger_jax.workdir_lock import hold_workdir
 
-    # A server reads its bundle once, and takes the lock itself when it writes.
+    # A server reads its bundle once, and versions of the catalogue have a lock of
+    # their own: stages can run beside it.
     is_server = stages == ("serve",)
     with contextlib.nullcontext() if is_server else hold_workdir(context.workdir):
         for stage in stages:

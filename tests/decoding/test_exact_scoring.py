@@ -69,3 +69,18 @@ def test_a_walk_visits_every_node_and_no_chunk_exceeds_its_size():
     for depth, window in enumerate((*walk.whole, *walk.chunked)):
         prefixes = {tuple(code[:depth]) for code in codes.tolist()}
         assert set(np.asarray(window.nodes).ravel()) == set(range(len(prefixes)))
+
+
+def test_walks_that_fill_one_plan_have_one_shape_and_score_alike():
+    shapes = []
+    for seed in (6, 7):
+        rng = np.random.default_rng(seed)
+        trie, codes, tables = draw_case(rng, "four", "mixed")
+        plain = score(tables, requests, CatalogueWalk.build(trie), normalize="level")
+        walk = CatalogueWalk.build(trie, chunk_size=7, fills_plan=True)
+        scores = np.asarray(score(tables, requests, walk, normalize="level"))
+        np.testing.assert_allclose(scores[:, : len(codes)], plain, atol=1e-5)
+        assert scores.shape == (REQUESTS, CAPACITY)
+        assert (scores[:, len(codes) :] == -np.inf).all()
+        shapes.append(jax.tree.map(np.shape, walk))
+    assert jax.tree.leaves(shapes[0]) == jax.tree.leaves(shapes[1])

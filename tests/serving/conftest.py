@@ -24,6 +24,11 @@ def recommender(folder):
 
 
 @pytest.fixture(scope="session")
-def tiny_recommender(tmp_path_factory):
+def tiny(tmp_path_factory):
     """Its searches are made up, so that nothing compiles; see `DrawnPrograms`."""
     return make_recommender(tmp_path_factory.mktemp("served"))
+
+
+@pytest.fixture(scope="session")
+def tiny_recommender(tiny):
+    return tiny[0]

@@ -16,12 +16,15 @@ import numpy as np
 import uvicorn
 from trained_workdir import make_trained_workdir
 
-from tiger_jax.serving.http.app import Service, create_app
+from tiger_jax.serving.bundle import Bundle
+from tiger_jax.serving.http.app import create_app
 from tiger_jax.serving.http.protocol import with_limits
 from tiger_jax.serving.http.server import listen
+from tiger_jax.serving.http.service import Service
 from tiger_jax.serving.http.settings import Limits
 from tiger_jax.serving.programs import Found
 from tiger_jax.serving.recommender import Engine, Recommender
+from tiger_jax.serving.versions import CatalogueVersions
 from tiger_jax.stages.export import make_shapes, read_parts
 from tiger_jax.stages.recommendation import SearchConfig
 
@@ -52,8 +55,10 @@ class DrawnPrograms:
         return Found(items, scores)
 
 
-def make_recommender(folder: Path) -> Recommender:
-    parts = read_parts(make_trained_workdir(folder), room=1.5)
+def make_recommender(folder: Path) -> tuple[Recommender, CatalogueVersions]:
+    """A recommender, and the bundle's versions as if it had been exported."""
+    workdir = make_trained_workdir(folder, with_quantizer=True)
+    parts = read_parts(workdir, room=1.5)
     shapes = make_shapes(parts, SearchConfig(num_beams=20), (1, 4), 8)
     engine = Engine(
         model=parts.model,
@@ -64,7 +69,8 @@ def make_recommender(folder: Path) -> Recommender:
         shapes=shapes,
         coder=parts.coder(),
     )
-    return Recommender(engine, parts.catalogue())
+    bundle = Bundle(workdir / "bundle", parts, shapes, "the bundle's hash")
+    return Recommender(engine, parts.catalogue()), CatalogueVersions(bundle)
 
 
 @dataclasses.dataclass
@@ -103,8 +109,10 @@ class Running:
             connection.request(method, path, body, headers)
             return read_reply(connection)
 
-    def metric(self, name: str) -> float:
-        for line in self.ask("GET", "/metrics").content.decode().splitlines():
+    def metric(self, name: str, **headers) -> float:
+        for line in (
+            self.ask("GET", "/metrics", **headers).content.decode().splitlines()
+        ):
             if line.startswith(name + " "):
                 return float(line.split()[-1])
         return 0.0
@@ -124,12 +132,16 @@ def read_reply(connection: http.client.HTTPConnection) -> Reply:
 
 @contextlib.contextmanager
 def run_in_thread(
-    recommender: Recommender, limits: Limits | None = None, *, page="<p>page", **options
+    tiny: tuple[Recommender, CatalogueVersions],
+    limits: Limits | None = None,
+    *,
+    page="<p>page",
+    **options,
 ) -> Iterator[Running]:
     """Serves until the block ends."""
     limits = limits or Limits()
     hosts = options.pop("hosts", ())
-    service = Service(recommender, limits, **options)
+    service = Service(*tiny, limits, **options)
     listener = listen("127.0.0.1", 0)
     server = uvicorn.Server(
         uvicorn.Config(

@@ -23,9 +23,9 @@ def window():
 
 
 def test_a_visitor_searches_clicks_a_history_and_turns_the_knobs(
-    window, tiny_recommender
+    window, tiny, tiny_recommender
 ):
-    with run_in_thread(tiny_recommender, page=build_demo_page()) as served:
+    with run_in_thread(tiny, page=build_demo_page()) as served:
         window.open(served.url)
         window.wait_for("document.querySelectorAll('#results li').length === 20")
         assert "50 items" in window.run("return facts.textContent")
@@ -74,10 +74,10 @@ def test_a_visitor_searches_clicks_a_history_and_turns_the_knobs(
     assert window.log() == []
 
 
-def test_the_page_fits_a_phone_and_asks_nobody_else(window, tiny_recommender):
+def test_the_page_fits_a_phone_and_asks_nobody_else(window, tiny):
     page = build_demo_page()
     assert not re.search(r"(src|href)=[\"']?(https?:)?//", page)
-    with run_in_thread(tiny_recommender, page=page) as served:
+    with run_in_thread(tiny, page=page) as served:
         window.resize(390, 800, dark=True)
         window.open(served.url)
         window.wait_for("document.querySelectorAll('#results li').length === 20")
@@ -86,9 +86,9 @@ def test_the_page_fits_a_phone_and_asks_nobody_else(window, tiny_recommender):
     window.wait_for("!banner.hidden && banner.textContent.includes('reached')")
 
 
-def test_the_page_asks_for_the_token(window, tiny_recommender):
+def test_the_page_asks_for_the_token(window, tiny):
     page = build_demo_page()
-    with run_in_thread(tiny_recommender, page=page, token=TOKEN) as served:
+    with run_in_thread(tiny, page=page, token=TOKEN) as served:
         window.open(served.url)
         window.wait_for("!document.getElementById('token-form').hidden")
         window.type("#token", TOKEN)

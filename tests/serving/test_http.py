@@ -10,15 +10,17 @@ import pytest
 from served import read_reply, run_in_thread
 
 from tiger_jax.serving.http.settings import Limits
+from tiger_jax.serving.recommender import Recommender
+from tiger_jax.serving.versions import CatalogueVersions
 
 HISTORY = ["item-1", "item-2"]
 TOKEN = "a token of some length"
 
 
 @pytest.fixture(scope="module")
-def served(tiny_recommender):
+def served(tiny):
     limits = Limits(read_seconds=0.5, body_bytes=20_000, waiting_exact=2, connections=8)
-    with run_in_thread(tiny_recommender, limits) as running:
+    with run_in_thread(tiny, limits) as running:
         yield running
 
 
@@ -151,18 +153,18 @@ def test_so_is_what_no_route_takes(served, method, path, headers, status):
 
 
 def test_more_than_fits_is_refused_at_once_and_what_was_taken_is_answered(
-    tiny_recommender,
+    tiny,
 ):
     limits = Limits(waiting=8, requests=4)
     batch = {"requests": [{"history": [f"item-{n}"], "k": 2} for n in range(4)]}
     replies = []
-    with run_in_thread(tiny_recommender, limits) as served:
+    with run_in_thread(tiny, limits) as served:
 
         def ask() -> None:
             replies.append(served.ask("POST", "/recommend/batch", batch))
 
         threads = [threading.Thread(target=ask) for _ in range(4)]
-        with held(tiny_recommender):
+        with held(tiny[0]):
             for thread in threads[:3]:  # one is being searched, two wait
                 thread.start()
             served.wait_until(lambda: served.service.batcher.waiting == 8)
@@ -178,10 +180,10 @@ def test_more_than_fits_is_refused_at_once_and_what_was_taken_is_answered(
     assert [reply.status for reply in replies] == [429, 200, 200, 200]
 
 
-def test_who_waits_too_long_is_told_so(tiny_recommender):
+def test_who_waits_too_long_is_told_so(tiny):
     limits = Limits(deadline_seconds=0.1)
-    with run_in_thread(tiny_recommender, limits) as served:
-        with held(tiny_recommender):
+    with run_in_thread(tiny, limits) as served:
+        with held(tiny[0]):
             reply = served.ask("POST", "/recommend", {"history": HISTORY})
             assert reply.status == 503
             assert reply.json["error"]["code"] == "deadline"
@@ -253,8 +255,8 @@ def test_a_connection_is_kept_and_a_changed_catalogue_is_used(served, tiny_recom
             tiny_recommender.swap(catalogue)
 
 
-def test_with_a_token_only_its_bearers_are_answered(tiny_recommender):
-    with run_in_thread(tiny_recommender, token=TOKEN, hosts=["127.0.0.1"]) as served:
+def test_with_a_token_only_its_bearers_are_answered(tiny):
+    with run_in_thread(tiny, token=TOKEN, hosts=["127.0.0.1"]) as served:
         for path in ("/", "/healthz", "/readyz", "/openapi.json"):
             assert served.ask("GET", path).status == 200
         for given in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": TOKEN}):
@@ -263,3 +265,56 @@ def test_with_a_token_only_its_bearers_are_answered(tiny_recommender):
         right = {"Authorization": f"Bearer {TOKEN}"}
         assert served.ask("GET", "/items", **right).status == 200
         assert served.ask("GET", "/items", **right, Host="evil.test").status == 421
+
+
+def test_the_catalogue_changes_under_its_clients_and_goes_back(tiny, tmp_path):
+    recommender, versions = tiny
+    live = Recommender(recommender.engine, recommender.catalogue)
+    kept = CatalogueVersions(versions._bundle, tmp_path / "versions")
+    bear = {"Authorization": f"Bearer {TOKEN}"}
+    asked = {"history": HISTORY, "exact": True, "k": 50, "exclude_history": False}
+    new = {"item_id": "x/1", "title": "Novelty", "embedding": [0.1] * 6}
+
+    with run_in_thread((live, kept), token=TOKEN) as served:
+
+        def listed(**options):
+            reply = served.ask("POST", "/recommend", {**asked, **options}, **bear)
+            return reply.json["version"], [i["item_id"] for i in reply.json["items"]]
+
+        def change(method, path, body=None):
+            reply = served.ask(method, path, body, **bear)
+            assert reply.status == 200, reply.content
+            return reply.json
+
+        before = listed()
+        added = change("POST", "/catalogue/items", {"items": [new]})
+        assert added["version"] == 1
+        code = added["added"][0]["semantic_id"]
+        assert served.ask("GET", "/items/x/1", **bear).json["semantic_id"] == code
+        assert listed()[0] == 1
+        assert set(listed(k=60)[1]) == {*before[1], "x/1"}
+        sold = {"attributes": {"in_stock": False}}
+        change("PUT", "/catalogue/items/x/1/attributes", sold)
+        assert listed(filter={"in_stock": False}) == (2, ["x/1"])
+        assert change("DELETE", "/catalogue/items/x/1")["removed"] == ["x/1"]
+        assert listed()[1] == before[1]
+        assert change("POST", "/catalogue/rollback", {"version": 1})["version"] == 4
+        assert "x/1" in listed(k=60)[1]
+        kept_now = served.ask("GET", "/catalogue/versions", **bear).json
+        assert [v["num_items"] for v in kept_now["versions"]] == [50, 51, 51, 50, 51]
+        assert served.metric("tiger_catalogue_version", **bear) == 4
+        for method, path, body, status in [
+            ("POST", "/catalogue/items", {"items": [new]}, 422),
+            ("POST", "/catalogue/items", {"items": [{**new, "colour": 1}]}, 422),
+            ("POST", "/catalogue/rollback", {"version": 99}, 422),
+            ("DELETE", "/catalogue/items/nothing", None, 404),
+            ("PUT", "/catalogue/items/nothing/attributes", sold, 404),
+        ]:
+            assert served.ask(method, path, body, **bear).status == status
+            assert served.ask(method, path, body).status == 401
+
+
+def test_without_a_token_nobody_changes_the_catalogue(served):
+    reply = served.ask("DELETE", "/catalogue/items/item-1")
+    assert reply.status == 403
+    assert served.ask("GET", "/items/item-1").status == 200

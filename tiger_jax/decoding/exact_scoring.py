@@ -10,6 +10,7 @@ alternative to it: the work grows with the items, not with the beams.
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -50,56 +51,76 @@ class CatalogueWalk:
         trie: The trie it leads through.
         whole: Windows of whole depths, from the root on.
         chunked: Windows [chunks, W] of the depths below, and of the leaves.
+        num_chunks: int32 []; chunks that hold a leaf.
         leaf_of_item: int32 [N].
     """
 
     trie: Trie
     whole: tuple[Window, ...]
     chunked: tuple[Window, ...]
+    num_chunks: Any
     leaf_of_item: Any
 
     @classmethod
-    def build(cls, trie: Trie, *, chunk_size: int = 1024) -> "CatalogueWalk":
+    def build(
+        cls, trie: Trie, *, chunk_size: int = 1024, fills_plan: bool = False
+    ) -> "CatalogueWalk":
         """Plans the walk, on the host.
 
         Args:
             trie: The catalogue.
             chunk_size: Leaves in a chunk, and most nodes of a depth to take whole.
+            fills_plan: Whether shapes follow from the trie's plan alone, so that
+                another catalogue of the same plan compiles nothing anew. N is the
+                plan's capacity then; what no item has is -inf.
         """
-        codes = trie.semantic_ids()
+        codes, plan = trie.semantic_ids(), trie.plan
         num_items, length = codes.shape
         is_new = np.ones((num_items, length), bool)
         is_new[1:] = np.logical_or.accumulate(codes[1:] != codes[:-1], axis=1)
         # node[d]: each leaf's ancestor at depth d, numbered along the leaves.
         node = [np.zeros(num_items, np.int64)]
         node += [np.cumsum(is_new[:, d]) - 1 for d in range(length)]
+        capacity = plan.item_capacity if fills_plan else num_items
+
+        def room(depth: int) -> int:
+            """The nodes of a depth, or the most that the plan can have there."""
+            if not fills_plan:
+                return int(node[depth][-1]) + 1
+            return min(capacity, math.prod(plan.codebook_sizes[:depth]))
+
         starts: Any
         whole, depth = [], 0
-        while depth < length and node[depth][-1] < chunk_size:
+        while depth < length and room(depth) <= chunk_size:
             starts = np.flatnonzero(np.diff(node[depth], prepend=-1))
+            starts = np.pad(starts, (0, room(depth) - len(starts)), mode="edge")
             above = node[depth - 1][starts] if depth else np.zeros(1, np.int64)
             token = codes[starts, depth - 1] if depth else np.zeros(1, np.int64)
             whole.append(_window(node[depth][starts], above, token))
             depth += 1
-        chunk = min(chunk_size, num_items)
-        begins = np.arange(0, num_items, chunk)
-        # The last chunk ends with the last leaf, and overlaps the one before it.
-        leaves = np.minimum(begins, num_items - chunk)[:, None] + np.arange(chunk)
+        chunk = min(chunk_size, capacity)
+        begins = np.arange(0, capacity, chunk)
+        # Places behind the last leaf repeat it.
+        leaves = np.minimum(begins[:, None] + np.arange(chunk), num_items - 1)
         chunked = []
         above_first = np.zeros((len(begins), 1), np.int64)
         for d in range(depth, length + 1):
             first, last = node[d][leaves[:, :1]], node[d][leaves[:, -1:]]
             width = int((last - first).max()) + 1
+            width = min(chunk, room(d)) if fills_plan else width
             numbers = np.minimum(first + np.arange(width), last)
             starts = np.searchsorted(node[d], numbers)
             above = node[d - 1][starts] - above_first
             # A window may begin inside a node whose first leaf lies before it.
             chunked.append(_window(numbers, above, codes[starts, d - 1]))
             above_first = first
-        leaf_of_item = np.zeros(num_items, np.int32)
+        leaf_of_item = np.arange(capacity, dtype=np.int32)
         leaves = np.arange(num_items, dtype=np.int32)
         leaf_of_item[np.asarray(trie.item_numbers(jnp.asarray(leaves)))] = leaves
-        return cls(trie, tuple(whole), tuple(chunked), jnp.asarray(leaf_of_item))
+        num_chunks = jnp.int32(-(-num_items // chunk))
+        return cls(
+            trie, tuple(whole), tuple(chunked), num_chunks, jnp.asarray(leaf_of_item)
+        )
 
 
 def _window(nodes: np.ndarray, parents: np.ndarray, codewords: np.ndarray) -> Window:
@@ -192,12 +213,17 @@ def _score_leaves(
             state = visit(*state, window, depth)
         return state[1]
 
-    by_chunk = jax.lax.map(score_chunk, walk.chunked)  # [chunks, B, W]
-    num_chunks, _, chunk = by_chunk.shape
-    num_items = walk.leaf_of_item.shape[0]
-    last = by_chunk[-1, :, (num_chunks * chunk - num_items) :]
-    front = jnp.moveaxis(by_chunk[:-1], 0, 1).reshape(batch, -1)
-    return jnp.concatenate([front, last], axis=1)
+    def score_next(number: Array, by_chunk: Array) -> Array:
+        windows = jax.tree.map(lambda own: own[number], walk.chunked)
+        return by_chunk.at[number].set(score_chunk(windows))
+
+    chunks = walk.chunked[-1].nodes.shape
+    by_chunk = jnp.zeros((chunks[0], batch, chunks[1]))
+    by_chunk = jax.lax.fori_loop(0, walk.num_chunks, score_next, by_chunk)
+    leaves = jnp.moveaxis(by_chunk, 0, 1).reshape(batch, -1)
+    leaves = leaves[:, : walk.leaf_of_item.shape[0]]
+    is_leaf = jnp.arange(leaves.shape[1]) < walk.trie.num_items
+    return jnp.where(is_leaf[None, :], leaves, -jnp.inf)
 
 
 def _log_norm(

@@ -315,6 +315,7 @@ class Recommender:
                 jnp.asarray(padded),
             )
         )
+        scores = scores[:, : catalogue.num_items]
         listed = []
         for row, own in zip(rows, scores, strict=False):
             codes = catalogue.table.codes
@@ -332,7 +333,7 @@ class Recommender:
     def _walk_of(self, catalogue: Catalogue) -> CatalogueWalk:
         with self._walk_lock:
             if self._walk is None or self._walk[0] is not catalogue:
-                walk = CatalogueWalk.build(catalogue.host_trie)
+                walk = CatalogueWalk.build(catalogue.host_trie, fills_plan=True)
                 self._walk = (catalogue, jax.device_put(walk))
             return self._walk[1]
 

@@ -17,7 +17,7 @@ from tiger_jax.models.rqvae_quantizer import load_quantizer
 from tiger_jax.progress import say
 from tiger_jax.semantic_ids.quantizers import Quantizer
 from tiger_jax.semantic_ids.table import SemanticIdTable
-from tiger_jax.serving.bundle import BUNDLE, Parts, save_bundle
+from tiger_jax.serving.bundle import BUNDLE, FORMAT, Parts, save_bundle
 from tiger_jax.serving.item_encoder import ItemEncoder
 from tiger_jax.serving.programs import Shapes
 from tiger_jax.stages.context import RunContext
@@ -73,6 +73,7 @@ def export(
         stage="export",
         inputs=names,
         config={
+            "format": FORMAT,
             "search": search,
             "batch_sizes": batch_sizes,
             "max_excluded": max_excluded,

@@ -9,7 +9,7 @@ from tiger_jax.progress import say
 from tiger_jax.reporting.demo_page import build_demo_page
 from tiger_jax.serving.bundle import BUNDLE
 from tiger_jax.serving.http.settings import Limits
-from tiger_jax.serving.recommender import Recommender
+from tiger_jax.serving.versions import CatalogueVersions
 from tiger_jax.stages.context import RunContext
 
 
@@ -52,8 +52,9 @@ def serve(
         raise InputError(f"serve.port is {port}: it must lie in 0 … 65535")
     token = server.read_token(token_file)
     folder = Path(bundle).expanduser() if bundle else context.workdir / BUNDLE
-    recommender = Recommender.load(folder)
-    service = Service(recommender, limits or Limits(), token=token)
+    versions = CatalogueVersions.open(folder)
+    recommender = versions.recommender()
+    service = Service(recommender, versions, limits or Limits(), token=token)
     listener = server.listen(host, port)
     name = f"[{host}]" if ":" in host else host
     say(

@@ -3,26 +3,21 @@
 import asyncio
 import contextlib
 import dataclasses
-import logging
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection
 from typing import Annotated, Any
 
-import pydantic_core
-from fastapi import APIRouter, FastAPI, Query, Request, Response
-from fastapi.routing import APIRoute
+from fastapi import APIRouter, FastAPI, Query, Response
 
 from tiger_jax import __version__
-from tiger_jax.serving import requests as serving
 from tiger_jax.serving.catalogue import Catalogue
 from tiger_jax.serving.http import schemas
-from tiger_jax.serving.http.batching import Batcher
+from tiger_jax.serving.http.catalogue_routes import catalogue_routes
 from tiger_jax.serving.http.errors import ApiError, ErrorAnswer, answer_errors
 from tiger_jax.serving.http.guard import Guard
-from tiger_jax.serving.http.metrics import Metrics
-from tiger_jax.serving.http.settings import Limits
-from tiger_jax.serving.recommender import Recommender, describe
+from tiger_jax.serving.http.service import Service, number_of
+from tiger_jax.serving.http.strict_json import StrictRoute, json_response
+from tiger_jax.serving.recommender import describe
 
-_LOG = logging.getLogger(__name__)
 _FAILURES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorAnswer, "description": what}
     for status, what in {
@@ -32,74 +27,6 @@ _FAILURES: dict[int | str, dict[str, Any]] = {
         503: "Not ready, or the deadline has passed; see Retry-After",
     }.items()
 }
-
-
-class Service:
-    """A recommender and what stands between it and the clients."""
-
-    def __init__(
-        self, recommender: Recommender, limits: Limits, *, token: str | None = None
-    ) -> None:
-        """Takes a recommender; nothing is compiled yet."""
-        self.recommender, self.limits, self.token = recommender, limits, token
-        self.metrics = Metrics()
-        self.batcher = Batcher(recommender, limits, self.metrics)
-        self.status = "compiling"
-        self.on_ready: Callable[[], None] = lambda: None
-        self.on_failure: Callable[[Exception], None] = lambda error: None
-
-    async def warm_up(self) -> None:
-        """Compiles everything, then says that it is ready."""
-        try:
-            await asyncio.to_thread(self._warm_up)
-        except Exception as error:
-            _LOG.exception("compiling the searches failed")
-            self.on_failure(error)
-            return
-        if self.status == "compiling":
-            self.status = "ok"
-            self.metrics.ready.set(1)
-            self.on_ready()
-
-    def _warm_up(self) -> None:
-        catalogue = self.recommender.catalogue
-        self.recommender.warm_up()
-        some = int(catalogue.popularity.argmax())
-        history = [catalogue.item_ids[some]]
-        self.recommender.answer([serving.Request(history, 1, exact=True)])
-        self.recommender.answer([serving.Request(history, 1)])
-        catalogue.search("a")
-        self.note_catalogue()
-
-    def note_catalogue(self) -> None:
-        """Tells the metrics which catalogue is being served."""
-        catalogue = self.recommender.catalogue
-        self.metrics.version.set(catalogue.version)
-        self.metrics.items.set(catalogue.num_items)
-
-    async def answer(
-        self, asked: Sequence[schemas.RecommendRequest]
-    ) -> list[dict[str, Any]]:
-        """Answers requests together.
-
-        Raises:
-            ApiError: Not now.
-            InputError: One of the requests makes no sense.
-        """
-        self.check_ready()
-        answers = await self.batcher.answer([one.to_request() for one in asked])
-        return [_answer_json(answer) for answer in answers]
-
-    def check_ready(self) -> None:
-        """Refuses while the searches are being compiled, and at the end.
-
-        Raises:
-            ApiError: 503.
-        """
-        if self.status != "ok":
-            raise ApiError(
-                503, self.status, f"this server is {self.status}", retry_after=5.0
-            )
 
 
 def create_app(service: Service, *, page: str, hosts: Collection[str] = ()) -> FastAPI:
@@ -131,6 +58,7 @@ def create_app(service: Service, *, page: str, hosts: Collection[str] = ()) -> F
     answer_errors(app)
     app.include_router(_recommend_routes(service))
     app.include_router(_item_routes(service))
+    app.include_router(catalogue_routes(service))
     app.include_router(_operations_routes(service, page))
     app.add_middleware(
         Guard,
@@ -148,7 +76,7 @@ def _recommend_routes(service: Service) -> APIRouter:
     @router.post("/recommend", response_model=schemas.RecommendAnswer)
     async def recommend(request: schemas.RecommendRequest) -> Response:
         """Recommends items to one history."""
-        return _json((await service.answer([request]))[0])
+        return json_response((await service.answer([request]))[0])
 
     @router.post("/recommend/batch", response_model=schemas.BatchAnswer)
     async def recommend_batch(batch: schemas.BatchRequest) -> Response:
@@ -160,7 +88,7 @@ def _recommend_routes(service: Service) -> APIRouter:
                 "invalid_request",
                 f"requests: {len(batch.requests)} are too many; at most {most}",
             )
-        return _json({"answers": await service.answer(batch.requests)})
+        return json_response({"answers": await service.answer(batch.requests)})
 
     return router
 
@@ -178,7 +106,7 @@ def _item_routes(service: Service) -> APIRouter:
             numbers = (-catalogue.popularity).argsort(kind="stable").tolist()
         shown = numbers[query.offset : query.offset + query.limit]
         items = [_item_json(catalogue, number) for number in shown]
-        return _json(
+        return json_response(
             {"items": items, "total": len(numbers), "version": catalogue.version}
         )
 
@@ -188,7 +116,7 @@ def _item_routes(service: Service) -> APIRouter:
     ) -> Response:
         """Lists the items most like one, by Semantic ID or by embedding."""
         catalogue = service.recommender.catalogue
-        _number_of(catalogue, item_id)
+        number_of(catalogue, item_id)
         found = service.recommender.similar_items(item_id, query.k, by=query.by)
         items = [
             {
@@ -198,19 +126,19 @@ def _item_routes(service: Service) -> APIRouter:
             }
             for similar in found
         ]
-        return _json({"items": items, "version": catalogue.version})
+        return json_response({"items": items, "version": catalogue.version})
 
     @router.get("/items/{item_id:path}", response_model=schemas.Item)
     def get_item(item_id: str) -> Response:
         """Shows one item."""
         catalogue = service.recommender.catalogue
-        return _json(_item_json(catalogue, _number_of(catalogue, item_id)))
+        return json_response(_item_json(catalogue, number_of(catalogue, item_id)))
 
     @router.get("/catalogue", response_model=schemas.CatalogueAnswer)
     def get_catalogue() -> Response:
         """Says what is being recommended from, and what filters can name."""
         catalogue, engine = service.recommender.catalogue, service.recommender.engine
-        return _json(
+        return json_response(
             {
                 "version": catalogue.version,
                 "num_items": catalogue.num_items,
@@ -240,13 +168,13 @@ def _operations_routes(service: Service, page: str) -> APIRouter:
     @router.get("/healthz", response_model=schemas.Health)
     async def is_healthy() -> Response:
         """Whether the process answers."""
-        return _json({"status": service.status})
+        return json_response({"status": service.status})
 
     @router.get("/readyz", response_model=schemas.Health)
     async def is_ready() -> Response:
         """Whether recommendations are being answered."""
         service.check_ready()
-        return _json({"status": service.status})
+        return json_response({"status": service.status})
 
     @router.get("/metrics", include_in_schema=False)
     async def get_metrics() -> Response:
@@ -258,45 +186,9 @@ def _operations_routes(service: Service, page: str) -> APIRouter:
     return router
 
 
-class StrictRoute(APIRoute):
-    """Reads bodies as JSON is defined: no NaN, no depth without end, whole Unicode."""
-
-    def get_route_handler(self) -> Callable[[Request], Any]:
-        handle = super().get_route_handler()
-
-        async def handle_strictly(request: Request) -> Response:
-            return await handle(_StrictRequest(request.scope, request.receive))
-
-        return handle_strictly
-
-
-class _StrictRequest(Request):
-    async def json(self) -> Any:
-        try:
-            return pydantic_core.from_json(await self.body(), allow_inf_nan=False)
-        except ValueError as error:
-            raise ApiError(
-                400, "invalid_json", f"the body is no JSON: {str(error)[:120]}"
-            ) from None
-
-
-def _json(content: Mapping[str, Any]) -> Response:
-    return Response(pydantic_core.to_json(content), media_type="application/json")
-
-
-def _number_of(catalogue: Catalogue, item_id: str) -> int:
-    if item_id not in catalogue.number_of:
-        raise ApiError(404, "unknown_item", f"there is no item {item_id[:80]!r}")
-    return catalogue.number_of[item_id]
-
-
 def _item_json(catalogue: Catalogue, number: int) -> dict[str, Any]:
     return _without_score(dataclasses.asdict(describe(catalogue, number, 0.0)))
 
 
 def _without_score(item: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in item.items() if name != "score"}
-
-
-def _answer_json(answer: serving.Answer) -> dict[str, Any]:
-    return dataclasses.asdict(answer)

@@ -23,8 +23,8 @@ _EXACT = 1 << 53  # integers that JSON readers agree on
 ItemId = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 ItemIds = Annotated[list[ItemId], Field(max_length=MOST_IDS, fail_fast=True)]
 _Text = Annotated[str, StringConstraints(max_length=256)]
-_Int = Annotated[int, Field(ge=-_EXACT, le=_EXACT)]
-_Value = bool | _Int | float | _Text
+Integer = Annotated[int, Field(ge=-_EXACT, le=_EXACT)]
+_Value = bool | Integer | float | _Text
 
 
 class Strict(BaseModel):
