@@ -94,6 +94,8 @@ def _run(argv: Sequence[str]) -> int:
     context = _build_context(flags.FLAGS)
     _start_distributed()
     gin_bindings += os.environ.get("TIGER_GIN", "").splitlines()
+    if set(stages) <= set(STAGES):
+        _take_cpu_cores()
     _parse_gin(flags.FLAGS.gin_file, gin_bindings, context.data_dir is not None)
 
     from tiger_jax.progress import say
@@ -186,6 +188,13 @@ def _start_distributed() -> None:
     from tiger_jax.training.partitioning import initialize_distributed
 
     initialize_distributed()
+
+
+def _take_cpu_cores() -> None:
+    """Makes a device of each CPU core, among which training deals out its work."""
+    from tiger_jax.training.partitioning import use_cpu_cores
+
+    use_cpu_cores()
 
 
 def _parse_gin(files: Sequence[str], bindings: Sequence[str], own_data: bool) -> None:

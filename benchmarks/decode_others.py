@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from benchmarks.decode_cases import RealModel
+from tiger_jax.models.t5_weights import t5_config
 
 
 def is_installed(name: str) -> bool:
@@ -29,18 +30,7 @@ class HfGenerate:
         self.length = layout.semantic_id_length
         torch.manual_seed(0)
         self.model = transformers.T5ForConditionalGeneration(
-            transformers.T5Config(
-                vocab_size=layout.vocab_size,
-                d_model=config.d_model,
-                d_kv=config.head_dim,
-                d_ff=config.mlp_dim,
-                num_layers=config.num_encoder_layers,
-                num_decoder_layers=config.num_decoder_layers,
-                num_heads=config.num_heads,
-                decoder_start_token_id=0,
-                pad_token_id=0,
-                eos_token_id=None,
-            )
+            transformers.T5Config(**t5_config(config, layout))
         ).eval()
         self.children: dict[tuple[int, ...], list[int]] = {}
         for row in layout.tokens_of(codes).tolist():

@@ -1,18 +1,23 @@
 """Measures a training step against PyTorch's T5 and the machine's matmul rate.
 
     python -m benchmarks.train_step --data_dir=$TIGER_DATA/amazon2014_beauty \
-        [--workdir=runs/beauty, to measure the seqio input on it too]
+        [--workdir=runs/beauty, to measure the seqio input on it too] \
+        [--rows=rows.jsonl --table=benchmarks/README.md, to keep and to tabulate]
 
 Each case is an update of the same number of real (prefix, next item) pairs: forward,
 backward and AdamW. Ours runs through the engine's own input and compiled step. The
 other side is Hugging Face's `T5ForConditionalGeneration` of the same size in PyTorch,
-its batch padded to the longest row, as usual. The two and a large matrix product are
+its batch padded to the longest row, as usual; bringing it there is not timed, while
+our times hold the drawing of the batch. The two and a large matrix product are
 run in turns, in one process, and medians are compared, so that a machine that slows
-down does so for all. One JSON row a case:
+down does so for all. On a CPU, every core is a device of ours, as under run.py, and
+PyTorch and the matrix product take all cores as they like. One JSON row a case:
 
     {"benchmark": "train_step", "case": {...}, "against": "hf_t5" | "matmul_peak",
      "examples_per_s": ..., "theirs_examples_per_s": ..., "ratio": ours / theirs,
-     "matmul_share": our FLOP/s / the matrix product's, "environment": {...}}
+     "matmul_share": our FLOP/s / the matrix product's,
+     "input_share": seconds an update's input takes, nothing of it hidden behind the
+                    step / seconds of an update, "environment": {...}}
 """
 
 import argparse
@@ -22,7 +27,6 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +34,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.marked_sections import write_between
 from tiger_jax.artifacts import code_version, package_versions
 from tiger_jax.data.files import FilesConfig, read_files
 from tiger_jax.data.interactions import InteractionsConfig
@@ -37,11 +42,12 @@ from tiger_jax.data.prepare import prepare_shop
 from tiger_jax.data.splits import SplitsConfig
 from tiger_jax.histories import Histories
 from tiger_jax.input_pipeline.resident import ResidentConfig, ResidentInput
+from tiger_jax.models.t5_weights import t5_config
 from tiger_jax.models.tiger import Tiger, TigerConfig, init_params, make_loss_fn
 from tiger_jax.semantic_ids.token_ids import TokenLayout
 from tiger_jax.training.flops import count_microbatch_flops
 from tiger_jax.training.optimizers import OptimizerConfig, make_optimizer
-from tiger_jax.training.partitioning import Partitioner
+from tiger_jax.training.partitioning import Partitioner, use_cpu_cores
 from tiger_jax.training.train_state import init_train_state, split_seed
 from tiger_jax.training.train_step import make_train_step
 
@@ -52,8 +58,19 @@ OPTIMIZER = OptimizerConfig(
 )
 
 
-class Ours:
-    """Our step on one input; called, it makes one update."""
+class Side:
+    """One of the things that run in turns."""
+
+    def prepare(self) -> None:
+        """Does what is not to be timed."""
+
+    def __call__(self) -> tuple[int, float]:
+        """Runs once; returns its examples and floating-point operations."""
+        raise NotImplementedError
+
+
+class Ours(Side):
+    """Our step on one input; called, it makes one update, drawing it included."""
 
     def __init__(self, model: Tiger, input: Any) -> None:
         """Compiles nothing yet; the first call does."""
@@ -83,17 +100,10 @@ class Ours:
             jax.tree.map(lambda x: x[0], update.arrays),
             self.partitioner,
         )
-        self.input_seconds: list[float] = []
 
     def __call__(self) -> tuple[int, float]:
-        """Makes one update; returns its examples and floating-point operations."""
-        started = time.perf_counter()
-        update = next(self.input)
-        put = self.partitioner.put
-        one = jax.tree.map(lambda x: x[None], update.arrays)
-        arrays = put(one, batch_axis=2, is_global=True)
-        buckets = put(update.buckets[None], batch_axis=None, is_global=True)
-        self.input_seconds.append(time.perf_counter() - started)
+        """Makes one update."""
+        update, arrays, buckets = self._draw()
         self.state, metrics = self.step(
             self.state, self.key, self.constants, arrays, buckets
         )
@@ -101,8 +111,32 @@ class Ours:
         flops = sum(self.flops[bucket] for bucket in update.buckets)
         return update.num_examples, flops
 
+    def time_input(self, updates: int) -> float:
+        """Seconds an update takes to draw and to bring to the device.
 
-class HfT5:
+        Nothing else runs meanwhile: this is what the input costs if none of it is
+        hidden behind the step, threads of its own included. What a stream holds
+        ready beforehand is drawn first.
+        """
+        for _ in range(updates):
+            self._draw()
+        started = time.perf_counter()
+        for _ in range(updates):
+            jax.block_until_ready(self._draw()[1:])
+        return (time.perf_counter() - started) / updates
+
+    def _draw(self) -> tuple[Any, Any, Any]:
+        update, put = next(self.input), self.partitioner.put
+        one = jax.tree.map(lambda x: x[None], update.arrays)
+        arrays = put(one, batch_axis=None, is_global=True)
+        return (
+            update,
+            arrays,
+            put(update.buckets[None], batch_axis=None, is_global=True),
+        )
+
+
+class HfT5(Side):
     """PyTorch's T5 of the same size on whole batches of the same pairs."""
 
     def __init__(self, config: TigerConfig, input: ResidentInput, dtype: str) -> None:
@@ -111,41 +145,35 @@ class HfT5:
         import transformers
 
         self.torch, self.input, self.dtype = torch, input, dtype
+        self.constants = jax.device_put(input.constants)
+        self.make_batch = jax.jit(input.make_batch, static_argnums=2)
         gpu = jax.default_backend() == "gpu" and torch.cuda.is_available()
         self.device = torch.device("cuda" if gpu else "cpu")
         torch.manual_seed(0)
         torch.set_num_threads(os.cpu_count() or 1)
         self.model = transformers.T5ForConditionalGeneration(
-            transformers.T5Config(
-                vocab_size=LAYOUT.vocab_size,
-                d_model=config.d_model,
-                d_kv=config.head_dim,
-                d_ff=config.mlp_dim,
-                num_layers=config.num_encoder_layers,
-                num_decoder_layers=config.num_decoder_layers,
-                num_heads=config.num_heads,
-                dropout_rate=config.dropout_rate,
-                decoder_start_token_id=0,
-                pad_token_id=0,
-            )
+            transformers.T5Config(**t5_config(config, LAYOUT))
         ).to(self.device)
         self.model.train()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-3)
 
-    def __call__(self) -> tuple[int, float]:
-        """Makes one update; its operations are not counted."""
-        torch, update = self.torch, next(self.input)
+    def prepare(self) -> None:
+        """Draws the next batch and lays it on the device; not timed."""
+        update = next(self.input)
         arrays = {k: v.reshape(-1) for k, v in update.arrays.items()}
         longest = len(self.input.buckets) - 1
-        batch = jax.device_get(
-            self.input.make_batch(self.input.constants, arrays, longest)
-        )
+        batch = jax.device_get(self.make_batch(self.constants, arrays, longest))
         tokens = batch["encoder_input_tokens"]
         tokens = tokens[:, : int((tokens != 0).sum(axis=1).max())]
-        tokens = torch.tensor(tokens, dtype=torch.long, device=self.device)
-        labels = torch.tensor(
-            batch["decoder_target_tokens"], dtype=torch.long, device=self.device
+        self.num_examples = update.num_examples
+        self.tokens, self.labels = (
+            self.torch.tensor(x, dtype=self.torch.long, device=self.device)
+            for x in (tokens, batch["decoder_target_tokens"])
         )
+
+    def __call__(self) -> tuple[int, float]:
+        """Makes one update; its operations are not counted."""
+        torch, tokens, labels = self.torch, self.tokens, self.labels
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(
             self.device.type, torch.bfloat16, enabled=self.dtype == "bfloat16"
@@ -156,33 +184,37 @@ class HfT5:
         loss.backward()
         self.optimizer.step()
         loss.item()  # waits for the device
-        return update.num_examples, 0.0
+        return self.num_examples, 0.0
 
 
-class MatmulPeak:
-    """The best rate of a large matrix product, in JAX and in PyTorch."""
+class MatmulPeak(Side):
+    """The rate of a large matrix product."""
 
     def __init__(self, dtype: str) -> None:
         """Makes the factors."""
         self.size = 8192 if jax.default_backend() == "gpu" else 2048
+        self.repeats = 5
         self.a = jnp.ones((self.size, self.size), dtype)
         self.matmul = jax.jit(lambda a: a @ a)
 
     def __call__(self) -> tuple[int, float]:
-        """Multiplies once."""
-        self.matmul(self.a).block_until_ready()
-        return 0, 2.0 * self.size**3
+        """Multiplies a few times."""
+        for _ in range(self.repeats):
+            self.matmul(self.a).block_until_ready()
+        return 0, 2.0 * self.size**3 * self.repeats
 
 
-def measure(sides: dict[str, Callable[[], tuple[int, float]]], rounds: int) -> dict:
+def measure(sides: dict[str, Side], rounds: int) -> dict:
     """Runs the sides in turns; medians of examples/s and FLOP/s, by side."""
     rates: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
     for side in sides.values():
-        side()
-        side()
+        for _ in range(2):
+            side.prepare()
+            side()
     gc.collect()
     for _ in range(rounds):
         for name, side in sides.items():
+            side.prepare()
             started = time.perf_counter()
             examples, flops = side()
             seconds = time.perf_counter() - started
@@ -229,7 +261,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--dtypes", default="float32,bfloat16")
     parser.add_argument("--cases", default="buckets,padded,each_bucket")
+    parser.add_argument("--rows", type=Path, default=None)
+    parser.add_argument("--table", type=Path, default=None)
     arguments = parser.parse_args()
+    use_cpu_cores()
     data_dir = arguments.data_dir or Path(os.environ["TIGER_DATA"], "amazon2014_beauty")
     microbatch = arguments.microbatch_size or (
         32 if jax.default_backend() == "cpu" else arguments.batch_size
@@ -265,7 +300,7 @@ def main() -> None:
         else:
             input = open_stream(arguments.workdir, arguments.batch_size, microbatch)
         ours = Ours(Tiger(config, LAYOUT), input)
-        sides: dict[str, Any] = {"ours": ours, "matmul_peak": MatmulPeak(dtype)}
+        sides: dict[str, Side] = {"ours": ours, "matmul_peak": MatmulPeak(dtype)}
         if against == "hf_t5":
             rows = arguments.batch_size
             sides["hf_t5"] = HfT5(config, make_input((), max_items, rows), dtype)
@@ -274,6 +309,7 @@ def main() -> None:
         examples_per_s, flops_per_s = rates["ours"]
         theirs = rates["hf_t5"][0] if against == "hf_t5" else None
         update_seconds = arguments.batch_size / examples_per_s
+        input_seconds = ours.time_input(100)
         row = {
             "benchmark": "train_step",
             "case": {
@@ -291,14 +327,48 @@ def main() -> None:
             "ratio": theirs and round(float(examples_per_s / theirs), 2),
             "matmul_share": round(float(flops_per_s / rates["matmul_peak"][1]), 3),
             "matmul_gflops_per_s": round(float(rates["matmul_peak"][1] / 1e9), 1),
-            "input_share": round(
-                float(np.median(ours.input_seconds) / update_seconds), 4
-            ),
+            "input_ms": round(1e3 * input_seconds, 3),
+            "input_share": round(input_seconds / update_seconds, 4),
             "seconds": round(time.perf_counter() - started, 1),
             "environment": describe_environment(),
         }
         sys.stdout.write(json.dumps(row) + "\n")
         sys.stdout.flush()
+        if arguments.rows:
+            with arguments.rows.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+    if arguments.rows and arguments.table:
+        write_table(arguments.rows, arguments.table)
+
+
+def write_table(rows_file: Path, table_file: Path) -> None:
+    """Puts the newest row of every case between the marks of a Markdown file."""
+    newest = {}
+    for line in rows_file.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        newest[json.dumps([row["case"], row["against"]])] = row
+    lines = [
+        "| input | padded to | dtype | d_model | microbatch | examples/s "
+        "| Hugging Face T5 | ratio | share of matmul rate | input's share |",
+        "|---|---|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for row in newest.values():
+        case, theirs = row["case"], row["theirs_examples_per_s"]
+        items = ", ".join(map(str, case["items"]))
+        lines.append(
+            f"| {case['input']} | {items} items | {case['dtype']} | {case['d_model']} "
+            f"| {case['microbatch_size']} | {row['examples_per_s']:.0f} "
+            f"| {f'{theirs:.0f}' if theirs else '–'} "
+            f"| {row['ratio'] or '–'} | {row['matmul_share']:.0%} of "
+            f"{row['matmul_gflops_per_s']:.0f} GFLOP/s | {row['input_share']:.2%} |"
+        )
+    environments = {
+        f"{e['device']}, {e['cores']} cores, commit {e['commit']}, jax "
+        f"{e['packages'].get('jax')}, torch {e['packages'].get('torch')}"
+        for e in (row["environment"] for row in newest.values())
+    }
+    lines += ["", *(f"{text}." for text in sorted(environments))]
+    write_between(table_file, "train_step", "\n".join(lines))
 
 
 def describe_environment() -> dict[str, Any]:
@@ -308,6 +378,7 @@ def describe_environment() -> dict[str, Any]:
         "commit": code_version(),
         "device": device.device_kind if device.platform != "cpu" else _cpu_name(),
         "cores": os.cpu_count(),
+        "devices": jax.device_count(),
         "allocator": os.environ.get("GLIBC_TUNABLES", "default"),
         "packages": package_versions(),
     }

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from small_workdir import make_workdir
 
 PROGRAM = Path(__file__).with_name("tiny_run.py")
 
@@ -24,7 +25,11 @@ def start(folder: Path, **settings) -> subprocess.Popen:
         "cache": str(folder.parent / "compiled"),
         **settings,
     }
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": f"{PROGRAM.parents[2]}:{os.environ.get('PYTHONPATH', '')}",
+    }
     return subprocess.Popen(
         [sys.executable, str(PROGRAM), str(folder), json.dumps(settings)],
         env=environment,
@@ -35,7 +40,7 @@ def start(folder: Path, **settings) -> subprocess.Popen:
 
 
 def finish(process: subprocess.Popen, folder: Path) -> dict:
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=900)
     assert process.returncode == 0, output
     return json.loads((folder / "done.json").read_text())
 
@@ -45,10 +50,10 @@ def checkpoints(folder: Path) -> list[str]:
     return sorted(p.name for p in root.iterdir()) if root.exists() else []
 
 
-def kill_after_progress(folder: Path, seconds: float) -> bool:
+def kill_after_progress(folder: Path, seconds: float, **settings) -> bool:
     """Kills a run some time after it started working; False if it had ended."""
-    process = start(folder)
-    before, deadline = checkpoints(folder), time.monotonic() + 120
+    process = start(folder, **settings)
+    before, deadline = checkpoints(folder), time.monotonic() + 900
     while checkpoints(folder) == before and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -59,17 +64,18 @@ def kill_after_progress(folder: Path, seconds: float) -> bool:
     return was_running
 
 
-def check_kills(tmp_path: Path, num_kills: int, seed: int) -> None:
-    whole = finish(start(tmp_path / "whole"), tmp_path / "whole")
+def check_kills(tmp_path: Path, num_kills: int, seed: int, **settings) -> None:
+    whole = finish(start(tmp_path / "whole", **settings), tmp_path / "whole")
     rng, kills, runs, folder = random.Random(seed), 0, 0, tmp_path / "run-0"
     while kills < num_kills:
-        if kill_after_progress(folder, rng.uniform(0, 0.8)):
+        if kill_after_progress(folder, rng.uniform(0, 0.8), **settings):
             kills += 1
         else:  # it ended first: check it, and go on with a fresh one
-            assert finish(start(folder), folder) == whole
+            assert finish(start(folder, **settings), folder) == whole
             runs += 1
             folder = tmp_path / f"run-{runs}"
-    assert finish(start(folder), folder) == whole
+    assert finish(start(folder, **settings), folder) == whole
+    print(f"{kills} kills over {runs + 1} runs, each ended as {whole}")
 
 
 def test_a_killed_run_ends_in_the_same_bits(tmp_path):
@@ -77,5 +83,10 @@ def test_a_killed_run_ends_in_the_same_bits(tmp_path):
 
 
 @pytest.mark.slow
-def test_twenty_kills_leave_the_bits_as_they_are(tmp_path):
-    check_kills(tmp_path, num_kills=20, seed=1)
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("input", ["resident", "seqio"])
+def test_twenty_kills_leave_the_bits_as_they_are(tmp_path, input):
+    settings = {}
+    if input == "seqio":
+        settings["seqio"] = str(make_workdir(tmp_path / "shop" / "work"))
+    check_kills(tmp_path, num_kills=20, seed=1, **settings)

@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -88,3 +92,24 @@ def test_a_process_number_that_is_none_is_an_input_error(monkeypatch):
     monkeypatch.setenv("JAX_NUM_PROCESSES", "two")
     with pytest.raises(InputError, match="JAX_NUM_PROCESSES='two'"):
         initialize_distributed()
+
+
+@pytest.mark.parametrize(
+    ("cores", "flags", "devices"),
+    [(2, {}, 2), (13, {}, 8), (4, {"JAX_NUM_CPU_DEVICES": "1"}, 1)],
+)
+def test_each_core_becomes_a_device_unless_told_otherwise(cores, flags, devices):
+    code = (
+        "import jax; from tiger_jax.training import partitioning\n"
+        f"partitioning._usable_cores = lambda: {cores}\n"
+        "partitioning.use_cpu_cores(); print(jax.device_count())"
+    )
+    inherited = {n: v for n, v in os.environ.items() if n[:3] not in ("JAX", "XLA")}
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**inherited, "JAX_PLATFORMS": "cpu", **flags},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout.strip() == str(devices)

@@ -5,12 +5,14 @@ import numpy as np
 import optax
 import pytest
 import tiny_run
-from tiny_run import OPTIMIZER, init_fn, loss_fn, make_input
+from tiny_run import LAYOUT, OPTIMIZER, init_fn, loss_fn, make_input
 
+from tiger_jax.models.tiger import Tiger, TigerConfig, init_params
+from tiger_jax.models.tiger import make_loss_fn as make_tiger_loss_fn
 from tiger_jax.training.optimizers import make_optimizer
 from tiger_jax.training.partitioning import MeshConfig, Partitioner
 from tiger_jax.training.train_state import init_train_state, split_seed
-from tiger_jax.training.train_step import make_train_step
+from tiger_jax.training.train_step import _deal, make_train_step
 
 
 def loss_without_dropout(params, batch, key):
@@ -18,8 +20,15 @@ def loss_without_dropout(params, batch, key):
     return loss_fn(params, batch, None)
 
 
-def make_stepper(mesh=None, devices=None, optimizer=None, loss_fn=loss_fn, input=None):
-    """A function (updates) -> (losses, params) that goes on from its last state."""
+def make_stepper(
+    mesh=None,
+    devices=None,
+    optimizer=None,
+    loss_fn=loss_fn,
+    input=None,
+    init_fn=init_fn,
+):
+    """A function (updates) -> (losses, state) that goes on from its last state."""
     optimizer = optimizer or make_optimizer(OPTIMIZER, 100)
     input = input or make_input()
     partitioner = Partitioner(mesh, devices=devices)
@@ -48,18 +57,54 @@ def make_stepper(mesh=None, devices=None, optimizer=None, loss_fn=loss_fn, input
 
 
 @functools.cache
-def losses_of_50_steps(data: int, model: int):
+def losses_of_50_steps(data: int, model: int, **model_fns):
     devices = jax.devices()[: data * model]
-    run = make_stepper(MeshConfig(data, model), devices)
+    run = make_stepper(MeshConfig(data, model), devices, **model_fns)
     input = make_input()
     return np.concatenate([run([next(input)])[0] for _ in range(50)])
 
 
-@pytest.mark.parametrize(("data", "model"), [(8, 1), (4, 2), (1, 8)])
+# On (2, 1) each device computes one of the update's two microbatches; on the others
+# both are split.
+@pytest.mark.parametrize(("data", "model"), [(2, 1), (8, 1), (4, 2), (1, 8)])
 def test_losses_on_a_mesh_are_those_of_one_device(data, model):
     one = losses_of_50_steps(1, 1)
     assert one[-1] < one[0] - 0.2  # it learns, so there is something to compare
     np.testing.assert_allclose(losses_of_50_steps(data, model), one, atol=1e-4)
+
+
+TIGER = Tiger(
+    TigerConfig(
+        num_encoder_layers=1,
+        num_decoder_layers=1,
+        d_model=16,
+        num_heads=8,
+        head_dim=4,
+        mlp_dim=32,
+    ),
+    LAYOUT,
+)
+TIGER_FNS = {
+    "loss_fn": make_tiger_loss_fn(TIGER),
+    "init_fn": functools.partial(init_params, TIGER),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("data", "model"), [(2, 1), (8, 1), (4, 2), (1, 8)])
+def test_the_transformers_losses_on_a_mesh_are_those_of_one_device(data, model):
+    one = losses_of_50_steps(1, 1, **TIGER_FNS)
+    assert one[-1] < one[0] - 0.1
+    on_mesh = losses_of_50_steps(data, model, **TIGER_FNS)
+    print(f"mesh ({data}, {model}): {abs(on_mesh - one).max():.1e}")
+    np.testing.assert_allclose(on_mesh, one, atol=1e-4)
+
+
+@pytest.mark.parametrize("count", [8, 6, 2])
+def test_every_microbatch_is_dealt_out_once_and_in_order(count):
+    hands = _deal(count, 2)
+    assert sorted(hands.ravel().tolist()) == list(range(count))
+    assert (np.diff(hands, axis=1) > 0).all()
 
 
 def test_buckets_and_microbatches_leave_the_gradient_as_it_is():

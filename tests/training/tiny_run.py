@@ -1,7 +1,8 @@
 """A tiny model on generated histories; also a program to be killed.
 
 As a program: ``tiny_run.py FOLDER CONFIG_JSON`` trains in FOLDER and writes the last
-parameters' hash to FOLDER/done.json.
+parameters' hash to FOLDER/done.json. With ``"seqio": WORKDIR`` it trains on the seqio
+stream of a work directory, in place of the resident input.
 """
 
 import hashlib
@@ -39,6 +40,8 @@ class Bag(nn.Module):
 
     width: int = 8
     hidden: int = 16
+    vocab_size: int = LAYOUT.vocab_size
+    levels: int = LAYOUT.semantic_id_length
 
     @nn.compact
     def __call__(self, tokens, *, is_training):
@@ -47,35 +50,39 @@ class Bag(nn.Module):
         def matrix(name, shape, axes):
             return self.param(name, nn.with_logical_partitioning(init, axes), shape)
 
-        table = matrix("embeddings", (24, self.width), ("vocab", "embed"))
+        table = matrix("embeddings", (self.vocab_size, self.width), ("vocab", "embed"))
         wi = matrix("wi", (self.width, self.hidden), ("embed", "mlp"))
-        wo = matrix("wo", (self.hidden, 3 * self.width), ("mlp", "embed"))
+        wo = matrix("wo", (self.hidden, self.levels * self.width), ("mlp", "embed"))
         is_token = (tokens != 0)[:, :, None]
         mean = (table[tokens] * is_token).sum(1) / is_token.sum(1)
         hidden = nn.Dropout(0.1, deterministic=not is_training)(nn.relu(mean @ wi))
-        states = (hidden @ wo).reshape(-1, 3, self.width)
+        states = (hidden @ wo).reshape(-1, self.levels, self.width)
         return states @ table.T
 
 
-MODEL = Bag()
+def make_init_fn(model):
+    tokens = jnp.ones((1, 4), jnp.int32)
+    return lambda key: model.init(key, tokens, is_training=False)["params"]
 
 
-def init_fn(key):
-    return MODEL.init(key, jnp.ones((1, 4), jnp.int32), is_training=False)["params"]
+def make_loss_fn(model):
+    def loss_fn(params, batch, key):
+        logits = model.apply(
+            {"params": params},
+            batch["encoder_input_tokens"],
+            is_training=key is not None,
+            rngs={} if key is None else {"dropout": key},
+        )
+        weights = batch["decoder_loss_weights"].astype(jnp.float32)
+        losses = optax.softmax_cross_entropy_with_integer_labels(
+            logits, batch["decoder_target_tokens"]
+        )
+        return (losses * weights).sum(), {"weight": weights.sum()}
+
+    return loss_fn
 
 
-def loss_fn(params, batch, key):
-    logits = MODEL.apply(
-        {"params": params},
-        batch["encoder_input_tokens"],
-        is_training=key is not None,
-        rngs={} if key is None else {"dropout": key},
-    )
-    weights = batch["decoder_loss_weights"].astype(jnp.float32)
-    losses = optax.softmax_cross_entropy_with_integer_labels(
-        logits, batch["decoder_target_tokens"]
-    )
-    return (losses * weights).sum(), {"weight": weights.sum()}
+init_fn, loss_fn = make_init_fn(Bag()), make_loss_fn(Bag())
 
 
 OPTIMIZER = OptimizerConfig(
@@ -113,6 +120,21 @@ def make_input(
     )
 
 
+def make_seqio_input(workdir: str):
+    """The stream of a work directory in buckets, and a model of its tokens."""
+    from tasks.tiger import register_tiger_task
+    from tiger_jax.input_pipeline.batches import SeqioBatches, SeqioConfig
+    from tiger_jax.input_pipeline.microbatches import BucketConfig, BucketedBatches
+
+    register_tiger_task("tiger_killed", workdir)
+    stream = SeqioBatches(SeqioConfig("tiger_killed", batch_size=16), seed=0)
+    buckets = BucketConfig(microbatch_size=8, lengths=(17, 41))
+    input = BucketedBatches(stream, buckets, max_length=stream.max_length)
+    layout = stream.layout
+    model = Bag(vocab_size=layout.vocab_size, levels=layout.semantic_id_length)
+    return input, model
+
+
 def evaluate_fn(params) -> dict[str, float]:
     """Some numbers that depend on the parameters."""
     size = float(_size(params))
@@ -131,8 +153,11 @@ def hash_of(tree) -> str:
     return digest.hexdigest()
 
 
-def run(folder: Path, *, mesh=None, optimizer=OPTIMIZER, devices=None, **loop):
+def run(
+    folder: Path, *, mesh=None, optimizer=OPTIMIZER, devices=None, seqio=None, **loop
+):
     """Trains with a few defaults that suit tests."""
+    input, model = make_seqio_input(seqio) if seqio else (make_input(), Bag())
     defaults = {
         "total_steps": 20,
         "log_every": 5,
@@ -141,10 +166,10 @@ def run(folder: Path, *, mesh=None, optimizer=OPTIMIZER, devices=None, **loop):
     }
     config = LoopConfig(**{**defaults, **loop})
     return train(
-        loss_fn=loss_fn,
-        init_fn=init_fn,
+        loss_fn=make_loss_fn(model),
+        init_fn=make_init_fn(model),
         optimizer=make_optimizer(optimizer, config.total_steps),
-        input=make_input(),
+        input=input,
         evaluate_fn=evaluate_fn,
         partitioner=Partitioner(mesh, devices=devices),
         config=config,

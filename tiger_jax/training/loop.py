@@ -23,7 +23,11 @@ from tiger_jax.training.metric_writers import MetricWriter
 from tiger_jax.training.partitioning import Partitioner, from_process_0
 from tiger_jax.training.step_metrics import StepMetrics
 from tiger_jax.training.train_state import TrainState, init_train_state, split_seed
-from tiger_jax.training.train_step import LossFn, make_train_step
+from tiger_jax.training.train_step import (
+    LossFn,
+    make_train_step,
+    spreads_microbatches,
+)
 
 PyTree = Any
 EvaluateFn = Callable[[PyTree], Mapping[str, float]]
@@ -388,14 +392,20 @@ class _Loop:
         buckets = np.stack([u.buckets for u in updates])
         rows = next(iter(updates[0].arrays.values())).shape[1]
         rows *= 1 if updates[0].is_global else jax.process_count()
-        if rows % self.partitioner.num_data_shards:
+        has_all = updates[0].is_global or jax.process_count() == 1
+        is_spread = has_all and spreads_microbatches(self.partitioner, buckets.shape[1])
+        if not is_spread and rows % self.partitioner.num_data_shards:
             raise InputError(
                 f"a microbatch of {rows} examples cannot be split over "
                 f"{self.partitioner.num_data_shards} data devices: choose a "
                 "microbatch_size that is a multiple of it"
             )
         return (
-            put(arrays, batch_axis=2, is_global=updates[0].is_global),
+            put(
+                arrays,
+                batch_axis=None if is_spread else 2,
+                is_global=updates[0].is_global,
+            ),
             put(buckets, batch_axis=None, is_global=True),
         )
 

@@ -6,6 +6,9 @@ divided by the update's total weight, so neither the number of microbatches nor
 the buckets change what is computed:
 
     g = (sum over microbatches of d loss_sum / d params) / (sum of weights)
+
+On a mesh, microbatches are dealt out to the data devices where there are enough of
+them (`spreads_microbatches`), and else each is split over the devices.
 """
 
 import functools
@@ -14,7 +17,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Int32, PRNGKeyArray
 
 from tiger_jax.training.partitioning import Partitioner
@@ -72,6 +77,49 @@ def make_train_step(
         branches = [functools.partial(in_bucket, b) for b in range(num_buckets)]
         return jax.lax.switch(bucket, branches, arrays, key)
 
+    def sum_microbatches(
+        params: PyTree,
+        key: PRNGKeyArray,
+        constants: PyTree,
+        arrays: PyTree,
+        buckets: Int32[Array, " M"],
+        numbers: Int32[Array, " M"],
+    ) -> tuple[dict[str, Array], PyTree]:
+        """Sums over microbatches, in the order in which they come."""
+        run = functools.partial(sum_gradients, params)
+
+        def add_microbatch(total: PyTree, xs: Any) -> tuple[PyTree, None]:
+            arrays, bucket, number = xs
+            one = run(jax.random.fold_in(key, number), constants, arrays, bucket)
+            return jax.tree.map(jnp.add, total, one), None
+
+        xs = (arrays, buckets, numbers)
+        one = jax.eval_shape(run, key, constants, *_first(xs[:2]))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), one)
+        total, _ = jax.lax.scan(add_microbatch, zeros, xs)
+        return total
+
+    def sum_spread_microbatches(
+        params: PyTree, key: PRNGKeyArray, constants: PyTree, *xs: PyTree
+    ) -> tuple[dict[str, Array], PyTree]:
+        """Lets each data device sum its own; one exchange between them at the end."""
+
+        def sum_own(*args: PyTree) -> PyTree:
+            shared, own = args[:3], _first(args[3:])
+            return jax.lax.psum(sum_microbatches(*shared, *own), "data")
+
+        order = _deal(len(xs[-1]), num_shards)  # [devices, M / devices]
+        whole, split = PartitionSpec(), PartitionSpec("data")
+        return jax.shard_map(
+            sum_own,
+            mesh=partitioner.mesh,
+            in_specs=(whole,) * 3 + (split,) * len(xs),
+            out_specs=whole,
+            check_vma=False,
+        )(params, key, constants, *jax.tree.map(lambda x: x[order], xs))
+
+    num_shards = partitioner.num_data_shards
+
     def update(
         state: TrainState,
         arrays: PyTree,
@@ -80,22 +128,18 @@ def make_train_step(
         constants: PyTree,
     ) -> tuple[TrainState, dict[str, Array]]:
         key = jax.random.fold_in(key, state.step)
-        run = functools.partial(sum_gradients, state.params)
-        if buckets.shape[0] == 1:
-            first = jax.tree.map(lambda x: x[0], arrays)
-            sums, grads = run(key, constants, first, buckets[0])
+        count = len(buckets)
+        if count == 1:
+            sums, grads = sum_gradients(
+                state.params, key, constants, *_first((arrays, buckets))
+            )
         else:
-
-            def add_microbatch(total: PyTree, xs: Any) -> tuple[PyTree, None]:
-                number, arrays, bucket = xs
-                one = run(jax.random.fold_in(key, number), constants, arrays, bucket)
-                return jax.tree.map(jnp.add, total, one), None
-
-            numbers = jnp.arange(buckets.shape[0])
-            xs = (numbers, arrays, buckets)
-            one = jax.eval_shape(run, key, constants, *_first(xs[1:]))
-            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), one)
-            (sums, grads), _ = jax.lax.scan(add_microbatch, zeros, xs)
+            is_spread = num_shards > 1 and spreads_microbatches(partitioner, count)
+            sum_all = sum_spread_microbatches if is_spread else sum_microbatches
+            numbers = jnp.arange(count)
+            sums, grads = sum_all(
+                state.params, key, constants, arrays, buckets, numbers
+            )
         weight = jnp.maximum(sums["weight"], 1e-9)  # a draw of padding only
         grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -125,7 +169,10 @@ def make_train_step(
         )
 
     jitted = jax.jit(
-        train_step, donate_argnums=0, out_shardings=(shardings, partitioner.replicated)
+        train_step,
+        donate_argnums=0,
+        out_shardings=(shardings, partitioner.replicated),
+        compiler_options=_compiler_options(partitioner),
     )
 
     def call(*args: Any) -> tuple[TrainState, dict[str, Array]]:
@@ -134,6 +181,38 @@ def make_train_step(
 
     call.lower = jitted.lower  # type: ignore[attr-defined]
     return call
+
+
+def spreads_microbatches(partitioner: Partitioner, count: int) -> bool:
+    """Whether each of an update's microbatches is computed whole, on one data device.
+
+    So it is where there are enough of them for all devices to have the same number,
+    and no parameter is split: the devices then exchange gradients once an update, and
+    each pads its microbatches to their own buckets. Otherwise every microbatch is
+    split over the devices.
+    """
+    is_replicated = partitioner.mesh.shape["model"] == 1
+    return is_replicated and count % partitioner.num_data_shards == 0
+
+
+def _deal(count: int, hands: int) -> Int32[np.ndarray, "hands share"]:
+    """Deals numbers that ascend in cost to hands of nearly the same cost.
+
+    Example:
+        >>> _deal(8, 2).tolist()
+        [[0, 3, 4, 7], [1, 2, 5, 6]]
+    """
+    rounds = np.arange(count, dtype=np.int32).reshape(-1, hands)
+    rounds[1::2] = rounds[1::2, ::-1]
+    return rounds.T
+
+
+def _compiler_options(partitioner: Partitioner) -> dict[str, Any] | None:
+    """With a CPU device for each core, a product needn't be shared out once more."""
+    devices = partitioner.mesh.devices
+    if devices.flat[0].platform == "cpu" and devices.size > 1:
+        return {"xla_cpu_multi_thread_eigen": False}
+    return None
 
 
 def _first(tree: PyTree) -> PyTree:
