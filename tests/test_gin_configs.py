@@ -1,5 +1,6 @@
 """Every gin file parses, and what it binds exists."""
 
+import re
 from pathlib import Path
 
 import gin
@@ -32,6 +33,19 @@ def test_a_gin_file_parses_without_unknown_names(name):
         gin.parse_config_file("demo.gin")
     gin.parse_config_file(name)
     gin.finalize()
+
+
+def test_a_stage_that_gin_configures_is_imported_before_gin_is_locked():
+    stages = GIN_CONFIGS.parent / "tiger_jax" / "stages"
+    configured = {
+        path.stem
+        for path in stages.glob("*.py")
+        if f"@gin.configurable\ndef {path.stem}(" in path.read_text(encoding="utf-8")
+    }
+    pipeline = (GIN_CONFIGS / "base" / "pipeline.gin").read_text(encoding="utf-8")
+    included = set(re.findall(r"include 'base/(\w+)\.gin'", pipeline))
+    assert configured <= included
+    assert len(configured) > 9
 
 
 @pytest.mark.parametrize("name", WHOLE)

@@ -1,6 +1,5 @@
 """Stage `export_recbole`: data and Semantic IDs as RecBole's files -> `recbole/`."""
 
-import gin
 import numpy as np
 
 from tiger_jax import artifacts
@@ -28,14 +27,12 @@ train_neg_sample_args: ~
 """
 
 
-@gin.configurable
 def export_recbole(context: RunContext) -> None:
     """Writes the prepared shop as RecBole reads it, so that both see the same data.
 
     `NAME/NAME.inter` has each interaction with its place in the user's history as
     the timestamp; `NAME/NAME.item` the items' texts and, if there are any, Semantic
-    IDs; `NAME.yaml` the settings that give the same leave-one-out split. RecBole
-    doesn't leave out an item that a user meets again, and neither do these.
+    IDs; `NAME.yaml` the settings that give the same leave-one-out split.
 
     Raises:
         InputError: There is no prepared data, or an id has a tab in it.

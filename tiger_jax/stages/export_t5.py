@@ -1,6 +1,5 @@
 """Stage `export_t5`: the trained model as a Hugging Face T5 -> `t5/`."""
 
-import gin
 import jax
 import numpy as np
 
@@ -15,7 +14,6 @@ from tiger_jax.stages.recommender_artifact import load_recommender
 FOLDER = "t5"
 
 
-@gin.configurable
 def export_t5(context: RunContext) -> None:
     """Writes what `T5ForConditionalGeneration.from_pretrained` reads.
 
