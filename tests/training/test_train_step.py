@@ -9,7 +9,7 @@ from tiny_run import LAYOUT, OPTIMIZER, init_fn, loss_fn, make_input
 
 from tiger_jax.models.tiger import Tiger, TigerConfig, init_params
 from tiger_jax.models.tiger import make_loss_fn as make_tiger_loss_fn
-from tiger_jax.training.optimizers import make_optimizer
+from tiger_jax.training.optimizers import OptimizerConfig, make_optimizer
 from tiger_jax.training.partitioning import MeshConfig, Partitioner
 from tiger_jax.training.train_state import init_train_state, split_seed
 from tiger_jax.training.train_step import _deal, make_train_step
@@ -87,6 +87,9 @@ TIGER = Tiger(
 TIGER_FNS = {
     "loss_fn": make_tiger_loss_fn(TIGER),
     "init_fn": functools.partial(init_params, TIGER),
+    # T5's optimizer. Adam divides each gradient by its own size: where the exact
+    # gradient is 0, the rounding of one mesh against another's takes a full step.
+    "optimizer": make_optimizer(OptimizerConfig(warmup_steps=20), 100),
 }
 
 
