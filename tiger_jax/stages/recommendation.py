@@ -3,7 +3,9 @@
 import dataclasses
 import functools
 import typing
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gin
 import jax
@@ -14,15 +16,17 @@ from jaxtyping import Float32, Int32, Key, UInt32
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.decoding.beam_search import BeamResult, Normalize, beam_search
 from tiger_jax.decoding.exact_scoring import CatalogueWalk, exact_search
-from tiger_jax.decoding.sampling import SampleResult, sample_distinct_items
+from tiger_jax.decoding.sampling import sample_distinct_items
 from tiger_jax.decoding.trie import Trie
-from tiger_jax.decoding.unconstrained import UnconstrainedResult, unconstrained_search
+from tiger_jax.decoding.unconstrained import unconstrained_search
 from tiger_jax.errors import InputError
 from tiger_jax.models.tiger import Params, Tiger, TigerConfig, make_decode_fns
 from tiger_jax.semantic_ids.encoder_inputs import encode_histories
 from tiger_jax.semantic_ids.table import SemanticIdTable
 from tiger_jax.stages.recommender_artifact import ModelCard, load_recommender
 from tiger_jax.training.partitioning import Partitioner
+
+Search = Callable[..., Any]
 
 MOST_EXACT_USERS = 16
 METHODS = ("beam", "exact")
@@ -134,16 +138,15 @@ class Recommendation:
                 f"{k} items a user need at least as many beams, and "
                 f"recommendation.SearchConfig.num_beams is {self._search.num_beams}"
             )
-        found = _search_beams(
-            self._model,
-            self._params,
-            trie=self._trie_on_devices,
-            normalize=self.normalize,
+        return self._run(
+            beam_search,
+            self._trie_on_devices,
+            self._put(user_numbers, histories, exclude),
+            len(histories),
+            k,
             num_beams=self._search.num_beams,
-            **self._put(user_numbers, histories, exclude),
+            normalize=self.normalize,
         )
-        item_numbers, scores = jax.device_get((found.item_numbers, found.scores))
-        return item_numbers[: len(histories), :k], scores[: len(histories), :k]
 
     def recommend_exactly(
         self,
@@ -159,17 +162,18 @@ class Recommendation:
         parts = []
         for at in range(0, len(histories), MOST_EXACT_USERS):
             rows = slice(at, at + MOST_EXACT_USERS)
-            found = _search_exactly(
-                self._model,
-                self._params,
-                walk=self._walk,
-                normalize=self.normalize,
-                num_results=k,
-                **self._put(user_numbers[rows], histories[rows], exclude[rows]),
+            batch = self._put(user_numbers[rows], histories[rows], exclude[rows])
+            parts.append(
+                self._run(
+                    exact_search,
+                    self._walk,
+                    batch,
+                    len(histories[rows]),
+                    k,
+                    num_results=k,
+                    normalize=self.normalize,
+                )
             )
-            item_numbers, scores = jax.device_get((found.item_numbers, found.scores))
-            num_rows = len(histories[rows])
-            parts.append((item_numbers[:num_rows], scores[:num_rows]))
         item_numbers, scores = zip(*parts, strict=True)
         return np.concatenate(item_numbers), np.concatenate(scores)
 
@@ -186,18 +190,17 @@ class Recommendation:
         items aren't left out: the search knows no catalogue to leave them out of.
         """
         del exclude
-        found = _search_unconstrained(
-            self._model,
-            self._params,
-            trie=self._trie_on_devices,
-            normalize=self.normalize,
+        item_numbers, scores = self._run(
+            unconstrained_search,
+            self._trie_on_devices,
+            self._put(user_numbers, histories),
+            len(histories),
+            k,
             num_beams=k,
-            **self._put(user_numbers, histories),
+            normalize=self.normalize,
         )
-        item_numbers, scores = jax.device_get((found.item_numbers, found.scores))
         is_invalid = (item_numbers < 0) & np.isfinite(scores)
-        rows = len(histories)
-        return np.where(is_invalid, np.int32(-2), item_numbers)[:rows], scores[:rows]
+        return np.where(is_invalid, np.int32(-2), item_numbers), scores
 
     def sample(
         self,
@@ -213,19 +216,15 @@ class Recommendation:
 
         In the order of the draws; scores are those of the draws, not the items'.
         """
-        found = _sample(
-            self._model,
-            self._params,
-            trie=self._trie_on_devices,
+        batch = self._put(user_numbers, histories, exclude)
+        return self._run(
+            _sample_in_order,
+            self._trie_on_devices,
+            {**batch, "key": key, "temperature": jnp.float32(temperature)},
+            len(histories),
+            k,
             num_samples=k,
-            temperature=jnp.float32(temperature),
-            key=key,
-            **self._put(user_numbers, histories, exclude),
         )
-        item_numbers, scores = jax.device_get(
-            (found.item_numbers, found.perturbed_scores)
-        )
-        return item_numbers[: len(histories)], scores[: len(histories)]
 
     def first_codeword_log_probs(
         self, user_numbers: Int32[np.ndarray, " B"], histories: Int32[np.ndarray, "B I"]
@@ -235,6 +234,27 @@ class Recommendation:
             self._model, self._params, **self._put(user_numbers, histories)
         )
         return np.asarray(log_probs, np.float32)[: len(histories)]
+
+    def _run(
+        self,
+        search: Search,
+        catalogue: Trie | CatalogueWalk,
+        batch: dict[str, jax.Array],
+        num_rows: int,
+        k: int,
+        **settings: int | str,
+    ) -> tuple[Int32[np.ndarray, "B k"], Float32[np.ndarray, "B k"]]:
+        """Runs a search and takes the batch's own rows and the k best off it."""
+        found = _search(
+            self._model,
+            self._params,
+            catalogue,
+            batch,
+            search=search,
+            settings=tuple(sorted(settings.items())),
+        )
+        item_numbers, scores = jax.device_get(found)
+        return item_numbers[:num_rows, :k], scores[:num_rows, :k]
 
     def _encode(
         self, user_numbers: Int32[np.ndarray, " B"], histories: Int32[np.ndarray, "B I"]
@@ -306,96 +326,41 @@ def load_recommendation(
 # Compiled once for a model and a shape, however many recommenders share them.
 
 
-@functools.partial(jax.jit, static_argnames=("model", "num_beams", "normalize"))
-def _search_beams(
+@functools.partial(jax.jit, static_argnames=("model", "search", "settings"))
+def _search(
     model: Tiger,
+    params: Params,
+    catalogue: Trie | CatalogueWalk,
+    batch: dict[str, jax.Array],
+    *,
+    search: Search,
+    settings: tuple[tuple[str, int | str], ...],
+) -> tuple[Int32[jax.Array, "B M"], Float32[jax.Array, "B M"]]:
+    init_decode, decode_step = make_decode_fns(model)
+    inputs, arrays = batch["inputs"], {k: v for k, v in batch.items() if k != "inputs"}
+    found = search(
+        params,
+        inputs,
+        catalogue,
+        init_decode=init_decode,
+        decode_step=decode_step,
+        **arrays,
+        **dict(settings),
+    )
+    return found.item_numbers, found.scores
+
+
+def _sample_in_order(
     params: Params,
     inputs: Int32[jax.Array, "B S"],
     trie: Trie,
-    num_beams: int,
-    normalize: Normalize,
-    exclude: Int32[jax.Array, "B X"] | None = None,
-) -> BeamResult:
-    init_decode, decode_step = make_decode_fns(model)
-    return beam_search(
-        params,
-        inputs,
-        trie,
-        init_decode=init_decode,
-        decode_step=decode_step,
-        num_beams=num_beams,
-        normalize=normalize,
-        exclude=exclude,
-    )
-
-
-@functools.partial(jax.jit, static_argnames=("model", "num_results", "normalize"))
-def _search_exactly(
-    model: Tiger,
-    params: Params,
-    inputs: Int32[jax.Array, "B S"],
-    walk: CatalogueWalk,
-    num_results: int,
-    normalize: Normalize,
-    exclude: Int32[jax.Array, "B X"] | None = None,
-) -> BeamResult:
-    init_decode, decode_step = make_decode_fns(model)
-    return exact_search(
-        params,
-        inputs,
-        walk,
-        init_decode=init_decode,
-        decode_step=decode_step,
-        num_results=num_results,
-        normalize=normalize,
-        exclude=exclude,
-    )
-
-
-@functools.partial(jax.jit, static_argnames=("model", "num_beams", "normalize"))
-def _search_unconstrained(
-    model: Tiger,
-    params: Params,
-    inputs: Int32[jax.Array, "B S"],
-    trie: Trie,
-    num_beams: int,
-    normalize: Normalize,
-) -> UnconstrainedResult:
-    init_decode, decode_step = make_decode_fns(model)
-    return unconstrained_search(
-        params,
-        inputs,
-        trie,
-        init_decode=init_decode,
-        decode_step=decode_step,
-        num_beams=num_beams,
-        normalize=normalize,
-    )
-
-
-@functools.partial(jax.jit, static_argnames=("model", "num_samples"))
-def _sample(
-    model: Tiger,
-    params: Params,
-    inputs: Int32[jax.Array, "B S"],
-    trie: Trie,
-    num_samples: int,
-    temperature: Float32[jax.Array, ""],
+    *,
     key: Key[jax.Array, ""],
-    exclude: Int32[jax.Array, "B X"] | None = None,
-) -> SampleResult:
-    init_decode, decode_step = make_decode_fns(model)
-    return sample_distinct_items(
-        params,
-        inputs,
-        trie,
-        key,
-        init_decode=init_decode,
-        decode_step=decode_step,
-        num_samples=num_samples,
-        temperature=temperature,
-        exclude=exclude,
-    )
+    **arguments: Any,
+) -> BeamResult:
+    """A search whose scores fall with the order of the draws."""
+    found = sample_distinct_items(params, inputs, trie, key, **arguments)
+    return BeamResult(found.item_numbers, found.perturbed_scores)
 
 
 @functools.partial(jax.jit, static_argnames="model")
