@@ -1,6 +1,7 @@
-"""Writes the README's results table from a finished work directory.
+"""Writes the README's results table from finished work directories.
 
-    python -m benchmarks.results_table --workdir=runs/beauty_quick --write
+    python -m benchmarks.results_table --workdir=runs/beauty_quick \
+        --workdir=runs/beauty_best --write
 
 Every cell is read from ``evaluation/metrics.json`` and the manifests; nothing is
 typed in. Without --write the table is printed.
@@ -8,6 +9,7 @@ typed in. Without --write the table is printed.
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,41 +21,66 @@ README = Path(__file__).resolve().parent.parent / "README.md"
 METRICS = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
 
 
-def build_table(workdir: Path) -> str:
-    """The table of one run, with what made it."""
-    metrics = artifacts.read_json(workdir / "evaluation" / "metrics.json")
-    data = artifacts.read_json(workdir / "data" / "statistics.json")
-    training = artifacts.load_manifest(workdir / "recommender", verify=False)
-    rows = [
-        (BASELINE_NAMES[name], scores["test"], scores["test_masked"])
-        for name, scores in metrics["baselines"].items()
-    ]
-    rows.append(("**TIGER, this run**", metrics["test"], metrics["test_masked"]))
-    titles = ["test", *(m for m in METRICS), *(f"{m}, masked" for m in METRICS)]
+def build_table(workdirs: Sequence[Path]) -> str:
+    """The table of some runs on one data set, with what made them."""
+    first = artifacts.read_json(workdirs[0] / "evaluation" / "metrics.json")
+    data = artifacts.read_json(workdirs[0] / "data" / "statistics.json")
     lines = [
-        f"| {' | '.join(titles)} |",
+        f"| test | {' | '.join(METRICS)} | {', masked | '.join(METRICS)}, masked |",
         f"|---|{'--:|' * (2 * len(METRICS))}",
     ]
-    for name, plain, masked in rows:
-        cells = [f"{side[m]:.4f}"[1:] for side in (plain, masked) for m in METRICS]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    low, high = metrics["intervals"]["test"]["recall@10"]
+    for name, scores in first["baselines"].items():
+        lines.append(_row(BASELINE_NAMES[name], scores))
+    notes = []
+    for workdir in workdirs:
+        metrics = artifacts.read_json(workdir / "evaluation" / "metrics.json")
+        training = artifacts.load_manifest(workdir / "recommender", verify=False)
+        name = f"**TIGER, `{_experiment(training.made)}`**"
+        lines.append(_row(name, metrics))
+        notes += ["", f"{name}: {_describe(metrics, training)}"]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"{data['name']}: {data['users']:,} users, {data['items']:,} items; "
+            f"measured on {_whom(first['settings']['users'], data['users'])}, with "
+            "95 % bootstrap intervals over users; masked: items that the user already "
+            "has are left out. One seed each. Every model was chosen on validation, "
+            "the test split read once.",
+            *notes,
+            "",
+            "The table is made by `python -m benchmarks.results_table`.",
+        ]
+    )
+
+
+def _row(name: str, scores: dict[str, Any]) -> str:
+    sides = (scores["test"], scores["test_masked"])
+    cells = [f"{side[metric]:.4f}"[1:] for side in sides for metric in METRICS]
+    return f"| {name} | {' | '.join(cells)} |"
+
+
+def _describe(metrics: dict[str, Any], training: artifacts.Manifest) -> str:
+    """A run's intervals, size, time and command."""
     summary, made = training.summary, training.made
-    lines += [
-        "",
-        f"{data['name']}: {data['users']:,} users, {data['items']:,} items; measured "
-        f"on {_whom(metrics['settings']['users'], data['users'])}; seed "
-        f"{metrics['settings']['seed']} alone. Recall@10 of this run "
-        f"{metrics['test']['recall@10']:.4f}, 95 % bootstrap interval over users "
-        f"{low:.4f}–{high:.4f}. Masked: items that the user already has are left out. "
-        "The model was chosen on validation, the test split read once. "
-        f"{summary['parameters'] / 1e6:.2f}M parameters, {summary['steps']:,} updates, "
-        f"{summary['seconds'] / 60:.0f} minutes of training on {made['devices']}, "
-        f"commit `{made['commit']}`.",
-        "",
-        f"Made by `{_command(made)}`, then `python -m benchmarks.results_table`.",
+    intervals = [
+        f"{'masked ' if 'masked' in split else ''}recall@10 {{:.4f}}–{{:.4f}}".format(
+            *metrics["intervals"][split]["recall@10"]
+        )
+        for split in ("test", "test_masked")
     ]
-    return "\n".join(lines)
+    return (
+        f"{', '.join(intervals)}; {summary['parameters'] / 1e6:.2f}M parameters, "
+        f"{summary['steps']:,} updates in {summary['seconds'] / 60:.0f} minutes of "
+        f"wall time on {made['devices']}, seed {metrics['settings']['seed']}, commit "
+        f"`{made['commit']}`, by `{_command(made)}`."
+    )
+
+
+def _experiment(made: dict[str, Any]) -> str:
+    """The experiment file's name; the last one's, if there were several."""
+    files = [w.partition("=")[2] for w in made["command"] if "--gin_file=" in w]
+    return Path(files[-1]).stem if files else "run.py"
 
 
 def _whom(measured: int, users: int) -> str:
@@ -75,7 +102,7 @@ def _command(made: dict[str, Any]) -> str:
 def main() -> int:
     """Prints the table, or puts it between the README's marks."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--workdir", type=Path, required=True)
+    parser.add_argument("--workdir", type=Path, required=True, action="append")
     parser.add_argument("--write", action="store_true", help="into README.md")
     options = parser.parse_args()
     table = build_table(options.workdir)
