@@ -143,7 +143,9 @@ class Batcher:
                 f"{job.rows} histories that score every item (exact) are too many for "
                 f"one request: at most {lane.capacity}"
             )
-        if lane.waiting + job.rows > lane.capacity:
+        # Who could only wait in vain is told at once.
+        in_vain = lane.waiting * lane.seconds_a_row > self._limits.deadline_seconds / 2
+        if in_vain or lane.waiting + job.rows > lane.capacity:
             self._metrics.shed.labels("full").inc()
             raise ApiError(
                 429,
