@@ -38,10 +38,10 @@ class Browser:
         return self._post("/execute/sync", script=script, args=list(arguments))
 
     def click(self, selector: str) -> None:
-        self._post(f"/element/{self._find(selector)}/click")
+        self._act(selector, "click")
 
     def type(self, selector: str, text: str) -> None:
-        self._post(f"/element/{self._find(selector)}/value", text=text)
+        self._act(selector, "value", text=text)
 
     def wait_for(self, script: str, *, seconds: float = 10.0):
         """Waits until an expression is true in the page, and gives its value."""
@@ -72,6 +72,16 @@ class Browser:
         """What the page has complained of."""
         entries = self._post("/se/log", type="browser")
         return [entry["message"] for entry in entries]
+
+    def _act(self, selector: str, action: str, *, tries: int = 5, **body) -> None:
+        """Acts on an element; when the page draws it anew meanwhile, on the new one."""
+        for left in reversed(range(tries)):
+            try:
+                self._post(f"/element/{self._find(selector)}/{action}", **body)
+                return
+            except AssertionError as error:
+                if not left or "stale element" not in str(error):
+                    raise
 
     def _find(self, selector: str) -> str:
         found = self._post("/element", using="css selector", value=selector)

@@ -63,7 +63,9 @@ def test_a_visitor_searches_clicks_a_history_and_turns_the_knobs(
         window.run("return exact.click()")
         window.type("#value", "Shelf 3")
         window.click("#filter-form button")
-        window.wait_for(f"{LISTED}.every(li => /Shelf 3/.test(li.textContent))")
+        window.wait_for(
+            f"{LISTED}.length && {LISTED}.every(li => /Shelf 3/.test(li.textContent))"
+        )
         window.click("#recommended .chip")
         window.wait_for("pills.textContent.includes('Semantic ID begins')")
         first = "li => li.querySelector('.chip').textContent"

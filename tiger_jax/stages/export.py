@@ -22,7 +22,10 @@ from tiger_jax.serving.item_encoder import ItemEncoder
 from tiger_jax.serving.programs import Shapes
 from tiger_jax.stages.context import RunContext
 from tiger_jax.stages.recommendation import SearchConfig
-from tiger_jax.stages.recommender_artifact import ModelCard, load_recommender
+from tiger_jax.stages.recommender_artifact import (
+    load_card_and_table,
+    load_recommender,
+)
 from tiger_jax.stages.train_rqvae import load_embeddings, load_quantized_vectors
 
 # A text embedded again must come out as it was, but for the order of sums.
@@ -125,20 +128,8 @@ def read_parts(workdir: Path, *, room: float = 1.0) -> Parts:
         InputError: A part can't be read, or the parts don't belong together.
     """
     data = PreparedData.load(workdir / "data")
-    table = SemanticIdTable.load(workdir / "semantic_ids")
     folder = workdir / "recommender"
-    card = ModelCard.load(folder)
-    if table.item_ids != data.item_ids:
-        raise InputError(
-            f"{workdir}: semantic_ids/ and data/ don't hold the same items in the same "
-            "order: run --stage=assign_semantic_ids again"
-        )
-    if card.semantic_ids != table.content_hash:
-        raise InputError(
-            f"{folder} was trained on the Semantic IDs {card.semantic_ids[:12]}, but "
-            f"{workdir / 'semantic_ids'} holds {table.content_hash[:12]}: run "
-            "--stage=train_recommender again, or put those Semantic IDs back"
-        )
+    card, table = load_card_and_table(workdir, data)
     _, _, model, params = load_recommender(folder)
     embeddings = encoder = quantizer = None
     if (workdir / "embeddings").exists():

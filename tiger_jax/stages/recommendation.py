@@ -23,7 +23,10 @@ from tiger_jax.errors import InputError
 from tiger_jax.models.tiger import Params, Tiger, TigerConfig, make_decode_fns
 from tiger_jax.semantic_ids.encoder_inputs import encode_histories
 from tiger_jax.semantic_ids.table import SemanticIdTable
-from tiger_jax.stages.recommender_artifact import ModelCard, load_recommender
+from tiger_jax.stages.recommender_artifact import (
+    load_card_and_table,
+    load_recommender,
+)
 from tiger_jax.training.partitioning import Partitioner
 
 Search = Callable[..., Any]
@@ -298,18 +301,7 @@ def load_recommendation(
             not of the data's items.
     """
     folder = workdir / "recommender"
-    card, table = ModelCard.load(folder), SemanticIdTable.load(workdir / "semantic_ids")
-    if table.item_ids != data.item_ids:
-        raise InputError(
-            f"{workdir}: semantic_ids/ and data/ don't hold the same items in the same "
-            "order: run --stage=assign_semantic_ids again"
-        )
-    if card.semantic_ids != table.content_hash:
-        raise InputError(
-            f"{folder} was trained on the Semantic IDs {card.semantic_ids[:12]}, but "
-            f"{workdir / 'semantic_ids'} holds {table.content_hash[:12]}: run "
-            "--stage=train_recommender again, or put those Semantic IDs back"
-        )
+    card, table = load_card_and_table(workdir, data)
     partitioner = Partitioner()
     _, _, model, params = load_recommender(folder, sharding=partitioner.replicated)
     return Recommendation(

@@ -8,8 +8,10 @@ import flax.linen as nn
 import jax
 
 from tiger_jax import artifacts
+from tiger_jax.data.prepared import PreparedData
 from tiger_jax.errors import InputError
 from tiger_jax.models.tiger import Params, Tiger, TigerConfig, init_params
+from tiger_jax.semantic_ids.table import SemanticIdTable
 from tiger_jax.semantic_ids.token_ids import TokenLayout
 from tiger_jax.training.checkpoints import STEP_PREFIX, restore_params
 
@@ -106,3 +108,28 @@ def load_recommender(
     )
     params = restore_params(folder / card.checkpoint, like)
     return card.config, card.layout, model, params
+
+
+def load_card_and_table(
+    workdir: Path, data: PreparedData
+) -> tuple[ModelCard, SemanticIdTable]:
+    """Reads the model's card and the Semantic IDs, which must be the data's items'.
+
+    Raises:
+        InputError: One can't be read, the recommender was trained on other Semantic
+            IDs, or those are not of the data's items.
+    """
+    folder = workdir / "recommender"
+    card, table = ModelCard.load(folder), SemanticIdTable.load(workdir / "semantic_ids")
+    if table.item_ids != data.item_ids:
+        raise InputError(
+            f"{workdir}: semantic_ids/ and data/ don't hold the same items in the same "
+            "order: run --stage=assign_semantic_ids again"
+        )
+    if card.semantic_ids != table.content_hash:
+        raise InputError(
+            f"{folder} was trained on the Semantic IDs {card.semantic_ids[:12]}, but "
+            f"{workdir / 'semantic_ids'} holds {table.content_hash[:12]}: run "
+            "--stage=train_recommender again, or put those Semantic IDs back"
+        )
+    return card, table
