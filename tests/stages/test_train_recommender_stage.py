@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import signal
@@ -121,6 +122,39 @@ def test_embeddings_may_start_from_the_codebooks(tmp_path):
     workdir = make_workdir(tmp_path / "work")
     with pytest.raises(InputError, match="no quantizer can be read"):
         run(workdir, codeword_embeddings=True)
+
+
+def test_training_may_start_from_a_finished_recommender(finished, tmp_path):
+    workdir = make_workdir(tmp_path / "work")
+    loop = dataclasses.replace(LOOP, total_steps=4, evaluate_every=4)
+    rate = dataclasses.replace(OPTIMIZER, learning_rate=1e-6)
+    run(workdir, loop=loop, optimizer=rate, starts_from=str(finished))
+    *_, start = load_recommender(finished)
+    *_, params = load_recommender(workdir / "recommender")
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), start, params
+    )
+    manifest = artifacts.load_manifest(workdir / "recommender")
+    begun = artifacts.load_manifest(finished)
+    assert manifest.external == {"starts_from": begun.content_hash}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_user_tokens": 4}, "with 3 user tokens, here they are .* with 4"),
+        (
+            {"model": dataclasses.replace(CONFIG, d_model=16)},
+            r"does not fit: target/.* is \[.*\] in it and \[.*\] in the model",
+        ),
+    ],
+)
+def test_a_start_that_does_not_fit_is_refused(finished, tmp_path, changes, message):
+    workdir = make_workdir(tmp_path / "work")
+    with pytest.raises(InputError, match=message):
+        run(workdir, starts_from=str(finished), **changes)
+    with pytest.raises(InputError, match="does not exist"):
+        run(workdir, starts_from=str(tmp_path / "nowhere"))
 
 
 def test_an_unknown_input_is_refused(tmp_path):

@@ -97,17 +97,55 @@ def load_recommender(
     Raises:
         InputError: The folder is incomplete, or its checkpoint doesn't fit its model.
     """
-    folder = Path(folder)
     card = ModelCard.load(folder)
     model = Tiger(card.config, card.layout)
+    params = _restore_best(Path(folder), card, model, sharding)
+    return card.config, card.layout, model, params
+
+
+def load_start(
+    folder: Path,
+    model: Tiger,
+    table: SemanticIdTable,
+    *,
+    sharding: jax.sharding.Sharding | None = None,
+) -> Params:
+    """Loads a finished recommender's best parameters for another one to start from.
+
+    Args:
+        folder: A finished `recommender/`, of this work directory or another one.
+        model: What is to be trained; dropout and losses may differ from that one's.
+        table: The Semantic IDs that it is to be trained on.
+        sharding: Where the parameters go; the first local device by default.
+
+    Raises:
+        InputError: The folder is incomplete, was trained on other Semantic IDs or
+            token numbers, or its parameters have other shapes.
+    """
+    card = ModelCard.load(folder)
+    if card.semantic_ids != table.content_hash or card.layout != model.layout:
+        raise InputError(
+            f"train_recommender.starts_from: {folder} was trained on the Semantic IDs "
+            f"{card.semantic_ids[:12]} with {card.layout.num_user_tokens} user tokens, "
+            f"here they are {table.content_hash[:12]} with "
+            f"{model.layout.num_user_tokens}: its tokens mean something else"
+        )
+    return _restore_best(Path(folder), card, model, sharding)
+
+
+def _restore_best(
+    folder: Path,
+    card: ModelCard,
+    model: Tiger,
+    sharding: jax.sharding.Sharding | None,
+) -> Params:
     sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     boxed = jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
     like = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         nn.meta.unbox(boxed),
     )
-    params = restore_params(folder / card.checkpoint, like)
-    return card.config, card.layout, model, params
+    return restore_params(folder / card.checkpoint, like)
 
 
 def load_card_and_table(

@@ -35,6 +35,7 @@ from tiger_jax.stages.recommender_artifact import (
     CHECKPOINTS,
     ModelCard,
     load_recommender,
+    load_start,
 )
 from tiger_jax.stages.validation import ValidationConfig, make_evaluate_fn
 from tiger_jax.training.loop import LoopConfig, train
@@ -62,6 +63,7 @@ def train_recommender(
     model: TigerConfig | None = None,
     num_user_tokens: int = 2000,
     codeword_embeddings: bool = False,
+    starts_from: str | None = None,
     optimizer: OptimizerConfig | None = None,
     loop: LoopConfig | None = None,
     validation: ValidationConfig | None = None,
@@ -79,6 +81,9 @@ def train_recommender(
         num_user_tokens: Tokens that users are hashed to; 0 trains without.
         codeword_embeddings: Start the codewords' token embeddings from the
             quantizer's codebooks, so that close codewords start close.
+        starts_from: A finished `recommender/` on the same Semantic IDs, whose best
+            parameters are where training starts; steps, schedule and optimizer
+            start anew.
         mesh: How devices share the work; of no consequence for the result beyond
             the order of float additions, so a run may resume on another.
         input: ``resident`` keeps all histories on the devices and gathers examples
@@ -97,6 +102,7 @@ def train_recommender(
         model=model or TigerConfig(),
         num_user_tokens=num_user_tokens,
         codeword_embeddings=codeword_embeddings,
+        starts_from=Path(starts_from).absolute() if starts_from else None,
         optimizer=optimizer or OptimizerConfig(),
         loop=loop or LoopConfig(),
         validation=validation or ValidationConfig(),
@@ -122,15 +128,21 @@ class _Recipe:
     model: TigerConfig
     num_user_tokens: int
     codeword_embeddings: bool
+    starts_from: Path | None
     optimizer: OptimizerConfig
     loop: LoopConfig
     validation: ValidationConfig
     input: tuple[Any, ...]
 
     def decides(self) -> dict[str, Any]:
-        """What a finished folder must agree with to be up to date."""
+        """What a finished folder must agree with to be up to date.
+
+        Where the start lies is of no consequence: `_begin` adds its hash.
+        """
         loop = {k: v for k, v in vars(self.loop).items() if k not in _WITHOUT_EFFECT}
-        return {**vars(self), "loop": loop}
+        decides = {**vars(self), "loop": loop}
+        del decides["starts_from"]
+        return decides
 
 
 def _train(run: Any, workdir: Path, recipe: _Recipe, partitioner: Partitioner) -> None:
@@ -156,6 +168,12 @@ def _train(run: Any, workdir: Path, recipe: _Recipe, partitioner: Partitioner) -
         user_hashes=data.user_hashes,
         seed=recipe.seed,
     )
+    start = None
+    if recipe.starts_from is not None:
+        start = load_start(
+            recipe.starts_from, tiger, table, sharding=partitioner.replicated
+        )
+        say(f"starts from the best parameters in {recipe.starts_from}")
     num_pairs = int(np.maximum(data.train.lengths - 1, 0).sum())
     say(
         f"{num_pairs:,} training pairs, {batch_size} an update, "
@@ -171,6 +189,7 @@ def _train(run: Any, workdir: Path, recipe: _Recipe, partitioner: Partitioner) -
         config=recipe.loop,
         folder=run.folder,
         seed=recipe.seed,
+        initial_params=start,
     )
     if result.stopped:
         say(f"stopped after step {result.step:,}: {result.stopped}")
@@ -298,6 +317,10 @@ def _begin(workdir: Path, recipe: _Recipe) -> Any:
     """Opens the folder; of several processes, only the first touches it."""
     run: Any = None
     if jax.process_index() == 0:
+        external = {}
+        if recipe.starts_from is not None:
+            start = artifacts.load_manifest(recipe.starts_from)
+            external = {"starts_from": start.content_hash}
         run = artifacts.begin(
             workdir,
             "recommender",
@@ -305,6 +328,7 @@ def _begin(workdir: Path, recipe: _Recipe) -> Any:
             inputs=("data", "semantic_ids")
             + (("rqvae",) if recipe.codeword_embeddings else ()),
             config=recipe.decides(),
+            external=external,
             resumable=True,
             opaque=(CHECKPOINTS, "tensorboard", "profile"),
         )
