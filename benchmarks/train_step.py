@@ -52,7 +52,7 @@ from tiger_jax.training.train_state import init_train_state, split_seed
 from tiger_jax.training.train_step import make_train_step
 
 LAYOUT = TokenLayout((256,) * 4, num_user_tokens=2000)
-BUCKETS = (2, 3, 4, 6, 8, 12)
+BUCKETS = (2, 3, 5, 7, 10, 14)
 OPTIMIZER = OptimizerConfig(
     name="adamw", schedule="constant", learning_rate=1e-3, warmup_steps=0
 )

@@ -49,7 +49,7 @@ class ResidentConfig:
     batch_size: int = 256
     microbatch_size: int = 32
     max_items: int = 20
-    bucket_items: tuple[int, ...] = (2, 3, 4, 6, 8, 12)
+    bucket_items: tuple[int, ...] = (2, 3, 5, 7, 10, 14)
 
 
 class ResidentInput:
