@@ -9,9 +9,11 @@ backward and AdamW. Ours runs through the engine's own input and compiled step. 
 other side is Hugging Face's `T5ForConditionalGeneration` of the same size in PyTorch,
 its batch padded to the longest row, as usual; bringing it there is not timed, while
 our times hold the drawing of the batch. The two and a large matrix product are
-run in turns, in one process, and medians are compared, so that a machine that slows
-down does so for all. On a CPU, every core is a device of ours, as under run.py, and
-PyTorch and the matrix product take all cores as they like. One JSON row a case:
+run in turns, and medians are compared, so that a machine that slows down does so for
+all. PyTorch has a process of its own, as it would have outside of this program: in
+ours, it and our step slow one another down. On a CPU, every core is a device of ours,
+as under run.py, and PyTorch and the matrix product take all cores as they like. One
+JSON row a case:
 
     {"benchmark": "train_step", "case": {...}, "against": "hf_t5" | "matmul_peak",
      "examples_per_s": ..., "theirs_examples_per_s": ..., "ratio": ours / theirs,
@@ -23,10 +25,13 @@ PyTorch and the matrix product take all cores as they like. One JSON row a case:
 import argparse
 import gc
 import json
+import multiprocessing
 import os
 import platform
 import sys
 import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +58,7 @@ from tiger_jax.training.train_step import make_train_step
 
 LAYOUT = TokenLayout((256,) * 4, num_user_tokens=2000)
 BUCKETS = (2, 3, 5, 7, 10, 14)
+TURN_SECONDS = 3.0
 OPTIMIZER = OptimizerConfig(
     name="adamw", schedule="constant", learning_rate=1e-3, warmup_steps=0
 )
@@ -67,6 +73,9 @@ class Side:
     def __call__(self) -> tuple[int, float]:
         """Runs once; returns its examples and floating-point operations."""
         raise NotImplementedError
+
+    def close(self) -> None:
+        """Frees what it holds."""
 
 
 class Ours(Side):
@@ -187,6 +196,58 @@ class HfT5(Side):
         return self.num_examples, 0.0
 
 
+class InOwnProcess(Side):
+    """Another side, in a process of its own."""
+
+    def __init__(self, make: Callable[..., Side], *arguments: Any) -> None:
+        """Starts the process, which makes the side; both must be picklable."""
+        spawn = multiprocessing.get_context("spawn")
+        self.pipe, theirs = spawn.Pipe()
+        self.process = spawn.Process(
+            target=_serve, args=(theirs, make, arguments), daemon=True
+        )
+        self.process.start()
+        theirs.close()
+
+    def prepare(self) -> None:
+        """Waits until the side has prepared."""
+        self.pipe.send("prepare")
+        self.pipe.recv()
+
+    def __call__(self) -> tuple[int, float]:
+        """Waits until the side has run."""
+        self.pipe.send("run")
+        return self.pipe.recv()
+
+    def close(self) -> None:
+        """Ends the process."""
+        self.pipe.close()
+        self.process.join()
+
+
+def _serve(pipe: Connection, make: Callable[..., Side], arguments: Any) -> None:
+    side = make(*arguments)
+    try:
+        while True:
+            pipe.send(side.prepare() if pipe.recv() == "prepare" else side())
+    except (EOFError, BrokenPipeError):
+        return
+
+
+def make_hf_t5(
+    config: TigerConfig, histories: Histories, codes: Any, hashes: Any, size: int
+) -> HfT5:
+    """PyTorch's side on batches of `size` pairs of these histories."""
+    resident = ResidentConfig(
+        batch_size=size,
+        microbatch_size=size,
+        max_items=20,
+        bucket_items=(),
+    )
+    input = ResidentInput(histories, codes, LAYOUT, resident, user_hashes=hashes)
+    return HfT5(config, input, config.dtype)
+
+
 class MatmulPeak(Side):
     """The rate of a large matrix product."""
 
@@ -205,7 +266,12 @@ class MatmulPeak(Side):
 
 
 def measure(sides: dict[str, Side], rounds: int) -> dict:
-    """Runs the sides in turns; medians of examples/s and FLOP/s, by side."""
+    """Runs the sides in turns; medians of examples/s and FLOP/s, by side.
+
+    A turn begins with an update that isn't timed, since a training doesn't stand idle
+    between its updates, and goes on for `TURN_SECONDS`, since one draw of pairs is
+    longer than another.
+    """
     rates: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
     for side in sides.values():
         for _ in range(2):
@@ -215,9 +281,14 @@ def measure(sides: dict[str, Side], rounds: int) -> dict:
     for _ in range(rounds):
         for name, side in sides.items():
             side.prepare()
-            started = time.perf_counter()
-            examples, flops = side()
-            seconds = time.perf_counter() - started
+            side()
+            examples, flops, seconds = 0, 0.0, 0.0
+            while seconds < TURN_SECONDS:
+                side.prepare()
+                started = time.perf_counter()
+                more_examples, more_flops = side()
+                seconds += time.perf_counter() - started
+                examples, flops = examples + more_examples, flops + more_flops
             rates[name].append((examples / seconds, flops / seconds))
     return {name: np.median(values, axis=0) for name, values in rates.items()}
 
@@ -302,10 +373,13 @@ def main() -> None:
         ours = Ours(Tiger(config, LAYOUT), input)
         sides: dict[str, Side] = {"ours": ours, "matmul_peak": MatmulPeak(dtype)}
         if against == "hf_t5":
-            rows = arguments.batch_size
-            sides["hf_t5"] = HfT5(config, make_input((), max_items, rows), dtype)
+            sides["hf_t5"] = InOwnProcess(
+                make_hf_t5, config, histories, codes, hashes, arguments.batch_size
+            )
         started = time.perf_counter()
         rates = measure(sides, arguments.rounds)
+        for side in sides.values():
+            side.close()
         examples_per_s, flops_per_s = rates["ours"]
         theirs = rates["hf_t5"][0] if against == "hf_t5" else None
         update_seconds = arguments.batch_size / examples_per_s
