@@ -10,10 +10,8 @@ other side is Hugging Face's `T5ForConditionalGeneration` of the same size in Py
 its batch padded to the longest row, as usual; bringing it there is not timed, while
 our times hold the drawing of the batch. The two and a large matrix product are
 run in turns, and medians are compared, so that a machine that slows down does so for
-all. PyTorch has a process of its own, as it would have outside of this program: in
-ours, it and our step slow one another down. On a CPU, every core is a device of ours,
-as under run.py, and PyTorch and the matrix product take all cores as they like. One
-JSON row a case:
+all. On a CPU, every core is a device of ours, as under run.py, and PyTorch and the
+matrix product take all cores as they like. One JSON row a case:
 
     {"benchmark": "train_step", "case": {...}, "against": "hf_t5" | "matmul_peak",
      "examples_per_s": ..., "theirs_examples_per_s": ..., "ratio": ours / theirs,
@@ -25,13 +23,10 @@ JSON row a case:
 import argparse
 import gc
 import json
-import multiprocessing
 import os
 import platform
 import sys
 import time
-from collections.abc import Callable
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +68,6 @@ class Side:
     def __call__(self) -> tuple[int, float]:
         """Runs once; returns its examples and floating-point operations."""
         raise NotImplementedError
-
-    def close(self) -> None:
-        """Frees what it holds."""
 
 
 class Ours(Side):
@@ -194,58 +186,6 @@ class HfT5(Side):
         self.optimizer.step()
         loss.item()  # waits for the device
         return self.num_examples, 0.0
-
-
-class InOwnProcess(Side):
-    """Another side, in a process of its own."""
-
-    def __init__(self, make: Callable[..., Side], *arguments: Any) -> None:
-        """Starts the process, which makes the side; both must be picklable."""
-        spawn = multiprocessing.get_context("spawn")
-        self.pipe, theirs = spawn.Pipe()
-        self.process = spawn.Process(
-            target=_serve, args=(theirs, make, arguments), daemon=True
-        )
-        self.process.start()
-        theirs.close()
-
-    def prepare(self) -> None:
-        """Waits until the side has prepared."""
-        self.pipe.send("prepare")
-        self.pipe.recv()
-
-    def __call__(self) -> tuple[int, float]:
-        """Waits until the side has run."""
-        self.pipe.send("run")
-        return self.pipe.recv()
-
-    def close(self) -> None:
-        """Ends the process."""
-        self.pipe.close()
-        self.process.join()
-
-
-def _serve(pipe: Connection, make: Callable[..., Side], arguments: Any) -> None:
-    side = make(*arguments)
-    try:
-        while True:
-            pipe.send(side.prepare() if pipe.recv() == "prepare" else side())
-    except (EOFError, BrokenPipeError):
-        return
-
-
-def make_hf_t5(
-    config: TigerConfig, histories: Histories, codes: Any, hashes: Any, size: int
-) -> HfT5:
-    """PyTorch's side on batches of `size` pairs of these histories."""
-    resident = ResidentConfig(
-        batch_size=size,
-        microbatch_size=size,
-        max_items=20,
-        bucket_items=(),
-    )
-    input = ResidentInput(histories, codes, LAYOUT, resident, user_hashes=hashes)
-    return HfT5(config, input, config.dtype)
 
 
 class MatmulPeak(Side):
@@ -373,13 +313,10 @@ def main() -> None:
         ours = Ours(Tiger(config, LAYOUT), input)
         sides: dict[str, Side] = {"ours": ours, "matmul_peak": MatmulPeak(dtype)}
         if against == "hf_t5":
-            sides["hf_t5"] = InOwnProcess(
-                make_hf_t5, config, histories, codes, hashes, arguments.batch_size
-            )
+            rows = arguments.batch_size
+            sides["hf_t5"] = HfT5(config, make_input((), max_items, rows), dtype)
         started = time.perf_counter()
         rates = measure(sides, arguments.rounds)
-        for side in sides.values():
-            side.close()
         examples_per_s, flops_per_s = rates["ours"]
         theirs = rates["hf_t5"][0] if against == "hf_t5" else None
         update_seconds = arguments.batch_size / examples_per_s
