@@ -11,7 +11,7 @@ export TIGER_DATA ?= $(if $(DATA),$(abspath $(DATA)))
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=8589934592:glibc.malloc.trim_threshold=17179869184
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: help demo test test-slow test-text check format bench requirements clean
+.PHONY: help demo test test-slow test-text faults licences check format bench requirements clean
 
 help:  ## Show this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -27,6 +27,12 @@ test-slow: $(BIN)/.test  ## Run the tests that take minutes each.
 
 test-text: $(BIN)/.text  ## Run the tests that need torch and transformers.
 	$(BIN)/python -m pytest -q tests/embedding tests/models
+
+faults: $(BIN)/.test  ## Run the campaigns of faults, or go on with them (hours).
+	PYTHONPATH=.:tests $(BIN)/python -m faults $(FAULTS)
+
+licences: $(BIN)/.test  ## List the licences of what is pinned in docs/licences.md.
+	PYTHONPATH=.:tests $(BIN)/python -m faults.supply
 
 check: $(BIN)/.test  ## Lint, type-check, and hold the import contract.
 	$(BIN)/ruff format --check .

@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
     Returns:
         The exit code.
     """
-    from tiger_jax.errors import UserFacingError
+    from tiger_jax.errors import UserFacingError, storage_problem
 
     try:
         return _run(argv)
@@ -73,6 +73,16 @@ def main(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("stopped: the same command resumes", file=sys.stderr)
         return 4
+    except Exception as error:
+        problem = storage_problem(error)
+        if problem is None:
+            raise
+        print(
+            f"error: {problem}: see to the disk, its space and its rights; what is "
+            "finished is whole, and the same command goes on",
+            file=sys.stderr,
+        )
+        return 2
 
 
 def _run(argv: Sequence[str]) -> int:

@@ -98,6 +98,33 @@ def test_damage_is_found_and_named(tmp_path, damage):
         artifacts.load_manifest(tmp_path / "data")
 
 
+@pytest.mark.parametrize("field", ["value", "sha256", "bytes", "stage"])
+def test_a_manifest_that_is_json_but_not_what_was_written_is_refused(tmp_path, field):
+    make(tmp_path)
+    path = tmp_path / "data" / artifacts.MANIFEST
+    lines = path.read_text().splitlines(keepends=True)
+    (number,) = (n for n, line in enumerate(lines) if f'"{field}"' in line)
+    letter = next(c for c in lines[number].split(":")[1] if c.isalnum())
+    other = "7" if letter.isdigit() and letter != "7" else "5"
+    head, colon, value = lines[number].partition(":")
+    lines[number] = head + colon + value.replace(letter, other, 1)
+    path.write_text("".join(lines))
+    with pytest.raises(InputError, match=str(path)):
+        artifacts.load_manifest(tmp_path / "data")
+
+
+def test_a_manifest_lists_nothing_outside_its_folder(tmp_path):
+    make(tmp_path)
+    path = tmp_path / "data" / artifacts.MANIFEST
+    fields = artifacts.read_json(path)
+    for name in ("../secret", "/etc/passwd", "a/../../b"):
+        listed = {**fields["files"], name: {"sha256": "0", "bytes": 0}}
+        changed = {**fields, "files": listed, "seal": ""}
+        artifacts.write_json(path, changed)
+        with pytest.raises(InputError, match="outside"):
+            artifacts.load_manifest(tmp_path / "data")
+
+
 def test_a_partial_folder_is_resumed_only_with_the_same_fingerprint(tmp_path):
     def begin(size):
         return artifacts.begin(

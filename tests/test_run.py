@@ -59,6 +59,13 @@ def test_a_stage_without_its_input_names_the_stage_to_run_first(tmp_path):
     assert "--stage=prepare_data first" in done.stderr
 
 
+def test_a_disk_that_fails_is_one_line(tmp_path):
+    done = run("--stage=prepare_data", "--workdir=/dev/null/x", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "Not a directory" in done.stderr
+
+
 def test_gin_bindings_on_the_command_line_are_split_off():
     sys.path.insert(0, str(ROOT))
     try:
@@ -70,3 +77,15 @@ def test_gin_bindings_on_the_command_line_are_split_off():
     )
     assert bindings == ["a.B.c = 'x=1'", "SEED = 3"]
     assert rest == ["run.py", "--stage=evaluate"]
+
+
+def test_what_storage_did_is_found_in_other_errors():
+    from tiger_jax.errors import storage_problem
+
+    full = OSError(28, "No space left on device", "somewhere")
+    behind = RuntimeError("could not save")
+    behind.__cause__ = full
+    assert storage_problem(behind) == "No space left on device (somewhere)"
+    quoted = ValueError("write failed: No space left on device [errno 28]")
+    assert storage_problem(quoted) == "No space left on device (ValueError)"
+    assert storage_problem(ValueError("no such item")) is None

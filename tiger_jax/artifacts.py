@@ -32,6 +32,7 @@ from typing import Any
 
 import numpy as np
 
+from tiger_jax.array_files import load_array
 from tiger_jax.errors import InputError
 from tiger_jax.progress import say
 
@@ -67,6 +68,7 @@ class Manifest:
         external: Hashes of files from outside the work directory.
         summary: A few facts for reports; not part of any hash.
         made: Where, when and with what: times, commit, packages, devices, gin.
+        seal: Hash of all other fields; absent in folders of earlier versions.
     """
 
     stage: str
@@ -78,6 +80,7 @@ class Manifest:
     files: dict[str, dict[str, Any]]
     summary: dict[str, Any]
     made: dict[str, Any]
+    seal: str = ""
 
 
 class StageRun:
@@ -135,6 +138,7 @@ class StageRun:
             },
             **self._record,
         )
+        manifest = dataclasses.replace(manifest, seal=_seal(vars(manifest)))
         write_json(self.folder / MANIFEST, dataclasses.asdict(manifest))
         _swap_into_place(self.final)
         return manifest
@@ -223,7 +227,12 @@ def load_manifest(
             f"that folder away and {how}"
         )
     try:
-        manifest = Manifest(**read_json(path))
+        fields = read_json(path)
+        manifest = Manifest(**fields)
+        if manifest.seal not in ("", _seal(fields)):
+            raise ValueError("it isn't what was written")
+        if outside := [name for name in manifest.files if not _is_inside(name)]:
+            raise ValueError(f"it lists {outside[0]!r}, which is outside")
     except (TypeError, ValueError) as error:
         raise InputError(
             f"{path} is damaged ({error}): delete {folder} and {how}"
@@ -311,9 +320,16 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Reads a JSON file that this package wrote."""
+    """Reads a JSON file that this package wrote.
+
+    Raises:
+        ValueError: It isn't JSON, or nested too deep to be ours.
+    """
     with open(path, encoding="utf-8", errors="surrogatepass") as file:
-        return json.load(file)
+        try:
+            return json.load(file)
+        except RecursionError as error:
+            raise ValueError("it is nested too deep") from error
 
 
 def save_arrays(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -324,8 +340,14 @@ def save_arrays(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def load_arrays(folder: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Reads ``NAME.npy`` for each name."""
-    return {n: np.load(folder / f"{n}.npy", allow_pickle=False) for n in names}
+    """Reads ``NAME.npy`` for each name.
+
+    Raises:
+        ValueError: A file holds no whole array, or a name leads out of the folder.
+    """
+    if away := [name for name in names if Path(name).name != name]:
+        raise ValueError(f"{away[0]!r} is no array's name")
+    return {name: load_array(folder / f"{name}.npy") for name in names}
 
 
 # --- The environment of a run ---------------------------------------------------
@@ -512,6 +534,14 @@ def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix, tree
 
 
+def _seal(fields: Mapping[str, Any]) -> str:
+    return hash_json({k: v for k, v in fields.items() if k != "seal"})
+
+
+def _is_inside(name: str) -> bool:
+    return not name.startswith("/") and ".." not in name.split("/")
+
+
 def _files(folder: Path) -> list[tuple[str, Path]]:
     found = (p for p in folder.rglob("*") if p.is_file())
     named = ((p.relative_to(folder).as_posix(), p) for p in found)
@@ -554,7 +584,7 @@ def _hash_content(
 def _hash_values(path: Path) -> str:
     """Hashes what a file says rather than how its bytes say it, where known."""
     if path.suffix == ".npy":
-        return hash_arrays({"": np.load(path, allow_pickle=False, mmap_mode="r")})
+        return hash_arrays({"": load_array(path, is_mapped=True)})
     if path.suffix == ".json":
         return hash_json(read_json(path))
     if path.suffix == ".parquet":

@@ -1,5 +1,21 @@
 """Errors whose message is for the user, and the exit code each one stands for."""
 
+import errno
+import os
+
+_STORAGE = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.ESTALE,
+)
+
 
 class UserFacingError(Exception):
     """A failure to report as one line, without a traceback."""
@@ -23,3 +39,19 @@ class Preempted(UserFacingError):
     """Stopped by a signal after saving; the same command resumes."""
 
     exit_code = 4
+
+
+def storage_problem(error: BaseException | None) -> str | None:
+    """What a disk or a folder did to us, in words; None for any other error.
+
+    Libraries that write for us keep the system's words, but not its error number.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _STORAGE:
+            where = f" ({os.fspath(error.filename)})" if error.filename else ""
+            return f"{os.strerror(error.errno)}{where}"
+        for number in _STORAGE:
+            if os.strerror(number) in str(error):
+                return f"{os.strerror(number)} ({type(error).__name__})"
+        error = error.__cause__ or error.__context__
+    return None

@@ -6,12 +6,14 @@ import fcntl
 import json
 import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from tiger_jax.errors import LockedError
 
 LOCK_FILE = ".lock"
+_LOOKS, _SECONDS_BETWEEN_LOOKS = 20, 0.05
 
 
 @contextlib.contextmanager
@@ -34,16 +36,14 @@ def hold_workdir(workdir: Path) -> Iterator[None]:
                 f"{workdir} is in use by {_describe_holder(path)}: wait for it, stop "
                 "it, or choose another --workdir"
             ) from error
+        holder = {
+            "process": os.getpid(),
+            "host": os.uname().nodename,
+            "started": datetime.datetime.now().isoformat(" ", "seconds"),
+            "command": " ".join(sys.argv)[:500],
+        }
         file.truncate(0)
-        json.dump(
-            {
-                "process": os.getpid(),
-                "host": os.uname().nodename,
-                "started": datetime.datetime.now().isoformat(" ", "seconds"),
-                "command": " ".join(sys.argv)[:500],
-            },
-            file,
-        )
+        file.write(json.dumps(holder))
         file.flush()
         try:
             yield
@@ -52,11 +52,13 @@ def hold_workdir(workdir: Path) -> Iterator[None]:
 
 
 def _describe_holder(path: Path) -> str:
-    try:
-        holder = json.loads(path.read_text(encoding="utf-8"))
-        return (
-            f"process {holder['process']} on {holder['host']}, started "
-            f"{holder['started']} ({holder['command']})"
-        )
-    except (OSError, ValueError, KeyError, TypeError):
-        return "another process"
+    for _ in range(_LOOKS):
+        try:
+            holder = json.loads(path.read_text(encoding="utf-8"))
+            return (
+                f"process {holder['process']} on {holder['host']}, started "
+                f"{holder['started']} ({holder['command']})"
+            )
+        except (OSError, ValueError, KeyError, TypeError):
+            time.sleep(_SECONDS_BETWEEN_LOOKS)  # it has only just taken the lock
+    return "another process"

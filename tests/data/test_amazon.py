@@ -194,6 +194,22 @@ def test_checksums_are_recorded_at_the_first_download_and_verified_after(tmp_pat
 
 
 @pytest.mark.usefixtures("host")
+def test_nothing_is_left_in_the_temporary_folder(raw_folder, tmp_path, monkeypatch):
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    read_amazon("beauty", raw_folder, data_dir=tmp_path / "tfds")
+    assert not list((tmp_path / "temporary").iterdir())
+
+
+def test_a_small_file_that_never_ends_is_refused(tmp_path):
+    path = tmp_path / "bomb.json.gz"
+    with gzip.open(path, "wb", 1) as file:
+        for _ in range(200):
+            file.write(b"[" * 2**20)
+    with pytest.raises(InputError, match="more than .* times its .* bytes"):
+        amazon_files.read_metadata(path, {"B001"})
+
+
 def test_what_cannot_be_downloaded_says_what_to_do(raw_folder, tmp_path):
     (raw_folder / "meta_Beauty.json.gz").unlink()
     with pytest.raises(InputError, match="could not be fetched .* by hand"):

@@ -283,6 +283,17 @@ def test_bad_parquet_files_give_one_telling_line(tmp_path):
     assert "has no rows" in error_of(tmp_path)
 
 
+def test_a_parquet_file_that_would_fill_the_memory_is_refused(tmp_path):
+    write(tmp_path / "interactions.csv", INTERACTIONS_CSV)
+    texts = pa.DictionaryArray.from_arrays(
+        pa.array([0] * 50_000, pa.int32()), pa.array(["x" * 20_000])
+    )
+    ids = pa.array([str(number) for number in range(50_000)])
+    table = pa.table({"item_id": ids, "title": texts})
+    pa.parquet.write_table(table, tmp_path / "items.parquet")
+    assert "would take 1,000,000,000 in memory" in error_of(tmp_path)
+
+
 def test_a_named_column_must_exist_even_if_it_is_optional(tmp_path):
     write_csv_shop(tmp_path)
     assert error_of(tmp_path, title="name").startswith(

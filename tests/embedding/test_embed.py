@@ -77,6 +77,17 @@ def test_an_interrupted_run_loses_at_most_a_chunk(tmp_path):
     assert resumed.tobytes() == whole.tobytes()
 
 
+def test_a_damaged_chunk_is_embedded_again(tmp_path, capsys):
+    texts = texts_of(12)
+    whole = embed_texts(texts, FakeEncoder(), tmp_path)
+    for path in tmp_path.iterdir():
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(content)
+        assert embed_texts(texts, FakeEncoder(), tmp_path).tobytes() == whole.tobytes()
+        assert f"{path} is damaged" in capsys.readouterr().out
+
+
 def test_a_finished_run_asks_for_no_encoder(tmp_path):
     texts = texts_of(12)
     first = embed_texts(texts, FakeEncoder(), tmp_path)

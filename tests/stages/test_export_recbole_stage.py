@@ -1,6 +1,7 @@
 """RecBole's files say what the prepared data say."""
 
 import pytest
+from small_workdir import make_workdir
 from trained_workdir import make_trained_workdir
 
 from tiger_jax.data.prepared import PreparedData
@@ -35,6 +36,17 @@ def test_the_files_read_back_as_the_prepared_shop(tmp_path):
     shown = shop.items["semantic_id"].to_pylist()
     assert [text.split() for text in shown] == codes.astype(str).tolist()
     assert "dataset: small" in (folder.parent / "small.yaml").read_text()
+
+
+def test_a_data_set_s_name_leads_nowhere_else(tmp_path):
+    workdir = make_workdir(tmp_path / "work", name="../../my: shop")
+    export_recbole(RunContext(workdir))
+    assert sorted(p.name for p in (workdir / "recbole").iterdir()) == [
+        "manifest.json",
+        "my_shop",
+        "my_shop.yaml",
+    ]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["work"]
 
 
 def test_an_id_with_a_tab_is_refused_and_a_title_loses_it(tmp_path):

@@ -129,6 +129,14 @@ def flip_a_bit(path: Path):
     path.write_bytes(data)
 
 
+def replace_digit(path: Path, after: str = ""):
+    """Leaves JSON what it is, but for a number."""
+    text = path.read_text()
+    start = text.index(after)
+    place = next(i for i in range(start, len(text)) if text[i].isdigit())
+    path.write_text(f"{text[:place]}{(int(text[place]) + 1) % 10}{text[place + 1 :]}")
+
+
 def largest_data_file(folder: Path) -> Path:
     return max((folder / "state" / "d").iterdir(), key=lambda p: p.stat().st_size)
 
@@ -141,8 +149,22 @@ def largest_data_file(folder: Path) -> Path:
         lambda folder: flip_a_bit(largest_data_file(folder)),
         lambda folder: (folder / "state" / "_METADATA").write_text("{"),
         lambda folder: (folder / "dataset" / "position.json").write_text("{"),
+        lambda folder: replace_digit(folder / "dataset" / "position.json"),
+        lambda folder: replace_digit(folder / "_CHECKPOINT_METADATA", after="loop"),
+        lambda folder: replace_digit(folder / "state" / "_METADATA"),
+        lambda folder: (folder / "files.json").write_text("[]"),
     ],
-    ids=["emptied", "removed", "flipped bit", "metadata", "position"],
+    ids=[
+        "emptied",
+        "removed",
+        "flipped bit",
+        "metadata",
+        "position",
+        "another position",
+        "another memory",
+        "another shape",
+        "list of files",
+    ],
 )
 def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(
     tmp_path, damage, capsys

@@ -25,6 +25,9 @@ MAX_LINE_BYTES = 1 << 20
 """Real lines have some kilobytes; a longer one is not read into memory."""
 MAX_DEPTH = 32
 """Deepest nesting of brackets in a metadata line; real ones have 3."""
+MAX_RATIO = 200
+"""Bytes that a compressed byte may stand for; in real files it is some 3."""
+_LEAST_BYTES = 1 << 26  # below this, any ratio will do
 _ASIN = re.compile(r"""['"]asin['"]\s*:\s*['"]([^'"]*)['"]""")
 _LINES_PER_UPDATE = 5000
 # What `literal_eval` raises on text that is no literal, or one made to break it.
@@ -196,11 +199,13 @@ def _read_lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
                 is_too_long = len(data) > MAX_LINE_BYTES
                 while len(data) > MAX_LINE_BYTES and not data.endswith(b"\n"):
                     data = file.readline(MAX_LINE_BYTES + 1)
+                    _refuse_bomb(path, file.tell(), size)
                 if is_too_long:
                     yield line, None
                 elif data.strip():
                     yield line, data
                 if line % _LINES_PER_UPDATE == 0:
+                    _refuse_bomb(path, file.tell(), size)
                     bar.advance(raw.tell() - bar.done)
         except EOFError as error:
             raise InputError(
@@ -213,3 +218,12 @@ def _read_lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
                 "delete it and fetch it again"
             ) from error
         bar.advance(size - bar.done)
+
+
+def _refuse_bomb(path: Path, num_bytes: int, size: int) -> None:
+    """Stops at a small file that would be read for hours."""
+    if num_bytes > max(_LEAST_BYTES, MAX_RATIO * size):
+        raise InputError(
+            f"{path} holds more than {num_bytes // size:,} times its {size:,} bytes: "
+            "this is no file of Amazon's"
+        )

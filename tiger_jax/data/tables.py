@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet
 
 from tiger_jax.data.csv_files import CsvFormat, line_of_csv_row, read_csv
@@ -15,6 +16,9 @@ from tiger_jax.data.json_lines import (
 )
 from tiger_jax.data.text_files import one_line
 from tiger_jax.errors import InputError
+
+# A Parquet file may take this many times its size in memory, and always this much.
+_MAX_RATIO, _LEAST_BYTES = 500, 1 << 28
 
 
 @dataclass(frozen=True)
@@ -84,9 +88,17 @@ def _read_parquet(
     path: Path, columns: Sequence[str] | None
 ) -> tuple[pa.Table, dict[str, str]]:
     try:
-        names = pa.parquet.read_schema(path).names
+        metadata = pa.parquet.read_metadata(path)
+        schema = metadata.schema.to_arrow_schema()
+        names = schema.names
         wanted = columns if columns and set(columns) <= set(names) else names
-        table = pa.parquet.read_table(path, columns=wanted)
+        _refuse_bomb(path, _claimed_bytes(metadata))
+        # A text that occurs a million times is in memory once.
+        table = pa.parquet.read_table(
+            path, columns=wanted, read_dictionary=_text_columns(schema)
+        )
+        for name in wanted:
+            _refuse_bomb(path, _decoded_bytes(table[name]))
     except (pa.ArrowException, ValueError) as error:
         raise InputError(f"{path} is no Parquet file: {one_line(error)}") from error
     if len(set(names)) < len(names):
@@ -100,6 +112,38 @@ def _read_parquet(
     if not kept:  # a table without columns has lost its rows
         kept["(none)"] = pa.nulls(table.num_rows, pa.string())
     return pa.table(kept), unusable
+
+
+def _claimed_bytes(metadata: pa.parquet.FileMetaData) -> int:
+    """What a file says it will take, whatever its compression."""
+    groups = (metadata.row_group(i) for i in range(metadata.num_row_groups))
+    pages = sum(group.total_byte_size for group in groups)
+    return pages + 8 * metadata.num_rows * metadata.num_columns
+
+
+def _text_columns(schema: pa.Schema) -> list[str]:
+    kinds = (pa.types.is_string, pa.types.is_large_string)
+    return [f.name for f in schema if any(is_kind(f.type) for is_kind in kinds)]
+
+
+def _decoded_bytes(column: pa.ChunkedArray) -> int:
+    """What a column of texts takes when each row has its own."""
+    if not pa.types.is_dictionary(column.type):
+        return column.nbytes
+    total = 0
+    for chunk in column.chunks:
+        lengths = pc.fill_null(pc.binary_length(chunk.dictionary), 0)
+        total += pc.sum(lengths.take(chunk.indices)).as_py() or 0
+    return total
+
+
+def _refuse_bomb(path: Path, num_bytes: int) -> None:
+    size = path.stat().st_size
+    if num_bytes > max(_LEAST_BYTES, _MAX_RATIO * size):
+        raise InputError(
+            f"{path} has {size:,} bytes and would take {num_bytes:,} in memory: "
+            "write it again without repeating long texts, or as CSV"
+        )
 
 
 def _plain_column(column: pa.ChunkedArray) -> pa.ChunkedArray | pa.Array:

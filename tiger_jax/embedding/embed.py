@@ -1,5 +1,6 @@
 """Embeds many texts: each distinct text once, in chunks that outlive a kill."""
 
+import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -7,9 +8,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Int64
 
+from tiger_jax.array_files import load_array
+from tiger_jax.artifacts import hash_arrays
 from tiger_jax.embedding.encoders import Encoder
 from tiger_jax.errors import InputError
-from tiger_jax.progress import Progress
+from tiger_jax.progress import Progress, say
 
 
 def embed_texts(
@@ -39,7 +42,8 @@ def embed_texts(
     size = encoder.texts_per_chunk or len(distinct)
     starts = range(0, len(distinct), size)
     chunks_folder.mkdir(parents=True, exist_ok=True)
-    missing = [s for s in starts if not _chunk_path(chunks_folder, s).exists()]
+    parts = {start: _load_chunk(chunks_folder, start) for start in starts}
+    missing = [start for start, part in parts.items() if part is None]
     done = len(distinct) - sum(len(distinct[s : s + size]) for s in missing)
     if missing:
         encode = encoder.prepare(distinct, seed=seed)
@@ -54,15 +58,15 @@ def embed_texts(
                         vectors = np.empty((len(chunk), batch.shape[1]), np.float32)
                     vectors[rows] = batch
                     bar.advance(len(rows))
-                save_whole(_chunk_path(chunks_folder, start), vectors)
-    parts = [np.load(_chunk_path(chunks_folder, s), allow_pickle=False) for s in starts]
+                assert vectors is not None
+                parts[start] = vectors
+                save_whole(_chunk_path(chunks_folder, start, vectors), vectors)
     rows = np.array([row_of[text] for text in texts], np.int64)
-    return np.concatenate(parts)[rows]
+    return np.concatenate([part for part in parts.values() if part is not None])[rows]
 
 
-def save_whole(path: Path, array: np.ndarray | None) -> None:
+def save_whole(path: Path, array: np.ndarray) -> None:
     """Writes an array beside its place and moves it there: no half file is seen."""
-    assert array is not None
     beside = path.with_name(path.name + ".tmp")
     with open(beside, "wb") as file:
         np.save(file, array, allow_pickle=False)
@@ -71,8 +75,20 @@ def save_whole(path: Path, array: np.ndarray | None) -> None:
     beside.replace(path)
 
 
-def _chunk_path(folder: Path, start: int) -> Path:
-    return folder / f"chunk_{start:010}.npy"
+def _chunk_path(folder: Path, start: int, vectors: np.ndarray) -> Path:
+    return folder / f"chunk_{start:010}_{hash_arrays({'': vectors})[:16]}.npy"
+
+
+def _load_chunk(folder: Path, start: int) -> np.ndarray | None:
+    """The chunk, if it is there and is what its name says."""
+    for path in folder.glob(f"chunk_{start:010}_*.npy"):
+        with contextlib.suppress(OSError, ValueError):
+            vectors = load_array(path)
+            if path == _chunk_path(folder, start, vectors):
+                return vectors
+        say(f"{path} is damaged: its texts are embedded again")
+        path.unlink()
+    return None
 
 
 def _batches(chunk: Sequence[str], size: int) -> Iterator[Int64[np.ndarray, " batch"]]:

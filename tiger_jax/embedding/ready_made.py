@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Int64
 
+from tiger_jax.array_files import load_array
 from tiger_jax.errors import InputError
 
 _MAGIC = b"\x93NUMPY"
@@ -50,10 +51,9 @@ def _open(path: Path) -> np.ndarray:
             f"{path} is {kind} a .npy file: write it with numpy.save(path, array)"
         )
     try:
-        # Mapped, not read: a file may be larger than memory, and a huge shape in a
-        # damaged header must not be allocated.
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError, OverflowError, SyntaxError) as error:
+        # Mapped, not read: a file may be larger than memory.
+        return load_array(path, is_mapped=True)
+    except (ValueError, OSError) as error:
         if "object" in str(error).lower() or "pickle" in str(error).lower():
             raise InputError(
                 f"{path} holds pickled Python objects, which are never loaded: save a "

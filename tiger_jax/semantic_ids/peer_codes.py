@@ -72,8 +72,8 @@ def _read_entries(path: Path) -> dict[str, list[int]]:
         raise InputError(
             f"{path}, line {error.lineno}, column {error.colno}: not JSON ({error.msg})"
         ) from error
-    except ValueError as error:
-        raise InputError(f"{path}: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: {str(error)[:200]}") from error
     if not isinstance(entries, dict) or not entries:
         raise InputError(f"{path} must hold one JSON object of item id: list of codes")
     length = None

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from tiger_jax import artifacts
+from tiger_jax.array_files import load_array
 from tiger_jax.errors import InputError
 from tiger_jax.semantic_ids.collisions import group_rows
 
@@ -125,7 +126,7 @@ class SemanticIdTable:
         try:
             facts = artifacts.read_json(folder / _TABLE)
             table = cls(
-                np.load(folder / _CODES, allow_pickle=False),
+                load_array(folder / _CODES),
                 tuple(facts["codebook_sizes"]),
                 facts["num_levels"],
                 tuple(pq.read_table(folder / _ITEM_IDS)["item_id"].to_pylist()),

@@ -4,11 +4,11 @@ import shutil
 from typing import Any
 
 import gin
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
 from tiger_jax import artifacts
+from tiger_jax.array_files import load_array
 from tiger_jax.data.item_text import ItemTextConfig, build_item_texts
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.embedding.embed import embed_texts, save_whole
@@ -91,12 +91,12 @@ def embed_items(
             run.folder / "texts.parquet",
         )
         chunks = run.folder / "chunks"
-        # Whole as soon as it is there; killed before the commit, nothing is redone.
-        if not (run.folder / "embeddings.npy").exists():
+        # The chunks go when all is written; killed after that, nothing is redone.
+        if chunks.exists() or not (run.folder / "embeddings.npy").exists():
             embeddings = embed_texts(texts, encoder, chunks, seed=seed)
             save_whole(run.folder / "embeddings.npy", embeddings)
         shutil.rmtree(chunks, ignore_errors=True)
-        embeddings = np.load(run.folder / "embeddings.npy", allow_pickle=False)
+        embeddings = load_array(run.folder / "embeddings.npy")
     dims = embeddings.shape[1]
     artifacts.write_json(
         run.folder / "encoder.json", {**made_by, "embedding_dim": dims, "seed": seed}

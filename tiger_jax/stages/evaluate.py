@@ -9,6 +9,7 @@ import gin
 import numpy as np
 
 from tiger_jax import artifacts
+from tiger_jax.array_files import load_array
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.errors import InputError
 from tiger_jax.evaluation import evaluator, guards, metrics
@@ -219,7 +220,7 @@ def _build_baselines(
             data.train, data.num_items
         ),
         "semantic_knn": lambda: build_semantic_knn(
-            np.load(workdir / "embeddings" / "embeddings.npy", allow_pickle=False)
+            load_array(workdir / "embeddings" / "embeddings.npy")
         ),
     }
     return {name: build[name]() for name in config.baselines}

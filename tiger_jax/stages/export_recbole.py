@@ -1,5 +1,7 @@
 """Stage `export_recbole`: data and Semantic IDs as RecBole's files -> `recbole/`."""
 
+import re
+
 import numpy as np
 
 from tiger_jax import artifacts
@@ -49,14 +51,20 @@ def export_recbole(context: RunContext) -> None:
     table = None
     if "semantic_ids" in names:
         table = SemanticIdTable.load(context.workdir / "semantic_ids")
-    folder = run.folder / data.name
+    name = _file_name(data.name)
+    folder = run.folder / name
     folder.mkdir()
-    write_atomic_file(folder / f"{data.name}.inter", _interactions(data))
-    write_atomic_file(folder / f"{data.name}.item", _items(data, table))
-    settings = _CONFIG.format(folder=run.final.resolve(), name=data.name)
-    (run.folder / f"{data.name}.yaml").write_text(settings, encoding="utf-8")
+    write_atomic_file(folder / f"{name}.inter", _interactions(data))
+    write_atomic_file(folder / f"{name}.item", _items(data, table))
+    settings = _CONFIG.format(folder=run.final.resolve(), name=name)
+    (run.folder / f"{name}.yaml").write_text(settings, encoding="utf-8")
     run.commit(summary={"interactions": len(data.histories.items)})
-    say(f"export_recbole: {run.final / data.name}, {len(data.histories.items):,} rows")
+    say(f"export_recbole: {run.final / name}, {len(data.histories.items):,} rows")
+
+
+def _file_name(name: str) -> str:
+    """A data set's name as that of a file, and as YAML's plain text."""
+    return re.sub(r"[^\w-]+", "_", name).strip("_") or "shop"
 
 
 def _interactions(data: PreparedData) -> dict[str, list[str]]:

@@ -9,8 +9,10 @@ import gin
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 
 from tiger_jax import artifacts
+from tiger_jax.array_files import load_array
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.embedding.collaborative import (
     CollaborativeConfig,
@@ -32,6 +34,7 @@ from tiger_jax.semantic_ids.quality import (
 from tiger_jax.semantic_ids.quantizers import Quantizer, QuantizerConfig
 from tiger_jax.stages.context import RunContext
 from tiger_jax.training.metric_writers import MetricWriter
+from tiger_jax.training.whole_checkpoints import open_manager, restore_newest_whole
 
 _CHECKPOINTS = "checkpoints"
 _COLLABORATIVE = "collaborative.npy"
@@ -131,7 +134,7 @@ def load_embeddings(folder: Path, num_items: int) -> np.ndarray:
     """
     path = folder / "embeddings.npy"
     try:
-        embeddings = np.load(path, allow_pickle=False)
+        embeddings = load_array(path)
     except (OSError, ValueError) as error:
         raise InputError(
             f"{path} can't be read ({error}): run --stage=embed_items again"
@@ -155,7 +158,7 @@ def load_quantized_vectors(embeddings: np.ndarray, folder: Path) -> np.ndarray:
     path = folder / _COLLABORATIVE
     if not path.exists():
         return embeddings
-    return join_text(embeddings, np.load(path, allow_pickle=False))
+    return join_text(embeddings, load_array(path))
 
 
 def _train(
@@ -167,18 +170,16 @@ def _train(
 ) -> Quantizer:
     """Trains from the newest checkpoint, or from the start."""
     trainer = RqVaeTrainer(config, embeddings, seed=seed)
-    with ocp.CheckpointManager(
-        (folder / _CHECKPOINTS).absolute(),
-        options=ocp.CheckpointManagerOptions(
-            max_to_keep=2, cleanup_tmp_directories=True
-        ),
-    ) as checkpoints:
-        newest = checkpoints.latest_step()
-        if newest is None:
+    root = epath.Path(folder / _CHECKPOINTS)
+    with open_manager(root, options={"max_to_keep": 2}) as checkpoints:
+        state = restore_newest_whole(
+            checkpoints,
+            lambda step: root / str(step),
+            lambda step: _restore(checkpoints, step, trainer.abstract_state()),
+        )
+        if state is None:
             say("train_rqvae: k-means on the untrained encoder's latents")
             state = trainer.init_state()
-        else:
-            state = _restore(checkpoints, newest, trainer.abstract_state())
         start = int(state.step)
         writer = MetricWriter(folder, resume_from_step=start)
         last_save = time.monotonic()

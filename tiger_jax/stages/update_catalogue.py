@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import gin
-import numpy as np
 
+from tiger_jax.array_files import load_array
 from tiger_jax.data.files import FilesConfig, read_items_file
 from tiger_jax.errors import InputError
 from tiger_jax.progress import say
@@ -108,8 +108,8 @@ def _read_items(
     vectors: Any = [None] * len(rows)
     if embeddings is not None:
         try:
-            vectors = np.load(embeddings, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+            vectors = load_array(embeddings)
+        except (OSError, ValueError) as error:
             raise InputError(f"--embeddings={embeddings}: {error}") from error
         if vectors.ndim != 2 or len(vectors) != len(rows):
             raise InputError(

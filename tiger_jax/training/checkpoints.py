@@ -21,13 +21,13 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from tiger_jax.errors import InputError
-from tiger_jax.progress import say
 from tiger_jax.training.train_state import (
     TrainState,
     abstract_like,
     from_checkpoint_tree,
     to_checkpoint_tree,
 )
+from tiger_jax.training.whole_checkpoints import open_manager, restore_newest_whole
 
 PyTree = Any
 STEP_PREFIX = "checkpoint"
@@ -65,18 +65,16 @@ class Checkpointer:
         """Opens a folder of checkpoints and clears away unfinished ones."""
         self.folder = epath.Path(folder)
         self.best_step = best_step
-        self._manager = ocp.CheckpointManager(
-            self.folder.absolute(),
+        self._manager = open_manager(
+            folder,
+            options={
+                "step_prefix": STEP_PREFIX,
+                "preservation_policy": _NewestAndBest(self, keep),
+            },
             item_handlers={
                 "state": ocp.PyTreeCheckpointHandler(),
                 "dataset": InputHandler(),
             },
-            options=ocp.CheckpointManagerOptions(
-                step_prefix=STEP_PREFIX,
-                preservation_policy=_NewestAndBest(self, keep),
-                cleanup_tmp_directories=True,
-                enable_async_checkpointing=True,
-            ),
         )
 
     def steps(self) -> list[int]:
@@ -127,27 +125,9 @@ class Checkpointer:
             InputError: A checkpoint is of another model or optimizer, or all are
                 damaged.
         """
-        damaged: list[int] = []
-        for step in reversed(self.steps()):
-            try:
-                restored = self.restore(step, like, input)
-            except InputError:
-                raise
-            except Exception as error:
-                say(f"{self._path(step)} is damaged ({_one_line(error)})")
-                damaged.append(step)
-                continue
-            for bad in damaged:
-                self._manager.delete(bad)
-            if damaged:
-                say(f"going back to {self._path(step)}")
-            return restored
-        if damaged:
-            raise InputError(
-                f"every checkpoint in {self.folder} is damaged: delete that folder to "
-                "train from the start"
-            )
-        return None
+        return restore_newest_whole(
+            self._manager, self._path, lambda step: self.restore(step, like, input)
+        )
 
     def restore(
         self, step: int, like: TrainState, input: Any
@@ -284,8 +264,3 @@ def _compare_checksums(tree: PyTree, expected: Mapping[str, int]) -> None:
     for path, found in _checksums(tree).items():
         if path in expected and found != expected[path]:
             raise OSError(f"the values of {path} are not those that were saved")
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 160 else text[:157] + "…"

@@ -1,0 +1,14 @@
+"""The table's lines, in order."""
+
+from faults import bombs, fuzzing, http_bodies, invariants, kills, lengths, storage
+
+FAULTS = [
+    *kills.FAULTS,
+    *storage.FAULTS,
+    *fuzzing.FAULTS,
+    *http_bodies.FAULTS,
+    *bombs.FAULTS,
+    *fuzzing.GUIDED_FAULTS,
+    *invariants.FAULTS,
+    *lengths.FAULTS,
+]

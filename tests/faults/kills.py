@@ -1,0 +1,140 @@
+"""Kills at random moments: a run that goes on ends in what an undisturbed one made."""
+
+import functools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from faults import shop
+from faults.campaign import FINE, REPOSITORY, Fault, Outcome
+from tiger_jax.workdir_lock import LOCK_FILE
+
+# What a process that was asked to end may answer: it died of the signal, or saved
+# and said so, or was done.
+_ENDS = {signal.SIGKILL: (-9, 0), signal.SIGTERM: (-15, 4, 0)}
+_ENDED_BY_ITSELF = 0
+
+
+def kill_stage(stage: str, number: int, folder: Path) -> Outcome:
+    """Kills a stage up to three times, each at a random moment; then lets it end."""
+    whole = shop.whole_run(folder.parent)
+    fault = BY_STAGE[stage]
+    rng, workdir = fault.random(number), folder / "work"
+    shop.copy_before(stage, whole, workdir)
+    said = []
+    for _ in range(rng.choice([1, 1, 2, 3])):
+        running = shop.Stage(stage, workdir)
+        time.sleep(rng.uniform(0.02, whole.seconds[stage]))
+        number_sent = rng.choice([signal.SIGKILL, signal.SIGTERM])
+        running.signal(number_sent)
+        ended = running.end()
+        said.append(f"{number_sent.name}: {ended.code}")
+        if ended.code not in _ENDS[number_sent]:
+            last = " ".join(ended.output.split()[-40:])
+            return Outcome(wrong=1, note=f"{stage}, {said}: {last}")
+        if problems := shop.wrong_folders(workdir, whole):
+            return Outcome(lost=1, note=f"{stage}, {said}: {problems}")
+        if ended.code == _ENDED_BY_ITSELF:
+            break
+    ended = shop.run_stage(stage, workdir)
+    if ended.code:
+        return Outcome(lost=1, note=f"{stage}, {said}, then {ended.output[-500:]}")
+    if problems := shop.wrong_folders(workdir, whole, made_whole=stage):
+        return Outcome(lost=1, note=f"{stage}, {said}, then {problems}")
+    left = sorted(p.name for p in workdir.iterdir() if "." in p.name[1:])
+    return Outcome(wrong=1, note=f"{stage} left {left}") if left else FINE
+
+
+def kill_command(number: int, folder: Path) -> Outcome:
+    """The whole pipeline as a user runs it, killed wherever it is, until it is done."""
+    whole, workdir = shop.whole_run(folder.parent), folder / "work"
+    rng = COMMAND.random(number)
+    shutil.rmtree(workdir, ignore_errors=True)
+    command = [sys.executable, str(REPOSITORY / "run.py"), f"--workdir={workdir}"]
+    command.append(f"--gin_file={shop.GIN_FILE}")
+    usual = sum(whole.seconds.values()) / 2
+    for _ in range(20):
+        process = subprocess.Popen(
+            command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        try:
+            _, errors = process.communicate(timeout=rng.uniform(1, usual))
+        except subprocess.TimeoutExpired:
+            process.send_signal(rng.choice([signal.SIGKILL, signal.SIGTERM]))
+            _, errors = process.communicate()
+        if problems := shop.wrong_folders(workdir, whole):
+            return Outcome(lost=1, note=str(problems))
+        if b"Traceback" in errors or process.returncode not in (-9, -15, 4, 0):
+            return Outcome(wrong=1, note=errors.decode(errors="replace")[-500:])
+        if process.returncode == 0:
+            break
+        usual *= 1.3  # so that it ends
+    else:
+        return Outcome(wrong=1, note="not done after 20 kills")
+    problems = shop.wrong_folders(workdir, whole, made_whole="report")
+    return Outcome(lost=1, note=str(problems)) if problems else FINE
+
+
+def two_runs(number: int, folder: Path) -> Outcome:
+    """The second run is told which process works here, and since when."""
+    del number
+    whole, workdir = shop.whole_run(folder.parent), folder / "work"
+    shop.copy_before("train_recommender", whole, workdir)
+    first = shop.Stage("train_recommender", workdir)
+    while not _holder(workdir) and first.is_running():
+        time.sleep(0.001)
+    second = shop.run_stage("evaluate", workdir)
+    holder = _holder(workdir)
+    ended = first.end()
+    if ended.code or shop.wrong_folders(workdir, whole, made_whole="train_recommender"):
+        return Outcome(lost=1, note=f"the first run ended so: {ended.output[-300:]}")
+    named = (f"process {first.pid} ", f"started {holder.get('started')}")
+    if second.code != 3 or not all(name in second.output for name in named):
+        return Outcome(wrong=1, note=f"the second run: {second.output[-300:]}")
+    return FINE
+
+
+def stale_lock(number: int, folder: Path) -> Outcome:
+    """What a killed run's lock file says keeps nobody out."""
+    whole, workdir = shop.whole_run(folder.parent), folder / "work"
+    rng = STALE.random(number)
+    shop.copy_before("assign_semantic_ids", whole, workdir)
+    first = shop.Stage("assign_semantic_ids", workdir)
+    while not _holder(workdir) and first.is_running():
+        time.sleep(0.001)
+    first.signal(signal.SIGKILL)
+    first.end()
+    if rng.random() < 0.5:  # another process has the dead one's number by now
+        text = json.dumps({"process": os.getpid(), "host": "x", "started": "y"})
+        (workdir / LOCK_FILE).write_text(text)
+    second = shop.run_stage("assign_semantic_ids", workdir)
+    if second.code:
+        return Outcome(wrong=1, note=f"refused: {second.output[-300:]}")
+    problems = shop.wrong_folders(workdir, whole, made_whole="assign_semantic_ids")
+    return Outcome(lost=1, note=str(problems)) if problems else FINE
+
+
+def _holder(workdir: Path) -> dict:
+    try:
+        return json.loads((workdir / LOCK_FILE).read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+# The stages that train are hit most.
+_TRIES = {"train_rqvae": 50, "train_recommender": 60, "prepare_data": 20}
+BY_STAGE = {
+    stage: Fault(
+        f"kill: {stage}", _TRIES.get(stage, 15), functools.partial(kill_stage, stage)
+    )
+    for stage in shop.FOLDERS
+}
+COMMAND = Fault("kill: run.py, every stage", 10, kill_command, seconds=3600)
+TWO_RUNS = Fault("kill: two runs in one work directory", 20, two_runs)
+STALE = Fault("kill: stale lock of a killed run", 20, stale_lock)
+FAULTS = [*BY_STAGE.values(), COMMAND, TWO_RUNS, STALE]

@@ -1,0 +1,103 @@
+"""Which packages are pinned, with which hashes, under which licences.
+
+PYTHONPATH=tests python -m faults.supply      writes docs/licences.md's table
+"""
+
+import dataclasses
+import importlib.metadata
+import re
+
+from benchmarks.marked_sections import write_between
+from faults.campaign import REPOSITORY
+
+DOCUMENT = REPOSITORY / "docs" / "licences.md"
+# What users install, then what only tests need.
+HASHED = ("core", "demo", "test")
+# Licences whose terms allow to depend on a package from code under Apache-2.0, by
+# what packages call them. MPL-2.0 binds the package's own files alone.
+_NAMES = {
+    "Apache-2.0": ("Apache-2.0", "Apache Software License", "Apache License 2.0"),
+    "MIT": ("MIT", "MIT License"),
+    "BSD": ("BSD", "BSD License", "3-Clause BSD License"),
+    "BSD-3-Clause": ("BSD-3-Clause", "BSD 3-Clause License"),
+    "BSD-2-Clause": ("BSD-2-Clause", "BSD 2-Clause License"),
+    "0BSD": ("0BSD",),
+    "Zlib": ("Zlib",),
+    "CC0-1.0": ("CC0-1.0",),
+    "PSF-2.0": ("PSF-2.0", "Python Software Foundation License"),
+    "HPND": ("HPND", "MIT-CMU"),
+    "MPL-2.0": ("MPL-2.0", "Mozilla Public License 2.0 (MPL 2.0)"),
+}
+_SPDX = {name: spdx for spdx, names in _NAMES.items() for name in names}
+# Whose metadata name none: what their own repository says.
+_BY_HAND = {"namex": "Apache-2.0"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Pin:
+    """One line of requirements/*.txt."""
+
+    name: str
+    version: str
+    hashes: tuple[str, ...]
+
+
+def read_pins(name: str) -> list[Pin]:
+    """The pins of ``requirements/NAME.txt``.
+
+    Raises:
+        ValueError: A line pins nothing.
+    """
+    text = (REPOSITORY / "requirements" / f"{name}.txt").read_text(encoding="utf-8")
+    lines = text.replace("\\\n", " ").splitlines()
+    pins = []
+    for line in lines:
+        if not line.strip() or line.startswith("#"):
+            continue
+        match = re.match(r"([\w.-]+)(?:\[[\w,-]+\])?==([\w.+!-]+)", line)
+        if match is None:
+            raise ValueError(f"requirements/{name}.txt pins nothing with {line!r}")
+        hashes = tuple(re.findall(r"--hash=sha256:([0-9a-f]{64})\b", line))
+        pins.append(Pin(match[1], match[2], hashes))
+    return pins
+
+
+def licence_of(package: str) -> str:
+    """An SPDX expression of known licences.
+
+    Raises:
+        ValueError: The package names none that is known.
+    """
+    if package in _BY_HAND:
+        return _BY_HAND[package]
+    metadata = importlib.metadata.metadata(package)
+    named = metadata.get("License-Expression") or metadata.get("License") or ""
+    first = (named.strip().splitlines() or [""])[0]
+    parts = re.split(r" (AND|OR) ", first)
+    if "OR" in parts and "AND" not in parts:  # the choice is ours
+        parts = [part for part in parts[::2] if part in _SPDX][:1]
+    if parts and all(part in _SPDX for part in parts[::2]):
+        return " ".join(_SPDX.get(part, part) for part in parts)
+    classifiers = metadata.get_all("Classifier") or []
+    found = [c.rpartition(" :: ")[2] for c in classifiers if c.startswith("License")]
+    known = sorted({_SPDX[name] for name in found if name in _SPDX})
+    if not known:
+        raise ValueError(f"{package} has no licence that is known: {named!r}, {found}")
+    return " AND ".join(known)
+
+
+def build_table() -> str:
+    """Markdown: every pinned package, its version and its licence."""
+    lines = ["| package | version | licence | needed by |", "|---|---|---|---|"]
+    seen: dict[str, tuple[Pin, str]] = {}
+    for name in HASHED:
+        for pin in read_pins(name):
+            seen.setdefault(pin.name, (pin, name))
+    for pin, first in sorted(seen.values(), key=lambda entry: entry[0].name):
+        licence = licence_of(pin.name)
+        lines.append(f"| {pin.name} | {pin.version} | {licence} | {first} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    write_between(DOCUMENT, "licences", build_table())

@@ -1,0 +1,30 @@
+"""Reading ``.npy`` files that somebody else may have written, or a disk damaged."""
+
+from pathlib import Path
+
+import numpy as np
+
+
+def load_array(path: Path, *, is_mapped: bool = False) -> np.ndarray:
+    """Reads an array; runs nothing, and takes no more memory than the file has bytes.
+
+    Args:
+        is_mapped: Leave the values on disk until they are read.
+
+    Raises:
+        OSError: The file can't be opened.
+        ValueError: It holds no array, or less than its header says. NumPy's own
+            reader also raises what its parser of headers does, and asks for all the
+            memory that a header names.
+    """
+    try:
+        # Mapping compares the header with the file's size before anything is read.
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except OSError:
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())[:200]
+        raise ValueError(f"no whole array: {text or type(error).__name__}") from error
+    if not isinstance(array, np.ndarray):  # an archive of several
+        raise ValueError("no array, but an archive")
+    return array if is_mapped else np.array(array)
