@@ -15,8 +15,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Int32, UInt32
 
 from tiger_jax.decoding.attributes import Group
-from tiger_jax.decoding.candidates import Beams, Normalize, best_children
+from tiger_jax.decoding.candidates import (
+    Beams,
+    Normalize,
+    best_children,
+    log_sum_of_codewords,
+    mask_of_children,
+)
 from tiger_jax.decoding.restrictions import Restriction
+from tiger_jax.decoding.sharded_trie import ShardedRestriction, ShardedTrie
 from tiger_jax.decoding.trie import Trie
 from tiger_jax.errors import InputError
 
@@ -39,7 +46,7 @@ class BeamResult(NamedTuple):
 def beam_search(
     params: Any,
     inputs: Any,
-    trie: Trie,
+    trie: Trie | ShardedTrie,
     *,
     init_decode: InitDecode,
     decode_step: DecodeStep,
@@ -58,7 +65,7 @@ def beam_search(
     Args:
         params: Passed to the model's functions.
         inputs: Passed to `init_decode`; the first axis of every array is the batch.
-        trie: The catalogue.
+        trie: The catalogue; a `ShardedTrie` gives the same items and scores.
         init_decode: (params, inputs) -> cache.
         decode_step: (params, cache, codewords[B M], parents[B M], level) ->
             (logits[B M K], cache). Beam m extends the call before's beam
@@ -96,7 +103,7 @@ def beam_search(
         if num_beams > num_unseen_beams:
             groups.insert(0, (num_beams - num_unseen_beams, "seen"))
     restrictions = [
-        Restriction.build(
+        _restrict(
             trie, batch, exclude=exclude, allowed=allowed, prefix=prefix, group=group
         )
         for _, group in groups
@@ -104,16 +111,16 @@ def beam_search(
     beams = [Beams.root(batch)] * len(groups)
     codewords = parents = beams[0].codewords
     cache = init_decode(params, inputs)
-    for number, level in enumerate(trie.levels):
+    for number in range(len(trie.levels)):
         logits, cache = decode_step(params, cache, codewords, parents, number)
         begin = 0
         for i, restriction in enumerate(restrictions):
             # At level 0 the groups share the one beam.
             own = beams[i]
             end = begin + own.nodes.shape[1]
-            new = best_children(
-                level,
-                restriction.children(number, own.nodes),
+            new = _extend(
+                restriction,
+                number,
                 logits[:, begin:end],
                 own,
                 width=trie.width(number + 1, groups[i][0]),
@@ -132,6 +139,31 @@ def beam_search(
         negative, leaves = jax.lax.sort((-scores, leaves), num_keys=2)
         scores = -negative
     return padded(trie.item_numbers(leaves), scores, num_beams)
+
+
+def _restrict(
+    trie: Trie | ShardedTrie, batch: int, **limits: Any
+) -> Restriction | ShardedRestriction:
+    if isinstance(trie, ShardedTrie):
+        return ShardedRestriction.build(trie, batch, **limits)
+    return Restriction.build(trie, batch, **limits)
+
+
+def _extend(
+    restriction: Restriction | ShardedRestriction,
+    number: int,
+    logits: Float[Array, "B M K"],
+    beams: Beams,
+    **options: Any,
+) -> Beams:
+    if isinstance(restriction, ShardedRestriction):
+        return restriction.best_children(number, logits, beams, **options)
+    children = restriction.children(number, beams.nodes)
+    level = restriction.trie.levels[number]
+    if number == 0 and options["normalize"] == "children":
+        is_child = mask_of_children(children, logits.shape[2])
+        options["log_norm"] = log_sum_of_codewords(is_child, logits)
+    return best_children(level, children, logits, beams, **options)
 
 
 def padded(

@@ -4,7 +4,7 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Bool, Float, Int32
 
 from tiger_jax.decoding import bits
 from tiger_jax.decoding.levels import CsrLevel, Level
@@ -45,6 +45,7 @@ def best_children(
     *,
     width: int,
     normalize: Normalize,
+    log_norm: Float[Array, "B M"] | None = None,
     by_score: bool = False,
 ) -> Beams:
     """Replaces beams by the best of all their children.
@@ -56,13 +57,16 @@ def best_children(
         beams: At the depth of `level`.
         width: How many to keep.
         normalize: See `beam_search`.
+        log_norm: The logarithm that "children" subtracts, if known already.
         by_score: Order the new beams by score, ties as ever, not by node.
     """
     offset = beams.scores
     if normalize == "level":
         offset -= log_sum_exp(logits)
     elif normalize == "children":
-        offset -= log_sum_of_children(children, logits)
+        if log_norm is None:
+            log_norm = log_sum_of_children(children, logits)
+        offset -= log_norm
     if isinstance(children, NarrowChildren):
         candidates = masked_logits(children, logits) + offset[:, :, None]
         fan = candidates.shape[2]
@@ -104,7 +108,35 @@ def log_sum_of_children(
     children: WideChildren | NarrowChildren, logits: Float[Array, "B M K"]
 ) -> Float[Array, "B M"]:
     """Log of the children's summed exponentials; 0 where there are none."""
-    norm = jax.nn.logsumexp(masked_logits(children, logits), axis=-1)
+    return _log_sum(masked_logits(children, logits))
+
+
+def log_sum_of_codewords(
+    is_child: Bool[Array, "B M K"], logits: Float[Array, "B M K"]
+) -> Float[Array, "B M"]:
+    """The same over a mask of all codewords.
+
+    At the root, whose children a `ShardedTrie` spreads over devices, this form is
+    used by whole tries too: sums in another order would round differently.
+    """
+    return _log_sum(jnp.where(is_child, logits, -jnp.inf))
+
+
+def mask_of_children(
+    children: WideChildren | NarrowChildren, num_codewords: int
+) -> Bool[Array, "B M K"]:
+    """Which of the K codewords lead to a child."""
+    if isinstance(children, WideChildren):
+        return bits.unpack(children.rows, num_codewords)
+    batch, beams, _ = children.tokens.shape
+    request = jnp.arange(batch, dtype=jnp.int32)[:, None, None]
+    beam = jnp.arange(beams, dtype=jnp.int32)[None, :, None]
+    none = jnp.zeros((batch, beams, num_codewords), bool)
+    return none.at[request, beam, children.tokens].max(children.is_child)
+
+
+def _log_sum(logits: Float[Array, "B M F"]) -> Float[Array, "B M"]:
+    norm = jax.nn.logsumexp(logits, axis=-1)
     return jnp.where(norm > -jnp.inf, norm, 0.0)
 
 

@@ -1,5 +1,7 @@
 """Fills the arrays of a trie's level, on the host, and reads them back."""
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Int32, Integer
@@ -15,8 +17,24 @@ from tiger_jax.decoding.levels import (
 )
 from tiger_jax.decoding.packed import RisingNumbers, largest_delta
 from tiger_jax.decoding.planner import LevelStatistics, csr_is_narrow
-from tiger_jax.decoding.prefixes import token_dtype
+from tiger_jax.decoding.prefixes import SortedPrefixes, sort_prefixes, token_dtype
 from tiger_jax.errors import InputError
+
+
+def measure_catalogue(
+    codes: Integer[np.ndarray, "N T"], codebook_sizes: Sequence[int]
+) -> list[LevelStatistics]:
+    """Measures all levels of some Semantic IDs; of none, an empty trie's."""
+    if not len(codes):
+        return [LevelStatistics(int(size), 1, 1, 1, 1, 1) for size in codebook_sizes]
+    prefixes = sort_prefixes(codes, codebook_sizes)
+    return measure_prefixes(prefixes)
+
+
+def measure_prefixes(prefixes: SortedPrefixes) -> list[LevelStatistics]:
+    """Measures all levels."""
+    levels = zip(prefixes.codebook_sizes, prefixes.tokens, prefixes.first, strict=True)
+    return [measure_level(*level) for level in levels]
 
 
 def measure_level(

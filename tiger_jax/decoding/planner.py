@@ -108,6 +108,43 @@ def worst_case(codebook_sizes: Sequence[int], capacity: int) -> list[LevelStatis
     return found
 
 
+def expected_case(
+    codebook_sizes: Sequence[int], num_prefixes: Sequence[float]
+) -> list[LevelStatistics]:
+    """Statistics of a catalogue of which only the numbers of prefixes are expected.
+
+    For sizing a device before there are Semantic IDs; `make_plan(...).level_bytes`
+    are the bytes to expect. Fan-outs are taken to vary as counts do (Poisson), four
+    standard deviations wide.
+
+    Args:
+        codebook_sizes: K of every level.
+        num_prefixes: Distinct prefixes of 1 … T codewords, as of a `SemanticIdPlan`.
+    """
+    found = []
+    num_nodes = 1
+    for size, expected in zip(codebook_sizes, num_prefixes, strict=True):
+        num_children = max(round(expected), num_nodes)
+        fan_out = num_children / num_nodes
+        widest = min(size, math.ceil(fan_out + 4 * math.sqrt(fan_out)))
+        row = num_words(size)
+        words = num_nodes * row * -math.expm1(-fan_out / row)
+        block = (BLOCK - 1) * fan_out
+        delta = min(math.ceil(block + 4 * math.sqrt(block)), num_children)
+        found.append(
+            LevelStatistics(
+                codebook_size=size,
+                num_nodes=num_nodes,
+                num_children=num_children,
+                max_fan_out=widest,
+                num_words=min(math.ceil(words), num_children),
+                max_delta=delta,
+            )
+        )
+        num_nodes = num_children
+    return found
+
+
 def with_headroom(
     statistics: Sequence[LevelStatistics], headroom: float
 ) -> list[LevelStatistics]:
@@ -139,6 +176,18 @@ def with_headroom(
         )
         num_nodes = num_children
     return grown
+
+
+def largest_of(
+    some: Sequence[LevelStatistics], others: Sequence[LevelStatistics]
+) -> list[LevelStatistics]:
+    """Statistics that exceed neither; `some` may be empty."""
+    if not some:
+        return list(others)
+    return [
+        LevelStatistics(*map(max, dataclasses.astuple(one), dataclasses.astuple(other)))
+        for one, other in zip(some, others, strict=True)
+    ]
 
 
 def csr_is_narrow(codebook_size: int, max_fan_out: int) -> bool:

@@ -54,13 +54,14 @@ class Restriction:
         trie: The whole catalogue.
         wanted: A node passes if it has any of these bits; None lets all pass.
         prefix: Codewords the Semantic IDs must begin with; -1 leaves a level free.
-        dead: Per level, the children that excluded items have killed; or None.
+        dead: Per level, the children that excluded items have killed, or None where
+            none of that level are asked for; or None.
     """
 
     trie: Trie
     wanted: UInt32[Array, "B W"] | None
     prefix: Int[Array, "B T"] | None
-    dead: tuple[DeadChildren, ...] | None
+    dead: tuple[DeadChildren | None, ...] | None
 
     @classmethod
     def build(

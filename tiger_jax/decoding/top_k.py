@@ -26,7 +26,9 @@ def top_k(
     largest, index = jax.lax.top_k(values, k)
     # XLA knows a top-k by its slices of a sort. Slices of these must not be merged
     # into them, or all n candidates are sorted, which takes twenty times as long.
-    return jax.lax.optimization_barrier((largest, index))
+    # One barrier each: around both, XLA fails to compile a top-k for many devices.
+    barrier = jax.lax.optimization_barrier
+    return barrier(largest), barrier(index)
 
 
 def masked_top_k(

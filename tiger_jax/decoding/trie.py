@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Int32, Integer, UInt32
 from tiger_jax.decoding import attributes as attribute_bits
 from tiger_jax.decoding import trie_files
 from tiger_jax.decoding.exclusion_index import ExclusionIndex
-from tiger_jax.decoding.level_arrays import build_level, measure_level, read_children
+from tiger_jax.decoding.level_arrays import build_level, measure_prefixes, read_children
 from tiger_jax.decoding.levels import Level
 from tiger_jax.decoding.packed import PackedNumbers
 from tiger_jax.decoding.planner import TriePlan, make_plan, with_headroom, worst_case
@@ -95,13 +95,7 @@ class Trie:
         num_items = len(prefixes.order)
         if plan is None:
             if capacity is None:
-                levels = zip(
-                    prefixes.codebook_sizes,
-                    prefixes.tokens,
-                    prefixes.first,
-                    strict=True,
-                )
-                statistics = [measure_level(*level) for level in levels]
+                statistics = measure_prefixes(prefixes)
             elif capacity < num_items:
                 raise InputError(f"{num_items} items exceed the capacity {capacity}")
             else:
