@@ -138,7 +138,7 @@ class StageRun:
             },
             **self._record,
         )
-        manifest = dataclasses.replace(manifest, seal=_seal(vars(manifest)))
+        manifest = dataclasses.replace(manifest, seal=seal(vars(manifest)))
         write_json(self.folder / MANIFEST, dataclasses.asdict(manifest))
         _swap_into_place(self.final)
         return manifest
@@ -229,7 +229,7 @@ def load_manifest(
     try:
         fields = read_json(path)
         manifest = Manifest(**fields)
-        if manifest.seal not in ("", _seal(fields)):
+        if manifest.seal not in ("", seal(fields)):
             raise ValueError("it isn't what was written")
         if outside := [name for name in manifest.files if not _is_inside(name)]:
             raise ValueError(f"it lists {outside[0]!r}, which is outside")
@@ -282,6 +282,11 @@ def hash_json(value: Any) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
+def seal(fields: Mapping[str, Any]) -> str:
+    """The hash of a manifest's other fields."""
+    return hash_json({k: v for k, v in fields.items() if k != "seal"})
+
+
 def canonical(value: Any) -> Any:
     """Turns configs into plain JSON values; dataclasses keep their class's name."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -320,11 +325,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Reads a JSON file that this package wrote.
-
-    Raises:
-        ValueError: It isn't JSON, or nested too deep to be ours.
-    """
+    """Reads a JSON file that this package wrote; a ValueError if it can't be."""
     with open(path, encoding="utf-8", errors="surrogatepass") as file:
         try:
             return json.load(file)
@@ -532,10 +533,6 @@ def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _leaves(inner, f"{prefix}/{index}")
     else:
         yield prefix, tree
-
-
-def _seal(fields: Mapping[str, Any]) -> str:
-    return hash_json({k: v for k, v in fields.items() if k != "seal"})
 
 
 def _is_inside(name: str) -> bool:

@@ -17,7 +17,7 @@ from faults.campaign import REPOSITORY, Fault, Outcome
 from faults.readers import READERS, Reader
 
 ASKED = 10_000
-INPUTS_PER_TRY = 100
+INPUTS_PER_TRY = 50
 # Pieces that break readers, whatever the format.
 TOKENS = (
     b"\x00",

@@ -22,7 +22,7 @@ _ENDED_BY_ITSELF = 0
 
 def kill_stage(stage: str, number: int, folder: Path) -> Outcome:
     """Kills a stage up to three times, each at a random moment; then lets it end."""
-    whole = shop.whole_run(folder.parent)
+    whole = shop.whole_run(folder.parent, stage)
     fault = BY_STAGE[stage]
     rng, workdir = fault.random(number), folder / "work"
     shop.copy_before(stage, whole, workdir)
@@ -83,7 +83,8 @@ def kill_command(number: int, folder: Path) -> Outcome:
 def two_runs(number: int, folder: Path) -> Outcome:
     """The second run is told which process works here, and since when."""
     del number
-    whole, workdir = shop.whole_run(folder.parent), folder / "work"
+    whole = shop.whole_run(folder.parent, "train_recommender")
+    workdir = folder / "work"
     shop.copy_before("train_recommender", whole, workdir)
     first = shop.Stage("train_recommender", workdir)
     while not _holder(workdir) and first.is_running():
@@ -101,8 +102,8 @@ def two_runs(number: int, folder: Path) -> Outcome:
 
 def stale_lock(number: int, folder: Path) -> Outcome:
     """What a killed run's lock file says keeps nobody out."""
-    whole, workdir = shop.whole_run(folder.parent), folder / "work"
-    rng = STALE.random(number)
+    whole = shop.whole_run(folder.parent, "assign_semantic_ids")
+    rng, workdir = STALE.random(number), folder / "work"
     shop.copy_before("assign_semantic_ids", whole, workdir)
     first = shop.Stage("assign_semantic_ids", workdir)
     while not _holder(workdir) and first.is_running():

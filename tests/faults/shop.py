@@ -115,8 +115,8 @@ class Whole:
 
 
 @functools.cache
-def whole_run(under: Path) -> Whole:
-    """An undisturbed run of all stages, made once in ``UNDER/shop/``.
+def whole_run(under: Path, until: str = "export") -> Whole:
+    """An undisturbed run of the stages up to one, made once in ``UNDER/shop/``.
 
     Each stage is run twice, and the second time counts: what it compiles is on disk
     then, as it is for the tries. Called again after a kill, it goes on.
@@ -128,7 +128,7 @@ def whole_run(under: Path) -> Whole:
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
     folder.mkdir(parents=True, exist_ok=True)
     known = json.loads(facts.read_text()) if facts.exists() else {}
-    for stage, name in FOLDERS.items():
+    for stage, name in list(FOLDERS.items())[: list(FOLDERS).index(until) + 1]:
         if stage in known:
             continue
         hashes = set()

@@ -128,6 +128,7 @@ def test_codes_of_another_version_are_refused_even_with_their_manifest(versions,
     manifest = artifacts.read_json(newer / "manifest.json")
     sha = artifacts.hash_file(newer / "codes.npy")
     manifest["files"]["codes.npy"]["sha256"] = sha
+    manifest["seal"] = artifacts.seal(manifest)
     artifacts.write_json(newer / "manifest.json", manifest)
     with pytest.raises(InputError, match="its parts are of several versions"):
         versions.load()

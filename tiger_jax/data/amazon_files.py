@@ -27,7 +27,7 @@ MAX_DEPTH = 32
 """Deepest nesting of brackets in a metadata line; real ones have 3."""
 MAX_RATIO = 200
 """Bytes that a compressed byte may stand for; in real files it is some 3."""
-_LEAST_BYTES = 1 << 26  # below this, any ratio will do
+_LEAST_BYTES = 1 << 23  # below this, any ratio will do
 _ASIN = re.compile(r"""['"]asin['"]\s*:\s*['"]([^'"]*)['"]""")
 _LINES_PER_UPDATE = 5000
 # What `literal_eval` raises on text that is no literal, or one made to break it.

@@ -119,7 +119,7 @@ def _check_columns_exist(
             column = getattr(names, role)
             if column is None or column in found:
                 continue
-            shown = ", ".join(repr(c) for c in found[:20])
+            shown = ", ".join(columns.shown(c) for c in found[:20])
             if names.options is None:
                 advice = "add it"
             elif len(found) == 1 and any(mark in found[0] for mark in ";\t|"):

@@ -77,7 +77,7 @@ def read_prices(source: SourceTable, column: str) -> tuple[pa.ChunkedArray, list
     is_refused = pc.and_(pc.invert(is_price), pc.not_equal(texts, ""))
     if (row := first_true(is_refused)) is None:
         return prices, []
-    count, example = pc.sum(is_refused).as_py(), _shown(texts[row].as_py())
+    count, example = pc.sum(is_refused).as_py(), shown(texts[row].as_py())
     return prices, [
         f"{source.path.name}: {count:,} of {len(texts):,} values of {column!r} are no "
         f"prices and count as unknown (first {example})"
@@ -112,7 +112,7 @@ def read_categories(source: SourceTable, column: str) -> pa.ChunkedArray:
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as bad:
             row = int(np.argmax(np.asarray(texts.indices) == index))
             raise InputError(
-                f"{source.where(row)}: {column!r} is {_shown(text)}, which is no list "
+                f"{source.where(row)}: {column!r} is {shown(text)}, which is no list "
                 'of names: write it as "A > B | C" or as JSON'
             ) from bad
     paths = pa.array(parsed, CATEGORY_PATHS).take(texts.indices)
@@ -161,7 +161,7 @@ def read_numbers(source: SourceTable, column: str) -> pa.ChunkedArray:
     except pa.ArrowException:
         bad = _first_refused(values, lambda part: part.cast(pa.float64())) or 0
         raise InputError(
-            f"{source.where(bad)}: {column!r} is {_shown(values[bad].as_py())}, which "
+            f"{source.where(bad)}: {column!r} is {shown(values[bad].as_py())}, which "
             "is no number"
         ) from None
     if (row := first_true(pc.invert(pc.is_valid(numbers)))) is not None:
@@ -221,7 +221,7 @@ def _parse_times(
     if (row := _first_refused(texts, parse)) is None:
         return parse(texts)
     raise InputError(
-        f"{source.where(row)}: {column!r} is {_shown(texts[row].as_py())}, which is no "
+        f"{source.where(row)}: {column!r} is {shown(texts[row].as_py())}, which is no "
         "time: times must be all numbers, or all like 2014-07-01 12:30:00"
     )
 
@@ -246,7 +246,7 @@ def _first_refused(
     return start
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """A value as it stands in an error message: quoted, and not too long."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "…" + text[-1]
