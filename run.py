@@ -222,9 +222,11 @@ def _parse_gin(files: Sequence[str], bindings: Sequence[str], own_data: bool) ->
         # Gin logs an error for every search path that doesn't hold a file.
         logging.disable(logging.ERROR)
         gin.parse_config_files_and_bindings(files, list(bindings))
-    except (ValueError, TypeError, SyntaxError, OSError, ImportError) as error:
-        first_line = str(error).strip().replace("\n", " ")
-        raise _usage_error(f"gin: {first_line}") from error
+    except Exception as error:  # what it imports and its tokenizer raise anything
+        message = " ".join(str(error).split()) or type(error).__name__
+        if len(message) > 400:  # gin lists all that it knows
+            message = message[:400] + "…"
+        raise _usage_error(f"gin: {message}") from error
     finally:
         logging.disable(logging.NOTSET)
 

@@ -41,6 +41,7 @@ def test_help_says_what_the_flags_are_and_exits_with_0():
         (["--gin.NoSuch.thing=1"], "NoSuch"),
         (["--gin.prepare_data.no_such_option=1"], "no_such_option"),
         (["--gin.prepare_data.seed=]"], "gin:"),
+        (["--gin.prepare_data.seed=(1,"], "gin:"),  # the tokenizer's own error
     ],
 )
 def test_bad_usage_is_one_line_and_exit_code_2(arguments, message, tmp_path):

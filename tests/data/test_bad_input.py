@@ -307,6 +307,13 @@ def test_a_named_column_must_exist_even_if_it_is_optional(tmp_path):
     )
 
 
+def test_a_message_stays_short_however_long_a_name_is(tmp_path):
+    write_csv_shop(tmp_path, interactions="u" * 5000 + ",item_id\nu,a\n")
+    message = error_of(tmp_path)
+    assert message.startswith("interactions.csv has no column 'user_id' (found: 'uuuu")
+    assert len(message) < 500
+
+
 def test_impossible_options_are_refused(tmp_path):
     write_csv_shop(tmp_path)
     assert "unknown_items must be" in error_of(tmp_path, unknown_items="ignore")
