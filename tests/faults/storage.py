@@ -240,10 +240,8 @@ def damage_chunk(number: int, folder: Path) -> Outcome:
 
 def damage_input(number: int, folder: Path) -> Outcome:
     """The command refuses a damaged input, names it, and rebuilds it as it says."""
-    rng, whole = INPUT.random(number), shop.whole_run(folder.parent)
-    stages = list(shop.FOLDERS)
-    place = rng.randrange(1, len(stages))
-    stage, workdir = stages[place], folder / "work"
+    rng, stage = INPUT.random(number), _stage_of(number, first=1)
+    whole, workdir = shop.whole_run(folder.parent, stage), folder / "work"
     shop.copy_before(stage, whole, workdir)
     manifest = artifacts.load_manifest(whole.workdir / shop.FOLDERS[stage])
     damaged = rng.choice(sorted(manifest.inputs))
@@ -266,6 +264,12 @@ def damage_input(number: int, folder: Path) -> Outcome:
     return Outcome(lost=1, note=f"{done}: {problems}") if problems else FINE
 
 
+def _stage_of(number: int, first: int = 0) -> str:
+    """The stages take turns."""
+    stages = list(shop.FOLDERS)[first:]
+    return stages[number % len(stages)]
+
+
 def _go_on(stage: str, workdir: Path, whole: shop.Whole) -> Outcome:
     """Runs a stage where nothing stands in its way any more."""
     ended = shop.run_stage(stage, workdir)
@@ -277,8 +281,8 @@ def _go_on(stage: str, workdir: Path, whole: shop.Whole) -> Outcome:
 
 def fill_disk(number: int, folder: Path) -> Outcome:
     """No space left at some moment of a stage; with space, it goes on."""
-    rng, whole = FULL.random(number), shop.whole_run(folder.parent)
-    stage = rng.choice(list(shop.FOLDERS))
+    rng, stage = FULL.random(number), _stage_of(number)
+    whole = shop.whole_run(folder.parent, stage)
     with shop.small_disk(folder / "disk", 64 << 20) as disk:
         workdir = disk / "work"
         shop.copy_before(stage, whole, workdir)
@@ -298,9 +302,9 @@ def fill_disk(number: int, folder: Path) -> Outcome:
 
 
 def forbid_writing(number: int, folder: Path) -> Outcome:
-    """The work directory becomes read-only before a stage or in its middle."""
-    rng, whole = READ_ONLY.random(number), shop.whole_run(folder.parent)
-    stage = rng.choice(list(shop.FOLDERS))
+    """The work directory is read-only; when it no longer is, the stage runs."""
+    stage = _stage_of(number)
+    whole = shop.whole_run(folder.parent, stage)
     with shop.small_disk(folder / "disk", 64 << 20) as disk:
         workdir = disk / "work"
         shop.copy_before(stage, whole, workdir)
@@ -315,8 +319,8 @@ def forbid_writing(number: int, folder: Path) -> Outcome:
 
 def take_folder_away(number: int, folder: Path) -> Outcome:
     """The work directory vanishes while a stage runs; put back, it goes on."""
-    rng, whole = VANISHED.random(number), shop.whole_run(folder.parent)
-    stage = rng.choice(list(shop.FOLDERS))
+    rng, stage = VANISHED.random(number), _stage_of(number)
+    whole = shop.whole_run(folder.parent, stage)
     workdir, away = folder / "work", folder / "away"
     shutil.rmtree(away, ignore_errors=True)
     shop.copy_before(stage, whole, workdir)
