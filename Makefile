@@ -11,7 +11,7 @@ export TIGER_DATA ?= $(if $(DATA),$(abspath $(DATA)))
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=8589934592:glibc.malloc.trim_threshold=17179869184
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: help demo test test-slow test-text faults licences check format bench requirements clean
+.PHONY: help demo test test-slow test-text faults licences check format bench scale requirements clean
 
 help:  ## Show this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -46,6 +46,10 @@ format: $(BIN)/.test  ## Format the code.
 
 bench: $(BIN)/.test  ## Measure; one JSON row a measurement.
 	$(BIN)/python -m benchmarks
+
+scale: $(BIN)/.test  ## Measure how each stage grows, and write docs/scale.md (hours).
+	$(BIN)/python -m benchmarks.scale
+	$(BIN)/python -m benchmarks.scale --document=docs/scale.md
 
 requirements:  ## Resolve requirements/*.in again (needs uv).
 	for name in core demo test; do \

@@ -1,0 +1,246 @@
+"""Measures how each stage grows with the catalogue: `make scale`.
+
+    python -m benchmarks.scale --rows=scale.jsonl               10^4, 10^5, 10^6 items
+    python -m benchmarks.scale --rows=scale.jsonl --sizes=1e7 --stages=trie,decode
+    python -m benchmarks.scale --rows=scale.jsonl --document=docs/scale.md
+
+Every measurement is one JSON row, appended to the file, made in a process of its own
+so that its peak memory is its own; a row that is there already is not made again.
+Shops, embeddings and codes are generated: popularity falls by Zipf's law, histories
+have ten interactions. --document writes the table, the fitted exponents, the plot and
+the plan for a billion items between the document's marks.
+
+Stages: `histories` (5-core, numbering, order), `encode` (frozen residual codebooks,
+256 × 256 × 256 over 64 dimensions), `collisions`, `trie`, `decode` (one request, 20
+beams, a model that only reads a table: what the catalogue's size adds to it).
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tiger_jax import artifacts
+from tiger_jax.progress import say
+
+SIZES = (10_000, 100_000, 1_000_000)
+DIMS, LEVELS, CODEWORDS = 64, 3, 256
+COLLISIONS = 256
+HISTORY = 10
+
+
+def main() -> None:
+    """Measures what is missing, or writes the document."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--rows", type=Path, default=Path("runs/scale/rows.jsonl"))
+    parser.add_argument("--sizes", help="numbers of items, as 1e4,1e5")
+    parser.add_argument("--stages", help=f"of {','.join(STAGES)}")
+    parser.add_argument("--document", type=Path, help="write these rows into it")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        stage, size = options.one.split(":")
+        print(json.dumps(_measure(stage, int(size))))
+        return
+    if options.document:
+        from benchmarks.scale_document import write_document
+
+        write_document(options.rows, options.document)
+        return
+    stages = options.stages.split(",") if options.stages else list(STAGES)
+    sizes = (
+        [int(float(s)) for s in options.sizes.split(",")] if options.sizes else SIZES
+    )
+    options.rows.parent.mkdir(parents=True, exist_ok=True)
+    for size in sizes:
+        for stage in stages:
+            _run_once(options.rows, stage, size)
+
+
+def _run_once(rows: Path, stage: str, size: int) -> None:
+    known = rows.read_text().splitlines() if rows.exists() else []
+    done = {(r["stage"], r["items"]) for r in map(json.loads, known)}
+    if (stage, size) in done:
+        return
+    command = [sys.executable, "-m", "benchmarks.scale", "--one", f"{stage}:{size}"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        say(f"{stage} at {size:,}: failed\n{result.stderr[-2000:]}")
+        return
+    row = result.stdout.splitlines()[-1]
+    with open(rows, "a") as file:
+        file.write(row + "\n")
+    say(row)
+
+
+# --- The stages -------------------------------------------------------------------
+
+
+def _histories(num_items: int, rng: np.random.Generator) -> Callable[[], Any]:
+    import pyarrow as pa
+
+    from tiger_jax.data.interactions import InteractionsConfig, build_histories
+    from tiger_jax.data.raw_shop import CATEGORY_PATHS, RawShop
+
+    # Everybody has ten interactions, and there are as many users as items.
+    rank = np.arange(1, num_items + 1)
+    upto = np.cumsum(1 / rank)
+    draws = rng.random(num_items * HISTORY) * upto[-1]
+    items = np.searchsorted(upto, draws)
+    users = np.repeat(np.arange(num_items), HISTORY)
+    order = rng.permutation(len(users))
+    names = pa.array(np.char.add("i", rank.astype(str)))
+    texts = pa.array([""] * num_items, pa.string())
+    table = pa.table(
+        {
+            "item_id": names,
+            "title": texts,
+            "brand": texts,
+            "price": pa.nulls(num_items, pa.float64()),
+            "categories": pa.nulls(num_items, CATEGORY_PATHS),
+        }
+    )
+    events = pa.table(
+        {
+            "user_id": pa.array(users[order]).cast(pa.string()),
+            "item_id": names.take(pa.array(items[order])),
+            "timestamp": rng.random(len(users)),
+        }
+    )
+    shop = RawShop("scale", table, events)
+    return lambda: build_histories(shop, InteractionsConfig(), seed=0)
+
+
+def _encode(num_items: int, rng: np.random.Generator) -> Callable[[], Any]:
+    from tiger_jax.semantic_ids.quantizers import ENCODE_CHUNK, ResidualCodebooks
+
+    books = tuple(
+        rng.normal(size=(CODEWORDS, DIMS)).astype(np.float32) / 2**level
+        for level in range(LEVELS)
+    )
+    quantizer = ResidualCodebooks(books)
+
+    def encode() -> None:
+        # Chunk by chunk as a shard's worker does: vectors are drawn, not held.
+        for start in range(0, num_items, ENCODE_CHUNK):
+            count = min(ENCODE_CHUNK, num_items - start)
+            vectors = rng.standard_normal((count, DIMS), np.float32)
+            quantizer.encode(vectors)
+
+    return encode
+
+
+def _draw_codes(num_items: int, rng: np.random.Generator) -> np.ndarray:
+    return rng.integers(0, CODEWORDS, (num_items, LEVELS), dtype=np.int32)
+
+
+def _draw_ids(num_items: int, rng: np.random.Generator) -> np.ndarray:
+    from tiger_jax.semantic_ids.collisions import (
+        group_rows,
+        number_within_groups,
+    )
+
+    codes = _draw_codes(num_items, rng)
+    numbers = number_within_groups(group_rows(codes), np.arange(num_items))
+    return np.column_stack([codes, numbers]).astype(np.int32)
+
+
+def _collisions(num_items: int, rng: np.random.Generator) -> Callable[[], Any]:
+    from tiger_jax.semantic_ids.collisions import add_collision_level
+
+    codes = _draw_codes(num_items, rng)
+    ids = np.char.add("i", np.arange(num_items).astype(str))
+    return lambda: add_collision_level(codes, ids)
+
+
+def _trie(num_items: int, rng: np.random.Generator) -> Callable[[], Any]:
+    from tiger_jax.decoding.trie import Trie
+
+    codes = _draw_ids(num_items, rng)
+    sizes = (*[CODEWORDS] * LEVELS, COLLISIONS)
+    return lambda: sum(Trie.build(codes, sizes).nbytes.values())
+
+
+def _decode(num_items: int, rng: np.random.Generator) -> Callable[[], Any]:
+    import jax
+    import jax.numpy as jnp
+
+    from tiger_jax.decoding.beam_search import beam_search
+    from tiger_jax.decoding.trie import Trie
+
+    sizes = (*[CODEWORDS] * LEVELS, COLLISIONS)
+    trie = Trie.build(_draw_ids(num_items, rng), sizes)
+    tables = rng.normal(size=(len(sizes), CODEWORDS, CODEWORDS)).astype(np.float32)
+
+    def decode_step(
+        params: jax.Array, cache: Any, codewords: jax.Array, parents: Any, level: int
+    ) -> tuple[jax.Array, Any]:
+        del parents
+        return params[level][codewords], cache
+
+    @jax.jit
+    def search(params: jax.Array, request: jax.Array, trie: Trie) -> Any:
+        return beam_search(
+            params,
+            request,
+            trie,
+            init_decode=lambda params, inputs: (),
+            decode_step=decode_step,
+            num_beams=20,
+        )
+
+    params, request = jnp.asarray(tables), jnp.zeros((1,), jnp.int32)
+    jax.block_until_ready(search(params, request, trie))
+    return lambda: jax.block_until_ready(search(params, request, trie))
+
+
+STAGES: dict[str, Callable[[int, np.random.Generator], Callable[[], Any]]] = {
+    "histories": _histories,
+    "encode": _encode,
+    "collisions": _collisions,
+    "trie": _trie,
+    "decode": _decode,
+}
+# What is over in milliseconds is done so often that one has to be typical.
+_REPEATS = {"decode": 50}
+
+
+def _measure(stage: str, num_items: int) -> dict[str, Any]:
+    rng = np.random.default_rng([num_items, 0])
+    work = STAGES[stage](num_items, rng)
+    before = _peak_bytes()
+    seconds, cpu, made = [], [], None
+    for _ in range(_REPEATS.get(stage, 1)):
+        start, cpu_start = time.perf_counter(), time.process_time()
+        made = work()
+        seconds.append(time.perf_counter() - start)
+        cpu.append(time.process_time() - cpu_start)
+    return {
+        "stage": stage,
+        "items": num_items,
+        "seconds": float(np.median(seconds)),
+        "cpu_seconds": float(np.median(cpu)),
+        "peak_bytes": _peak_bytes(),
+        "input_peak_bytes": before,
+        "device_bytes": made if stage == "trie" else None,
+        "cores": os.cpu_count(),
+        "machine": platform.machine(),
+        "commit": artifacts.code_version(),
+    }
+
+
+def _peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+if __name__ == "__main__":
+    main()
