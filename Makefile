@@ -11,10 +11,16 @@ export TIGER_DATA ?= $(if $(DATA),$(abspath $(DATA)))
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=8589934592:glibc.malloc.trim_threshold=17179869184
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: help demo test test-slow test-text faults licences check format bench scale requirements clean
+# Amazon 2014 Beauty: items and interactions, and a vector for each row of the items.
+BEAUTY ?= $(DATA)/amazon2014_beauty
+BEAUTY_EMBEDDINGS ?= $(DATA)/embeddings/beauty_minilm_f16.npy
+SEED ?= 0
+BEAUTY_RUN ?= runs/beauty_best_$(SEED)
+
+.PHONY: help demo test test-slow test-text faults licences check format bench scale reproduce-beauty requirements clean
 
 help:  ## Show this list.
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 demo: $(BIN)/.demo  ## Run the whole pipeline on a generated shop (minutes on 2 cores).
 	$(BIN)/python run.py --workdir=$(WORKDIR)
@@ -50,6 +56,18 @@ bench: $(BIN)/.test  ## Measure; one JSON row a measurement.
 scale: $(BIN)/.test  ## Measure how each stage grows, and write docs/scale.md (hours).
 	$(BIN)/python -m benchmarks.scale
 	$(BIN)/python -m benchmarks.scale --document=docs/scale.md
+
+REPRODUCE = $(BIN)/python run.py --gin_file=experiments/beauty_best.gin \
+  --data_dir=$(BEAUTY) --embeddings=$(BEAUTY_EMBEDDINGS) --gin.SEED=$(SEED) --workdir=$(BEAUTY_RUN)
+
+reproduce-beauty: $(BIN)/.demo  ## The README's Beauty rows from the data up (training takes at most 90 minutes of it on 2 cores).
+	$(REPRODUCE) --stage=prepare_data
+	$(REPRODUCE) --stage=train_sasrec
+	$(REPRODUCE)
+	$(REPRODUCE) --stage=list_candidates
+	$(REPRODUCE) --stage=fuse
+	$(BIN)/python -m benchmarks.results_rows --workdir=$(BEAUTY_RUN) --rows=$(BEAUTY_RUN)/results.jsonl
+	$(BIN)/python -m benchmarks.results_table --rows=$(BEAUTY_RUN)/results.jsonl
 
 requirements:  ## Resolve requirements/*.in again (needs uv).
 	for name in core demo test; do \

@@ -36,7 +36,9 @@ STAGES = (
     "report",
 )
 # Stages that a run of the whole pipeline leaves out: they answer a request.
+COMPARISONS = ("train_sasrec", "list_candidates", "fuse")
 ON_REQUEST = (
+    *COMPARISONS,
     "recommend",
     "export",
     "serve",
@@ -104,7 +106,7 @@ def _run(argv: Sequence[str]) -> int:
     context = _build_context(flags.FLAGS)
     _start_distributed()
     gin_bindings += os.environ.get("TIGER_GIN", "").splitlines()
-    if set(stages) <= set(STAGES):
+    if set(stages) <= {*STAGES, *COMPARISONS}:
         _take_cpu_cores()
     _parse_gin(flags.FLAGS.gin_file, gin_bindings, context.data_dir is not None)
 
@@ -241,7 +243,7 @@ def _warn_of_unused_bindings(stages: Sequence[str]) -> None:
         return
     used = set(re.findall(r"^([\w./]+\.\w+) =", gin.operative_config_str(), re.M))
     for bound in re.findall(r"^([\w./]+\.\w+) =", gin.config_str(), re.M):
-        if bound not in used and bound.split(".")[0] not in ON_REQUEST:
+        if bound not in used and re.split(r"[./]", bound)[0] not in ON_REQUEST:
             say(f"note: the gin binding {bound} was not used by this run")
 
 

@@ -11,7 +11,8 @@
     replacement level by level; here the items of a list differ.
 
 On validation users, so that the test split stays unread. One JSON row a setting is
-printed and, with --rows, appended to a file; --plot draws them.
+printed and, with --rows, appended to a file; --plot draws them, --document writes
+their table into a Markdown file between <!-- invalid_ids --> (or diversity) marks.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from benchmarks.marked_sections import write_between
 from tiger_jax import artifacts
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.evaluation import bootstrap, diversity, evaluator
@@ -197,6 +199,57 @@ def draw(analysis: str, rows: list[Row], file: Path) -> None:
     plt.close(figure)
 
 
+def build_table(analysis: str, rows: list[Row]) -> str:
+    """The rows as a Markdown table, and what they were measured on."""
+    first = rows[0]
+    if analysis == "invalid_ids":
+        lines = [
+            "| beams | invalid IDs among them | recall@10, unconstrained "
+            "| recall@10, trie |",
+            "|--:|--:|---|---|",
+        ]
+        by_case = {(r["case"]["beams"], r["case"]["constraint"]): r for r in rows}
+        for beams in dict.fromkeys(row["case"]["beams"] for row in rows):
+            free, bound = by_case[beams, "none"], by_case[beams, "catalogue"]
+            lines.append(
+                f"| {beams} | {free['invalid_share']:.2%} "
+                f"| {_cell(free, 'recall@10')} | {_cell(bound, 'recall@10')} |"
+            )
+    else:
+        entropies = [f"entropy@{k}" for k in CUTOFFS]
+        shown = [*entropies, "recall@10", "coverage@10"]
+        lines = [
+            f"| temperature | {' | '.join(shown)} |",
+            "|--:|" + "---|" * len(shown),
+        ]
+        for row in rows:
+            temperature = row["case"]["temperature"] or "beam search"
+            cells = " | ".join(_cell(row, metric) for metric in shown)
+            lines.append(f"| {temperature} | {cells} |")
+    minutes = sum(row["minutes"] for row in rows)
+    about = (
+        f"{first['data']}, {first['users']:,} validation users, 95 % bootstrap "
+        f"intervals over them; {minutes:.0f} minutes on {first['device']}, seed "
+        f"{first['seed']}, commit `{first['commit']}`, recommender "
+        f"`{first['recommender'][:12]}`, by `python -m benchmarks.paper_analyses "
+        f"{analysis} --workdir=… --max_users={first['users']}`."
+    )
+    return "\n".join([*lines, "", about])
+
+
+def _cell(row: Row, metric: str) -> str:
+    value = format_short(row["metrics"][metric])
+    if metric not in row["intervals"]:
+        return value
+    low, high = (format_short(end) for end in row["intervals"][metric])
+    return f"{value} ({low}–{high})"
+
+
+def format_short(value: float) -> str:
+    """Three places above one, four below it."""
+    return f"{value:.2f}" if value >= 1 else f"{value:.4f}".removeprefix("0")
+
+
 def _line(axes: Any, x: list, rows: list[Row], metric: str, name: str) -> None:
     low, high = zip(*(row["intervals"][metric] for row in rows), strict=True)
     axes.plot(x, [row["metrics"][metric] for row in rows], marker="o", label=name)
@@ -215,6 +268,7 @@ def main() -> int:
     add("--seed", type=int, default=0)
     add("--rows", type=Path, help="append the rows to this file")
     add("--plot", type=Path, help="a PNG file")
+    add("--document", type=Path, help="a Markdown file with marks for the table")
     options = parser.parse_args()
     study = Study(options.workdir, max_users=options.max_users, seed=options.seed)
     rows = []
@@ -227,6 +281,9 @@ def main() -> int:
                 file.write(line + "\n")
     if options.plot:
         draw(options.analysis, rows, options.plot)
+    if options.document:
+        table = build_table(options.analysis, rows)
+        write_between(options.document, options.analysis, table)
     return 0
 
 

@@ -51,7 +51,10 @@ MADE_BY = {
     "rqvae": "train_rqvae",
     "semantic_ids": "assign_semantic_ids",
     "recommender": "train_recommender",
+    "sasrec": "train_sasrec",
     "evaluation": "evaluate",
+    "candidates": "list_candidates",
+    "fusion": "fuse",
     "report": "report",
     "bundle": "export",
     "t5": "export_t5",
@@ -244,6 +247,13 @@ def load_manifest(
                 f"--stage={manifest.stage} again"
             )
     return manifest
+
+
+def count_test_reads(folder: Path) -> int:
+    """How often the test split has been read for a folder that will be replaced."""
+    if not (folder / MANIFEST).is_file():
+        return 0
+    return int(load_manifest(folder, verify=False).summary.get("test_reads", 1))
 
 
 # --- Hashes ---------------------------------------------------------------------

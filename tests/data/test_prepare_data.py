@@ -186,6 +186,10 @@ def test_every_gin_file_of_a_data_set_binds_what_exists(tmp_path):
         gin.parse_config_file(str(path))
         if "movielens" in path.name:
             gin.bind_parameter("prepare_data.source", "auto")
+        if "amazon" in path.name:  # which this tiny shop is not
+            with pytest.raises(InputError, match="12 users where"):
+                prepare_data(RunContext(tmp_path / path.stem, folder))
+            gin.bind_parameter("prepare_data.expected", None)
         prepare_data(RunContext(tmp_path / path.stem, folder))
         operative = gin.operative_config_str()
         for binding in gin.config_str().splitlines():
@@ -245,3 +249,17 @@ def test_a_folder_that_holds_no_data_is_refused_before_anything_is_written(tmp_p
     with pytest.raises(InputError, match="looked for items.csv"):
         prepare_data(RunContext(tmp_path / "run", tmp_path / "empty"))
     assert not (tmp_path / "run").exists()
+
+
+def test_data_of_another_size_than_the_benchmarks_are_refused(tmp_path):
+    folder = write_shop(tmp_path / "my_shop")
+    context = RunContext(tmp_path / "run", folder)
+    expected = {"users": 12, "items": 8, "interactions": 72}
+    with pytest.raises(InputError, match="12 users where 13 are expected"):
+        prepare_data(context, expected={**expected, "users": 13})
+    assert not (tmp_path / "run" / "data").exists()
+    prepare_data(context, expected=expected)
+    before = contents(tmp_path / "run")
+    with pytest.raises(InputError, match="8 items where 7 are expected"):
+        prepare_data(context, expected={**expected, "items": 7})
+    assert contents(tmp_path / "run") == before

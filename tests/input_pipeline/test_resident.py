@@ -85,6 +85,28 @@ def test_an_epoch_holds_every_prefix_and_next_item_once(layout):
         )
 
 
+def test_the_longest_prefix_alone_is_one_example_a_history():
+    input = ResidentInput(
+        Histories.from_lists(LISTS),
+        CODES,
+        WITHOUT_USERS,
+        ResidentConfig(batch_size=3, microbatch_size=3, max_items=MAX_ITEMS),
+        only_last=True,
+    )
+    assert input.num_examples == 3
+    longest = [[h[:-1], [h[-1]]] for h in LISTS if len(h) > 1]
+    expected = Counter(
+        tuple(
+            tuple(
+                int(token) for i in part for token in (1 + CODES[i][0], 5 + CODES[i][1])
+            )
+            for part in (history[-MAX_ITEMS:], target)
+        )
+        for history, target in longest
+    )
+    assert Counter(examples_of(input, next(input))) == expected
+
+
 @given(
     lists=st.lists(
         st.lists(st.integers(0, NUM_ITEMS - 1), max_size=9), min_size=1, max_size=6

@@ -24,6 +24,8 @@ def test_only_a_search_without_the_catalogue_finds_invalid_ids(
     low, high = bound["intervals"]["recall@10"]
     assert low <= bound["metrics"]["recall@10"] <= high
     json.dumps([free, bound])
+    table = paper_analyses.build_table("invalid_ids", [free, bound])
+    assert f"| 30 | {free['invalid_share']:.2%} |" in table
     paper_analyses.draw("invalid_ids", [free, bound], tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 10_000
 
@@ -34,5 +36,8 @@ def test_lists_drawn_at_a_high_temperature_are_more_varied(study, monkeypatch):
     searched, drawn = paper_analyses.measure_diversity(study)
     assert searched["users"] == 12
     assert drawn["metrics"]["coverage@10"] > searched["metrics"]["coverage@10"]
+    table = paper_analyses.build_table("diversity", [searched, drawn])
+    assert "| beam search |" in table
+    assert "| 1000.0 |" in table
     low, high = drawn["intervals"]["entropy@10"]
     assert low <= drawn["metrics"]["entropy@10"] <= high

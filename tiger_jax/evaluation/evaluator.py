@@ -1,6 +1,7 @@
 """Runs any recommender over held-out interactions and ranks every target."""
 
 import dataclasses
+from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import Float32, Int32, Int64
@@ -82,15 +83,79 @@ def evaluate(
       InvalidRecommendation: A list holds an item that doesn't exist, comes
         twice, or was excluded; the message names the user.
     """
-    lengths = held_out.histories.lengths  # [U]
-    order = np.argsort(-lengths, kind="stable")  # long ones first: memory fails early
-    num_users = len(order)
+    num_users = len(held_out.targets)
     ranks = np.full(num_users, metrics.MISS, np.int32)
     item_numbers = np.full((num_users, k), -1, np.int32)
     scores = np.full((num_users, k), -np.inf, np.float32)
     num_invalid = num_listed = 0
-    with Progress(num_users, description, unit="user") as bar:
-        for start in range(0, num_users, batch_size):
+    batches = _recommend_in_batches(
+        recommend,
+        held_out,
+        k + 1,
+        exclude_seen=exclude_seen,
+        history_length=history_length,
+        batch_size=batch_size,
+        description=description,
+    )
+    for rows, exclude, listed, listed_scores in batches:
+        bad = find_invalid(listed, exclude, num_items)
+        if bad.any() and not count_invalid:
+            _complain(listed, bad, held_out.user_numbers[rows])
+        ranks[rows] = metrics.ranks_in_lists(
+            listed, listed_scores, held_out.targets[rows]
+        )
+        item_numbers[rows] = listed[:, :k]
+        scores[rows] = listed_scores[:, :k]
+        num_invalid += int(bad.sum())
+        num_listed += int((listed != -1).sum())
+    return Evaluation(ranks, item_numbers, scores, num_invalid, num_listed)
+
+
+def list_items(
+    recommend: RecommendFn,
+    held_out: HeldOut,
+    *,
+    k: int,
+    history_length: int = 20,
+    batch_size: int = 256,
+    description: str = "Recommending",
+) -> tuple[Int32[np.ndarray, "U k"], Float32[np.ndarray, "U k"]]:
+    """Asks for k items a user, nothing masked, without looking at the targets.
+
+    Returns:
+      Item numbers and scores in `held_out`'s order, padded with -1 and -inf.
+    """
+    num_users = len(held_out.user_numbers)
+    item_numbers = np.full((num_users, k), -1, np.int32)
+    scores = np.full((num_users, k), -np.inf, np.float32)
+    for rows, _, listed, listed_scores in _recommend_in_batches(
+        recommend,
+        held_out,
+        k,
+        exclude_seen=False,
+        history_length=history_length,
+        batch_size=batch_size,
+        description=description,
+    ):
+        item_numbers[rows], scores[rows] = listed, listed_scores
+    return item_numbers, scores
+
+
+def _recommend_in_batches(
+    recommend: RecommendFn,
+    held_out: HeldOut,
+    k: int,
+    *,
+    exclude_seen: bool,
+    history_length: int,
+    batch_size: int,
+    description: str,
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    """Yields rows [b], what was excluded [b, X], item numbers and scores [b, k]."""
+    lengths = held_out.histories.lengths  # [U]
+    order = np.argsort(-lengths, kind="stable")  # long ones first: memory fails early
+    with Progress(len(order), description, unit="user") as bar:
+        for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             filled = np.concatenate([rows, np.full(batch_size - len(rows), rows[0])])
             batch = held_out.select(filled)
@@ -98,26 +163,15 @@ def evaluate(
             exclude = batch.histories.last(
                 _exclude_width(longest) if exclude_seen else 0
             )
-            listed, listed_scores = recommend(
+            listed, scores = recommend(
                 batch.user_numbers,
                 batch.histories.last(_history_width(longest, history_length)),
                 exclude,
-                k + 1,
+                k,
             )
-            listed = np.asarray(listed)[: len(rows)]  # [b, k + 1]
-            listed_scores = np.asarray(listed_scores)[: len(rows)]
-            bad = find_invalid(listed, exclude[: len(rows)], num_items)
-            if bad.any() and not count_invalid:
-                _complain(listed, bad, batch.user_numbers)
-            ranks[rows] = metrics.ranks_in_lists(
-                listed, listed_scores, batch.targets[: len(rows)]
-            )
-            item_numbers[rows] = listed[:, :k]
-            scores[rows] = listed_scores[:, :k]
-            num_invalid += int(bad.sum())
-            num_listed += int((listed != -1).sum())
+            own = slice(len(rows))
+            yield rows, exclude[own], np.asarray(listed)[own], np.asarray(scores)[own]
             bar.advance(len(rows))
-    return Evaluation(ranks, item_numbers, scores, num_invalid, num_listed)
 
 
 def find_invalid(

@@ -115,3 +115,20 @@ def recency_weights(
 def count_items(train: Histories, num_items: int) -> Int[np.ndarray, " N"]:
     """How often each item occurs in the training histories."""
     return np.bincount(train.items, minlength=num_items)
+
+
+def last_items(
+    histories: Int32[np.ndarray, "B I"], n: int
+) -> Int32[np.ndarray, "B kept"]:
+    """Cuts histories to their `n` most recent items, padding on the right again.
+
+    Example:
+      >>> last_items(np.array([[7, 8, 9], [5, -1, -1]], np.int32), 2).tolist()
+      [[8, 9], [5, -1]]
+    """
+    if histories.shape[1] <= n:
+        return histories
+    lengths = (histories >= 0).sum(1)  # [B]
+    first = np.maximum(lengths - n, 0)
+    column = np.arange(n)[None, :] + first[:, None]  # [B, n]
+    return np.take_along_axis(histories, column, axis=1)

@@ -8,9 +8,10 @@ slice of that array, read inside the jitted step:
     tokens    [total T]   Semantic ID tokens of every interaction
     example   (position of its target in `tokens`, number of items before it)
 
-There is one example for every (prefix of a history, next item). Epoch e draws all
-of them once, in the order of a permutation that depends on (seed, e) alone; epochs
-follow one another without a gap, so the position is a single number.
+There is one example for every (prefix of a history, next item), or for the longest
+prefix alone. Epoch e draws all of them once, in the order of a permutation that
+depends on (seed, e) alone; epochs follow one another without a gap, so the position
+is a single number.
 """
 
 import dataclasses
@@ -52,64 +53,26 @@ class ResidentConfig:
     bucket_items: tuple[int, ...] = (2, 3, 5, 7, 10, 14)
 
 
-class ResidentInput:
-    """An endless stream of updates; the examples are gathered by `make_batch`.
+class ShuffledEpochs:
+    """Which examples come next, and where that stands: a position that is saved.
+
+    Epoch e is one permutation of all examples, drawn from (seed, e).
 
     Attributes:
-        constants: The arrays that live on the device.
-        buckets: Items in each bucket, ascending.
         num_examples: Examples of an epoch.
     """
 
     def __init__(
-        self,
-        histories: Histories,
-        codes: Int32[np.ndarray, "N T"],
-        layout: TokenLayout,
-        config: ResidentConfig,
-        *,
-        user_hashes: UInt32[np.ndarray, " U"] | None = None,
-        seed: int = 0,
+        self, arrays: dict[str, np.ndarray], num_examples: int, seed: int
     ) -> None:
-        """Lays out the training histories.
+        """Starts before the first example of epoch 0.
 
         Args:
-            histories: The training part of every user's history.
-            codes: Every item's Semantic ID.
-            user_hashes: Needed when `layout` has user tokens.
-
-        Raises:
-            InputError: No history has two items, or the sizes don't fit.
+            arrays: What the examples are made of; another run's are told by their
+                hash.
         """
-        check_sizes(
-            "resident.ResidentConfig", config.batch_size, config.microbatch_size
-        )
-        shorter = sorted({n for n in config.bucket_items if 0 < n < config.max_items})
-        self.buckets = (*shorter, config.max_items)
-        self._config, self._layout, self._seed = config, layout, seed
-        lengths = histories.lengths
-        has_pairs = np.maximum(lengths - 1, 0)
-        user = np.repeat(np.arange(histories.num_users), has_pairs)  # [P]
-        first = np.cumsum(has_pairs) - has_pairs  # [U]
-        before = np.arange(len(user)) - first[user] + 1  # [P]: items before the target
-        if not len(user):
-            raise InputError(
-                "no training history has two items, so there is nothing to predict: "
-                "lower the k-core or bring more interactions"
-            )
-        self._target = (histories.offsets[user] + before).astype(np.int32)
-        self._num_items = np.minimum(before, config.max_items).astype(np.int32)
-        self._user_token = np.zeros(len(user), np.int32)
-        if layout.num_user_tokens:
-            if user_hashes is None:
-                raise ValueError("a layout with user tokens needs user_hashes")
-            self._user_token = layout.user_tokens(user_hashes)[user]
-        tokens = np.asarray(layout.tokens_of(codes), np.int32)  # [N T]
-        self.constants = {"tokens": tokens[histories.items]}  # [total T]
-        self._fingerprint = hash_arrays(
-            {**self.constants, "target": self._target, "user": self._user_token}
-        )
-        self.num_examples = len(user)
+        self._fingerprint = hash_arrays(arrays)
+        self.num_examples, self._seed = num_examples, seed
         self._drawn = 0  # examples since the first of epoch 0
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
@@ -117,56 +80,6 @@ class ResidentInput:
     def epochs(self) -> float:
         """Epochs drawn so far."""
         return self._drawn / self.num_examples
-
-    def __iter__(self) -> Iterator[Update]:
-        return self
-
-    def __next__(self) -> Update:
-        config = self._config
-        chosen = self._draw(config.batch_size)
-        num_items = self._num_items[chosen]
-        order, buckets = cut_by_length(num_items, config.microbatch_size, self.buckets)
-        rows = chosen[order]  # [M B]
-        arrays = {"target": self._target[rows], "num_items": self._num_items[rows]}
-        if self._layout.num_user_tokens:
-            arrays["user_token"] = self._user_token[rows]
-        num_codes = self._layout.semantic_id_length
-        per_example = num_codes + bool(self._layout.num_user_tokens)
-        return Update(
-            arrays=arrays,
-            buckets=buckets,
-            num_examples=len(chosen),
-            num_tokens=int(num_items.sum()) * num_codes + len(chosen) * per_example,
-            is_global=True,
-        )
-
-    def make_batch(
-        self, constants: dict[str, Array], arrays: dict[str, Array], bucket: int
-    ) -> dict[str, Array]:
-        """Gathers a microbatch, padded to its bucket; runs inside the jitted step.
-
-        Returns:
-            The keys of seqio's encoder–decoder converter; S = items of the bucket
-            times T, and one more with a user token.
-        """
-        tokens = constants["tokens"]
-        target, num_items = arrays["target"], arrays["num_items"]  # [B]
-        column = jnp.arange(self.buckets[bucket])[None, :]  # [1 I]
-        position = target[:, None] - num_items[:, None] + column  # [B I]
-        is_item = column < num_items[:, None]  # [B I]
-        # Past the end of a history lies the next one's start: read, then masked.
-        window = tokens.at[position].get(mode="clip")  # [B I T]
-        window = jnp.where(is_item[:, :, None], window, 0)
-        inputs = window.reshape(window.shape[0], -1)  # [B S]
-        if "user_token" in arrays:
-            inputs = jnp.concatenate([arrays["user_token"][:, None], inputs], axis=1)
-        next_item = tokens[target]  # [B T]
-        return {
-            "encoder_input_tokens": inputs,
-            "decoder_input_tokens": jnp.pad(next_item[:, :-1], ((0, 0), (1, 0))),
-            "decoder_target_tokens": next_item,
-            "decoder_loss_weights": jnp.ones(next_item.shape, jnp.int32),
-        }
 
     def save(self, path: Any) -> None:
         """Writes the position into a folder."""
@@ -218,3 +131,119 @@ class ResidentInput:
             self._drawn += len(piece)
             count -= len(piece)
         return np.concatenate(pieces)
+
+
+class ResidentInput(ShuffledEpochs):
+    """An endless stream of updates; the examples are gathered by `make_batch`.
+
+    Attributes:
+        constants: The arrays that live on the device.
+        buckets: Items in each bucket, ascending.
+    """
+
+    def __init__(
+        self,
+        histories: Histories,
+        codes: Int32[np.ndarray, "N T"],
+        layout: TokenLayout,
+        config: ResidentConfig,
+        *,
+        user_hashes: UInt32[np.ndarray, " U"] | None = None,
+        seed: int = 0,
+        only_last: bool = False,
+    ) -> None:
+        """Lays out the training histories.
+
+        Args:
+            histories: The training part of every user's history.
+            codes: Every item's Semantic ID.
+            user_hashes: Needed when `layout` has user tokens.
+            only_last: One example a history, its last item after all the others.
+
+        Raises:
+            InputError: No history has two items, or the sizes don't fit.
+        """
+        check_sizes(
+            "resident.ResidentConfig", config.batch_size, config.microbatch_size
+        )
+        shorter = sorted({n for n in config.bucket_items if 0 < n < config.max_items})
+        self.buckets = (*shorter, config.max_items)
+        self._config, self._layout = config, layout
+        lengths = histories.lengths
+        has_pairs = np.maximum(lengths - 1, 0)
+        if only_last:
+            user = np.flatnonzero(has_pairs)  # [P]
+            before = has_pairs[user]  # [P]: items before the target
+        else:
+            user = np.repeat(np.arange(histories.num_users), has_pairs)
+            first = np.cumsum(has_pairs) - has_pairs  # [U]
+            before = np.arange(len(user)) - first[user] + 1
+        if not len(user):
+            raise InputError(
+                "no training history has two items, so there is nothing to predict: "
+                "lower the k-core or bring more interactions"
+            )
+        self._target = (histories.offsets[user] + before).astype(np.int32)
+        self._num_items = np.minimum(before, config.max_items).astype(np.int32)
+        self._user_token = np.zeros(len(user), np.int32)
+        if layout.num_user_tokens:
+            if user_hashes is None:
+                raise ValueError("a layout with user tokens needs user_hashes")
+            self._user_token = layout.user_tokens(user_hashes)[user]
+        tokens = np.asarray(layout.tokens_of(codes), np.int32)  # [N T]
+        self.constants = {"tokens": tokens[histories.items]}  # [total T]
+        super().__init__(
+            {**self.constants, "target": self._target, "user": self._user_token},
+            len(user),
+            seed,
+        )
+
+    def __iter__(self) -> Iterator[Update]:
+        return self
+
+    def __next__(self) -> Update:
+        config = self._config
+        chosen = self._draw(config.batch_size)
+        num_items = self._num_items[chosen]
+        order, buckets = cut_by_length(num_items, config.microbatch_size, self.buckets)
+        rows = chosen[order]  # [M B]
+        arrays = {"target": self._target[rows], "num_items": self._num_items[rows]}
+        if self._layout.num_user_tokens:
+            arrays["user_token"] = self._user_token[rows]
+        num_codes = self._layout.semantic_id_length
+        per_example = num_codes + bool(self._layout.num_user_tokens)
+        return Update(
+            arrays=arrays,
+            buckets=buckets,
+            num_examples=len(chosen),
+            num_tokens=int(num_items.sum()) * num_codes + len(chosen) * per_example,
+            is_global=True,
+        )
+
+    def make_batch(
+        self, constants: dict[str, Array], arrays: dict[str, Array], bucket: int
+    ) -> dict[str, Array]:
+        """Gathers a microbatch, padded to its bucket; runs inside the jitted step.
+
+        Returns:
+            The keys of seqio's encoder–decoder converter; S = items of the bucket
+            times T, and one more with a user token.
+        """
+        tokens = constants["tokens"]
+        target, num_items = arrays["target"], arrays["num_items"]  # [B]
+        column = jnp.arange(self.buckets[bucket])[None, :]  # [1 I]
+        position = target[:, None] - num_items[:, None] + column  # [B I]
+        is_item = column < num_items[:, None]  # [B I]
+        # Past the end of a history lies the next one's start: read, then masked.
+        window = tokens.at[position].get(mode="clip")  # [B I T]
+        window = jnp.where(is_item[:, :, None], window, 0)
+        inputs = window.reshape(window.shape[0], -1)  # [B S]
+        if "user_token" in arrays:
+            inputs = jnp.concatenate([arrays["user_token"][:, None], inputs], axis=1)
+        next_item = tokens[target]  # [B T]
+        return {
+            "encoder_input_tokens": inputs,
+            "decoder_input_tokens": jnp.pad(next_item[:, :-1], ((0, 0), (1, 0))),
+            "decoder_target_tokens": next_item,
+            "decoder_loss_weights": jnp.ones(next_item.shape, jnp.int32),
+        }

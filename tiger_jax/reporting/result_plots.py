@@ -22,6 +22,7 @@ def comparison(rows: Sequence[tables.ResultRow], metric: str) -> figures.Draw:
         colors = {
             "ours": theme.accent,
             "baseline": theme.second,
+            "fused": theme.series[2],
             "ceiling": theme.grid,
             "published": theme.neutral,
         }

@@ -18,6 +18,7 @@ IN_A_SENTENCE = {
     "popularity": "popularity",
     "item_cooccurrence": "item co-occurrence",
     "semantic_knn": "Semantic KNN",
+    "sasrec": "SASRec",
 }
 
 
@@ -52,6 +53,7 @@ def result_tables(parts: WorkdirParts) -> list[dict[str, Any]]:
             split,
             baseline_intervals=intervals,
             published=() if split == "validation" else published,
+            fusion=parts.fusion,
         )
         found.append(
             {

@@ -2,17 +2,20 @@
 
 import dataclasses
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 from tiger_jax.reporting.paper_rows import PublishedRow
 
 COLUMNS = ("recall@5", "ndcg@5", "recall@10", "ndcg@10", "recall@20", "mrr@20")
 OURS = "TIGER (this run)"
+FUSED = "Fusion"
 BASELINE_NAMES = {
     "popularity": "Popularity",
     "item_cooccurrence": "Item co-occurrence",
     "semantic_knn": "Semantic KNN",
+    "dense_knn": "KNN over the codes' vectors",
+    "sasrec": "SASRec, full softmax",
 }
 
 
@@ -22,7 +25,7 @@ class ResultRow:
 
     Attributes:
         name: The method.
-        kind: "baseline", "ours", "ceiling", "share" or "published".
+        kind: "baseline", "ours", "fused", "ceiling", "share" or "published".
         values: By metric; what isn't known is absent.
         intervals: 95 % intervals by metric, where computed.
         note: Where the numbers come from, if not from this run.
@@ -41,6 +44,7 @@ def build_result_rows(
     *,
     baseline_intervals: Mapping[str, Any] | None = None,
     published: Sequence[PublishedRow] = (),
+    fusion: Mapping[str, Any] | None = None,
 ) -> list[ResultRow]:
     """Puts one split's numbers in reading order: weakest idea first, then ours.
 
@@ -50,6 +54,7 @@ def build_result_rows(
         unmasked test only, and shown there only.
       baseline_intervals: By baseline and split, from ``evaluation/details.json``.
       published: Rows for this data, if it was recognised.
+      fusion: The content of ``fusion/metrics.json``, if something was fused.
     """
     intervals = baseline_intervals or {}
     rows = [
@@ -70,11 +75,42 @@ def build_result_rows(
         rows.append(ResultRow("Best possible", "ceiling", ceiling, note=note))
         share = {m: ours[m] / ceiling[m] for m in ours if ceiling.get(m)}
         rows.append(ResultRow("Our share of it", "share", share))
+    if fusion and split in fusion:
+        rows += build_fusion_rows(fusion, split, besides=metrics["baselines"])
     rows += [
         ResultRow(row.method, "published", row.metrics, note=row.source)
         for row in published
     ]
     return rows
+
+
+def build_fusion_rows(
+    fusion: Mapping[str, Any], split: str, *, besides: Container[str] = ()
+) -> list[ResultRow]:
+    """One split's fused recommender, behind those of its parts that have no row yet.
+
+    Args:
+      fusion: The content of ``fusion/metrics.json``.
+      split: "test" or "test_masked".
+      besides: Baselines that stand in the table already, as the recommender does.
+    """
+    rows = [
+        ResultRow(
+            BASELINE_NAMES[name],
+            "baseline",
+            splits[split],
+            fusion["part_intervals"][name][split],
+        )
+        for name, splits in fusion["parts"].items()
+        if name in BASELINE_NAMES and name not in besides
+    ]
+    weights = fusion["settings"]["weights"]
+    note = "weights from validation: " + ", ".join(
+        f"{BASELINE_NAMES.get(name, 'TIGER')} {weight:.2f}"
+        for name, weight in weights.items()
+    )
+    intervals = fusion["intervals"][split]
+    return [*rows, ResultRow(FUSED, "fused", fusion[split], intervals, note)]
 
 
 def format_value(row: ResultRow, metric: str) -> str:

@@ -32,6 +32,7 @@ class WorkdirParts:
         recommender_curves: Metrics of the recommender's training by name.
         metrics: ``evaluation/metrics.json``.
         details: ``evaluation/details.json``.
+        fusion: ``fusion/metrics.json``.
         predictions: Some lines of ``evaluation/predictions.jsonl``, at random.
     """
 
@@ -43,6 +44,7 @@ class WorkdirParts:
     recommender_curves: dict[str, Curve] = dataclasses.field(default_factory=dict)
     metrics: dict[str, Any] | None = None
     details: dict[str, Any] | None = None
+    fusion: dict[str, Any] | None = None
     predictions: Sequence[dict[str, Any]] = ()
 
 
@@ -76,6 +78,7 @@ def read_parts(
             recommender_curves=_read_curves(folders.get("recommender")),
             metrics=_read_json(folders.get("evaluation"), "metrics.json"),
             details=_read_json(folders.get("evaluation"), "details.json"),
+            fusion=_read_json(folders.get("fusion"), "metrics.json"),
             predictions=_read_predictions(folders.get("evaluation"), seed),
         )
     except InputError:

@@ -26,8 +26,11 @@ from tiger_jax.stages.recommendation import (
     SearchConfig,
     load_recommendation,
 )
+from tiger_jax.stages.sasrec_artifact import load_sasrec
 
 INPUTS = ("data", "embeddings", "semantic_ids", "recommender")
+SASREC = "sasrec"  # an input where it is there: a baseline that has to be trained
+BASELINES = ("popularity", "item_cooccurrence", "semantic_knn")
 # Name in metrics.json: (which held-out items, whether seen items are masked).
 SPLITS = {
     "test": ("test", False),
@@ -47,7 +50,8 @@ class EvaluateConfig:
         batch_size: Users searched at a time.
         max_users: Measure on so many users, drawn by seed; None for all.
         max_validation_users: The same for the validation split.
-        baselines: Which baselines stand beside the recommender.
+        baselines: Which baselines stand beside the recommender. SASRec does too,
+            where `train_sasrec` has been run.
         guard_users: Users on whom the checks run; 0 for none.
         exact_guard_scores: The search is compared with exact scoring of the whole
             catalogue on as many of them as this number of item scores pays for,
@@ -58,17 +62,18 @@ class EvaluateConfig:
     batch_size: int = 128
     max_users: int | None = None
     max_validation_users: int | None = None
-    baselines: tuple[str, ...] = ("popularity", "item_cooccurrence", "semantic_knn")
+    baselines: tuple[str, ...] = BASELINES
     guard_users: int = 64
     exact_guard_scores: int = 200_000
     predictions: int = 20
 
     def __post_init__(self) -> None:
-        unknown = set(self.baselines) - set(tables.BASELINE_NAMES)
+        unknown = set(self.baselines) - set(BASELINES)
         if unknown:
             raise InputError(
                 f"evaluate.EvaluateConfig.baselines names {sorted(unknown)}: known "
-                f"are {', '.join(tables.BASELINE_NAMES)}"
+                f"are {', '.join(BASELINES)}; SASRec stands there once "
+                "--stage=train_sasrec has been run"
             )
 
 
@@ -97,12 +102,13 @@ def evaluate(
     """
     config, search = config or EvaluateConfig(), search or SearchConfig()
     _check_beams(search)
-    earlier_reads = _count_test_reads(context.workdir)
+    earlier_reads = artifacts.count_test_reads(context.workdir / "evaluation")
+    has_sasrec = (context.workdir / SASREC / artifacts.MANIFEST).is_file()
     run = artifacts.begin(
         context.workdir,
         "evaluation",
         stage="evaluate",
-        inputs=INPUTS,
+        inputs=INPUTS + ((SASREC,) if has_sasrec else ()),
         config={"config": config, "search": search, "seed": seed},
     )
     if run.is_current:
@@ -115,6 +121,11 @@ def evaluate(
         **_build_baselines(data, context.workdir, config),
         "tiger": ours,
     }
+    shown_items = dict.fromkeys(recommenders, ours.max_items)
+    if has_sasrec:
+        recommenders[SASREC], shown_items[SASREC] = load_sasrec(
+            context.workdir, data.num_items
+        )
     evaluations = {
         name: {
             split: evaluator.evaluate(
@@ -122,7 +133,7 @@ def evaluate(
                 held_out[of],
                 num_items=data.num_items,
                 exclude_seen=masked,
-                history_length=ours.max_items,
+                history_length=shown_items[name],
                 batch_size=config.batch_size,
                 description=f"{tables.BASELINE_NAMES.get(name, 'TIGER')}, {split}",
             )
@@ -184,15 +195,6 @@ def _check_beams(search: SearchConfig) -> None:
             f"recommendation.SearchConfig.num_beams is {search.num_beams}: metrics at "
             f"{metrics.LARGEST_CUTOFF} need at least {least}"
         )
-
-
-def _count_test_reads(workdir: Path) -> int:
-    """How often the test split has been read before, by the folder to be replaced."""
-    folder = workdir / "evaluation"
-    if not (folder / artifacts.MANIFEST).is_file():
-        return 0
-    manifest = artifacts.load_manifest(folder, verify=False)
-    return int(manifest.summary.get("test_reads", 1))
 
 
 def _sample(

@@ -1,7 +1,9 @@
 """Stage `prepare_data`: raw items and interactions -> `data/`."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import gin
 
@@ -33,6 +35,7 @@ def prepare_data(
     synthetic: SyntheticShopConfig | None = None,
     interactions: InteractionsConfig | None = None,
     splits: SplitsConfig | None = None,
+    expected: Mapping[str, int] | None = None,
 ) -> None:
     """Reads a shop, filters it, numbers its items, orders and splits histories.
 
@@ -50,10 +53,12 @@ def prepare_data(
       synthetic: The generated shop.
       interactions: Filtering and order.
       splits: What is kept back.
+      expected: Statistics that the prepared data must have, such as ``users``; a
+        benchmark's numbers mean nothing on another data set.
 
     Raises:
-      InputError: The data can't be used, or the work directory holds another
-        shop's: nothing is overwritten.
+      InputError: The data can't be used, isn't what was expected, or the work
+        directory holds another shop's: nothing is overwritten.
     """
     readers = ReaderConfigs(
         files or FilesConfig(),
@@ -80,16 +85,33 @@ def prepare_data(
         external=found.external,
     )
     if run.is_current:
+        made = artifacts.load_manifest(run.final, verify=False)
+        _check_expected(made.summary, expected or {})
         return
     say(f"prepare_data: reading {found.place}")
     shop = found.read()
     if name is not None:
         shop = dataclasses.replace(shop, name=name)
     data = prepare_shop(shop, interactions, splits, seed=seed)
+    _check_expected(data.statistics, expected or {})
     data.save(run.folder)
     statistics = {"name": data.name, **data.statistics}
     run.commit(summary={"source": found.place, **statistics})
     say(describe_statistics(statistics))
+
+
+def _check_expected(statistics: Mapping[str, Any], expected: Mapping[str, int]) -> None:
+    """Refuses data whose statistics aren't those that were bound."""
+    wrong = [
+        f"{statistics.get(name, 'unknown')} {name} where {value} are expected"
+        for name, value in expected.items()
+        if statistics.get(name) != value
+    ]
+    if wrong:
+        raise InputError(
+            f"prepare_data: {', '.join(wrong)}: these are other raw files or another "
+            "k-core than the benchmark's; bind prepare_data.expected = None to go on"
+        )
 
 
 def _refuse_other_source(workdir: Path, source: RawSource) -> None:

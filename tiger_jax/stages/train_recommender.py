@@ -38,21 +38,13 @@ from tiger_jax.stages.recommender_artifact import (
     load_start,
 )
 from tiger_jax.stages.validation import ValidationConfig, make_evaluate_fn
-from tiger_jax.training.loop import LoopConfig, train
+from tiger_jax.training.loop import LoopConfig, decides, train
 from tiger_jax.training.optimizers import OptimizerConfig, make_optimizer
 from tiger_jax.training.partitioning import MeshConfig, Partitioner, check_hosts_agree
 
 # Where the tasks of `tasks.tiger` look for a work directory.
 _TASKS_WORKDIR = "TIGER_WORKDIR"
-# Settings of the loop that change its cost or its record, but not what it makes.
-_WITHOUT_EFFECT = (
-    "log_every",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "profile_at",
-    "profile_steps",
-    "peak_flops",
-)
+ALL_PREFIXES, LAST_ALONE = "prefixes", "last"  # which pairs are trained on
 
 
 @gin.configurable
@@ -64,6 +56,7 @@ def train_recommender(
     num_user_tokens: int = 2000,
     codeword_embeddings: bool = False,
     starts_from: str | None = None,
+    training_pairs: str = ALL_PREFIXES,
     optimizer: OptimizerConfig | None = None,
     loop: LoopConfig | None = None,
     validation: ValidationConfig | None = None,
@@ -84,6 +77,8 @@ def train_recommender(
         starts_from: A finished `recommender/` on the same Semantic IDs, whose best
             parameters are where training starts; steps, schedule and optimizer
             start anew.
+        training_pairs: ``prefixes`` takes every prefix of a history with the item
+            after it; ``last`` the longest alone (resident input only).
         mesh: How devices share the work; of no consequence for the result beyond
             the order of float additions, so a run may resume on another.
         input: ``resident`` keeps all histories on the devices and gathers examples
@@ -103,6 +98,7 @@ def train_recommender(
         num_user_tokens=num_user_tokens,
         codeword_embeddings=codeword_embeddings,
         starts_from=Path(starts_from).absolute() if starts_from else None,
+        training_pairs=training_pairs,
         optimizer=optimizer or OptimizerConfig(),
         loop=loop or LoopConfig(),
         validation=validation or ValidationConfig(),
@@ -129,20 +125,35 @@ class _Recipe:
     num_user_tokens: int
     codeword_embeddings: bool
     starts_from: Path | None
+    training_pairs: str
     optimizer: OptimizerConfig
     loop: LoopConfig
     validation: ValidationConfig
     input: tuple[Any, ...]
+
+    def __post_init__(self) -> None:
+        is_resident = isinstance(self.input[0], ResidentConfig)
+        if self.training_pairs not in (ALL_PREFIXES, LAST_ALONE):
+            raise InputError(
+                f"train_recommender.training_pairs {self.training_pairs!r}: choose "
+                f"{ALL_PREFIXES!r} or {LAST_ALONE!r}"
+            )
+        if self.training_pairs != ALL_PREFIXES and not is_resident:
+            raise InputError(
+                "train_recommender.training_pairs is for the resident input: a seqio "
+                "task makes its pairs itself"
+            )
 
     def decides(self) -> dict[str, Any]:
         """What a finished folder must agree with to be up to date.
 
         Where the start lies is of no consequence: `_begin` adds its hash.
         """
-        loop = {k: v for k, v in vars(self.loop).items() if k not in _WITHOUT_EFFECT}
-        decides = {**vars(self), "loop": loop}
-        del decides["starts_from"]
-        return decides
+        settings = {**vars(self), "loop": decides(self.loop)}
+        del settings["starts_from"]
+        if self.training_pairs == ALL_PREFIXES:
+            del settings["training_pairs"]  # as it was before there was a choice
+        return settings
 
 
 def _train(run: Any, workdir: Path, recipe: _Recipe, partitioner: Partitioner) -> None:
@@ -175,6 +186,8 @@ def _train(run: Any, workdir: Path, recipe: _Recipe, partitioner: Partitioner) -
         )
         say(f"starts from the best parameters in {recipe.starts_from}")
     num_pairs = int(np.maximum(data.train.lengths - 1, 0).sum())
+    if isinstance(examples, ResidentInput):
+        num_pairs = examples.num_examples
     say(
         f"{num_pairs:,} training pairs, {batch_size} an update, "
         f"{num_pairs / batch_size:,.0f} updates an epoch; {_describe(partitioner)}"
@@ -269,7 +282,13 @@ def _open_input(
     if isinstance(config, ResidentConfig):
         hashes = data.user_hashes
         return ResidentInput(
-            data.train, table.codes, layout, config, user_hashes=hashes, seed=seed
+            data.train,
+            table.codes,
+            layout,
+            config,
+            user_hashes=hashes,
+            seed=seed,
+            only_last=recipe.training_pairs == LAST_ALONE,
         )
     # Only here, so that the resident input trains without TensorFlow.
     from tiger_jax.input_pipeline.batches import SeqioBatches

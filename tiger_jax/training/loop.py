@@ -110,6 +110,22 @@ class LoopConfig:
                 )
 
 
+# Settings that change a run's cost or its record, but not what it makes.
+_WITHOUT_EFFECT = (
+    "log_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "profile_at",
+    "profile_steps",
+    "peak_flops",
+)
+
+
+def decides(config: LoopConfig) -> dict[str, Any]:
+    """The settings that a finished run must agree with to be up to date."""
+    return {k: v for k, v in vars(config).items() if k not in _WITHOUT_EFFECT}
+
+
 @dataclasses.dataclass
 class LoopState:
     """What the loop remembers from one start to the next; saved as JSON."""

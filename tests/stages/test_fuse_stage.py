@@ -1,0 +1,178 @@
+"""Stages list_candidates and fuse on a tiny untrained model."""
+
+import shutil
+
+import numpy as np
+import pytest
+from compile_once import compile_once
+from trained_workdir import NUM_ITEMS, NUM_USERS, make_trained_workdir
+
+from tiger_jax import artifacts
+from tiger_jax.data.prepared import PreparedData
+from tiger_jax.errors import InputError
+from tiger_jax.evaluation import evaluator
+from tiger_jax.reporting import tables
+from tiger_jax.stages import list_candidates as candidates_stage
+from tiger_jax.stages.context import RunContext
+from tiger_jax.stages.evaluate import EvaluateConfig, evaluate
+from tiger_jax.stages.fuse import FusionConfig, fuse
+from tiger_jax.stages.list_candidates import (
+    CandidatesConfig,
+    list_candidates,
+    load_candidates,
+)
+from tiger_jax.stages.recommendation import SearchConfig, load_recommendation
+
+SEARCH = SearchConfig(num_beams=25)
+CANDIDATES = CandidatesConfig(depth=25, batch_size=15, max_validation_users=None)
+FUSION = FusionConfig(normalizations=("z_score", "reciprocal_rank"), depth=30)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled(tmp_path_factory):
+    with compile_once(tmp_path_factory.mktemp("compiled")):
+        yield
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    made = make_trained_workdir(
+        tmp_path_factory.mktemp("fuse") / "work",
+        with_quantizer=True,
+        collaborative_dims=4,
+    )
+    list_candidates(RunContext(made), config=CANDIDATES, search=SEARCH)
+    fuse(RunContext(made), config=FUSION)
+    return made
+
+
+def test_lists_on_disk_are_those_of_the_recommender(workdir):
+    data = PreparedData.load(workdir / "data")
+    listed, held_out = load_candidates(workdir, data, "test")
+    assert len(held_out.targets) == NUM_USERS
+    ours = load_recommendation(workdir, data, SEARCH)
+    expected = evaluator.evaluate(
+        ours,
+        data.test,
+        num_items=NUM_ITEMS,
+        exclude_seen=False,
+        history_length=ours.max_items,
+        batch_size=15,
+    )
+    metrics = artifacts.read_json(workdir / "fusion" / "metrics.json")
+    assert metrics["parts"]["tiger"]["test"] == pytest.approx(
+        expected.compute_metrics()
+    )
+    nothing = np.empty((3, 0), np.int32)
+    users = np.array([4, 0, 9], np.int32)
+    items, _ = listed(users, np.zeros((3, 1), np.int32), nothing, 20)
+    np.testing.assert_array_equal(items, expected.item_numbers[users])
+
+
+def test_the_fused_recommender_is_no_worse_on_validation_than_any_part(workdir):
+    result = artifacts.read_json(workdir / "fusion" / "metrics.json")
+    parts = {"tiger", "item_cooccurrence", "dense_knn"}
+    weights = result["settings"]["weights"]
+    assert set(weights) == set(result["parts"]) == parts
+    assert sum(weights.values()) == pytest.approx(1, abs=1e-3)
+    chosen = result["validation_masked"]
+    assert chosen["fusion"] >= max(chosen["parts"].values()) - 1e-9
+    assert set(chosen["without"]) == parts
+    for split in ("test", "test_masked"):
+        for name, (low, high) in result["intervals"][split].items():
+            assert low <= result[split][name] <= high
+    assert len(result["differences"]) == 3 * 2 * 2
+    assert artifacts.load_manifest(workdir / "fusion").summary["test_reads"] == 1
+
+
+def test_both_are_up_to_date_and_another_choice_counts_as_a_reading(workdir, capsys):
+    list_candidates(RunContext(workdir), config=CANDIDATES, search=SEARCH)
+    fuse(RunContext(workdir), config=FUSION)
+    assert capsys.readouterr().out.count("up to date") == 2
+    fuse(RunContext(workdir), config=FusionConfig(parts=("tiger", "dense_knn")))
+    result = artifacts.read_json(workdir / "fusion" / "metrics.json")
+    assert set(result["parts"]) == {"tiger", "dense_knn"}
+    assert artifacts.load_manifest(workdir / "fusion").summary["test_reads"] == 2
+
+
+@pytest.mark.slow
+def test_lists_that_evaluate_wrote_are_not_searched_again(
+    workdir, tmp_path, monkeypatch
+):
+    copy = tmp_path / "work"
+    shutil.copytree(workdir, copy)
+    config = CandidatesConfig(depth=18, batch_size=15, max_validation_users=None)
+    list_candidates(RunContext(copy), config=config, search=SEARCH)
+    data = PreparedData.load(copy / "data")
+    nothing = np.empty((NUM_USERS, 0), np.int32)
+    arguments = data.test.user_numbers, nothing, nothing, 18
+    searched = load_candidates(copy, data, "test")[0](*arguments)
+    evaluate(
+        RunContext(copy),
+        config=EvaluateConfig(batch_size=15, guard_users=0, baselines=()),
+        search=SEARCH,
+    )
+    splits = []
+    list_items = evaluator.list_items
+
+    def noted(recommend, held_out, **settings):
+        splits.append(settings["description"])
+        return list_items(recommend, held_out, **settings)
+
+    monkeypatch.setattr(evaluator, "list_items", noted)
+    list_candidates(RunContext(copy), config=config, search=SEARCH)
+    assert [title.split(",")[0] for title in splits] == ["validation"]
+    reused = load_candidates(copy, data, "test")[0](*arguments)
+    np.testing.assert_array_equal(reused[0], searched[0])
+    np.testing.assert_allclose(reused[1], searched[1], atol=1e-4)
+
+
+def test_a_killed_search_goes_on_with_the_users_that_are_left(workdir, monkeypatch):
+    monkeypatch.setattr(candidates_stage, "CHUNK", 15)
+    searched = []
+    list_items = evaluator.list_items
+
+    def dying(recommend, held_out, **settings):
+        if len(searched) == 2:
+            raise KeyboardInterrupt
+        searched.append(len(held_out.targets))
+        return list_items(recommend, held_out, **settings)
+
+    config = CandidatesConfig(depth=24, batch_size=15, max_validation_users=None)
+    monkeypatch.setattr(evaluator, "list_items", dying)
+    with pytest.raises(KeyboardInterrupt):
+        list_candidates(RunContext(workdir), config=config, search=SEARCH)
+    count = []
+
+    def counted(recommend, held_out, **settings):
+        count.append(len(held_out.targets))
+        return list_items(recommend, held_out, **settings)
+
+    monkeypatch.setattr(evaluator, "list_items", counted)
+    list_candidates(RunContext(workdir), config=config, search=SEARCH)
+    assert len(count) == 2 * 3 - 2
+    _, held_out = load_candidates(
+        workdir, PreparedData.load(workdir / "data"), "validation"
+    )
+    assert len(held_out.targets) == NUM_USERS
+    assert not list((workdir / "candidates").glob("chunk_*"))
+
+
+def test_unknown_parts_and_too_few_beams_are_refused(tmp_path):
+    with pytest.raises(InputError, match="known are tiger"):
+        FusionConfig(parts=("bert",))
+    with pytest.raises(InputError, match="known are reciprocal_rank"):
+        FusionConfig(normalizations=("sum",))
+    with pytest.raises(InputError, match="between 1 and"):
+        list_candidates(
+            RunContext(tmp_path), config=CANDIDATES, search=SearchConfig(num_beams=3)
+        )
+
+
+def test_the_fused_recommender_has_a_row_of_its_own(workdir):
+    result = artifacts.read_json(workdir / "fusion" / "metrics.json")
+    rows = tables.build_fusion_rows(result, "test_masked", besides={"dense_knn"})
+    assert rows[-1].name == tables.FUSED
+    assert rows[-1].values == result["test_masked"]
+    assert "TIGER" in rows[-1].note
+    assert tables.BASELINE_NAMES["dense_knn"] not in [row.name for row in rows]
