@@ -4,6 +4,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Apache Beam needs older versions of what others need: it has an environment of its own.
+BEAM := .venv-beam
 WORKDIR ?= runs/demo
 # Real data for the tests that use it; they skip without.
 DATA := $(wildcard ../shared/data)
@@ -17,7 +19,7 @@ BEAUTY_EMBEDDINGS ?= $(DATA)/embeddings/beauty_minilm_f16.npy
 SEED ?= 0
 BEAUTY_RUN ?= runs/beauty_best_$(SEED)
 
-.PHONY: help demo test test-slow test-text faults licences check format bench scale reproduce-beauty requirements clean
+.PHONY: help demo test test-slow test-text test-beam faults licences check format bench scale reproduce-beauty requirements clean
 
 help:  ## Show this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -33,6 +35,9 @@ test-slow: $(BIN)/.test  ## Run the tests that take minutes each.
 
 test-text: $(BIN)/.text  ## Run the tests that need torch and transformers.
 	$(BIN)/python -m pytest -q tests/embedding tests/models
+
+test-beam: $(BEAM)/.ready  ## Run the tests that need Apache Beam, in an environment of their own.
+	$(BEAM)/bin/python -m pytest -q tests/beam
 
 faults: $(BIN)/.test  ## Run the campaigns of faults, or go on with them (hours).
 	PYTHONPATH=.:tests $(BIN)/python -m faults $(FAULTS)
@@ -70,14 +75,14 @@ reproduce-beauty: $(BIN)/.demo  ## The README's Beauty rows from the data up (tr
 	$(BIN)/python -m benchmarks.results_table --rows=$(BEAUTY_RUN)/results.jsonl
 
 requirements:  ## Resolve requirements/*.in again (needs uv).
-	for name in core demo test; do \
+	for name in core demo test beam; do \
 	  uv pip compile -q --generate-hashes --no-emit-index-url --no-annotate \
 	    --custom-compile-command "make requirements" --python-version 3.11 \
 	    requirements/$$name.in -o requirements/$$name.txt; \
 	done
 
 clean:  ## Remove the environment and the demo's work directory.
-	rm -rf $(VENV) runs/demo
+	rm -rf $(VENV) $(BEAM) runs/demo
 
 # A marker file for each set of requirements: installed once, and again on change.
 $(BIN)/python:
@@ -95,4 +100,10 @@ $(BIN)/.test: requirements/test.txt $(BIN)/.demo
 
 $(BIN)/.text: requirements/text.txt $(BIN)/.test
 	$(BIN)/python -m pip install -q -r requirements/text.txt
+	touch $@
+
+$(BEAM)/.ready: requirements/beam.txt setup.cfg
+	$(PYTHON) -m venv $(BEAM)
+	$(BEAM)/bin/python -m pip install -q --require-hashes -r requirements/beam.txt
+	$(BEAM)/bin/python -m pip install -q --no-deps --no-build-isolation -e .
 	touch $@

@@ -49,7 +49,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.one:
         stage, size = options.one.split(":")
-        print(json.dumps(_measure(stage, int(size))))
+        print(json.dumps(measure(stage, int(size))))
         return
     if options.document:
         from benchmarks.scale_document import write_document
@@ -158,7 +158,7 @@ def _collisions(num_items: int, rng: np.random.Generator) -> Callable[[], Any]:
     from tiger_jax.semantic_ids.collisions import add_collision_level
 
     codes = _draw_codes(num_items, rng)
-    ids = np.char.add("i", np.arange(num_items).astype(str))
+    ids = np.char.add("i", np.arange(num_items).astype(str)).tolist()
     return lambda: add_collision_level(codes, ids)
 
 
@@ -214,7 +214,8 @@ STAGES: dict[str, Callable[[int, np.random.Generator], Callable[[], Any]]] = {
 _REPEATS = {"decode": 50}
 
 
-def _measure(stage: str, num_items: int) -> dict[str, Any]:
+def measure(stage: str, num_items: int) -> dict[str, Any]:
+    """One row: seconds, and the peak memory of this process so far."""
     rng = np.random.default_rng([num_items, 0])
     work = STAGES[stage](num_items, rng)
     before = _peak_bytes()

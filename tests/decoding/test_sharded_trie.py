@@ -50,7 +50,12 @@ def check(shape, kind, num_beams, normalize, mesh_shape, *, restricted, cases, s
         expected = search(tables, requests, whole, **options)
         found = search(tables, requests, sharded, **options)
         np.testing.assert_array_equal(found.item_numbers, expected.item_numbers)
-        np.testing.assert_array_equal(found.scores, expected.scores)
+        depths = range(1, 1 + len(whole.levels))
+        groups = num_beams - options.get("num_unseen_beams", 0)
+        if all(whole.width(d, groups) == sharded.width(d, groups) for d in depths):
+            np.testing.assert_array_equal(found.scores, expected.scores)
+        else:  # other shapes: sums of the model and of normalizers round differently
+            np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

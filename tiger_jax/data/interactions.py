@@ -53,9 +53,13 @@ class InteractionsConfig:
 
     def resolved_for(self, shop: RawShop) -> "InteractionsConfig":
         """Fills in the k_core that None stands for."""
+        return self.resolved(is_generated=shop.ceiling_by_user is not None)
+
+    def resolved(self, *, is_generated: bool) -> "InteractionsConfig":
+        """Fills in the k_core that None stands for, knowing only a shop's origin."""
         if self.k_core is not None:
             return self
-        if shop.ceiling_by_user is not None:
+        if is_generated:
             return replace(self, k_core=0, keep_all_items=True)
         return replace(self, k_core=PAPER_K_CORE)
 

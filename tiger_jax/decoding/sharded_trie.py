@@ -7,11 +7,14 @@ as (shard, node in the shard), in one number.
 
 A step of the search takes the beams that a shard owns to the best of their children
 there, gathers every shard's, and keeps the best of those. The best M of all are
-among the best M of each, ties included, so the result is that of the whole trie.
+among the best M of each, ties included, so the result is that of the whole trie: bit
+for bit, where both compute in the same shapes. (With more beams than some depth has
+nodes, a sharded search computes more dead ones, and sums may round differently.)
 Between devices go M candidates a shard and level, never a part of the trie.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -164,7 +167,9 @@ class ShardedTrie:
         """Beams that a search can fill at a depth: no more than it has nodes."""
         if depth == 0:
             return 1
-        return min(num_beams, self.num_shards * self.stride(depth) - self.num_shards)
+        possible = math.prod(self.shards.plan.codebook_sizes[:depth])
+        capacity = self.shards.plan.levels[depth - 1].child_capacity
+        return min(num_beams, possible, self.num_shards * capacity)
 
     def stride(self, depth: int) -> int:
         """How far a node's number lies from the same one's in the next shard."""

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ from jaxtyping import Float32, Int64
 
 from tiger_jax.array_files import load_array
 from tiger_jax.artifacts import hash_arrays
-from tiger_jax.embedding.encoders import Encoder
+from tiger_jax.embedding.encoders import EncodeFn, Encoder
 from tiger_jax.errors import InputError
 from tiger_jax.progress import Progress, say
 
@@ -50,19 +50,40 @@ def embed_texts(
         with Progress(len(distinct), "Embedding texts", unit="text", start=done) as bar:
             for start in missing:
                 chunk = distinct[start : start + size]
-                vectors: np.ndarray | None = None
-                for rows in _batches(chunk, encoder.batch_size):
-                    batch = encode([chunk[row] for row in rows])
-                    _check(batch, [chunk[row] for row in rows], vectors)
-                    if vectors is None:
-                        vectors = np.empty((len(chunk), batch.shape[1]), np.float32)
-                    vectors[rows] = batch
-                    bar.advance(len(rows))
-                assert vectors is not None
+                vectors = embed_chunk(chunk, encode, encoder.batch_size, bar.advance)
                 parts[start] = vectors
                 save_whole(_chunk_path(chunks_folder, start, vectors), vectors)
     rows = np.array([row_of[text] for text in texts], np.int64)
     return np.concatenate([part for part in parts.values() if part is not None])[rows]
+
+
+def embed_chunk(
+    chunk: Sequence[str],
+    encode: EncodeFn,
+    batch_size: int,
+    advance: Callable[[int], None] = lambda count: None,
+) -> Float32[np.ndarray, "n E"]:
+    """Embeds texts in batches of like length.
+
+    Args:
+      chunk: One text or more.
+      encode: From `Encoder.prepare`.
+      batch_size: Texts at a time.
+      advance: Told how many more are done.
+
+    Raises:
+      InputError: The encoder returns something that isn't a finite vector for each.
+    """
+    vectors: np.ndarray | None = None
+    for rows in _batches(chunk, batch_size):
+        batch = encode([chunk[row] for row in rows])
+        _check(batch, [chunk[row] for row in rows], vectors)
+        if vectors is None:
+            vectors = np.empty((len(chunk), batch.shape[1]), np.float32)
+        vectors[rows] = batch
+        advance(len(rows))
+    assert vectors is not None, "there are no texts"
+    return vectors
 
 
 def save_whole(path: Path, array: np.ndarray) -> None:

@@ -1,0 +1,106 @@
+"""A small shop through every pipeline, and through the local stages."""
+
+import pytest
+
+pytest.importorskip("apache_beam", reason="needs apache-beam: make test-beam")
+
+from tiger_jax import artifacts
+from tiger_jax.beam.assign import assign
+from tiger_jax.beam.embed import embed
+from tiger_jax.beam.prepare import prepare
+from tiger_jax.beam.raw import write_raw_shards
+from tiger_jax.beam.runner import RunnerConfig
+from tiger_jax.beam.tokens import make_tokens
+from tiger_jax.data.item_text import ItemTextConfig, build_item_texts
+from tiger_jax.data.prepare import prepare_shop
+from tiger_jax.data.splits import SplitsConfig
+from tiger_jax.data.synthetic import SyntheticShopConfig, generate_shop
+from tiger_jax.embedding.embed import embed_texts
+from tiger_jax.embedding.encoders import TfidfEncoder
+from tiger_jax.models.rqvae_quantizer import save_quantizer
+from tiger_jax.semantic_ids.collisions import add_collision_level
+from tiger_jax.semantic_ids.quantizers import ResidualKMeans
+from tiger_jax.semantic_ids.table import SemanticIdTable
+
+ENCODER = TfidfEncoder(dims=16)
+SEED = 3
+
+
+def small_shop(seed=0):
+    return generate_shop(
+        SyntheticShopConfig(num_items=120, num_users=150, max_history=30, seed=seed)
+    )
+
+
+class LocalShop:
+    """What the local stages make of a shop."""
+
+    def __init__(self, shop, folder, *, interactions, unseen_share=0.0, quantizer=None):
+        self.shop = shop
+        self.interactions = interactions
+        self.splits = SplitsConfig(unseen_share)
+        self.data = prepare_shop(shop, interactions, self.splits, seed=SEED)
+        texts = build_item_texts(self.data.items, ItemTextConfig())
+        self.embeddings = embed_texts(texts, ENCODER, folder / "chunks", seed=SEED)
+        config = quantizer or ResidualKMeans((4, 4), max_iterations=5)
+        fitted = config.fit(self.embeddings, seed=SEED)
+        (folder / "work").mkdir()
+        run = artifacts.begin(folder / "work", "rqvae", stage="train_rqvae", config={})
+        save_quantizer(fitted, run.folder)
+        run.commit()
+        self.rqvae = folder / "work" / "rqvae"
+        codes = fitted.encode(self.embeddings)
+        full = add_collision_level(codes, self.data.item_ids)
+        self.table = SemanticIdTable(
+            full, (*fitted.codebook_sizes, 256), codes.shape[1], self.data.item_ids
+        )
+
+
+class ShardedShop:
+    """What the pipelines make of the same."""
+
+    def __init__(self, local, folder, *, shards, workers):
+        runner = RunnerConfig(workers=workers)
+        how = {"num_shards": shards, "runner": runner}
+        self.folder = folder
+        self.raw = write_raw_shards(local.shop, folder / "raw", num_shards=shards + 1)
+        self.data = prepare(
+            self.raw,
+            folder / "data",
+            interactions=local.interactions,
+            splits=local.splits,
+            seed=SEED,
+            **how,
+        )
+        self.embeddings = embed(
+            self.data,
+            folder / "embeddings",
+            text=ItemTextConfig(),
+            encoder=ENCODER,
+            seed=SEED,
+            **how,
+        )
+        self.semantic_ids = assign(
+            self.embeddings, local.rqvae, folder / "semantic_ids", **how
+        )
+        self.tokens = make_tokens(
+            self.data,
+            self.semantic_ids,
+            folder / "tokens",
+            num_user_tokens=10,
+            runner=runner,
+        )
+
+    def all_shards(self):
+        """Every folder that the pipelines wrote, by name."""
+        return {
+            "items": self.data.items,
+            "histories": self.data.histories,
+            "embeddings": self.embeddings,
+            "semantic_ids": self.semantic_ids,
+            **self.tokens,
+        }
+
+
+def hashes(shop):
+    return {name: s.content_hash for name, s in shop.all_shards().items()}

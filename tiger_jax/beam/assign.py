@@ -1,0 +1,164 @@
+"""Embeddings -> Semantic IDs, by a frozen quantizer that each worker loads.
+
+Items with equal learned codewords meet in one bucket, where the local stage's own
+function numbers them by item id. So no collision codeword depends on the shards.
+"""
+
+import functools
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+
+from tiger_jax import artifacts
+from tiger_jax.beam.blocks import Keyed, column, gather, scatter, shards_of
+from tiger_jax.beam.embed import read_vectors, vector_array
+from tiger_jax.beam.runner import RunnerConfig
+from tiger_jax.beam.shards import (
+    ShardRows,
+    Shards,
+    ShardWriter,
+    cut_evenly,
+    recipe_of,
+    rows_of,
+)
+from tiger_jax.beam.steps import collect, run_missing, spread
+from tiger_jax.errors import InputError
+from tiger_jax.models.rqvae_quantizer import load_quantizer
+from tiger_jax.progress import say
+from tiger_jax.semantic_ids.collisions import COLLISION_LEVEL_SIZE, add_collision_level
+from tiger_jax.semantic_ids.quantizers import Quantizer
+from tiger_jax.semantic_ids.table import SemanticIdTable
+
+# Odd, and large: equal codewords give equal keys, others rarely do.
+_MIX = 0x9E3779B97F4A7C15
+
+
+def assign(
+    embeddings: Shards,
+    rqvae: Path,
+    folder: Path,
+    *,
+    collision_level_size: int = COLLISION_LEVEL_SIZE,
+    num_shards: int,
+    runner: RunnerConfig,
+) -> Shards:
+    """Gives every item its Semantic ID: `item_id` and `codes`, by item number.
+
+    Equal to the stage `assign_semantic_ids` on the same embeddings and quantizer.
+
+    Args:
+        embeddings: `item_id` and `embedding`, by item number.
+        rqvae: The folder that the stage `train_rqvae` wrote.
+        folder: Where to write.
+        collision_level_size: Codewords at the collision level.
+        num_shards: Of the output, and of the buckets of codewords.
+        runner: Where it runs.
+
+    Raises:
+        InputError: The quantizer takes more than embeddings, or more items share
+            their codewords than the collision level can tell apart.
+    """
+    if (rqvae / "collaborative.npy").exists():
+        raise InputError(
+            f"the quantizer in {rqvae} also takes collaborative vectors, which these "
+            "pipelines don't make: train one on embeddings alone"
+        )
+    made = artifacts.load_manifest(rqvae, needed_by="assign").content_hash
+    sizes = (*load_quantizer(rqvae).codebook_sizes, collision_level_size)
+    writer = ShardWriter(
+        folder, num_shards, recipe_of({"sizes": sizes}, embeddings, made)
+    )
+    emit = functools.partial(_emit_codes, rqvae=rqvae, num_buckets=num_shards)
+    ends = cut_evenly(embeddings.num_rows, num_shards)
+
+    def build(pipeline: beam.Pipeline, missing: list[int]) -> None:
+        every = range(num_shards)  # equal codewords can be of items of all shards
+        blocks = (
+            spread(pipeline, rows_of(embeddings), emit, every)
+            | "By codewords" >> beam.GroupByKey()
+            | "Number"
+            >> beam.FlatMap(
+                functools.partial(_number, sizes=sizes, ends=ends, missing=missing)
+            ).with_output_types(Keyed)
+        )
+        collect(pipeline, blocks, writer, _write, missing)
+
+    found = run_missing(
+        runner, writer, build, codebook_sizes=sizes, num_levels=len(sizes) - 1
+    )
+    say(f"{folder}: {found.num_rows:,} items, {len(sizes)} codewords each")
+    return found
+
+
+def load_table(shards: Shards) -> SemanticIdTable:
+    """All Semantic IDs as the local stages' table: for catalogues that fit."""
+    whole = shards.read()
+    return SemanticIdTable(
+        read_vectors(whole, "codes"),
+        tuple(shards.facts["codebook_sizes"]),
+        shards.facts["num_levels"],
+        tuple(whole["item_id"].to_pylist()),
+    )
+
+
+@functools.lru_cache(maxsize=1)
+def _load_quantizer(folder: Path) -> Quantizer:
+    return load_quantizer(folder)
+
+
+def _emit_codes(
+    rows: ShardRows, wanted: Sequence[int], *, rqvae: Path, num_buckets: int
+) -> Iterator[Keyed]:
+    table = pa.parquet.read_table(rows.path)
+    if not table.num_rows:
+        return
+    codes = _load_quantizer(rqvae).encode(read_vectors(table, "embedding"))
+    coded = pa.table(
+        {
+            "item_number": np.arange(rows.first_row, rows.first_row + len(codes)),
+            "item_id": table["item_id"],
+            "codes": vector_array(codes),
+        }
+    )
+    yield from scatter(coded, _buckets(codes, num_buckets), wanted)
+
+
+def _buckets(codes: np.ndarray, num_buckets: int) -> np.ndarray:
+    """Equal codewords in one bucket, others spread evenly."""
+    mixed = np.zeros(len(codes), np.uint64)
+    for level in range(codes.shape[1]):
+        mixed = (mixed ^ codes[:, level].astype(np.uint64)) * np.uint64(_MIX)
+        mixed ^= mixed >> np.uint64(29)
+    return (mixed % np.uint64(num_buckets)).astype(np.int64)
+
+
+def _number(
+    bucket: tuple[int, Iterable[bytes]],
+    *,
+    sizes: tuple[int, ...],
+    ends: Sequence[int],
+    missing: Sequence[int],
+) -> Iterator[Keyed]:
+    table = gather(bucket[1], "item_number")
+    assert table is not None
+    full = add_collision_level(
+        read_vectors(table, "codes"),
+        table["item_id"].to_pylist(),
+        collision_level_size=sizes[-1],
+    )
+    numbered = table.drop_columns(["codes"]).append_column("codes", vector_array(full))
+    where = shards_of(column(table, "item_number"), ends)
+    yield from scatter(numbered, where, missing)
+
+
+def _write(shard: int, blocks: list[bytes], writer: ShardWriter) -> None:
+    table = gather(blocks, "item_number")
+    if table is None:
+        table = pa.table({"item_id": pa.array([], pa.string())})
+    else:
+        table = table.drop_columns(["item_number"])
+    writer.write_table(shard, table)

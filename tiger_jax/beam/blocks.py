@@ -1,0 +1,110 @@
+"""Many rows as one element: Arrow tables on their way between workers.
+
+Beam's cost is by element, and a row is a small one. So elements here are tables, as
+the bytes of Arrow's own format, keyed by the number of the bucket or shard that they
+go to: nothing is pickled, and each function works on columns.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Int, Int64
+
+Keyed = tuple[int, bytes]
+"""Bucket or shard number, and a table's bytes."""
+
+
+def to_bytes(table: pa.Table) -> bytes:
+    """A table in Arrow's stream format."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+def from_bytes(data: bytes) -> pa.Table:
+    """The table that `to_bytes` was given."""
+    with pa.ipc.open_stream(data) as reader:
+        return reader.read_all()
+
+
+def gather(blocks: Iterable[bytes], sort_by: str | None = None) -> pa.Table | None:
+    """All rows that came for one key, in an order that no runner decides.
+
+    Args:
+        blocks: Tables of one schema.
+        sort_by: A column of numbers that no two rows share; as they came if None.
+
+    Returns:
+        One table; None if nothing came.
+    """
+    tables = [from_bytes(block) for block in blocks]
+    if not tables:
+        return None
+    whole = pa.concat_tables(tables).combine_chunks()
+    if sort_by is None:
+        return whole
+    order = np.argsort(column(whole, sort_by), kind="stable")
+    return whole.take(pa.array(order))
+
+
+def scatter(
+    table: pa.Table, keys: Int[np.ndarray, " rows"], wanted: Sequence[int]
+) -> Iterator[Keyed]:
+    """Cuts a table into one block for each key, in the rows' order.
+
+    Args:
+        table: Rows.
+        keys: Where each row goes.
+        wanted: Keys to keep; rows of others are dropped.
+    """
+    order = np.argsort(keys, kind="stable")
+    kept = np.array(sorted(set(wanted)), np.int64)
+    ends = np.asarray(np.searchsorted(keys[order], [kept, kept + 1]))
+    for key, (start, stop) in zip(kept.tolist(), ends.T.tolist(), strict=True):
+        if stop > start:
+            yield key, to_bytes(table.take(pa.array(order[start:stop])))
+
+
+def buckets_of(texts: pa.Array, num_buckets: int) -> Int64[np.ndarray, " rows"]:
+    """The bucket of each text: the same on every machine, in every run."""
+    encoded = texts.dictionary_encode()
+    of_distinct = np.array(
+        [bucket_of(text, num_buckets) for text in encoded.dictionary.to_pylist()],
+        np.int64,
+    )
+    return of_distinct[np.asarray(encoded.indices)]
+
+
+def bucket_of(text: str, num_buckets: int) -> int:
+    """The bucket of one text."""
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8)
+    return int.from_bytes(digest.digest(), "little") % num_buckets
+
+
+def shards_of(
+    numbers: Int[np.ndarray, " rows"], ends: Sequence[int]
+) -> Int64[np.ndarray, " rows"]:
+    """Which of the contiguous ranges each number lies in.
+
+    Example:
+        >>> shards_of(np.array([0, 3, 9]), [0, 3, 6, 10]).tolist()
+        [0, 1, 2]
+    """
+    inner = np.asarray(ends[1:-1], np.int64)
+    return np.asarray(np.searchsorted(inner, numbers, side="right"), np.int64)
+
+
+def column(table: pa.Table, name: str) -> np.ndarray:
+    """A column of numbers as an array."""
+    return table[name].to_numpy()
+
+
+def texts(table: pa.Table, name: str) -> pa.Array:
+    """A column as one Arrow array."""
+    whole = table[name].combine_chunks()
+    if isinstance(whole, pa.ChunkedArray):
+        return whole.chunk(0) if whole.num_chunks else pa.array([], whole.type)
+    return whole

@@ -1,0 +1,150 @@
+"""The two forms of a pipeline: an exchange of rows, or each shard by itself.
+
+Both give work only to the shards that are missing: a pipeline that was killed and is
+started again leaves the finished ones alone.
+"""
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import apache_beam as beam
+
+from tiger_jax.beam.blocks import Keyed
+from tiger_jax.beam.runner import RunnerConfig, run
+from tiger_jax.beam.shards import Shards, ShardWriter
+from tiger_jax.progress import say
+
+Emit = Callable[[Any, Sequence[int]], Iterator[Keyed]]
+"""(an input, the shards that are missing) -> blocks for these shards."""
+Write = Callable[[int, list[bytes], ShardWriter], None]
+"""(shard, the blocks that came for it, where to write it)."""
+Work = Callable[[int, ShardWriter], None]
+"""(shard, where to write it)."""
+
+
+def exchange(
+    runner: RunnerConfig,
+    writer: ShardWriter,
+    inputs: Sequence[Any],
+    emit: Emit,
+    write: Write,
+    **facts: Any,
+) -> Shards:
+    """Takes every input apart into blocks and writes each shard from its own.
+
+    Args:
+        runner: Where it runs.
+        writer: Where the shards go.
+        inputs: Small descriptions, such as paths.
+        emit: Called on each input.
+        write: Called once a shard, also if nothing came for it.
+        facts: Kept with the folder.
+    """
+
+    def build(pipeline: beam.Pipeline, missing: list[int]) -> None:
+        blocks = spread(pipeline, inputs, emit, missing)
+        collect(pipeline, blocks, writer, write, missing)
+
+    return run_missing(runner, writer, build, **facts)
+
+
+def each_shard(
+    runner: RunnerConfig, writer: ShardWriter, work: Work, **facts: Any
+) -> Shards:
+    """Writes every shard by itself."""
+
+    def build(pipeline: beam.Pipeline, missing: list[int]) -> None:
+        _ = (
+            pipeline
+            | "Missing shards" >> beam.Create(missing)
+            | "One shard a worker" >> beam.Reshuffle()
+            | "Write" >> beam.Map(functools.partial(_work, work, writer))
+        )
+
+    return run_missing(runner, writer, build, **facts)
+
+
+def run_missing(
+    runner: RunnerConfig,
+    writer: ShardWriter,
+    build: Callable[[beam.Pipeline, list[int]], None],
+    **facts: Any,
+) -> Shards:
+    """Runs a pipeline for the shards that are missing, if any, and lists them all."""
+    whole = writer.whole()
+    if whole is not None:
+        say(f"{writer.folder}: up to date")
+        return whole
+    missing = writer.missing()
+    if missing:
+        say(f"{writer.folder}: {len(missing)} of {writer.num_shards} shards to write")
+        run(runner, lambda pipeline: build(pipeline, missing))
+    return writer.finish(**facts)
+
+
+def spread(
+    pipeline: beam.Pipeline,
+    inputs: Sequence[Any],
+    emit: Emit,
+    wanted: Sequence[int],
+    name: str = "inputs",
+) -> beam.PCollection:
+    """The blocks of all inputs."""
+    return (
+        pipeline
+        | f"List {name}" >> beam.Create(list(inputs))
+        | f"Spread {name}" >> beam.Reshuffle()
+        | f"Take {name} apart"
+        >> beam.FlatMap(functools.partial(_emit, emit, list(wanted))).with_output_types(
+            Keyed
+        )
+    )
+
+
+def collect(
+    pipeline: beam.Pipeline,
+    blocks: beam.PCollection,
+    writer: ShardWriter,
+    write: Write,
+    missing: Sequence[int],
+) -> None:
+    """Writes each missing shard of the blocks that come for it."""
+    _ = with_every_shard(pipeline, blocks, missing) | "Write" >> beam.Map(
+        functools.partial(_write_shard, write, writer)
+    )
+
+
+def with_every_shard(
+    pipeline: beam.Pipeline, blocks: beam.PCollection, missing: Sequence[int]
+) -> beam.PCollection:
+    """Groups blocks by shard; an empty block stands for each that none came for."""
+    everyone = (
+        pipeline
+        | "Missing shards" >> beam.Create([(shard, b"") for shard in missing])
+        | "Keys" >> beam.Map(_same).with_output_types(Keyed)
+    )
+    return (
+        (blocks, everyone)
+        | "Blocks and keys" >> beam.Flatten()
+        | "By shard" >> beam.GroupByKey()
+    )
+
+
+def _work(work: Work, writer: ShardWriter, shard: int) -> None:
+    work(shard, writer)
+
+
+def _emit(emit: Emit, wanted: list[int], value: Any) -> Iterator[Keyed]:
+    return emit(value, wanted)
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _write_shard(
+    write: Write, writer: ShardWriter, keyed: tuple[int, Iterable[bytes]]
+) -> None:
+    shard, blocks = keyed
+    write(shard, [block for block in blocks if block], writer)
