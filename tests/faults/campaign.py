@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+_NOTES_PER_ROW = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +95,7 @@ class Total:
         self.lost += outcome.lost
         self.wrong += outcome.wrong
         self.seconds += seconds
-        if outcome.note:
+        if outcome.note and len(self.notes) < _NOTES_PER_ROW:
             self.notes.append(outcome.note)
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import json
+import shutil
 from pathlib import Path
 
 import hypothesis
@@ -33,17 +34,20 @@ _PATHS = (
 )
 
 
+_OPEN = contextlib.ExitStack()
+
+
 @functools.cache
 def _server(folder: Path) -> Running:
-    # Held open until the process ends, as one server takes all requests.
-    stack = contextlib.ExitStack()
-    tiny = make_recommender(folder / "work")
-    running = stack.enter_context(run_in_thread(tiny))
-    _OPEN.append(stack)
-    return running
+    """One server for all tries; its thread runs until `close`."""
+    shutil.rmtree(folder / "work", ignore_errors=True)
+    return _OPEN.enter_context(run_in_thread(make_recommender(folder / "work")))
 
 
-_OPEN: list[contextlib.ExitStack] = []
+def close() -> None:
+    """Ends the server, if there is one."""
+    _server.cache_clear()
+    _OPEN.close()
 
 
 def _bodies() -> st.SearchStrategy[bytes]:

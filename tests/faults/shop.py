@@ -64,7 +64,8 @@ class Stage:
         num_devices: int | None = None,
     ) -> None:
         """Starts the stage."""
-        log = workdir.parent / f"{workdir.name}.log"
+        # Not on the small disk that a work directory may stand on.
+        log = workdir.parents[1] / f"{workdir.parent.name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         log.unlink(missing_ok=True)
         argv = ["run.py", f"--gin_file={GIN_FILE}", f"--workdir={workdir}"]

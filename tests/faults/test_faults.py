@@ -2,8 +2,16 @@
 
 import pytest
 
+from faults import http_bodies
 from faults.campaign import try_once
 from faults.every_fault import FAULTS
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_left_running():
+    yield
+    http_bodies.close()
+
 
 QUICK = [fault for fault in FAULTS if fault.quick]
 

@@ -158,7 +158,7 @@ def run_in_thread(
     thread.start()
     running = Running(service, server, listener.getsockname()[1])
     try:
-        running.wait_until(lambda: service.status == "ok", 60)
+        running.wait_until(lambda: service.status == "ok", 300)
         yield running
     finally:
         server.should_exit = True

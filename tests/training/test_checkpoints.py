@@ -1,4 +1,5 @@
 import json
+import logging
 from pathlib import Path
 
 import jax
@@ -190,6 +191,19 @@ def test_if_all_are_damaged_nothing_is_lost_silently(tmp_path):
     with pytest.raises(InputError, match="every checkpoint in .* is damaged"):
         restore(tmp_path)
     assert (tmp_path / "checkpoint_3").exists()
+
+
+def test_what_orbax_raises_it_does_not_log_with_a_traceback_too(tmp_path):
+    Checkpointer(tmp_path).close()
+    failure = (OSError, OSError("full"), None)
+
+    def is_shown(path, exc_info):
+        record = logging.LogRecord("absl", logging.ERROR, path, 1, "x", (), exc_info)
+        return bool(logging.getLogger("absl").filter(record))
+
+    assert not is_shown("/lib/orbax/checkpoint/async.py", failure)
+    assert is_shown("/lib/orbax/checkpoint/async.py", None)
+    assert is_shown("/lib/other.py", failure)
 
 
 def test_an_unfinished_checkpoint_is_not_seen(tmp_path):

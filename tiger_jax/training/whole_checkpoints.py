@@ -8,6 +8,7 @@ is.
 """
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,6 +29,16 @@ _RECORD, _OURS = "_CHECKPOINT_METADATA", "custom_metadata"
 _T = TypeVar("_T")
 
 
+class _RaisedToo(logging.Filter):
+    """Drops what orbax logs with a traceback: it raises the same error to us."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.exc_info is None or "orbax" not in record.pathname
+
+
+_RAISED_TOO = _RaisedToo()
+
+
 def open_manager(
     folder: epath.Path | Path, *, options: dict[str, Any], **arguments: Any
 ) -> ocp.CheckpointManager:
@@ -38,6 +49,7 @@ def open_manager(
         arguments: Of `CheckpointManager`.
     """
     root = epath.Path(folder).absolute()
+    logging.getLogger("absl").addFilter(_RAISED_TOO)  # once, however often it is added
 
     def list_files() -> None:
         if jax.process_index() == 0:
