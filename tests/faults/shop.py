@@ -15,15 +15,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from faults.campaign import REPOSITORY
+from run import STAGES
 from tiger_jax import artifacts
 
 GIN_FILE = Path(__file__).with_name("shop.gin")
 # In the order of the pipeline: stage and the folder that it writes.
-FOLDERS = {
-    stage: folder
-    for folder, stage in artifacts.MADE_BY.items()
-    if stage not in ("export_t5", "export_recbole")
-}
+_FOLDER_OF = {stage: folder for folder, stage in artifacts.MADE_BY.items()}
+FOLDERS = {stage: _FOLDER_OF[stage] for stage in (*STAGES, "export")}
 
 
 @dataclasses.dataclass(frozen=True)

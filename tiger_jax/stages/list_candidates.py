@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float32, Int32
 
 from tiger_jax import artifacts
+from tiger_jax.array_files import load_array
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.embedding.embed import save_whole
 from tiger_jax.errors import InputError
@@ -180,7 +181,7 @@ def _search(
             )
             for path, array in zip(paths, lists, strict=True):
                 save_whole(path, array)
-        items, scores = (np.load(path, allow_pickle=False) for path in paths)
+        items, scores = map(load_array, paths)
         found.append((items, scores))
     items, scores = (np.concatenate(parts) for parts in zip(*found, strict=True))
     return items, scores
