@@ -208,6 +208,10 @@ def test_a_small_file_that_never_ends_is_refused(tmp_path):
             file.write(b"[" * 2**20)
     with pytest.raises(InputError, match="more than .* times its .* bytes"):
         amazon_files.read_metadata(path, {"B001"})
+    with gzip.open(path, "wb", 1) as file:
+        file.write(b"\n" * 1_100_000)
+    with pytest.raises(InputError, match="more than 1,000,000 empty lines"):
+        amazon_files.read_metadata(path, {"B001"})
 
 
 def test_what_cannot_be_downloaded_says_what_to_do(raw_folder, tmp_path):

@@ -28,6 +28,7 @@ MAX_DEPTH = 32
 MAX_RATIO = 200
 """Bytes that a compressed byte may stand for; in real files it is some 3."""
 _LEAST_BYTES = 1 << 23  # below this, any ratio will do
+_MOST_EMPTY_LINES = 1_000_000  # real files have none
 _ASIN = re.compile(r"""['"]asin['"]\s*:\s*['"]([^'"]*)['"]""")
 _LINES_PER_UPDATE = 5000
 # What `literal_eval` raises on text that is no literal, or one made to break it.
@@ -192,7 +193,7 @@ def _read_lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
         gzip.GzipFile(fileobj=raw, mode="rb") as file,
         Progress(size, f"Reading {path.name}", unit="byte") as bar,
     ):
-        line = 0
+        line = num_empty = 0
         try:
             while data := file.readline(MAX_LINE_BYTES + 1):
                 line += 1
@@ -204,6 +205,13 @@ def _read_lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
                     yield line, None
                 elif data.strip():
                     yield line, data
+                else:
+                    num_empty += 1
+                    if num_empty > _MOST_EMPTY_LINES:
+                        raise InputError(
+                            f"{path} holds more than {_MOST_EMPTY_LINES:,} empty "
+                            "lines: this is no file of Amazon's"
+                        )
                 if line % _LINES_PER_UPDATE == 0:
                     _refuse_bomb(path, file.tell(), size)
                     bar.advance(raw.tell() - bar.done)
