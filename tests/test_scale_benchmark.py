@@ -5,7 +5,7 @@ import json
 import pytest
 
 from benchmarks.scale import STAGES, measure
-from benchmarks.scale_document import BILLION, fit_exponent, write_document
+from benchmarks.scale_document import fit_exponent, write_document
 
 
 def row(stage, items, **changed):
@@ -36,7 +36,9 @@ def test_every_figure_of_the_plan_is_its_row_carried_over(tmp_path):
     assert "| trie | 1,000,000 | 2 | 2 | 200 | 200 |" in text
     # Twice a microsecond an item is 2,000 s of a billion, 0.6 hours.
     assert "| embeddings → learned codewords: core-hours | 0.6 | encode at" in text
-    assert f"| trie on devices | {20 * BILLION / 1e9:.1f} GB | trie at 1,000,0" in text
+    assert "| 20.0 bytes an item | trie at 1,000,000 items" in text
+    # 100 bytes of a million items, and what a process is before it has any.
+    assert "| 0.2 GB | histories at 1,000,000 items: 200 bytes an item × 1,000" in text
 
 
 def test_exponents_are_slopes_from_a_hundred_thousand_items_on():
