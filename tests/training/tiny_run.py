@@ -61,7 +61,7 @@ class Bag(nn.Module):
 
 
 def make_init_fn(model):
-    tokens = jnp.ones((1, 4), jnp.int32)
+    tokens = np.ones((1, 4), np.int32)  # no device yet: see `main`
     return lambda key: model.init(key, tokens, is_training=False)["params"]
 
 
