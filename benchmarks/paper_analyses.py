@@ -19,7 +19,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +47,20 @@ Row = dict[str, Any]
 class Study:
     """A trained work directory, its validation users, and how rows are made."""
 
-    def __init__(self, workdir: Path, *, max_users: int, seed: int) -> None:
-        """Loads the data and draws the users."""
-        self.workdir, self.seed = workdir, seed
+    def __init__(
+        self,
+        workdir: Path,
+        *,
+        max_users: int,
+        seed: int,
+        settings: Sequence[Any] = (),
+    ) -> None:
+        """Loads the data and draws the users.
+
+        Args:
+            settings: Numbers of beams, or temperatures; empty takes the usual ones.
+        """
+        self.workdir, self.seed, self.settings = workdir, seed, settings
         self.data = PreparedData.load(workdir / "data")
         self.users: HeldOut
         self.users, _ = evaluator.sample_users(
@@ -113,7 +124,7 @@ def recall_facts(found: evaluator.Evaluation, seed: int) -> Row:
 
 def measure_invalid_ids(study: Study) -> Iterator[Row]:
     """With and without the catalogue's constraint, for each number of beams."""
-    for num_beams in BEAMS:
+    for num_beams in study.settings or BEAMS:
         ours = study.load(num_beams)
         sides = {"none": ours.recommend_unconstrained, "catalogue": ours}
         for constraint, recommend in sides.items():
@@ -132,7 +143,7 @@ def measure_diversity(study: Study) -> Iterator[Row]:
     longest = max(CUTOFFS) + 1
     ours = study.load(longest)
     categories = study.data.category_of_items()
-    for temperature in TEMPERATURES:
+    for temperature in study.settings or TEMPERATURES:
         started = time.perf_counter()
         recommend: Any = ours
         if temperature:
@@ -227,12 +238,15 @@ def build_table(analysis: str, rows: list[Row]) -> str:
             cells = " | ".join(_cell(row, metric) for metric in shown)
             lines.append(f"| {temperature} | {cells} |")
     minutes = sum(row["minutes"] for row in rows)
+    name = "beams" if analysis == "invalid_ids" else "temperature"
+    settings = dict.fromkeys(row["case"][name] for row in rows)
+    option = f"--{name.removesuffix('s')}s {' '.join(f'{s:g}' for s in settings)}"
     about = (
         f"{first['data']}, {first['users']:,} validation users, 95 % bootstrap "
         f"intervals over them; {minutes:.0f} minutes on {first['device']}, seed "
         f"{first['seed']}, commit `{first['commit']}`, recommender "
         f"`{first['recommender'][:12]}`, by `python -m benchmarks.paper_analyses "
-        f"{analysis} --workdir=… --max_users={first['users']}`."
+        f"{analysis} --workdir=… --max_users={first['users']} {option}`."
     )
     return "\n".join([*lines, "", about])
 
@@ -266,11 +280,20 @@ def main() -> int:
     add("--workdir", type=Path, required=True)
     add("--max_users", type=int, default=2000)
     add("--seed", type=int, default=0)
+    add("--beams", type=int, nargs="+", help=f"of invalid_ids, instead of {BEAMS}")
+    add("--temperatures", type=float, nargs="+", help=f"instead of {TEMPERATURES}")
     add("--rows", type=Path, help="append the rows to this file")
     add("--plot", type=Path, help="a PNG file")
     add("--document", type=Path, help="a Markdown file with marks for the table")
     options = parser.parse_args()
-    study = Study(options.workdir, max_users=options.max_users, seed=options.seed)
+    is_beams = options.analysis == "invalid_ids"
+    settings = options.beams if is_beams else options.temperatures
+    study = Study(
+        options.workdir,
+        max_users=options.max_users,
+        seed=options.seed,
+        settings=settings or (),
+    )
     rows = []
     for row in ANALYSES[options.analysis](study):
         rows.append(row)
