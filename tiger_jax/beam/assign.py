@@ -25,7 +25,7 @@ from tiger_jax.beam.shards import (
     recipe_of,
     rows_of,
 )
-from tiger_jax.beam.steps import collect, run_missing, spread
+from tiger_jax.beam.steps import collect, run_missing, spread, write_items
 from tiger_jax.errors import InputError
 from tiger_jax.models.rqvae_quantizer import load_quantizer
 from tiger_jax.progress import say
@@ -85,7 +85,7 @@ def assign(
                 functools.partial(_number, sizes=sizes, ends=ends, missing=missing)
             ).with_output_types(Keyed)
         )
-        collect(pipeline, blocks, writer, _write, missing)
+        collect(pipeline, blocks, writer, write_items, missing)
 
     found = run_missing(
         runner, writer, build, codebook_sizes=sizes, num_levels=len(sizes) - 1
@@ -153,12 +153,3 @@ def _number(
     numbered = table.drop_columns(["codes"]).append_column("codes", vector_array(full))
     where = shards_of(column(table, "item_number"), ends)
     yield from scatter(numbered, where, missing)
-
-
-def _write(shard: int, blocks: list[bytes], writer: ShardWriter) -> None:
-    table = gather(blocks, "item_number")
-    if table is None:
-        table = pa.table({"item_id": pa.array([], pa.string())})
-    else:
-        table = table.drop_columns(["item_number"])
-    writer.write_table(shard, table)

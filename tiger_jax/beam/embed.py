@@ -40,7 +40,13 @@ from tiger_jax.beam.shards import (
     recipe_of,
     rows_of,
 )
-from tiger_jax.beam.steps import exchange, run_missing, spread, with_every_shard
+from tiger_jax.beam.steps import (
+    exchange,
+    run_missing,
+    spread,
+    with_every_shard,
+    write_items,
+)
 from tiger_jax.data.item_text import ItemTextConfig, build_item_texts
 from tiger_jax.embedding.embed import embed_chunk
 from tiger_jax.embedding.encoders import (
@@ -146,7 +152,7 @@ def embed(
         functools.partial(
             _emit_vectors, ends=cut_evenly(data.items.num_rows, num_shards)
         ),
-        _write_vectors,
+        write_items,
         kind=type(encoder).__name__,
         distinct_texts=distinct.num_rows,
     )
@@ -287,15 +293,6 @@ def _emit_vectors(
     )
     numbers = column(exploded, "item_number")
     yield from scatter(exploded, shards_of(numbers, ends), missing)
-
-
-def _write_vectors(shard: int, blocks: list[bytes], writer: ShardWriter) -> None:
-    table = gather(blocks, "item_number")
-    if table is None:
-        table = pa.table({"item_id": pa.array([], pa.string())})
-    else:
-        table = table.drop_columns(["item_number"])
-    writer.write_table(shard, table)
 
 
 def vector_array(vectors: np.ndarray) -> pa.FixedSizeListArray:

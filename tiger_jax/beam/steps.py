@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import apache_beam as beam
+import pyarrow as pa
 
-from tiger_jax.beam.blocks import Keyed
+from tiger_jax.beam.blocks import Keyed, gather
 from tiger_jax.beam.runner import RunnerConfig, run
 from tiger_jax.beam.shards import Shards, ShardWriter
 from tiger_jax.progress import say
@@ -129,6 +130,16 @@ def with_every_shard(
         | "Blocks and keys" >> beam.Flatten()
         | "By shard" >> beam.GroupByKey()
     )
+
+
+def write_items(shard: int, blocks: list[bytes], writer: ShardWriter) -> None:
+    """Writes a shard of items in the order of their numbers, which it leaves out."""
+    table = gather(blocks, "item_number")
+    if table is None:
+        table = pa.table({"item_id": pa.array([], pa.string())})
+    else:
+        table = table.drop_columns(["item_number"])
+    writer.write_table(shard, table)
 
 
 def _work(work: Work, writer: ShardWriter, shard: int) -> None:

@@ -4,7 +4,6 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
 
 from tiger_jax import artifacts
@@ -13,7 +12,7 @@ from tiger_jax.errors import InputError
 from tiger_jax.models.tiger import Params, Tiger, TigerConfig, init_params
 from tiger_jax.semantic_ids.table import SemanticIdTable
 from tiger_jax.semantic_ids.token_ids import TokenLayout
-from tiger_jax.training.checkpoints import STEP_PREFIX, restore_params
+from tiger_jax.training.checkpoints import STEP_PREFIX, restore_params_of
 
 MODEL_FILE = "model.json"
 CHECKPOINTS = "checkpoints"
@@ -139,13 +138,9 @@ def _restore_best(
     model: Tiger,
     sharding: jax.sharding.Sharding | None,
 ) -> Params:
-    sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    boxed = jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
-    like = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        nn.meta.unbox(boxed),
+    return restore_params_of(
+        folder / card.checkpoint, lambda key: init_params(model, key), sharding
     )
-    return restore_params(folder / card.checkpoint, like)
 
 
 def load_card_and_table(

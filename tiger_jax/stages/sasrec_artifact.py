@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-import flax.linen as nn
 import jax
 import numpy as np
 from jaxtyping import Float32, Int32
@@ -19,7 +18,7 @@ from tiger_jax.models.sasrec import (
     init_params,
     make_score_fn,
 )
-from tiger_jax.training.checkpoints import STEP_PREFIX, restore_params
+from tiger_jax.training.checkpoints import STEP_PREFIX, restore_params_of
 
 MODEL_FILE = "model.json"
 CHECKPOINTS = "checkpoints"
@@ -79,14 +78,9 @@ def load_sasrec_params(
     """
     card = SasRecCard.load(folder)
     model = SasRec(card.config, card.num_items)
-    sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    boxed = jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
-    like = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        nn.meta.unbox(boxed),
-    )
     best = folder / CHECKPOINTS / f"{STEP_PREFIX}_{card.best_step}"
-    return card, restore_params(best, like)
+    params = restore_params_of(best, lambda key: init_params(model, key), sharding)
+    return card, params
 
 
 def load_sasrec(workdir: Path, num_items: int) -> tuple[RecommendFn, int]:

@@ -11,10 +11,11 @@ checkpoint appears under its name only when it is whole.
 """
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -197,6 +198,29 @@ def restore_params(checkpoint: Path, like: PyTree) -> PyTree:
         ),
     )
     return restored["target"]
+
+
+def restore_params_of(
+    checkpoint: Path,
+    init_fn: Callable[[jax.Array], PyTree],
+    sharding: jax.sharding.Sharding | None = None,
+) -> PyTree:
+    """Restores only the parameters, in the shapes that `init_fn` makes.
+
+    Args:
+        init_fn: Key to parameters, boxed with their logical axis names or bare.
+        sharding: Where they go; the first local device by default.
+
+    Raises:
+        InputError: The folder isn't a checkpoint, or a leaf doesn't fit.
+    """
+    sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    boxed = jax.eval_shape(init_fn, jax.random.key(0))
+    like = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        nn.meta.unbox(boxed),
+    )
+    return restore_params(checkpoint, like)
 
 
 class _NewestAndBest:
