@@ -1,5 +1,6 @@
 """Stage `export`: everything a recommender needs -> `bundle/`, one folder to serve."""
 
+import math
 from pathlib import Path
 
 import gin
@@ -144,7 +145,8 @@ def read_parts(workdir: Path, *, room: float = 1.0) -> Parts:
         _check_quantizer(quantizer, joined, table, workdir)
     is_new = np.zeros(data.num_items, bool)
     is_new[data.unseen_items] = True
-    capacity = int(np.ceil(data.num_items * room))
+    # 50 items with room 1.1 are 55, though 50 * 1.1 is a little more.
+    capacity = math.ceil(round(data.num_items * room, 6))
     return Parts(
         model=model,
         params=jax.device_get(params),
