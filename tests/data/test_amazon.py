@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+import urllib3
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -214,7 +215,9 @@ def test_a_small_file_that_never_ends_is_refused(tmp_path):
         amazon_files.read_metadata(path, {"B001"})
 
 
-def test_what_cannot_be_downloaded_says_what_to_do(raw_folder, tmp_path):
+def test_what_cannot_be_downloaded_says_what_to_do(raw_folder, tmp_path, monkeypatch):
+    # The download is tried again and again; only the waiting between is left out.
+    monkeypatch.setattr(urllib3.util.Retry, "get_backoff_time", lambda self: 0)
     (raw_folder / "meta_Beauty.json.gz").unlink()
     with pytest.raises(InputError, match="could not be fetched .* by hand"):
         read_amazon("beauty", data_dir=tmp_path / "tfds")
