@@ -153,12 +153,7 @@ def load_card_and_table(
             IDs, or those are not of the data's items.
     """
     folder = workdir / "recommender"
-    card, table = ModelCard.load(folder), SemanticIdTable.load(workdir / "semantic_ids")
-    if table.item_ids != data.item_ids:
-        raise InputError(
-            f"{workdir}: semantic_ids/ and data/ don't hold the same items in the same "
-            "order: run --stage=assign_semantic_ids again"
-        )
+    card, table = ModelCard.load(folder), load_table(workdir, data)
     if card.semantic_ids != table.content_hash:
         raise InputError(
             f"{folder} was trained on the Semantic IDs {card.semantic_ids[:12]}, but "
@@ -166,3 +161,18 @@ def load_card_and_table(
             "--stage=train_recommender again, or put those Semantic IDs back"
         )
     return card, table
+
+
+def load_table(workdir: Path, data: PreparedData) -> SemanticIdTable:
+    """Reads the Semantic IDs, which must be the data's items'.
+
+    Raises:
+        InputError: They can't be read, or are not of the data's items.
+    """
+    table = SemanticIdTable.load(workdir / "semantic_ids")
+    if table.item_ids != data.item_ids:
+        raise InputError(
+            f"{workdir}: semantic_ids/ and data/ don't hold the same items in the same "
+            "order: run --stage=assign_semantic_ids again"
+        )
+    return table

@@ -36,6 +36,7 @@ from tiger_jax.stages.recommender_artifact import (
     ModelCard,
     load_recommender,
     load_start,
+    load_table,
 )
 from tiger_jax.stages.validation import ValidationConfig, make_evaluate_fn
 from tiger_jax.training.loop import LoopConfig, decides, train
@@ -159,12 +160,7 @@ class _Recipe:
 def _train(run: Any, workdir: Path, recipe: _Recipe, partitioner: Partitioner) -> None:
     """Trains in `run.folder` and commits it."""
     data = PreparedData.load(workdir / "data")
-    table = SemanticIdTable.load(workdir / "semantic_ids")
-    if table.item_ids != data.item_ids:
-        raise InputError(
-            f"{workdir}: semantic_ids/ and data/ don't hold the same items in "
-            "the same order: run --stage=assign_semantic_ids again"
-        )
+    table = load_table(workdir, data)
     layout = TokenLayout(table.codebook_sizes, recipe.num_user_tokens)
     tiger = Tiger(recipe.model, layout)
     examples = _open_input(recipe, workdir, data, table, layout)
