@@ -122,7 +122,7 @@ def _run(argv: Sequence[str]) -> int:
             module = importlib.import_module(f"tiger_jax.stages.{stage}")
             getattr(module, stage)(context)
         _warn_of_unused_bindings(stages)
-    if len(stages) > 1:
+    if "report" in stages and len(stages) > 1:
         say(f"done: open {context.workdir / 'report' / 'index.html'}")
     return 0
 
@@ -134,7 +134,10 @@ def _define_flags(flags: Any) -> None:
             flags.FLAGS[name].unparse()
         return
     flags.DEFINE_string(
-        "stage", "", f"One stage of {', '.join(STAGES + ON_REQUEST)}; empty: all."
+        "stage",
+        "",
+        f"One of {', '.join(STAGES + ON_REQUEST)}, or several, in this order, with "
+        "commas between; empty: all.",
     )
     flags.DEFINE_string("workdir", "runs/demo", "Where the stages write.")
     flags.DEFINE_string(
@@ -171,11 +174,12 @@ def _take_gin_bindings(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 def _choose_stages(stage: str) -> tuple[str, ...]:
     if not stage:
         return STAGES
-    if stage not in STAGES + ON_REQUEST:
-        raise _usage_error(
-            f"there is no stage {stage!r}; choose from {', '.join(STAGES + ON_REQUEST)}"
-        )
-    return (stage,)
+    chosen = tuple(stage.split(","))
+    for name in chosen:
+        if name not in STAGES + ON_REQUEST:
+            known = ", ".join(STAGES + ON_REQUEST)
+            raise _usage_error(f"there is no stage {name!r}; choose from {known}")
+    return chosen
 
 
 def _build_context(values: Any) -> Any:

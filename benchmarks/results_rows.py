@@ -146,7 +146,7 @@ def _row(
             name: [round(end, 6) for end in ends]
             for name, ends in intervals[split].items()
         },
-        "evaluated_by": _command(measured.made),
+        "evaluated_by": command_of(measured.made),
     }
     if method in TRAINED:
         made = artifacts.load_manifest(workdir / TRAINED[method], verify=False)
@@ -164,7 +164,7 @@ def _training(workdir: Path, manifest: artifacts.Manifest) -> Row:
         "commit": manifest.made["commit"],
         "hardware": manifest.made["devices"],
         "minutes": round(summary.get("seconds", manifest.made["seconds"]) / 60, 1),
-        "command": _command(manifest.made),
+        "command": command_of(manifest.made),
     }
     if "steps" in summary:
         drawn = config["input"][0] if "input" in config else config["sequences"]
@@ -188,10 +188,10 @@ def _experiment(workdir: Path) -> str:
     return ", ".join([Path(files[-1]).stem if files else "run.py", *sorted(bound)])
 
 
-def _command(made: dict[str, Any]) -> str:
-    """The command line, without paths of the machine it ran on."""
+def command_of(made: dict[str, Any]) -> str:
+    """The command line of a manifest, without paths of the machine it ran on."""
     words = [
-        re.sub(r"""(=["']*)/[^"']*/([^/"']+)""", r"\1…/\2", word)
+        re.sub(r"""(=[("']*)/[^"']*/([^/"']+)""", r"\1…/\2", word)
         for word in made["command"][1:]
     ]
     return " ".join(["python run.py", *words])

@@ -47,11 +47,15 @@ class SearchConfig:
         num_beams: Beams of the search, at least as many as items asked for.
         normalize: What makes a level's logits log-probabilities (see
             `beam_search`); "auto" takes what the model was trained with.
+        epsilon: Share of the beams that is kept for items which the training hasn't
+            seen (`SplitsConfig.unseen_share`); 0 lets all items compete alike
+            (Rajput et al. 2023, 4.3).
     """
 
     method: str = "beam"
     num_beams: int = 50
     normalize: str = "auto"
+    epsilon: float = 0.0
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -69,6 +73,21 @@ class SearchConfig:
                 f"recommendation.SearchConfig.num_beams is {self.num_beams}: it must "
                 "be positive"
             )
+        if not 0 <= self.epsilon <= 1:
+            raise InputError(
+                f"recommendation.SearchConfig.epsilon is {self.epsilon}: it must be in "
+                "[0, 1]"
+            )
+        if self.epsilon and self.method == "exact":
+            raise InputError(
+                "recommendation.SearchConfig.epsilon is a share of the beams: it needs "
+                "method = 'beam'"
+            )
+
+    @property
+    def num_unseen_beams(self) -> int:
+        """Beams that are kept for unseen items, rounded."""
+        return round(self.epsilon * self.num_beams)
 
     def normalize_for(self, model: TigerConfig) -> Normalize:
         """What is in force for a model."""
@@ -95,6 +114,7 @@ class Recommendation:
         *,
         max_items: int,
         search: SearchConfig,
+        unseen_items: Int32[np.ndarray, " unseen"] | None = None,
         partitioner: Partitioner | None = None,
     ) -> None:
         """Builds the trie and moves everything to the devices.
@@ -103,7 +123,11 @@ class Recommendation:
             params: Replicated over the partitioner's devices.
             table: The catalogue; the layout's codebooks must be its.
             user_hashes: By user number; anonymous users (-1) need none.
+            unseen_items: Those that `search.epsilon` keeps beams for.
             partitioner: Splits batches over devices; all of them by default.
+
+        Raises:
+            InputError: Beams are kept for unseen items, and there are none.
         """
         self._partitioner = partitioner or Partitioner()
         self._model, self._codes = model, table.codes
@@ -111,7 +135,16 @@ class Recommendation:
         self._search = search
         self.max_items, self.num_items = max_items, table.num_items
         self.normalize = search.normalize_for(model.config)
-        self._trie = Trie.build(table.codes, table.codebook_sizes)
+        is_unseen = None
+        if search.num_unseen_beams:
+            if unseen_items is None or not unseen_items.size:
+                raise InputError(
+                    "recommendation.SearchConfig.epsilon keeps beams for unseen items, "
+                    "and this data has none: prepare it with "
+                    "splits.SplitsConfig.unseen_share, or set epsilon to 0"
+                )
+            is_unseen = np.isin(np.arange(table.num_items), unseen_items)
+        self._trie = Trie.build(table.codes, table.codebook_sizes, unseen=is_unseen)
 
     @functools.cached_property
     def _trie_on_devices(self) -> Trie:
@@ -148,6 +181,7 @@ class Recommendation:
             len(histories),
             k,
             num_beams=self._search.num_beams,
+            num_unseen_beams=self._search.num_unseen_beams,
             normalize=self.normalize,
         )
 
@@ -311,6 +345,7 @@ def load_recommendation(
         data.user_hashes,
         max_items=card.max_items,
         search=search,
+        unseen_items=data.unseen_items,
         partitioner=partitioner,
     )
 

@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ def train_rqvae(
     seed: int = 0,
     quantizer: QuantizerConfig | None = None,
     collaborative: CollaborativeConfig | None = None,
+    also_fitted_to: Sequence[str] = (),
     minimum_use: float = MINIMUM_USE,
     accept_poor_codebooks: bool = False,
     seconds_between_checkpoints: float = 10.0,
@@ -65,19 +67,33 @@ def train_rqvae(
       collaborative: Also quantizes which items follow one another in the training
         histories: the vectors that are made of that are joined to the text's. None
         quantizes the text alone, as in the paper.
+      also_fitted_to: Other work directories whose items' embeddings the quantizer is
+        fitted to as well: codes from a combined corpus (Rajput et al. 2023, appendix).
+        Use, collisions and what else is measured is still of this shop's items.
       minimum_use: The share of each codebook that must be used by some item.
       accept_poor_codebooks: Go on with less, knowingly. Neither of these two is
         part of what was made: a run that was refused needs no second training.
       seconds_between_checkpoints: How much time a kill may cost.
 
     Raises:
-      InputError: The embeddings can't be quantized so, or too little of some
-        codebook is used; then nothing is committed.
+      InputError: The embeddings can't be quantized so, another shop's don't go with
+        them, or too little of some codebook is used; then nothing is committed.
     """
     quantizer = quantizer or RqVaeTraining()
     config: dict[str, Any] = {"quantizer": quantizer, "seed": seed}
     if collaborative is not None:
         config["collaborative"] = collaborative
+    others = [Path(name).expanduser() for name in also_fitted_to]
+    if others:
+        if collaborative is not None:
+            raise InputError(
+                "train_rqvae.also_fitted_to can't go with train_rqvae.collaborative: "
+                "other shops' items have no histories in common with this one's"
+            )
+        config["also_fitted_to"] = [
+            artifacts.load_manifest(other / "embeddings").content_hash
+            for other in others
+        ]
     run = artifacts.begin(
         context.workdir,
         "rqvae",
@@ -103,12 +119,13 @@ def train_rqvae(
         )
         save_whole(run.folder / _COLLABORATIVE, collaborative.weight * vectors)
         embeddings = load_quantized_vectors(embeddings, run.folder)
+    corpus = np.concatenate([embeddings, *_load_others(others, embeddings.shape[1])])
     if isinstance(quantizer, RqVaeTraining):
         fitted = _train(
-            quantizer, embeddings, run.folder, seed, seconds_between_checkpoints
+            quantizer, corpus, run.folder, seed, seconds_between_checkpoints
         )
     else:
-        fitted = quantizer.fit(embeddings, seed=seed)
+        fitted = quantizer.fit(corpus, seed=seed)
     quality = _measure(fitted, embeddings, data.category_of_items())
     say(format_quality(quality))
     _check_use(quality, minimum_use, accept_poor_codebooks)
@@ -151,6 +168,21 @@ def load_embeddings(folder: Path, num_items: int) -> np.ndarray:
             "--stage=embed_items again"
         )
     return embeddings
+
+
+def _load_others(workdirs: Sequence[Path], width: int) -> list[np.ndarray]:
+    """The embeddings of other shops, which must be of this shop's width."""
+    found = []
+    for workdir in workdirs:
+        data = PreparedData.load(workdir / "data")
+        found.append(load_embeddings(workdir / "embeddings", data.num_items))
+        if found[-1].shape[1] != width:
+            raise InputError(
+                f"{workdir / 'embeddings'} has {found[-1].shape[1]} dimensions, this "
+                f"shop's embeddings have {width}: embed both with one encoder"
+            )
+        say(f"train_rqvae: also fitted to {data.num_items:,} items of {data.name}")
+    return found
 
 
 def load_quantized_vectors(embeddings: np.ndarray, folder: Path) -> np.ndarray:
