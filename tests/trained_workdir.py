@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -45,6 +46,7 @@ def make_trained_workdir(
     seed: int = 0,
     with_quantizer: bool = False,
     collaborative_dims: int = 0,
+    summary: dict[str, Any] | None = None,
 ) -> Path:
     """Writes data/, embeddings/, semantic_ids/ and recommender/, as stages do.
 
@@ -144,7 +146,7 @@ def make_trained_workdir(
     checkpointer.save(state, _NoInput(), {})
     checkpointer.close()
     card.save(run.folder)
-    run.commit(contents={"params": jax.device_get(params)})
+    run.commit(summary=summary, contents={"params": jax.device_get(params)})
     return workdir
 
 

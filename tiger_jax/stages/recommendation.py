@@ -47,15 +47,11 @@ class SearchConfig:
         num_beams: Beams of the search, at least as many as items asked for.
         normalize: What makes a level's logits log-probabilities (see
             `beam_search`); "auto" takes what the model was trained with.
-        epsilon: Share of the beams that is kept for items which the training hasn't
-            seen (`SplitsConfig.unseen_share`); 0 lets all items compete alike
-            (Rajput et al. 2023, 4.3).
     """
 
     method: str = "beam"
     num_beams: int = 50
     normalize: str = "auto"
-    epsilon: float = 0.0
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -73,21 +69,6 @@ class SearchConfig:
                 f"recommendation.SearchConfig.num_beams is {self.num_beams}: it must "
                 "be positive"
             )
-        if not 0 <= self.epsilon <= 1:
-            raise InputError(
-                f"recommendation.SearchConfig.epsilon is {self.epsilon}: it must be in "
-                "[0, 1]"
-            )
-        if self.epsilon and self.method == "exact":
-            raise InputError(
-                "recommendation.SearchConfig.epsilon is a share of the beams: it needs "
-                "method = 'beam'"
-            )
-
-    @property
-    def num_unseen_beams(self) -> int:
-        """Beams that are kept for unseen items, rounded."""
-        return round(self.epsilon * self.num_beams)
 
     def normalize_for(self, model: TigerConfig) -> Normalize:
         """What is in force for a model."""
@@ -123,28 +104,19 @@ class Recommendation:
             params: Replicated over the partitioner's devices.
             table: The catalogue; the layout's codebooks must be its.
             user_hashes: By user number; anonymous users (-1) need none.
-            unseen_items: Those that `search.epsilon` keeps beams for.
+            unseen_items: Those that `recommend_by_group` lists apart.
             partitioner: Splits batches over devices; all of them by default.
-
-        Raises:
-            InputError: Beams are kept for unseen items, and there are none.
         """
         self._partitioner = partitioner or Partitioner()
-        self._model, self._codes = model, table.codes
+        self._model, self._table = model, table
         self._user_hashes, self._params = user_hashes, params
         self._search = search
         self.max_items, self.num_items = max_items, table.num_items
         self.normalize = search.normalize_for(model.config)
-        is_unseen = None
-        if search.num_unseen_beams:
-            if unseen_items is None or not unseen_items.size:
-                raise InputError(
-                    "recommendation.SearchConfig.epsilon keeps beams for unseen items, "
-                    "and this data has none: prepare it with "
-                    "splits.SplitsConfig.unseen_share, or set epsilon to 0"
-                )
-            is_unseen = np.isin(np.arange(table.num_items), unseen_items)
-        self._trie = Trie.build(table.codes, table.codebook_sizes, unseen=is_unseen)
+        self._trie = Trie.build(table.codes, table.codebook_sizes)
+        self.is_unseen = np.zeros(table.num_items, bool)  # [N]
+        if unseen_items is not None:
+            self.is_unseen[unseen_items] = True
 
     @functools.cached_property
     def _trie_on_devices(self) -> Trie:
@@ -181,7 +153,6 @@ class Recommendation:
             len(histories),
             k,
             num_beams=self._search.num_beams,
-            num_unseen_beams=self._search.num_unseen_beams,
             normalize=self.normalize,
         )
 
@@ -238,6 +209,52 @@ class Recommendation:
         )
         is_invalid = (item_numbers < 0) & np.isfinite(scores)
         return np.where(is_invalid, np.int32(-2), item_numbers), scores
+
+    def recommend_by_group(
+        self,
+        user_numbers: Int32[np.ndarray, " B"],
+        histories: Int32[np.ndarray, "B I"],
+        exclude: Int32[np.ndarray, "B X"],
+        k: int,
+    ) -> tuple[Int32[np.ndarray, "B k"], Int32[np.ndarray, "B k"]]:
+        """The k best items that the training has seen, and the k best unseen ones.
+
+        What a list keeps for unseen items is taken from the second (Rajput et al.
+        2023, 4.3); each group has k beams of its own.
+
+        Returns:
+            Item numbers of both, best first, padded with -1.
+
+        Raises:
+            InputError: There are no unseen items.
+        """
+        item_numbers, _ = self._run(
+            beam_search,
+            self._trie_by_group,
+            self._put(user_numbers, histories, exclude),
+            len(histories),
+            2 * k,
+            num_beams=2 * k,
+            num_unseen_beams=k,
+            normalize=self.normalize,
+        )
+        is_item, is_unseen = item_numbers >= 0, self.is_unseen[item_numbers]
+        return (
+            _first_of(item_numbers, is_item & ~is_unseen, k),
+            _first_of(item_numbers, is_item & is_unseen, k),
+        )
+
+    @functools.cached_property
+    def _trie_by_group(self) -> Trie:
+        if not self.is_unseen.any():
+            raise InputError(
+                "this data has no unseen items: prepare it with "
+                "splits.SplitsConfig.unseen_share"
+            )
+        trie = Trie.build(
+            self._table.codes, self._table.codebook_sizes, unseen=self.is_unseen
+        )
+        return self._partitioner.put(trie, batch_axis=None, is_global=True)
 
     def sample(
         self,
@@ -301,7 +318,7 @@ class Recommendation:
         hashes[is_known] = self._user_hashes[user_numbers[is_known]]
         return encode_histories(
             histories,
-            self._codes,
+            self._table.codes,
             self._model.layout,
             user_hashes=hashes,
             is_known=is_known,
@@ -348,6 +365,15 @@ def load_recommendation(
         unseen_items=data.unseen_items,
         partitioner=partitioner,
     )
+
+
+def _first_of(
+    item_numbers: Int32[np.ndarray, "B C"], is_wanted: np.ndarray, k: int
+) -> Int32[np.ndarray, "B k"]:
+    """The first k wanted items of each row, padded with -1."""
+    order = np.argsort(~is_wanted, axis=1, kind="stable")[:, :k]  # [B, k]
+    first = np.take_along_axis(item_numbers, order, axis=1)
+    return np.where(np.take_along_axis(is_wanted, order, axis=1), first, -1)
 
 
 # Compiled once for a model and a shape, however many recommenders share them.
