@@ -11,6 +11,7 @@ already, by data set, method, experiment, seed and split, is replaced.
 """
 
 import argparse
+import functools
 import json
 import re
 import sys
@@ -18,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.work_done import measure_work
 from tiger_jax import artifacts
 from tiger_jax.reporting.tables import BASELINE_NAMES
 
@@ -151,7 +153,14 @@ def _row(
     if method in TRAINED:
         made = artifacts.load_manifest(workdir / TRAINED[method], verify=False)
         row |= _training(workdir, made)
+    if method == "tiger":
+        row |= _work_of(workdir)
     return row
+
+
+@functools.cache  # the same for every split
+def _work_of(workdir: Path) -> Row:
+    return measure_work(workdir)
 
 
 def _training(workdir: Path, manifest: artifacts.Manifest) -> Row:

@@ -175,6 +175,11 @@ def _notes(name: str, rows: Sequence[Row]) -> list[str]:
                 f"{row['parameters'] / 1e6:.2f}M parameters, {row['updates']:,} "
                 f"updates, {row['examples']:,} examples"
             )
+        if "gflops_per_s" in row:
+            facts.append(
+                f"{row['gflop_per_example']:.2f} GFLOP an example, "
+                f"{row['gflops_per_s']:.0f} GFLOP/s"
+            )
         if "weights" in row:
             weights = ", ".join(f"{part} {w:g}" for part, w in row["weights"].items())
             facts.append(f"weights over {row['normalization']}: {weights}")

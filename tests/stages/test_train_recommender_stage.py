@@ -10,6 +10,7 @@ import pytest
 from compile_once import compile_once
 from small_workdir import make_workdir
 
+from benchmarks.work_done import measure_work
 from tiger_jax import artifacts
 from tiger_jax.errors import InputError, Preempted
 from tiger_jax.input_pipeline.resident import ResidentConfig, ResidentInput
@@ -88,6 +89,14 @@ def test_the_folder_rebuilds_the_best_model(finished):
     manifest = artifacts.load_manifest(finished)
     assert manifest.summary["best_step"] == card.best_step
     assert set(manifest.inputs) == {"data", "semantic_ids"}
+
+
+def test_the_work_of_a_finished_training_is_counted(finished):
+    work = measure_work(finished.parent)
+    # Forward and backward, two operations a parameter and position each, of a few
+    # At least one MLP matrix, 8 x 16, forward and backward, at four positions.
+    assert 6 * 8 * 16 * 4 < 1e9 * work["gflop_per_example"] < 1e7
+    assert work["gflops_per_s"] > 0
 
 
 def test_a_finished_folder_is_up_to_date_on_any_mesh(finished, capsys):
