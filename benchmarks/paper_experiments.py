@@ -3,7 +3,7 @@
     python -m benchmarks.paper_experiments --data_dir=beauty --embeddings=beauty.npy \
         --workdir=runs/experiments --other_data_dir=sports \
         --other_embeddings=sports.npy --rows=docs/paper_experiments.jsonl \
-        --document=docs/experiments.md --plot=docs/experiments.png
+        --document=docs/experiments.md --plot=docs/paper_experiments.png
 
 Every experiment is a file of `gin_configs/experiments/`, followed by
 `base/reduced.gin`, and here and there by bindings that this size asks for. Each

@@ -93,7 +93,6 @@ def test_the_folder_rebuilds_the_best_model(finished):
 
 def test_the_work_of_a_finished_training_is_counted(finished):
     work = measure_work(finished.parent)
-    # Forward and backward, two operations a parameter and position each, of a few
     # At least one MLP matrix, 8 x 16, forward and backward, at four positions.
     assert 6 * 8 * 16 * 4 < 1e9 * work["gflop_per_example"] < 1e7
     assert work["gflops_per_s"] > 0
