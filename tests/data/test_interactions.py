@@ -8,9 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from shops import shop_of
 
+from tiger_jax.data import interactions
 from tiger_jax.data.interactions import (
     InteractionsConfig,
     build_histories,
+    chronological_order,
     k_core,
     shuffle_rows,
 )
@@ -56,6 +58,26 @@ def test_k_core_is_what_removing_one_by_one_leaves(events, min_user, min_item):
     mask = k_core(users, items, min_user=min_user, min_item=min_item)
     expected = slow_k_core([(u, i) for u, i, _ in events], min_user, min_item)
     assert np.flatnonzero(mask).tolist() == expected
+
+
+@given(
+    rows=st.lists(st.tuples(st.integers(0, 70_000), st.integers(0, 3)), max_size=80),
+    has_ties=st.booleans(),
+    few_users=st.booleans(),
+    block_rows=st.sampled_from([1, 8, 1 << 14]),
+)
+def test_order_by_blocks_is_the_order_by_one_sort(
+    rows, has_ties, few_users, block_rows
+):
+    users = np.array([user for user, _ in rows], np.int64)
+    users = users % 7 if few_users else users
+    times = np.array([time for _, time in rows]) / 2
+    ties = np.arange(len(rows))[::-1] // 2 if has_ties else None
+    keys = (times, users) if ties is None else (ties, times, users)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interactions, "_BLOCK_ROWS", block_rows)
+        order = chronological_order(users, times, ties)
+    assert order.tolist() == np.lexsort(keys).tolist()
 
 
 @given(events=EVENTS, k=st.integers(0, 4), tie_order=st.sampled_from(["data", "item"]))

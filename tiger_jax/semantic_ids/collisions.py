@@ -10,29 +10,62 @@ items that share their codewords with nobody, whose collision codeword is 0.
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Int, Int32, Int64
+from jaxtyping import Bool, Int, Int32, Int64
 
 from tiger_jax.errors import InputError
 
 COLLISION_LEVEL_SIZE = 256
+_LARGEST_KEY = 1 << 62
 
 
 def group_rows(codes: Int[np.ndarray, "N L"]) -> Int64[np.ndarray, " N"]:
     """Numbers the distinct rows 0, 1, … in lexicographic order.
 
-    Works level by level, so that no number ever exceeds N times a codebook's size,
-    however many levels there are.
+    However many levels there are, no number ever exceeds 62 bits, or else N times a
+    codebook's size.
 
     Example:
         >>> group_rows(np.array([[1, 9], [0, 5], [1, 9], [1, 2]])).tolist()
         [2, 0, 2, 1]
     """
     groups = np.zeros(len(codes), np.int64)
+    bound = 1  # above all groups
     for level in range(codes.shape[1]):
         column = codes[:, level].astype(np.int64)
         width = int(column.max(initial=0)) + 1
-        groups = np.unique(groups * width + column, return_inverse=True)[1]
-    return groups
+        if bound * width > _LARGEST_KEY:
+            groups, bound = _rank(groups), len(groups)
+        groups *= width
+        groups += column
+        bound *= width
+    return _rank(groups)
+
+
+def sort_rows(keys: Int64[np.ndarray, " N"]) -> Int64[np.ndarray, " N"]:
+    """The order of numbers from 0 on; equal ones as they stand.
+
+    NumPy sorts 16 bits by radix, in a time that grows as the rows do.
+    """
+    digits, highest = [], int(keys.max(initial=0))
+    while highest or not digits:
+        digits.append((keys >> (16 * len(digits))).astype(np.uint16))
+        highest >>= 16
+    return np.lexsort(digits)  # the last counts first
+
+
+def _rank(keys: Int64[np.ndarray, " N"]) -> Int64[np.ndarray, " N"]:
+    """Numbers the distinct keys 0, 1, … in their order."""
+    order = sort_rows(keys)
+    ranks = np.empty_like(keys)
+    ranks[order] = np.cumsum(_begins(keys[order])) - 1
+    return ranks
+
+
+def _begins(ordered: Int64[np.ndarray, " N"]) -> Bool[np.ndarray, " N"]:
+    """Where a number differs from the one before it."""
+    begins = np.ones(len(ordered), bool)
+    np.not_equal(ordered[1:], ordered[:-1], out=begins[1:])
+    return begins
 
 
 def count_distinct(codes: Int[np.ndarray, "N L"]) -> int:
@@ -41,26 +74,25 @@ def count_distinct(codes: Int[np.ndarray, "N L"]) -> int:
 
 
 def number_within_groups(
-    groups: Int[np.ndarray, " N"], order: Int[np.ndarray, " N"]
+    groups: Int[np.ndarray, " N"], order: Int[np.ndarray, " n"]
 ) -> Int64[np.ndarray, " N"]:
     """Numbers each group's members 0, 1, … in the given order.
 
     Args:
-        groups: The group each row belongs to.
-        order: All row numbers, first to last.
+        groups: The group each row belongs to, a number from 0.
+        order: Row numbers, first to last; a row that is left out is numbered 0, as
+            one that is alone in its group would be.
 
     Example:
         >>> groups, order = np.array([7, 7, 3, 7]), np.array([3, 2, 1, 0])
         >>> number_within_groups(groups, order).tolist()
         [2, 1, 0, 0]
     """
-    by_group = order[np.argsort(groups[order], kind="stable")]
-    sorted_groups = groups[by_group]
-    is_first = np.ones(len(groups), bool)
-    is_first[1:] = sorted_groups[1:] != sorted_groups[:-1]
-    position = np.arange(len(groups))
+    by_group = order[sort_rows(groups[order])]
+    is_first = _begins(groups[by_group])
+    position = np.arange(len(by_group))
     start = np.maximum.accumulate(np.where(is_first, position, 0))
-    numbers = np.empty(len(groups), np.int64)
+    numbers = np.zeros(len(groups), np.int64)
     numbers[by_group] = position - start
     return numbers
 
@@ -94,8 +126,8 @@ def add_collision_level(
         >>> add_collision_level(codes, ["b", "a", "c"], taken=taken).tolist()
         [[5, 0], [5, 1], [2, 0]]
     """
-    order = np.argsort(np.asarray(item_ids, dtype=np.str_), kind="stable")
     groups = group_rows(codes)
+    order = _order_of_sharing(groups, item_ids)
     if taken is None:
         numbers = number_within_groups(groups, order)
     else:
@@ -115,9 +147,18 @@ def add_collision_level(
     return np.column_stack([codes, numbers]).astype(np.int32)
 
 
+def _order_of_sharing(
+    groups: Int64[np.ndarray, " N"], item_ids: Sequence[str]
+) -> Int64[np.ndarray, " n"]:
+    """The rows that aren't alone in their group, by item id."""
+    rows = np.flatnonzero(np.bincount(groups)[groups] > 1)
+    ids = np.array([item_ids[row] for row in rows.tolist()], np.str_)
+    return rows[np.argsort(ids, kind="stable")]
+
+
 def _number_around(
     groups: Int64[np.ndarray, " N"],
-    order: Int[np.ndarray, " N"],
+    order: Int[np.ndarray, " n"],
     taken: Int[np.ndarray, " N"],
     item_ids: Sequence[str],
 ) -> Int64[np.ndarray, " N"]:
