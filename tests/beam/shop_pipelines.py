@@ -1,9 +1,13 @@
 """A small shop through every pipeline, and through the local stages."""
 
+import functools
+
+import numpy as np
 import pytest
 
 pytest.importorskip("apache_beam", reason="needs apache-beam: make test-beam")
 
+from tasks.tiger import ShopArrays
 from tiger_jax import artifacts
 from tiger_jax.beam.assign import assign
 from tiger_jax.beam.embed import embed
@@ -17,13 +21,18 @@ from tiger_jax.data.splits import SplitsConfig
 from tiger_jax.data.synthetic import SyntheticShopConfig, generate_shop
 from tiger_jax.embedding.embed import embed_texts
 from tiger_jax.embedding.encoders import TfidfEncoder
+from tiger_jax.input_pipeline.preprocessors import make_preprocessors
+from tiger_jax.input_pipeline.quiet_tensorflow import tf
+from tiger_jax.input_pipeline.sources import SPLITS, PairSource
 from tiger_jax.models.rqvae_quantizer import save_quantizer
 from tiger_jax.semantic_ids.collisions import add_collision_level
 from tiger_jax.semantic_ids.quantizers import ResidualKMeans
 from tiger_jax.semantic_ids.table import SemanticIdTable
+from tiger_jax.semantic_ids.token_ids import TokenLayout
 
 ENCODER = TfidfEncoder(dims=16)
 SEED = 3
+NUM_USER_TOKENS = 10
 
 
 def small_shop(seed=0):
@@ -54,6 +63,27 @@ class LocalShop:
         self.table = SemanticIdTable(
             full, (*fitted.codebook_sizes, 256), codes.shape[1], self.data.item_ids
         )
+        self.layout = TokenLayout(self.table.codebook_sizes, NUM_USER_TOKENS)
+
+    @functools.cached_property
+    def examples(self):
+        """Of each split, a matrix: a row is the inputs' tokens and the targets'."""
+        data = self.data
+        shop = ShopArrays(
+            data.train,
+            data.validation,
+            data.test,
+            data.user_hashes,
+            self.table,
+            self.layout,
+        )
+        found = {}
+        for split in SPLITS:
+            dataset = PairSource(shop).get_dataset(split, shuffle=False)
+            for preprocess in make_preprocessors(shop):
+                dataset = preprocess(dataset)
+            found[split] = read_matrix(dataset, self.layout)
+        return found
 
 
 class ShardedShop:
@@ -74,7 +104,7 @@ class ShardedShop:
         )
         self.embeddings = embed(
             self.data,
-            folder / "embeddings",
+            folder / "embedded",
             text=ItemTextConfig(),
             encoder=ENCODER,
             seed=SEED,
@@ -87,7 +117,7 @@ class ShardedShop:
             self.data,
             self.semantic_ids,
             folder / "tokens",
-            num_user_tokens=10,
+            num_user_tokens=NUM_USER_TOKENS,
             runner=runner,
         )
 
@@ -100,6 +130,23 @@ class ShardedShop:
             "semantic_ids": self.semantic_ids,
             **self.tokens,
         }
+
+
+def read_matrix(dataset, layout):
+    """All examples of a data set, a row each."""
+    lengths = {
+        "inputs": 1 + 20 * layout.semantic_id_length,
+        "targets": layout.semantic_id_length,
+    }
+    dataset = dataset.map(lambda e: {n: tf.cast(e[n], tf.int32) for n in lengths})
+    batches = dataset.padded_batch(1024, {n: [k] for n, k in lengths.items()})
+    rows = [np.hstack([b[n] for n in lengths]) for b in batches.as_numpy_iterator()]
+    return np.concatenate(rows)
+
+
+def in_some_order(matrix):
+    """The same rows, in an order that they alone decide."""
+    return matrix[np.lexsort(matrix.T)]
 
 
 def hashes(shop):

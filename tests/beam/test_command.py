@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +13,7 @@ import pytest
 
 pytest.importorskip("apache_beam", reason="needs apache-beam: make test-beam")
 
-from shop_pipelines import small_shop
+from shop_pipelines import LocalShop, small_shop
 
 from tiger_jax.beam.__main__ import main
 from tiger_jax.beam.prepare import PreparedShards, read_histories
@@ -94,37 +95,89 @@ def test_wrong_usage_is_one_line(tmp_path, capsys):
     assert "which no shard can" in capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_killed_by_the_system_at_any_moment_it_ends_the_same(tmp_path):
-    folder = write_parquet_shop(tmp_path / "shop", small_shop())
-    how = ["--num_shards=8", f"--data_dir={folder}"]
-    assert main(arguments("prepare", tmp_path / "whole", *how)) == 0
-    command = [sys.executable, "-m", "tiger_jax.beam"]
-    command += arguments("prepare", tmp_path / "killed", *how)
-    rng = np.random.default_rng(0)
-    kept: dict = {}
-    for _ in range(100):
-        process = subprocess.Popen(command)
-        # From the first shard on, after as many more as chance says.
-        wanted = len(kept) + int(rng.integers(1, 12))
+def stamps(workdir):
+    """What tells whether a finished shard was written again."""
+    found = {}
+    for facts in workdir.rglob("part-*.json"):
+        for path in facts.parent.glob(f"{facts.stem}.*"):
+            if path.suffix != ".tmp":
+                stat = path.stat()
+                found[path] = (stat.st_ino, stat.st_mtime_ns)
+    return found
+
+
+def kill_and_restart(command, workdir, rng, min_kills=3):
+    """Runs a command that dies at random moments; returns how often, and shards left.
+
+    A moment is a few shards and a fraction of a second after the start of work.
+    """
+    kills, left = 0, []
+    before = stamps(workdir)
+    for _ in range(40):
+        known = stamps(workdir)
+        left.append(len(known))
+        for path, stamp in before.items():
+            assert known.get(path) == stamp, f"{path} was written again"
+        before = known
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        more = int(rng.integers(0, 3)) if kills < min_kills else 10**9
+        # From the first line on, which says how many shards are to be written.
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "shards to write" in line:
+                break
         while process.poll() is None:
-            done = list((tmp_path / "killed").rglob("part-*.json"))
-            if len(done) >= wanted:
+            done = len(list(workdir.rglob("part-*.json")))
+            if 2 * done >= len(known) + 2 * more:
+                time.sleep(float(rng.uniform(0, 0.5)))
                 process.send_signal(signal.SIGKILL)
-                process.wait()
             time.sleep(0.01)
-        for path, stamp in kept.items():
-            assert path.stat().st_mtime_ns == stamp, f"{path} was written again"
-        kept = {
-            path: path.stat().st_mtime_ns
-            for path in (tmp_path / "killed").rglob("part-*.json")
-        }
+        process.communicate()
+        kills += process.returncode == -signal.SIGKILL
         if process.returncode == 0:
             break
     assert process.returncode == 0
-    for name in ("items", "histories"):
-        hashes = {
-            Shards.load(tmp_path / run / "run" / "shards" / "data" / name).content_hash
-            for run in ("whole", "killed")
+    after = stamps(workdir)
+    for path, stamp in before.items():
+        assert after[path] == stamp, f"{path} was written again"
+    return kills, left
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_killed_at_random_moments_every_pipeline_ends_the_same(tmp_path):
+    """SIGKILL, at least three times each; what was finished is never redone."""
+    shop = small_shop()
+    folder = write_parquet_shop(tmp_path / "shop", shop)
+    local = LocalShop(shop, tmp_path, interactions=InteractionsConfig(k_core=5))
+    options = {
+        "prepare": [
+            f"--data_dir={folder}",
+            "--gin.interactions.InteractionsConfig.k_core=5",
+        ],
+        "embed": ["--gin.encoders.TfidfEncoder.dims=16"],
+        "assign": [f"--rqvae={local.rqvae}"],
+        "tokens": ["--num_user_tokens=10"],
+    }
+    program = Path(__file__).with_name("slow_disk.py")
+    rng = np.random.default_rng(0)
+    for pipeline, more in options.items():
+        how = ["--num_shards=6", *more]
+        assert main(arguments(pipeline, tmp_path / "whole", *how)) == 0
+        killed = arguments(pipeline, tmp_path / "killed", *how)
+        kills, left = kill_and_restart(
+            [sys.executable, str(program), *killed], tmp_path / "killed", rng
+        )
+        print(f"{pipeline}: {kills} kills, files of finished shards then {left}")
+        assert kills >= 3
+    whole, again = (
+        {
+            path.parent.relative_to(tmp_path / run): Shards.load(
+                path.parent, verify=True
+            ).content_hash
+            for path in (tmp_path / run).rglob("shards.json")
         }
-        assert len(hashes) == 1
+        for run in ("whole", "killed")
+    )
+    assert whole == again
+    assert len(whole) >= 10

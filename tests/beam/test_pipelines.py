@@ -10,24 +10,28 @@ import pytest
 
 pytest.importorskip("apache_beam", reason="needs apache-beam: make test-beam")
 
-from shop_pipelines import LocalShop, ShardedShop, hashes, small_shop
+from shop_pipelines import (
+    LocalShop,
+    ShardedShop,
+    hashes,
+    in_some_order,
+    read_matrix,
+    small_shop,
+)
 
-from tasks.sharded import TokenShards, register_sharded_task
-from tasks.tiger import ShopArrays
+from tasks.sharded import register_sharded_task
 from tiger_jax.beam.assign import load_table
-from tiger_jax.beam.embed import read_vectors
 from tiger_jax.beam.prepare import read_histories
 from tiger_jax.beam.shards import Shards, ShardWriter
+from tiger_jax.beam.token_source import TokenShards
+from tiger_jax.beam.vectors import read_vectors
 from tiger_jax.data.files import FilesConfig, read_files
 from tiger_jax.data.interactions import InteractionsConfig
 from tiger_jax.data.recognise import recognise
 from tiger_jax.data.synthetic import SyntheticShopConfig, generate_shop
 from tiger_jax.errors import InputError
-from tiger_jax.input_pipeline.preprocessors import make_preprocessors
 from tiger_jax.input_pipeline.quiet_tensorflow import seqio
-from tiger_jax.input_pipeline.sources import SPLITS, PairSource
 from tiger_jax.semantic_ids.quantizers import ResidualKMeans
-from tiger_jax.semantic_ids.token_ids import TokenLayout
 
 DATA = os.environ.get("TIGER_DATA")
 
@@ -58,28 +62,14 @@ def assert_equal(found, local):
 
 def assert_same_examples(found, local):
     """Held-out examples in the users' order; training examples in any."""
-    data = local.data
-    layout = TokenLayout(local.table.codebook_sizes, 10)
-    shop = ShopArrays(
-        data.train, data.validation, data.test, data.user_hashes, local.table, layout
-    )
     files = TokenShards(found.folder / "tokens", cycle_length=1)
-    assert files.layout == layout
-    for split in SPLITS:
-        dataset = PairSource(shop).get_dataset(split, shuffle=False)
-        for preprocess in make_preprocessors(shop):
-            dataset = preprocess(dataset)
-        expected = [_key(e) for e in dataset.as_numpy_iterator()]
-        read = files.get_dataset(split, shuffle=False)
-        examples = [_key(e) for e in read.as_numpy_iterator()]
+    assert files.layout == local.layout
+    for split, expected in local.examples.items():
+        read = read_matrix(files.get_dataset(split, shuffle=False), files.layout)
         assert files.num_pairs(split) == len(expected)
         if split == "train":
-            expected, examples = sorted(expected), sorted(examples)
-        assert examples == expected, split
-
-
-def _key(example):
-    return example["inputs"].tolist(), example["targets"].tolist()
+            expected, read = in_some_order(expected), in_some_order(read)
+        np.testing.assert_array_equal(read, expected, split)
 
 
 @pytest.mark.parametrize(
@@ -97,39 +87,48 @@ def test_pipelines_equal_stages(interactions, unseen_share, shards, workers, tmp
     assert_equal(found, local)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("shards", [1, 4, 16])
-@pytest.mark.parametrize("workers", [1, 2])
-def test_pipelines_equal_stages_on_the_demo_shop(shards, workers, tmp_path):
-    shop = generate_shop(SyntheticShopConfig())
-    local = LocalShop(
-        shop,
-        tmp_path,
+@pytest.fixture(scope="module")
+def local_demo(tmp_path_factory):
+    return LocalShop(
+        generate_shop(SyntheticShopConfig()),
+        tmp_path_factory.mktemp("demo"),
         interactions=InteractionsConfig(),
         quantizer=ResidualKMeans((64, 64, 64), max_iterations=5),
     )
-    found = ShardedShop(local, tmp_path / "found", shards=shards, workers=workers)
-    assert_equal(found, local)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not DATA, reason="needs TIGER_DATA")
-@pytest.mark.parametrize("shards", [1, 4, 16])
-@pytest.mark.parametrize("workers", [1, 2])
-def test_pipelines_equal_stages_on_beauty(shards, workers, tmp_path):
+@pytest.fixture(scope="module")
+def local_beauty(tmp_path_factory):
     source = recognise(Path(DATA) / "amazon2014_beauty")
     shop = read_files(
         source.items, source.interactions, FilesConfig(), name="amazon2014_beauty"
     )
-    local = LocalShop(
+    return LocalShop(
         shop,
-        tmp_path,
+        tmp_path_factory.mktemp("beauty"),
         # Already a 5-core: a 6-core has rounds to go.
         interactions=InteractionsConfig(k_core=6),
         quantizer=ResidualKMeans((256, 256, 256), max_iterations=3),
     )
-    found = ShardedShop(local, tmp_path / "found", shards=shards, workers=workers)
-    assert_equal(found, local)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("shards", [1, 4, 16])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_pipelines_equal_stages_on_the_demo_shop(shards, workers, local_demo, tmp_path):
+    found = ShardedShop(local_demo, tmp_path, shards=shards, workers=workers)
+    assert_equal(found, local_demo)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.skipif(not DATA, reason="needs TIGER_DATA")
+@pytest.mark.parametrize("shards", [1, 4, 16])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_pipelines_equal_stages_on_beauty(shards, workers, local_beauty, tmp_path):
+    found = ShardedShop(local_beauty, tmp_path, shards=shards, workers=workers)
+    assert_equal(found, local_beauty)
 
 
 def test_a_killed_run_goes_on_with_the_shards_that_are_missing(tmp_path, monkeypatch):

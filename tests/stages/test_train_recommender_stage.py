@@ -180,23 +180,30 @@ def test_another_tasks_folder_is_refused(tmp_path, monkeypatch):
 def test_validation_does_not_depend_on_batches_or_meshes(finished):
     from tiger_jax.data.prepared import PreparedData
     from tiger_jax.semantic_ids.table import SemanticIdTable
-    from tiger_jax.stages.validation import make_evaluate_fn
+    from tiger_jax.stages.validation import ValidationSample, make_evaluate_fn
 
     _, _, model, params = load_recommender(finished)
     params = jax.device_get(params)
     data = PreparedData.load(finished.parent / "data")
     table = SemanticIdTable.load(finished.parent / "semantic_ids")
+    sample = ValidationSample.of_users(
+        data.validation,
+        table,
+        model.layout,
+        num_users=21,
+        max_items=4,
+        user_hashes=data.user_hashes,
+        seed=0,
+    )
     results = []
     for mesh, devices, batch_size in [((1, 1), 1, 7), ((8, 1), 8, 16)]:
         partitioner = Partitioner(MeshConfig(*mesh), devices=jax.devices()[:devices])
         evaluate_fn = make_evaluate_fn(
             model,
             table,
-            data.validation,
+            sample,
             ValidationConfig(num_users=21, batch_size=batch_size, num_beams=12),
             partitioner,
-            max_items=4,
-            user_hashes=data.user_hashes,
         )
         put = jax.device_put(params, partitioner.replicated)
         results.append(evaluate_fn(put))

@@ -4,10 +4,14 @@
     python -m tiger_jax.beam --pipeline=embed --workdir=runs/big
     python -m tiger_jax.beam --pipeline=assign --workdir=runs/big --rqvae=runs/x/rqvae
     python -m tiger_jax.beam --pipeline=tokens --workdir=runs/big
+    python -m tiger_jax.beam --pipeline=workdir --workdir=runs/big
 
-They write folders of --num_shards files under WORKDIR/shards. A pipeline that was
-interrupted and is started again with the same arguments writes only the shards that
-are missing.
+They write folders of --num_shards files under WORKDIR/shards; the last one writes of
+these what the stages of run.py read: WORKDIR/data, embeddings and semantic_ids, where
+one machine holds them (--folders=semantic_ids is enough for training).
+
+A pipeline that was interrupted and is started again with the same arguments writes
+only the shards that are missing.
 
 --data_dir with folders items/ and interactions/ of Parquet files is read by the
 workers, a file each; any other shop that run.py reads is read by this process, and
@@ -40,6 +44,7 @@ from tiger_jax.beam.raw import RawShards, import_parquet, write_raw_shards
 from tiger_jax.beam.runner import IN_PROCESS, RunnerConfig
 from tiger_jax.beam.shards import Shards
 from tiger_jax.beam.tokens import make_tokens
+from tiger_jax.beam.workdir import FOLDERS, write_workdir
 from tiger_jax.data.files import FilesConfig
 from tiger_jax.data.interactions import InteractionsConfig
 from tiger_jax.data.item_text import ItemTextConfig
@@ -53,7 +58,7 @@ from tiger_jax.errors import InputError, UserFacingError
 from tiger_jax.semantic_ids.collisions import COLLISION_LEVEL_SIZE
 from tiger_jax.workdir_lock import hold_workdir
 
-PIPELINES = ("prepare", "embed", "assign", "tokens")
+PIPELINES = ("prepare", "embed", "assign", "tokens", "workdir")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -91,6 +96,9 @@ def _run(options: argparse.Namespace, shards: Path, runner: RunnerConfig) -> Non
             seed=options.seed,
             **how,
         )
+        return
+    if options.pipeline == "workdir":
+        write_workdir(options.workdir, options.folders.split(","))
         return
     data = PreparedShards.load(shards / "data")
     if options.pipeline == "embed":
@@ -173,6 +181,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--collision_level_size", type=int, default=COLLISION_LEVEL_SIZE)
     add("--num_user_tokens", type=int, default=2000, help="tokens")
     add("--max_items", type=int, default=20, help="tokens: items in an example")
+    add("--folders", default=",".join(FOLDERS), help="workdir: what to write")
     add("--gin_file", action="append", default=[])
     return parser
 

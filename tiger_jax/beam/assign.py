@@ -15,7 +15,6 @@ import pyarrow.parquet
 
 from tiger_jax import artifacts
 from tiger_jax.beam.blocks import Keyed, column, gather, scatter, shards_of
-from tiger_jax.beam.embed import read_vectors, vector_array
 from tiger_jax.beam.runner import RunnerConfig
 from tiger_jax.beam.shards import (
     ShardRows,
@@ -26,6 +25,7 @@ from tiger_jax.beam.shards import (
     rows_of,
 )
 from tiger_jax.beam.steps import collect, run_missing, spread, write_items
+from tiger_jax.beam.vectors import read_vectors, vector_array
 from tiger_jax.errors import InputError
 from tiger_jax.models.rqvae_quantizer import load_quantizer
 from tiger_jax.progress import say
@@ -88,7 +88,12 @@ def assign(
         collect(pipeline, blocks, writer, write_items, missing)
 
     found = run_missing(
-        runner, writer, build, codebook_sizes=sizes, num_levels=len(sizes) - 1
+        runner,
+        writer,
+        build,
+        codebook_sizes=sizes,
+        num_levels=len(sizes) - 1,
+        rqvae=made,
     )
     say(f"{folder}: {found.num_rows:,} items, {len(sizes)} codewords each")
     return found

@@ -47,6 +47,7 @@ from tiger_jax.beam.steps import (
     with_every_shard,
     write_items,
 )
+from tiger_jax.beam.vectors import vector_array
 from tiger_jax.data.item_text import ItemTextConfig, build_item_texts
 from tiger_jax.embedding.embed import embed_chunk
 from tiger_jax.embedding.encoders import (
@@ -55,7 +56,6 @@ from tiger_jax.embedding.encoders import (
     TfidfEncoder,
 )
 from tiger_jax.embedding.tfidf import FrozenTfidf
-from tiger_jax.errors import InputError
 from tiger_jax.progress import say
 
 # TF-IDF is fitted to no more items' texts than this, drawn by the seed.
@@ -155,6 +155,7 @@ def embed(
         write_items,
         kind=type(encoder).__name__,
         distinct_texts=distinct.num_rows,
+        made_by={**config, "tfidf": frozen.tfidf and str(frozen.tfidf.resolve())},
     )
     say(f"{found.folder}: {found.num_rows:,} items, {distinct.num_rows:,} texts")
     return found
@@ -293,17 +294,3 @@ def _emit_vectors(
     )
     numbers = column(exploded, "item_number")
     yield from scatter(exploded, shards_of(numbers, ends), missing)
-
-
-def vector_array(vectors: np.ndarray) -> pa.FixedSizeListArray:
-    """A matrix as an Arrow column of vectors."""
-    flat = pa.array(np.ascontiguousarray(vectors).reshape(-1))
-    return pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
-
-
-def read_vectors(table: pa.Table, name: str) -> np.ndarray:
-    """The matrix in such a column."""
-    if not table.num_rows:
-        raise InputError(f"there are no rows in the column {name!r}")
-    lists = texts(table, name)
-    return np.asarray(lists.flatten()).reshape(len(lists), lists.type.list_size)

@@ -20,6 +20,8 @@ from tiger_jax import artifacts
 from tiger_jax.errors import InputError
 
 _LIST = "shards.json"
+# Rows that are decoded together: who wants a few need not read a whole file.
+ROW_GROUP = 16_384
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +52,7 @@ class ShardWriter:
         """Writes a shard of rows."""
 
         def write(path: Path) -> int:
-            pa.parquet.write_table(table, path)
+            pa.parquet.write_table(table, path, row_group_size=ROW_GROUP)
             return table.num_rows
 
         self.write(shard, write, **facts)

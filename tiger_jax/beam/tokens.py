@@ -20,11 +20,11 @@ from jaxtyping import Int, Int32
 
 from tiger_jax.array_files import load_array
 from tiger_jax.beam.blocks import column
-from tiger_jax.beam.embed import read_vectors
 from tiger_jax.beam.prepare import PreparedShards, read_histories
 from tiger_jax.beam.runner import RunnerConfig
 from tiger_jax.beam.shards import Shards, ShardWriter, recipe_of
 from tiger_jax.beam.steps import each_shard
+from tiger_jax.beam.vectors import save_vectors
 from tiger_jax.data.splits import Splits
 from tiger_jax.errors import InputError
 from tiger_jax.input_pipeline.quiet_tensorflow import tf
@@ -74,6 +74,7 @@ def make_tokens(
         "layout": layout.to_json(),
         "max_items": max_items,
         "seed": seed,
+        "semantic_ids": semantic_ids.content_hash,
     }
     recipe = recipe_of(config, semantic_ids, data.content_hash)
     codes = _map_codes(semantic_ids, folder)
@@ -184,17 +185,7 @@ def _map_codes(semantic_ids: Shards, folder: Path) -> Path:
     if path.exists():
         return path
     folder.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".tmp.npy")
-    shape = (semantic_ids.num_rows, len(semantic_ids.facts["codebook_sizes"]))
-    whole = np.lib.format.open_memmap(beside, "w+", np.int32, shape)
-    first = 0
-    for table in semantic_ids.tables(["codes"]):
-        if table.num_rows:
-            whole[first : first + table.num_rows] = read_vectors(table, "codes")
-        first += table.num_rows
-    whole.flush()
-    del whole
-    beside.replace(path)
+    save_vectors(semantic_ids, "codes", path)
     return path
 
 

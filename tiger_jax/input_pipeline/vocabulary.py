@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from tiger_jax.input_pipeline.quiet_tensorflow import seqio, tf
 from tiger_jax.input_pipeline.sources import Shop
@@ -25,8 +25,8 @@ class TigerVocabulary(seqio.Vocabulary):
         [10, 3, 8]
     """
 
-    def __init__(self, source: Shop | TokenLayout) -> None:
-        """Takes a layout, or a shop to ask for its layout at first use."""
+    def __init__(self, source: Shop | TokenLayout | Callable[[], TokenLayout]) -> None:
+        """Takes a layout, or whom to ask for it at first use: a shop, a function."""
         self._source = source
         super().__init__()
 
@@ -35,7 +35,7 @@ class TigerVocabulary(seqio.Vocabulary):
         """The meaning of each token number."""
         if isinstance(self._source, TokenLayout):
             return self._source
-        return self._source.layout
+        return self._source.layout if isinstance(self._source, Shop) else self._source()
 
     @property
     def eos_id(self) -> None:

@@ -1,13 +1,14 @@
-"""Training an RQ-VAE on embeddings that fit on the device.
+"""Training an RQ-VAE: on embeddings that lie on the device, or on a stream of them.
 
 A dispatch is many steps in one `lax.scan`: the host only looks at sums between
 dispatches. Batches and everything else random come from (seed, step), so a run that
-goes on from a saved state gives, bit for bit, what an uninterrupted one gives.
+goes on from a saved state gives, bit for bit, what an uninterrupted one gives. That
+holds for a stream too: it is asked for the rows from a position on.
 """
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import gin
@@ -103,6 +104,10 @@ class RqVaeState(NamedTuple):
     counts: dict[str, Array]
 
 
+DrawFn = Callable[[int, int], Float32[np.ndarray, "B E"]]
+"""(position, count) -> so many embeddings of an endless stream, from there on."""
+
+
 class RqVaeTrainer:
     """Takes an RQ-VAE from k-means initialization to a frozen quantizer.
 
@@ -116,15 +121,24 @@ class RqVaeTrainer:
         embeddings: Float[np.ndarray, "N E"],
         *,
         seed: int,
+        draw: DrawFn | None = None,
     ) -> None:
-        """Standardizes the embeddings and puts them on the device."""
+        """Standardizes the embeddings and puts them on the device.
+
+        Args:
+            config: How to train.
+            embeddings: What the scale and k-means are computed of, and what batches
+                are drawn from: a sample, if there is a stream.
+            seed: Decides everything random.
+            draw: A stream of all embeddings, for batches.
+        """
         largest = max(config.model.codebook_sizes)
         if len(embeddings) < largest:
             raise InputError(
                 f"a codebook of {largest} codewords needs as many items, and there are "
                 f"{len(embeddings)}: set smaller rqvae.RqVaeConfig.codebook_sizes"
             )
-        self.config, self.seed = config, seed
+        self.config, self.seed, self._draw = config, seed, draw
         if len(embeddings) > config.max_items:
             rng = np.random.default_rng(seed)
             rows = rng.choice(len(embeddings), config.max_items, replace=False)
@@ -165,9 +179,13 @@ class RqVaeTrainer:
         if int(state.step) in self._refresh_steps():
             state = state._replace(params=self._fit_codebooks(state.params))
         key = jax.random.key(self.seed)
-        state, sums = _run_steps(
-            self.config, self._model, num_steps, state, self._embeddings, key
-        )
+        if self._draw is None:
+            state, sums = _run_steps(
+                self.config, self._model, num_steps, state, self._embeddings, key
+            )
+        else:
+            batches = self._draw_batches(self._draw, int(state.step), num_steps)
+            state, sums = _run_batches(self.config, self._model, state, batches, key)
         sums = jax.device_get(sums)
         loss = float((sums["reconstruction"] + sums["quantization"]) / sums["weight"])
         if not np.isfinite(loss):
@@ -189,6 +207,14 @@ class RqVaeTrainer:
         """Freezes the trained network."""
         params = jax.tree.map(np.asarray, state.params)
         return RqVaeQuantizer(self.config.model, params, self.mean, self.scale)
+
+    def _draw_batches(
+        self, draw: DrawFn, step: int, num_steps: int
+    ) -> Float32[np.ndarray, "steps B E"]:
+        """The batches of the next steps, standardized."""
+        size = self.config.batch_size
+        rows = (draw(step * size, num_steps * size) - self.mean) / self.scale
+        return rows.reshape(num_steps, size, -1)
 
     def _refresh_steps(self) -> set[int]:
         config, dispatch = self.config, self.config.steps_per_dispatch
@@ -275,37 +301,64 @@ def _run_steps(
     key: Array,
 ) -> tuple[RqVaeState, dict[str, Any]]:
     """Many steps in one dispatch; the sums over all of them."""
-    loss_fn, optimizer = make_loss_fn(model), _make_optimizer(config)
     num_items = len(embeddings)
     batch_size = min(config.batch_size, num_items)
-    last_reset = int(config.reset_share * config.num_steps)
-
-    def mean_loss(
-        params: Mapping[str, Any], batch: dict[str, Array]
-    ) -> tuple[Array, dict[str, Any]]:
-        loss_sum, sums = loss_fn(params, batch, None)
-        return loss_sum / sums["weight"], sums
 
     def run_step(state: RqVaeState, _: None) -> tuple[RqVaeState, dict[str, Any]]:
         batch_key, reset_key = jax.random.split(jax.random.fold_in(key, state.step))
         rows = jax.random.randint(batch_key, (batch_size,), 0, num_items)
-        batch = {"embeddings": embeddings[rows]}
-        grads, sums = jax.grad(mean_loss, has_aux=True)(state.params, batch)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        step = state.step + 1
-        counts = jax.tree.map(jnp.add, state.counts, sums["codeword_counts"])
-        params, counts = jax.lax.cond(
-            (step % config.reset_every == 0) & (step <= last_reset),
-            functools.partial(_move_unused_codewords, model, batch, reset_key),
-            lambda params, counts: (params, counts),
-            params,
-            counts,
-        )
-        return RqVaeState(step, params, opt_state, counts), sums
+        return _run_step(config, model, state, embeddings[rows], reset_key)
 
     state, sums = jax.lax.scan(run_step, state, None, length=num_steps)
     return state, jax.tree.map(lambda x: x.sum(0), sums)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _run_batches(
+    config: RqVaeTraining,
+    model: RqVae,
+    state: RqVaeState,
+    batches: Float[Array, "steps B E"],
+    key: Array,
+) -> tuple[RqVaeState, dict[str, Any]]:
+    """The same, with batches that were drawn on the host."""
+
+    def run_step(state: RqVaeState, batch: Array) -> tuple[RqVaeState, dict[str, Any]]:
+        _, reset_key = jax.random.split(jax.random.fold_in(key, state.step))
+        return _run_step(config, model, state, batch, reset_key)
+
+    state, sums = jax.lax.scan(run_step, state, batches)
+    return state, jax.tree.map(lambda x: x.sum(0), sums)
+
+
+def _run_step(
+    config: RqVaeTraining,
+    model: RqVae,
+    state: RqVaeState,
+    embeddings: Float[Array, "B E"],
+    reset_key: Array,
+) -> tuple[RqVaeState, dict[str, Any]]:
+    loss_fn, optimizer = make_loss_fn(model), _make_optimizer(config)
+    batch = {"embeddings": embeddings}
+    last_reset = int(config.reset_share * config.num_steps)
+
+    def mean_loss(params: Mapping[str, Any]) -> tuple[Array, dict[str, Any]]:
+        loss_sum, sums = loss_fn(params, batch, None)
+        return loss_sum / sums["weight"], sums
+
+    grads, sums = jax.grad(mean_loss, has_aux=True)(state.params)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    step = state.step + 1
+    counts = jax.tree.map(jnp.add, state.counts, sums["codeword_counts"])
+    params, counts = jax.lax.cond(
+        (step % config.reset_every == 0) & (step <= last_reset),
+        functools.partial(_move_unused_codewords, model, batch, reset_key),
+        lambda params, counts: (params, counts),
+        params,
+        counts,
+    )
+    return RqVaeState(step, params, opt_state, counts), sums
 
 
 def _move_unused_codewords(

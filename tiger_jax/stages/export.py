@@ -13,6 +13,7 @@ from tiger_jax.data.item_text import ItemTextConfig
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.decoding.planner import make_plan, worst_case
 from tiger_jax.embedding.encoders import SentenceTransformerEncoder, TfidfEncoder
+from tiger_jax.embedding.tfidf import FrozenTfidf
 from tiger_jax.errors import InputError
 from tiger_jax.models.rqvae_quantizer import load_quantizer
 from tiger_jax.progress import say
@@ -194,8 +195,11 @@ def _freeze_encoder(folder: Path, embeddings: np.ndarray) -> ItemEncoder | None:
     if facts["kind"] == "SentenceTransformerEncoder":
         return ItemEncoder(text, SentenceTransformerEncoder(**settings))
     texts = pq.read_table(folder / "texts.parquet")["text"].to_pylist()
-    distinct = list(dict.fromkeys(texts))
-    fitted = TfidfEncoder(**settings).fit(distinct, seed=facts["seed"])
+    if (folder / "tfidf").exists():  # of shards: fitted to some of the texts
+        fitted = FrozenTfidf.load(folder / "tfidf")
+    else:
+        distinct = list(dict.fromkeys(texts))
+        fitted = TfidfEncoder(**settings).fit(distinct, seed=facts["seed"])
     sample = np.linspace(0, len(texts) - 1, min(_SAMPLE, len(texts))).astype(int)
     again = fitted.encode([texts[row] for row in sample])
     if np.abs(again - embeddings[sample]).max() > _TOLERANCE:

@@ -14,10 +14,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from tiger_jax import artifacts
-from tiger_jax.data.prepared import PreparedData
 from tiger_jax.errors import InputError
-from tiger_jax.input_pipeline.microbatches import BucketConfig, BucketedBatches
-from tiger_jax.input_pipeline.resident import ResidentConfig, ResidentInput
+from tiger_jax.input_pipeline.microbatches import BucketConfig
+from tiger_jax.input_pipeline.resident import ResidentConfig
 from tiger_jax.models.codeword_embeddings import init_token_embeddings
 from tiger_jax.models.rqvae_quantizer import load_quantizer
 from tiger_jax.models.tiger import (
@@ -29,14 +28,18 @@ from tiger_jax.models.tiger import (
 )
 from tiger_jax.progress import say
 from tiger_jax.semantic_ids.table import SemanticIdTable
-from tiger_jax.semantic_ids.token_ids import TokenLayout
 from tiger_jax.stages.context import RunContext
 from tiger_jax.stages.recommender_artifact import (
     CHECKPOINTS,
     ModelCard,
     load_recommender,
     load_start,
-    load_table,
+)
+from tiger_jax.stages.training_inputs import (
+    TrainingInputs,
+    find_token_shards,
+    open_histories,
+    open_token_shards,
 )
 from tiger_jax.stages.validation import ValidationConfig, make_evaluate_fn
 from tiger_jax.training.loop import LoopConfig, decides, train
@@ -83,7 +86,9 @@ def train_recommender(
         mesh: How devices share the work; of no consequence for the result beyond
             the order of float additions, so a run may resume on another.
         input: ``resident`` keeps all histories on the devices and gathers examples
-            inside the step; ``seqio`` streams a task of any size.
+            inside the step; ``seqio`` streams a task of any size. A task over token
+            files in shards (``tiger_shards``) is validated on some of these too, so
+            that `data/` is not needed.
         resident: For the resident input.
         seqio: For the stream: a `batches.SeqioConfig` with the task's name.
         buckets: For the stream: how its batches are cut.
@@ -107,10 +112,13 @@ def train_recommender(
     )
     partitioner = Partitioner(mesh)
     check_hosts_agree(artifacts.code_version() + gin.config_str(), "config or code")
-    run = _begin(context.workdir, recipe)
-    if not run.is_current:
-        with _tasks_read(context.workdir):
-            _train(run, context.workdir, recipe, partitioner)
+    with _tasks_read(context.workdir):
+        token_shards = find_token_shards(recipe.input)
+        run = _begin(context.workdir, recipe, token_shards)
+        if run.is_current:
+            return
+        inputs = _open_inputs(context.workdir, recipe, token_shards)
+        _train(run, context.workdir, recipe, inputs, partitioner)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,23 +165,31 @@ class _Recipe:
         return settings
 
 
-def _train(run: Any, workdir: Path, recipe: _Recipe, partitioner: Partitioner) -> None:
+def _open_inputs(workdir: Path, recipe: _Recipe, token_shards: Any) -> TrainingInputs:
+    sizes = {
+        "num_user_tokens": recipe.num_user_tokens,
+        "num_validation_users": recipe.validation.num_users,
+        "seed": recipe.seed,
+    }
+    if token_shards is not None:
+        return open_token_shards(token_shards, workdir, recipe.input, **sizes)
+    only_last = recipe.training_pairs == LAST_ALONE
+    return open_histories(workdir, recipe.input, only_last=only_last, **sizes)
+
+
+def _train(
+    run: Any,
+    workdir: Path,
+    recipe: _Recipe,
+    inputs: TrainingInputs,
+    partitioner: Partitioner,
+) -> None:
     """Trains in `run.folder` and commits it."""
-    data = PreparedData.load(workdir / "data")
-    table = load_table(workdir, data)
-    layout = TokenLayout(table.codebook_sizes, recipe.num_user_tokens)
-    tiger = Tiger(recipe.model, layout)
-    examples = _open_input(recipe, workdir, data, table, layout)
+    table, num_pairs = inputs.table, inputs.num_pairs
+    tiger = Tiger(recipe.model, inputs.layout)
     max_items, batch_size = recipe.input[0].max_items, recipe.input[0].batch_size
     evaluate_fn = make_evaluate_fn(
-        tiger,
-        table,
-        data.validation,
-        recipe.validation,
-        partitioner,
-        max_items=max_items,
-        user_hashes=data.user_hashes,
-        seed=recipe.seed,
+        tiger, table, inputs.sample, recipe.validation, partitioner
     )
     start = None
     if recipe.starts_from is not None:
@@ -181,9 +197,6 @@ def _train(run: Any, workdir: Path, recipe: _Recipe, partitioner: Partitioner) -
             recipe.starts_from, tiger, table, sharding=partitioner.replicated
         )
         say(f"starts from the best parameters in {recipe.starts_from}")
-    num_pairs = int(np.maximum(data.train.lengths - 1, 0).sum())
-    if isinstance(examples, ResidentInput):
-        num_pairs = examples.num_examples
     say(
         f"{num_pairs:,} training pairs, {batch_size} an update, "
         f"{num_pairs / batch_size:,.0f} updates an epoch; {_describe(partitioner)}"
@@ -192,7 +205,7 @@ def _train(run: Any, workdir: Path, recipe: _Recipe, partitioner: Partitioner) -
         loss_fn=make_loss_fn(tiger),
         init_fn=_make_init_fn(recipe, workdir, tiger, table),
         optimizer=make_optimizer(recipe.optimizer, recipe.loop.total_steps),
-        input=examples,
+        input=inputs.examples,
         evaluate_fn=evaluate_fn,
         partitioner=partitioner,
         config=recipe.loop,
@@ -208,7 +221,7 @@ def _train(run: Any, workdir: Path, recipe: _Recipe, partitioner: Partitioner) -
     )
     card = ModelCard(
         config=recipe.model,
-        layout=layout,
+        layout=inputs.layout,
         max_items=max_items,
         best_step=result.best_step,
         best_metrics=result.best_metrics,
@@ -267,38 +280,6 @@ def _choose_input(
     )
 
 
-def _open_input(
-    recipe: _Recipe,
-    workdir: Path,
-    data: PreparedData,
-    table: SemanticIdTable,
-    layout: TokenLayout,
-) -> Any:
-    config, seed = recipe.input[0], recipe.seed
-    if isinstance(config, ResidentConfig):
-        hashes = data.user_hashes
-        return ResidentInput(
-            data.train,
-            table.codes,
-            layout,
-            config,
-            user_hashes=hashes,
-            seed=seed,
-            only_last=recipe.training_pairs == LAST_ALONE,
-        )
-    # Only here, so that the resident input trains without TensorFlow.
-    from tiger_jax.input_pipeline.batches import SeqioBatches
-
-    stream = SeqioBatches(config, seed=seed)
-    if stream.layout != layout:
-        raise InputError(
-            f"the task {config.task} has the token layout {stream.layout}, and "
-            f"{workdir} with train_recommender.num_user_tokens the layout {layout}: "
-            "register the task with the same num_user_tokens and work directory"
-        )
-    return BucketedBatches(stream, recipe.input[1], max_length=stream.max_length)
-
-
 @contextlib.contextmanager
 def _tasks_read(workdir: Path) -> Iterator[None]:
     """Lets the tasks of `tasks.tiger` read this work directory, meanwhile.
@@ -328,20 +309,21 @@ class _Elsewhere:
         self.folder = final if is_current else final.with_name(f"{final.name}.partial")
 
 
-def _begin(workdir: Path, recipe: _Recipe) -> Any:
+def _begin(workdir: Path, recipe: _Recipe, token_shards: Any) -> Any:
     """Opens the folder; of several processes, only the first touches it."""
     run: Any = None
     if jax.process_index() == 0:
-        external = {}
+        external, folders = {}, ["data", "semantic_ids"]
+        if token_shards is not None:
+            external, folders = {"tokens": token_shards.content_hash}, folders[1:]
         if recipe.starts_from is not None:
             start = artifacts.load_manifest(recipe.starts_from)
-            external = {"starts_from": start.content_hash}
+            external["starts_from"] = start.content_hash
         run = artifacts.begin(
             workdir,
             "recommender",
             stage="train_recommender",
-            inputs=("data", "semantic_ids")
-            + (("rqvae",) if recipe.codeword_embeddings else ()),
+            inputs=(*folders, *(("rqvae",) if recipe.codeword_embeddings else ())),
             config=recipe.decides(),
             external=external,
             resumable=True,

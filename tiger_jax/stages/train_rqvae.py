@@ -1,8 +1,10 @@
-"""Stage `train_rqvae`: `embeddings/` -> `rqvae/`, a fitted quantizer."""
+"""Stage `train_rqvae`: embeddings, in `embeddings/` or shards -> `rqvae/`."""
 
+import dataclasses
+import functools
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,9 @@ from etils import epath
 
 from tiger_jax import artifacts
 from tiger_jax.array_files import load_array
+from tiger_jax.beam.shards import Shards
+from tiger_jax.beam.shuffled_rows import ShuffleConfig, ShuffledRows
+from tiger_jax.beam.vectors import VectorRows
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.embedding.collaborative import (
     CollaborativeConfig,
@@ -23,7 +28,12 @@ from tiger_jax.embedding.collaborative import (
 from tiger_jax.embedding.embed import save_whole
 from tiger_jax.errors import InputError
 from tiger_jax.models.rqvae_quantizer import save_quantizer
-from tiger_jax.models.rqvae_training import RqVaeState, RqVaeTrainer, RqVaeTraining
+from tiger_jax.models.rqvae_training import (
+    DrawFn,
+    RqVaeState,
+    RqVaeTrainer,
+    RqVaeTraining,
+)
 from tiger_jax.progress import Progress, say
 from tiger_jax.semantic_ids.quality import (
     MINIMUM_USE,
@@ -32,7 +42,7 @@ from tiger_jax.semantic_ids.quality import (
     format_quality,
     reconstruction_errors,
 )
-from tiger_jax.semantic_ids.quantizers import Quantizer, QuantizerConfig
+from tiger_jax.semantic_ids.quantizers import ENCODE_CHUNK, Quantizer, QuantizerConfig
 from tiger_jax.stages.context import RunContext
 from tiger_jax.training.metric_writers import MetricWriter
 from tiger_jax.training.whole_checkpoints import open_manager, restore_newest_whole
@@ -49,6 +59,7 @@ def train_rqvae(
     quantizer: QuantizerConfig | None = None,
     collaborative: CollaborativeConfig | None = None,
     also_fitted_to: Sequence[str] = (),
+    stream: ShuffleConfig | None = None,
     minimum_use: float = MINIMUM_USE,
     accept_poor_codebooks: bool = False,
     seconds_between_checkpoints: float = 10.0,
@@ -70,6 +81,9 @@ def train_rqvae(
       also_fitted_to: Other work directories whose items' embeddings the quantizer is
         fitted to as well: codes from a combined corpus (Rajput et al. 2023, appendix).
         Use, collisions and what else is measured is still of this shop's items.
+      stream: Reads the embeddings in `shards/`, which the Beam pipelines made, and
+        holds a part of them at a time: an RQ-VAE is trained on all, another
+        quantizer is fitted to the sample. None reads `embeddings/` whole.
       minimum_use: The share of each codebook that must be used by some item.
       accept_poor_codebooks: Go on with less, knowingly. Neither of these two is
         part of what was made: a run that was refused needs no second training.
@@ -81,25 +95,28 @@ def train_rqvae(
     """
     quantizer = quantizer or RqVaeTraining()
     config: dict[str, Any] = {"quantizer": quantizer, "seed": seed}
+    inputs: tuple[str, ...] = ("data", "embeddings")
+    external, shards = {}, None
+    others = [Path(name).expanduser() for name in also_fitted_to]
+    _check_combination(collaborative, others, stream)
     if collaborative is not None:
         config["collaborative"] = collaborative
-    others = [Path(name).expanduser() for name in also_fitted_to]
     if others:
-        if collaborative is not None:
-            raise InputError(
-                "train_rqvae.also_fitted_to can't go with train_rqvae.collaborative: "
-                "other shops' items have no histories in common with this one's"
-            )
         config["also_fitted_to"] = [
             artifacts.load_manifest(other / "embeddings").content_hash
             for other in others
         ]
+    if stream is not None:
+        config["stream"] = stream
+        shards = Shards.load(context.workdir / "shards" / "embedded" / "embeddings")
+        inputs, external = (), {"shards/embeddings": shards.content_hash}
     run = artifacts.begin(
         context.workdir,
         "rqvae",
         stage="train_rqvae",
-        inputs=("data", "embeddings"),
+        inputs=inputs,
         config=config,
+        external=external,
         resumable=True,
         opaque=("tensorboard",),
     )
@@ -107,26 +124,17 @@ def train_rqvae(
         quality = artifacts.read_json(run.folder / "quality.json")
         _check_use(quality, minimum_use, accept_poor_codebooks)
         return
-    data = PreparedData.load(context.workdir / "data")
-    embeddings = load_embeddings(context.workdir / "embeddings", data.num_items)
-    if collaborative is not None:
-        say(
-            f"train_rqvae: {collaborative.dims} collaborative dimensions from "
-            f"{len(data.train.items):,} training interactions"
-        )
-        vectors = embed_cooccurrence(
-            data.train, data.num_items, collaborative, seed=seed
-        )
-        save_whole(run.folder / _COLLABORATIVE, collaborative.weight * vectors)
-        embeddings = load_quantized_vectors(embeddings, run.folder)
-    corpus = np.concatenate([embeddings, *_load_others(others, embeddings.shape[1])])
+    if stream is not None and shards is not None:
+        corpus = _open_shards(shards, stream, seed)
+    else:
+        corpus = _load_whole(context.workdir, run.folder, collaborative, others, seed)
     if isinstance(quantizer, RqVaeTraining):
         fitted = _train(
             quantizer, corpus, run.folder, seed, seconds_between_checkpoints
         )
     else:
-        fitted = quantizer.fit(corpus, seed=seed)
-    quality = _measure(fitted, embeddings, data.category_of_items())
+        fitted = quantizer.fit(corpus.embeddings, seed=seed)
+    quality = corpus.measure(fitted)
     say(format_quality(quality))
     _check_use(quality, minimum_use, accept_poor_codebooks)
     save_quantizer(fitted, run.folder)
@@ -140,6 +148,81 @@ def train_rqvae(
             "collision_rate": quality["collision_rate"],
             "category_purity": quality["levels"][0]["category_purity"],
         }
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Corpus:
+    """What a quantizer is fitted to, and how the result is measured.
+
+    Attributes:
+        embeddings: All vectors, or a sample of a stream.
+        draw: The stream, if there is one.
+        measure: Makes the quality report of a fitted quantizer.
+    """
+
+    embeddings: np.ndarray
+    draw: DrawFn | None
+    measure: Callable[[Quantizer], dict[str, Any]]
+
+
+def _check_combination(
+    collaborative: CollaborativeConfig | None,
+    others: Sequence[Path],
+    stream: ShuffleConfig | None,
+) -> None:
+    if others and collaborative is not None:
+        raise InputError(
+            "train_rqvae.also_fitted_to can't go with train_rqvae.collaborative: "
+            "other shops' items have no histories in common with this one's"
+        )
+    if stream is not None and (others or collaborative is not None):
+        raise InputError(
+            "train_rqvae.stream can't go with train_rqvae.collaborative or "
+            "also_fitted_to: these are made of whole histories and embeddings, which "
+            "a stream of shards doesn't hold"
+        )
+
+
+def _open_shards(shards: Shards, stream: ShuffleConfig, seed: int) -> _Corpus:
+    rows = VectorRows(shards)
+    sample = rows.sample(stream.sample_rows, seed)
+    say(
+        f"train_rqvae: {rows.num_rows:,} embeddings in {shards.num_shards} shards, "
+        f"k-means on {len(sample):,}"
+    )
+    return _Corpus(
+        sample,
+        ShuffledRows(rows, stream, seed=seed).draw,
+        functools.partial(_measure_shards, sample=sample, rows=rows),
+    )
+
+
+def _load_whole(
+    workdir: Path,
+    folder: Path,
+    collaborative: CollaborativeConfig | None,
+    others: Sequence[Path],
+    seed: int,
+) -> _Corpus:
+    data = PreparedData.load(workdir / "data")
+    embeddings = load_embeddings(workdir / "embeddings", data.num_items)
+    if collaborative is not None:
+        say(
+            f"train_rqvae: {collaborative.dims} collaborative dimensions from "
+            f"{len(data.train.items):,} training interactions"
+        )
+        vectors = embed_cooccurrence(
+            data.train, data.num_items, collaborative, seed=seed
+        )
+        save_whole(folder / _COLLABORATIVE, collaborative.weight * vectors)
+        embeddings = load_quantized_vectors(embeddings, folder)
+    return _Corpus(
+        np.concatenate([embeddings, *_load_others(others, embeddings.shape[1])]),
+        None,
+        functools.partial(
+            _measure, embeddings=embeddings, categories=data.category_of_items()
+        ),
     )
 
 
@@ -195,13 +278,13 @@ def load_quantized_vectors(embeddings: np.ndarray, folder: Path) -> np.ndarray:
 
 def _train(
     config: RqVaeTraining,
-    embeddings: np.ndarray,
+    corpus: _Corpus,
     folder: Path,
     seed: int,
     seconds_between_checkpoints: float,
 ) -> Quantizer:
     """Trains from the newest checkpoint, or from the start."""
-    trainer = RqVaeTrainer(config, embeddings, seed=seed)
+    trainer = RqVaeTrainer(config, corpus.embeddings, seed=seed, draw=corpus.draw)
     root = epath.Path(folder / _CHECKPOINTS)
     with open_manager(root, options={"max_to_keep": 2}) as checkpoints:
         state = restore_newest_whole(
@@ -253,6 +336,24 @@ def _measure(
         quantizer.codebook_sizes,
         categories=categories,
         reconstruction_errors=reconstruction_errors(quantizer, embeddings, codes),
+    )
+
+
+def _measure_shards(
+    quantizer: Quantizer, sample: np.ndarray, rows: VectorRows
+) -> dict[str, Any]:
+    """The codes of all items; what codewords miss is measured on the sample."""
+    starts = range(0, rows.num_rows, ENCODE_CHUNK)
+    ends = (min(start + ENCODE_CHUNK, rows.num_rows) for start in starts)
+    codes = [
+        quantizer.encode(rows.read(s, e)) for s, e in zip(starts, ends, strict=True)
+    ]
+    return describe_codes(
+        np.concatenate(codes),
+        quantizer.codebook_sizes,
+        reconstruction_errors=reconstruction_errors(
+            quantizer, sample, quantizer.encode(sample)
+        ),
     )
 
 

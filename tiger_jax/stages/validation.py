@@ -6,17 +6,23 @@ from collections.abc import Callable
 import gin
 import jax
 import numpy as np
+from jaxtyping import Int, Int32, Int64
 
 from tiger_jax.decoding.beam_search import beam_search
 from tiger_jax.decoding.trie import Trie
+from tiger_jax.errors import InputError
 from tiger_jax.evaluation.metrics import compute_metrics, ranks_in_lists
 from tiger_jax.histories import HeldOut
 from tiger_jax.models.tiger import Batch, Params, Tiger, make_decode_fns, make_loss_fn
+from tiger_jax.semantic_ids.collisions import group_rows
 from tiger_jax.semantic_ids.encoder_inputs import encode_histories
 from tiger_jax.semantic_ids.table import SemanticIdTable
+from tiger_jax.semantic_ids.token_ids import TokenLayout
 from tiger_jax.training.partitioning import Partitioner
 
 _CUTOFF = 10
+# A permutation of more rows would take memory worth saving.
+_MOST_PERMUTED = 1 << 27
 
 
 @gin.register
@@ -37,35 +43,92 @@ class ValidationConfig:
     with_search: bool = True
 
 
+@dataclasses.dataclass(frozen=True)
+class ValidationSample:
+    """Held-out interactions as the model sees them, and the items they are of.
+
+    Attributes:
+        inputs: Encoder tokens.
+        targets: The target items' tokens.
+        items: The target items' numbers.
+    """
+
+    inputs: Int32[np.ndarray, "U S"]
+    targets: Int32[np.ndarray, "U T"]
+    items: Int[np.ndarray, " U"]
+
+    @classmethod
+    def of_users(
+        cls,
+        held_out: HeldOut,
+        table: SemanticIdTable,
+        layout: TokenLayout,
+        *,
+        num_users: int,
+        max_items: int,
+        user_hashes: np.ndarray,
+        seed: int,
+    ) -> "ValidationSample":
+        """Draws users by seed."""
+        sample = held_out.select(draw_rows(len(held_out.targets), num_users, seed))
+        inputs = encode_histories(
+            sample.histories.last(max_items),
+            table.codes,
+            layout,
+            user_hashes=user_hashes[sample.user_numbers],
+        )
+        targets = layout.tokens_of(table.codes)[sample.targets]  # [U T]
+        return cls(inputs, targets, sample.targets)
+
+    @classmethod
+    def of_tokens(
+        cls,
+        inputs: Int32[np.ndarray, "U S"],
+        targets: Int32[np.ndarray, "U T"],
+        table: SemanticIdTable,
+        layout: TokenLayout,
+    ) -> "ValidationSample":
+        """Takes examples that were made beforehand.
+
+        Raises:
+            InputError: A target is no item's Semantic ID.
+        """
+        codes = np.concatenate([table.codes, layout.codes_of(targets)])
+        groups = group_rows(codes)  # equal Semantic IDs, equal numbers
+        item_of = np.full(len(codes), -1)
+        item_of[groups[: table.num_items]] = np.arange(table.num_items)
+        items = item_of[groups[table.num_items :]]
+        if (items < 0).any():
+            raise InputError(
+                "a validation example's target is no item's Semantic ID: the token "
+                "files were made of other Semantic IDs; run --pipeline=tokens again"
+            )
+        return cls(inputs, targets, items)
+
+
+def draw_rows(total: int, count: int, seed: int) -> Int64[np.ndarray, " C"]:
+    """Draws the numbers of some rows, ascending; of so many rows, always the same."""
+    rng = np.random.default_rng(seed)
+    if total > _MOST_PERMUTED:
+        return np.sort(rng.choice(total, count, replace=False))
+    return np.sort(rng.permutation(total)[:count])
+
+
 def make_evaluate_fn(
     model: Tiger,
     table: SemanticIdTable,
-    held_out: HeldOut,
+    sample: ValidationSample,
     config: ValidationConfig,
     partitioner: Partitioner,
-    *,
-    max_items: int,
-    user_hashes: np.ndarray,
-    seed: int = 0,
 ) -> Callable[[Params], dict[str, float]]:
     """Makes params -> {"loss", "recall@10", "ndcg@10"}.
 
     The loss is the mean over target tokens without dropout. The ranking is the
     trie-constrained beam search over the whole catalogue, seen items not masked.
     """
-    layout = model.layout
-    count = min(config.num_users, len(held_out.targets))
-    rows = np.random.default_rng(seed).permutation(len(held_out.targets))[:count]
-    sample = held_out.select(np.sort(rows))
+    inputs, targets, count = sample.inputs, sample.targets, len(sample.items)
     shards = partitioner.num_data_shards
     batch_size = -(-min(config.batch_size, count) // shards) * shards
-    inputs = encode_histories(
-        sample.histories.last(max_items),
-        table.codes,
-        layout,
-        user_hashes=user_hashes[sample.user_numbers],
-    )
-    targets = layout.tokens_of(table.codes)[sample.targets]  # [U T]
     batches = []
     for start in range(0, count, batch_size):
         # The last batch is filled up with users that count for nothing.
@@ -117,7 +180,7 @@ def make_evaluate_fn(
                 np.concatenate(parts)[:count]
                 for parts in zip(*jax.device_get(found), strict=True)
             )
-            ranks = ranks_in_lists(items, scores, sample.targets)
+            ranks = ranks_in_lists(items, scores, sample.items)
             names = (f"recall@{_CUTOFF}", f"ndcg@{_CUTOFF}")
             metrics.update(compute_metrics(ranks, names))
         return metrics

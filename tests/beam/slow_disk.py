@@ -1,0 +1,29 @@
+"""The command `python -m tiger_jax.beam` on a disk where every shard takes a while."""
+
+import sys
+import time
+
+from tiger_jax.beam.__main__ import main
+from tiger_jax.beam.shards import ShardWriter
+
+SECONDS = 0.15
+
+
+def slow_down() -> None:
+    write = ShardWriter.write
+
+    def write_slowly(self, shard, write_file, **facts):
+        def halves(path):
+            time.sleep(SECONDS)
+            rows = write_file(path)
+            time.sleep(SECONDS)  # the file is written, and not yet in its place
+            return rows
+
+        write(self, shard, halves, **facts)
+
+    ShardWriter.write = write_slowly
+
+
+if __name__ == "__main__":
+    slow_down()
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,131 @@
+"""From shards to what the stages of run.py read, and to a trained recommender."""
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+pytest.importorskip("apache_beam", reason="needs apache-beam: make test-beam")
+
+from shop_pipelines import ENCODER, SEED, LocalShop, ShardedShop, small_shop
+
+from tiger_jax import artifacts
+from tiger_jax.beam import workdir as module
+from tiger_jax.beam.workdir import write_workdir
+from tiger_jax.data.interactions import InteractionsConfig
+from tiger_jax.embedding.tfidf import FrozenTfidf
+from tiger_jax.errors import InputError
+from tiger_jax.semantic_ids.table import SemanticIdTable
+from tiger_jax.stages.context import RunContext
+from tiger_jax.stages.embed_items import embed_items
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_folders_are_those_of_the_local_stages(tmp_path, monkeypatch, capsys):
+    local = LocalShop(small_shop(), tmp_path, interactions=InteractionsConfig(k_core=5))
+    workdir = tmp_path / "run"
+    found = ShardedShop(local, workdir / "shards", shards=3, workers=1)
+    write_workdir(workdir)
+    # What the local stages would have written, but for what only they know.
+    statistics = {**local.data.statistics, "notes": list(local.shop.notes)}
+    data = dataclasses.replace(local.data, statistics=statistics, ceiling=None)
+    run = artifacts.begin(tmp_path / "local", "data", stage="prepare_data", config={})
+    data.save(run.folder)
+    run.commit()
+    embed_items(RunContext(tmp_path / "local"), seed=SEED, encoder=ENCODER)
+    for folder in ("data", "embeddings"):
+        hashes = {
+            artifacts.load_manifest(w / folder).content_hash
+            for w in (workdir, tmp_path / "local")
+        }
+        assert len(hashes) == 1, folder
+    table = SemanticIdTable.load(workdir / "semantic_ids")
+    assert table.content_hash == local.table.content_hash
+    manifest = artifacts.load_manifest(workdir / "semantic_ids")
+    assert manifest.external == {"shards/semantic_ids": found.semantic_ids.content_hash}
+
+    capsys.readouterr()
+    write_workdir(workdir)
+    assert capsys.readouterr().out.count("up to date") == 3
+    with pytest.raises(InputError, match="--folders names"):
+        write_workdir(workdir, ["recommender"])
+    (tmp_path / "local" / "shards").symlink_to(workdir / "shards")
+    with pytest.raises(InputError, match="and not from"):
+        write_workdir(tmp_path / "local")
+    # TF-IDF that was fitted to a part of the texts comes along: it can't be fitted
+    # again to all.
+    monkeypatch.setattr(module, "MAX_FITTED_ITEMS", 50)
+    shutil.rmtree(workdir / "embeddings")
+    write_workdir(workdir, ["embeddings"])
+    texts = pa.parquet.read_table(workdir / "embeddings" / "texts.parquet")["text"]
+    encoder = FrozenTfidf.load(workdir / "embeddings" / "tfidf")
+    np.testing.assert_allclose(
+        encoder.encode(texts.to_pylist()), local.embeddings, atol=1e-6
+    )
+
+
+STEPS = 400
+FROM_SHARDS = ["--gin_file=demo.gin", "--gin_file=base/from_shards.gin"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_the_documented_commands_end_in_an_evaluated_model(tmp_path):
+    """docs/scale.md's commands on the demo shop, with fewer steps."""
+    beam, stage = ["-m", "tiger_jax.beam"], ["run.py"]
+    commands = [
+        [*beam, "--pipeline=prepare", "--num_shards=4"],
+        [*beam, "--pipeline=embed", "--num_shards=4"],
+        [
+            *stage,
+            "--stage=train_rqvae",
+            *FROM_SHARDS,
+            "--gin.rqvae_training.RqVaeTraining.num_steps=300",
+            "--gin.shuffled_rows.ShuffleConfig.sample_rows=2000",
+        ],
+        [*beam, "--pipeline=assign", "--num_shards=4"],
+        [*beam, "--pipeline=tokens", "--num_user_tokens=0"],
+        [*beam, "--pipeline=workdir"],
+        [
+            *stage,
+            "--stage=train_recommender",
+            *FROM_SHARDS,
+            f"--gin.loop.LoopConfig.total_steps={STEPS}",
+            "--gin.loop.LoopConfig.evaluate_every=200",
+            "--gin.loop.LoopConfig.checkpoint_every=200",
+        ],
+        [*stage, "--stage=evaluate", "--gin_file=demo.gin"],
+        [*stage, "--stage=export", "--gin_file=demo.gin"],
+        [*stage, "--stage=report", "--gin_file=demo.gin"],
+    ]
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    environment.pop("TIGER_WORKDIR", None)
+    for command in commands:
+        done = subprocess.run(
+            [sys.executable, *command, f"--workdir={tmp_path / 'run'}"],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    run = tmp_path / "run"
+    made = artifacts.load_manifest(run / "recommender")
+    assert set(made.inputs) == {"semantic_ids"}
+    assert set(made.external) == {"tokens"}
+    metrics = json.loads((run / "evaluation" / "metrics.json").read_text())
+    tiger = metrics["test"]["recall@10"]
+    popularity = metrics["baselines"]["popularity"]["test"]["recall@10"]
+    assert np.isfinite(tiger)
+    assert tiger > popularity
+    assert (run / "bundle" / "manifest.json").is_file()
+    assert (run / "report" / "index.html").is_file()

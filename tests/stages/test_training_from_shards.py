@@ -1,0 +1,118 @@
+"""The stage train_recommender on token files in shards, without the histories."""
+
+import os
+import shutil
+import signal
+
+import numpy as np
+import pytest
+from compile_once import compile_once
+from small_workdir import make_workdir
+from test_train_recommender_stage import CONFIG, LOOP, OPTIMIZER, VALIDATION
+from token_files import write_token_files
+
+from tasks.sharded import TASK, register_sharded_task
+from tiger_jax import artifacts
+from tiger_jax.beam.token_source import token_shards_of
+from tiger_jax.errors import InputError, Preempted
+from tiger_jax.input_pipeline.batches import SeqioBatches, SeqioConfig
+from tiger_jax.input_pipeline.microbatches import BucketConfig
+from tiger_jax.input_pipeline.resident import ResidentConfig
+from tiger_jax.stages import train_recommender as stage
+from tiger_jax.stages import training_inputs
+from tiger_jax.stages.context import RunContext
+from tiger_jax.stages.recommender_artifact import ModelCard
+from tiger_jax.training.partitioning import MeshConfig
+
+SEQIO = SeqioConfig(TASK, batch_size=32, max_items=4)
+
+
+def run(workdir, **changes):
+    settings = {
+        "model": CONFIG,
+        "num_user_tokens": 3,
+        "optimizer": OPTIMIZER,
+        "loop": LOOP,
+        "validation": VALIDATION,
+        "input": "seqio",
+        "seqio": SEQIO,
+        "buckets": BucketConfig(16),
+        "mesh": MeshConfig(8, 1),
+    }
+    stage.train_recommender(RunContext(workdir), **{**settings, **changes})
+    return workdir / "recommender"
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    workdir = make_workdir(tmp_path_factory.mktemp("files") / "work")
+    write_token_files(workdir)
+    register_sharded_task(TASK, shuffle_buffer_size=50)
+    yield workdir
+    register_sharded_task(TASK)
+
+
+@pytest.fixture
+def workdir(written, tmp_path):
+    return shutil.copytree(written, tmp_path / "work")
+
+
+@pytest.mark.slow
+def test_it_trains_without_the_histories_and_goes_on_with_the_next_example(
+    workdir, tmp_path, monkeypatch
+):
+    shutil.rmtree(workdir / "data")
+    again = shutil.copytree(workdir, tmp_path / "again")
+    draw, drawn = SeqioBatches.__next__, []
+
+    def draw_and_signal(self):
+        drawn.append(None)
+        if len(drawn) == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return draw(self)
+
+    with compile_once(tmp_path / "compiled"):
+        finished = run(workdir)
+        with monkeypatch.context() as patch:
+            patch.setattr(SeqioBatches, "__next__", draw_and_signal)
+            with pytest.raises(Preempted):
+                run(again)
+        assert not (again / "recommender").exists()
+        resumed = run(again)
+    whole, killed = (artifacts.load_manifest(f) for f in (finished, resumed))
+    assert whole.content_hash == killed.content_hash
+    assert set(whole.inputs) == {"semantic_ids"}
+    assert whole.external == {"tokens": whole.external["tokens"]}
+    assert ModelCard.load(finished).max_items == 4
+
+
+def test_validation_takes_the_users_that_the_histories_would_give(workdir, monkeypatch):
+    monkeypatch.setenv("TIGER_WORKDIR", str(workdir))
+    sizes = {"num_user_tokens": 3, "num_validation_users": 21, "seed": 5}
+    expected = training_inputs.open_histories(
+        workdir, (ResidentConfig(32, 16, 4, ()),), only_last=False, **sizes
+    )
+    found = training_inputs.open_token_shards(
+        token_shards_of(TASK), workdir, (SEQIO, BucketConfig()), **sizes
+    )
+    for name in ("inputs", "targets", "items"):
+        mine, theirs = (getattr(i.sample, name) for i in (found, expected))
+        np.testing.assert_array_equal(mine, theirs, name)
+    assert len(found.sample.items) == 21
+    assert found.num_pairs == expected.num_pairs
+    assert found.table.content_hash == expected.table.content_hash
+
+
+def test_files_that_do_not_fit_are_refused(workdir):
+    with pytest.raises(InputError, match="up to 4 items an example"):
+        run(workdir, seqio=SeqioConfig(TASK, batch_size=32, max_items=5))
+    with pytest.raises(InputError, match="has the token layout"):
+        run(workdir, num_user_tokens=4)
+    listed = workdir / "shards" / "tokens" / "train" / "shards.json"
+    facts = artifacts.read_json(listed)
+    artifacts.write_json(listed, {**facts, "semantic_ids": "another table's"})
+    with pytest.raises(InputError, match="were made of other Semantic IDs"):
+        run(workdir)
+    shutil.rmtree(workdir / "shards" / "tokens" / "validation")
+    with pytest.raises(InputError, match="validation is no whole folder of shards"):
+        run(workdir)
