@@ -12,16 +12,20 @@ one that crashes or hangs costs its try, which counts as wrong, and not the camp
 import argparse
 import contextlib
 import faulthandler
+import functools
 import os
 import resource
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import jax
+
 from benchmarks.marked_sections import write_between
+from faults import shop
 from faults.campaign import (
     REPOSITORY,
     Fault,
@@ -42,18 +46,17 @@ _SECONDS_PER_ROW = 20.0
 def main(arguments: list[str]) -> int:
     """Runs what the arguments choose; 1 if anything was lost or wrong."""
     options = _parse(arguments)
-    chosen = [f for f in FAULTS if not options.only or options.only in f.name]
+    texts = options.only or [""]
+    chosen = dict.fromkeys(f for text in texts for f in FAULTS if text in f.name)
     if not chosen:
-        print(f"no fault has {options.only!r} in its name: see --list", file=sys.stderr)
+        print(f"no fault has {texts} in its name: see --list", file=sys.stderr)
         return 2
     if options.list:
         for fault in chosen:
             print(f"{fault.asked:>9,}  {fault.name}  {fault.unavailable()}".rstrip())
         return 0
-    if options.worker is not None:
-        _work(next(f for f in chosen if f.name == options.only), options)
-        os._exit(0)  # whatever the tries have left running
     end = time.monotonic() + 60 * options.minutes if options.minutes else None
+    shop.share_compiled(options.folder)
     with contextlib.suppress(KeyboardInterrupt):
         if not options.only_table:
             for fault in chosen:
@@ -75,7 +78,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--only", default="", metavar="TEXT", help="faults with this in their name")
+    about = "faults with this in their name; repeatable, in this order"
+    add("--only", action="append", metavar="TEXT", help=about)
     add("--tries", type=int, help="tries a fault in all (what the table asks for)")
     add("--minutes", type=float, help="stop starting new tries after so long")
     add("--folder", type=Path, default=Path("runs/faults"), help="where to work")
@@ -83,7 +87,6 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add("--list", action="store_true", help="list the faults, and what can't be made")
     add("--only_table", action="store_true", help="run nothing, print the table")
     add("--write", action="store_true", help="put the table in docs/reliability.md")
-    add("--worker", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     options.folder = options.folder.absolute()
     options.rows = (options.rows or options.folder / "rows.jsonl").absolute()
@@ -101,22 +104,39 @@ def _oversee(fault: Fault, options: argparse.Namespace, end: float | None) -> No
         if left is not None and left <= 0:
             return
         print(f"{fault.name}: from try {first:,} of {wanted:,}", file=sys.stderr)
-        command = [sys.executable, "-m", "faults", f"--only={fault.name}"]
-        command += [f"--folder={options.folder}", f"--rows={options.rows}"]
-        command += [f"--worker={first}", f"--tries={wanted}"]
-        command += [] if left is None else [f"--minutes={left / 60}"]
         _mark(fault, options).unlink(missing_ok=True)
         started = time.monotonic()
-        done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
-        if done.returncode == 0:
+        code = _in_a_fork(functools.partial(_work, fault, options, first, wanted, end))
+        if code == 0:
             if next_try(options.rows, fault.name) == first:
                 return  # the time was up
             continue
-        if done.returncode in (-signal.SIGINT, 130):
+        if code in (-signal.SIGINT, 130):
             raise KeyboardInterrupt
         if not _mark(fault, options).exists():
             raise SystemExit(f"{fault.name}: no try was begun: see the error above")
-        _blame(fault, options, done.returncode, time.monotonic() - started)
+        _blame(fault, options, code, time.monotonic() - started)
+
+
+def _in_a_fork(work: Callable[[], None]) -> int:
+    """Does it in a process that has all this one has imported; its exit code."""
+    sys.stdout.flush()
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    code = 1
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        for name, value in shop.COMPILED.items():
+            jax.config.update(name, value)
+        work()
+        code = 0
+    except KeyboardInterrupt:
+        code = 130
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)  # whatever the tries have left running
 
 
 def _blame(
@@ -135,17 +155,21 @@ def _mark(fault: Fault, options: argparse.Namespace) -> Path:
     return fault.folder(options.folder).with_suffix(".try")
 
 
-def _work(fault: Fault, options: argparse.Namespace) -> None:
-    """Makes tries from number `options.worker` on, in this process."""
+def _work(
+    fault: Fault,
+    options: argparse.Namespace,
+    number: int,
+    wanted: int,
+    end: float | None,
+) -> None:
+    """Makes tries from a number on, in this process."""
     if fault.gigabytes is not None:
         size = int(fault.gigabytes * 2**30)
         resource.setrlimit(resource.RLIMIT_AS, (size, size))
     folder = fault.folder(options.folder)
     folder.mkdir(parents=True, exist_ok=True)
-    end = time.monotonic() + 60 * options.minutes if options.minutes else None
-    first = number = options.worker
-    total = Total()
-    while number < options.tries and (end is None or time.monotonic() < end):
+    first, total = number, Total()
+    while number < wanted and (end is None or time.monotonic() < end):
         _mark(fault, options).write_text(str(number))
         started = time.monotonic()
         with _no_longer_than(fault.seconds):
@@ -153,7 +177,7 @@ def _work(fault: Fault, options: argparse.Namespace) -> None:
         total.add(outcome, time.monotonic() - started)
         number += outcome.count
         is_full = total.tries >= fault.tries_per_row
-        if is_full or total.seconds > _SECONDS_PER_ROW or number >= options.tries:
+        if is_full or total.seconds > _SECONDS_PER_ROW or number >= wanted:
             append_row(options.rows, fault.name, first, total)
             first, total = number, Total()
     if total.tries:

@@ -30,7 +30,7 @@ from tiger_jax.stages.recommender_artifact import load_recommender
 
 # --- Decoded lists ------------------------------------------------------------------
 
-LISTS_PER_TRY, NUM_BEAMS, NUM_EXCLUDED = 1000, 12, 5
+LISTS_PER_TRY, NUM_BEAMS, NUM_EXCLUDED = 250, 12, 5
 
 
 def decode_tables(number: int, folder: Path) -> Outcome:

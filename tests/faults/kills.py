@@ -12,6 +12,7 @@ from pathlib import Path
 
 from faults import shop
 from faults.campaign import FINE, REPOSITORY, Fault, Outcome
+from run import STAGES
 from tiger_jax.workdir_lock import LOCK_FILE
 
 # What a process that was asked to end may answer: it died of the signal, or saved
@@ -21,33 +22,54 @@ _ENDED_BY_ITSELF = 0
 
 
 def kill_stage(stage: str, number: int, folder: Path) -> Outcome:
-    """Kills a stage up to three times, each at a random moment; then lets it end."""
+    """Kills a stage up to three times; then lets it end.
+
+    One half of the moments are any of its working time, the other half those right
+    before it changes something in its folder.
+    """
     whole = shop.whole_run(folder.parent, stage)
-    fault = BY_STAGE[stage]
-    rng, workdir = fault.random(number), folder / "work"
+    rng, workdir = BY_STAGE[stage].random(number), folder / "work"
     shop.copy_before(stage, whole, workdir)
-    said = []
-    for _ in range(rng.choice([1, 1, 2, 3])):
-        running = shop.Stage(stage, workdir)
-        time.sleep(rng.uniform(0.02, whole.seconds[stage]))
-        number_sent = rng.choice([signal.SIGKILL, signal.SIGTERM])
-        running.signal(number_sent)
+    said: list[str] = []
+    wanted, latest = rng.choice([1, 1, 2, 3]), 1.0
+    while len(said) < wanted:
+        sent = rng.choice([signal.SIGKILL, signal.SIGTERM])
+        moment = rng.uniform(0, latest)
+        if rng.random() < 0.5:
+            operation = 1 + int(moment * whole.operations[stage])
+            running = shop.Stage(stage, workdir, dies_at=(operation, sent))
+            what = f"{sent.name} at operation {operation}"
+        else:
+            running = shop.Stage(stage, workdir)
+            running.wait_until(moment * whole.cpu_seconds[stage])
+            running.signal(sent)
+            what = f"{sent.name} after {moment:.0%}"
         ended = running.end()
-        said.append(f"{number_sent.name}: {ended.code}")
-        if ended.code not in _ENDS[number_sent]:
+        if ended.code not in _ENDS[sent]:
             last = " ".join(ended.output.split()[-40:])
-            return Outcome(wrong=1, note=f"{stage}, {said}: {last}")
+            return Outcome(wrong=1, note=f"{stage}, {said}, {what}: {last}")
         if problems := shop.wrong_folders(workdir, whole):
-            return Outcome(lost=1, note=f"{stage}, {said}: {problems}")
-        if ended.code == _ENDED_BY_ITSELF:
-            break
-    ended = shop.run_stage(stage, workdir)
-    if ended.code:
-        return Outcome(lost=1, note=f"{stage}, {said}, then {ended.output[-500:]}")
+            return Outcome(lost=1, note=f"{stage}, {said}, {what}: {problems}")
+        if ended.code != _ENDED_BY_ITSELF:
+            said.append(f"{what}: {ended.code}")
+        elif said:
+            break  # it had less to do than the first time
+        else:  # it was done before its moment came
+            latest *= 0.7
+            shop.copy_before(stage, whole, workdir)
+    if stage != shop.UPDATE or not (workdir / shop.FOLDERS[stage]).exists():
+        ended = shop.run_stage(stage, workdir)
+        if ended.code:
+            return Outcome(lost=1, note=f"{stage}, {said}, then {ended.output[-500:]}")
     if problems := shop.wrong_folders(workdir, whole, made_whole=stage):
         return Outcome(lost=1, note=f"{stage}, {said}, then {problems}")
-    left = sorted(p.name for p in workdir.iterdir() if "." in p.name[1:])
-    return Outcome(wrong=1, note=f"{stage} left {left}") if left else FINE
+    left = sorted(str(p) for p in workdir.rglob("*") if _is_left_over(p.name))
+    return Outcome(wrong=1, note=f"{stage}, {said}, left {left}") if left else FINE
+
+
+def _is_left_over(name: str) -> bool:
+    endings = (".partial", ".old", ".tmp")
+    return name.endswith(endings) or "checkpoint-tmp" in name or "chunk_" in name
 
 
 def kill_command(number: int, folder: Path) -> Outcome:
@@ -57,7 +79,7 @@ def kill_command(number: int, folder: Path) -> Outcome:
     shutil.rmtree(workdir, ignore_errors=True)
     command = [sys.executable, str(REPOSITORY / "run.py"), f"--workdir={workdir}"]
     command.append(f"--gin_file={shop.GIN_FILE}")
-    usual = sum(whole.seconds.values()) / 2
+    usual = sum(whole.seconds[stage] for stage in STAGES) / 2
     for _ in range(20):
         process = subprocess.Popen(
             command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
@@ -128,7 +150,12 @@ def _holder(workdir: Path) -> dict:
 
 
 # The stages that train are hit most.
-_TRIES = {"train_rqvae": 50, "train_recommender": 60, "prepare_data": 20}
+_TRIES = {
+    "train_rqvae": 50,
+    "train_recommender": 60,
+    "train_sasrec": 20,
+    "prepare_data": 20,
+}
 BY_STAGE = {
     stage: Fault(
         f"kill: {stage}", _TRIES.get(stage, 15), functools.partial(kill_stage, stage)

@@ -11,6 +11,7 @@ import io
 import json
 import logging
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -60,7 +61,10 @@ class Reader:
         """What is wrong with how this content is read, or ""."""
         (folder / self.file).write_bytes(content)
         try:
-            self.check(folder)
+            with warnings.catch_warnings():
+                for category in _SHOWN_TO_USERS:
+                    warnings.simplefilter("error", category)
+                self.check(folder)
         except InputError as error:
             text = str(error)
             if "\n" in text or not text or len(text) > 3000:
@@ -75,6 +79,9 @@ class Reader:
             text = " ".join(str(error).split())[:200]
             return f"{type(error).__name__} at {at}: {text} for {_shown(content)}"
         return ""
+
+
+_SHOWN_TO_USERS = (RuntimeWarning, UserWarning, FutureWarning, SyntaxWarning)
 
 
 def _place(trace) -> str:

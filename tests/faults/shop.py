@@ -3,7 +3,10 @@
 import contextlib
 import dataclasses
 import functools
+import importlib
+import itertools
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -11,17 +14,37 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+
+import jax
+from jax._src import xla_bridge
 
 from faults.campaign import REPOSITORY
 from run import STAGES
 from tiger_jax import artifacts
 
 GIN_FILE = Path(__file__).with_name("shop.gin")
-# In the order of the pipeline: stage and the folder that it writes.
 _FOLDER_OF = {stage: folder for folder, stage in artifacts.MADE_BY.items()}
-FOLDERS = {stage: _FOLDER_OF[stage] for stage in (*STAGES, "export")}
+_ON_REQUEST = (
+    "export",
+    "train_sasrec",
+    "list_candidates",
+    "fuse",
+    "export_t5",
+    "export_recbole",
+)
+UPDATE = "update_catalogue"
+# Stage and the folder that it writes, each after those that it reads. What answers a
+# request comes last: `evaluate` and `report` would otherwise show it.
+FOLDERS = {
+    **{stage: _FOLDER_OF[stage] for stage in (*STAGES, *_ON_REQUEST)},
+    UPDATE: "bundle.catalogue/version_000001",
+}
+_NEW_ITEMS = Path(__file__).with_name("new_items.csv")
+# What a stage is told besides its gin file.
+_BINDINGS = {UPDATE: (f"--gin.update_catalogue.add={str(_NEW_ITEMS)!r}",)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,10 +54,15 @@ class Ended:
     Attributes:
         code: Its exit code; negative for a signal.
         output: What it said, both streams.
+        operations: How often it changed something in the work directory, as far as
+            Python did it; 0 if it was killed.
+        cpu_seconds: The time that it worked; 0 if it was killed.
     """
 
     code: int
     output: str
+    operations: int = 0
+    cpu_seconds: float = 0.0
 
     @property
     def complaint(self) -> str:
@@ -51,7 +79,11 @@ class Stage:
     """A run of one stage, or of them all, in a process of its own.
 
     The processes are forked from one that has imported everything and started
-    nothing, so that a try costs a stage's own work and not ten seconds of imports.
+    nothing, so that a try costs a stage's own work and not ten seconds of imports:
+    from this one, where it has not used JAX.
+
+    Attributes:
+        pid: Its process.
     """
 
     def __init__(
@@ -59,18 +91,26 @@ class Stage:
         stage: str,
         workdir: Path,
         *bindings: str,
-        num_devices: int | None = None,
+        num_devices: int = 1,
+        dies_at: tuple[int, int] | None = None,
     ) -> None:
-        """Starts the stage."""
+        """Starts the stage.
+
+        Args:
+            num_devices: Of the CPU.
+            dies_at: Number of an operation in the work directory and of a signal,
+                which it sends itself in the moment before that operation.
+        """
         # Not on the small disk that a work directory may stand on.
         log = workdir.parents[1] / f"{workdir.parent.name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         log.unlink(missing_ok=True)
         argv = ["run.py", f"--gin_file={GIN_FILE}", f"--workdir={workdir}"]
         argv += [f"--stage={stage}"] if stage else []
+        argv += [*_BINDINGS.get(stage, ()), *bindings]
         self._log = log
         self._process = _forks().Process(
-            target=_run, args=([*argv, *bindings], log, num_devices)
+            target=_run, args=(argv, workdir, log, num_devices, dies_at)
         )
         self._process.start()
         self.pid = self._process.pid
@@ -96,7 +136,18 @@ class Stage:
             self._process.join()
             raise TimeoutError(f"a stage has not ended after {seconds:g} s")
         output = self._log.read_text(errors="replace") if self._log.exists() else ""
-        return Ended(self._process.exitcode, output)
+        output, mark, counts = output.partition(_COUNTS)
+        return Ended(
+            self._process.exitcode, output, *(json.loads(counts) if mark else ())
+        )
+
+    def wait_until(self, cpu_seconds: float) -> None:
+        """Waits until the process has worked for so long, or has ended.
+
+        Of its own time, which other work on the machine doesn't stretch.
+        """
+        while self.is_running() and _cpu_seconds(self.pid) < cpu_seconds:
+            time.sleep(0.002)
 
 
 def run_stage(stage: str, workdir: Path, *bindings: str) -> Ended:
@@ -106,15 +157,23 @@ def run_stage(stage: str, workdir: Path, *bindings: str) -> Ended:
 
 @dataclasses.dataclass(frozen=True)
 class Whole:
-    """What an undisturbed run made, and how long its stages took."""
+    """What an undisturbed run made, and what its stages took, by stage.
+
+    Attributes:
+        seconds: Of wall-clock time.
+        cpu_seconds: Of work.
+        operations: In the work directory.
+    """
 
     workdir: Path
     hashes: dict[str, str]
     seconds: dict[str, float]
+    cpu_seconds: dict[str, float]
+    operations: dict[str, int]
 
 
 @functools.cache
-def whole_run(under: Path, until: str = "export") -> Whole:
+def whole_run(under: Path, until: str = UPDATE) -> Whole:
     """An undisturbed run of the stages up to one, made once in ``UNDER/shop/``.
 
     Each stage is run twice, and the second time counts: what it compiles is on disk
@@ -122,9 +181,7 @@ def whole_run(under: Path, until: str = "export") -> Whole:
     """
     folder = under / "shop"
     facts, workdir = folder / "facts.json", folder / "work"
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder / "compiled")
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+    share_compiled(under)
     folder.mkdir(parents=True, exist_ok=True)
     known = json.loads(facts.read_text()) if facts.exists() else {}
     for stage, name in list(FOLDERS.items())[: list(FOLDERS).index(until) + 1]:
@@ -133,19 +190,36 @@ def whole_run(under: Path, until: str = "export") -> Whole:
         hashes = set()
         for _ in range(2):
             shutil.rmtree(workdir / name, ignore_errors=True)
+            shutil.rmtree(workdir / f"{name}.partial", ignore_errors=True)
             started = time.monotonic()
             ended = run_stage(stage, workdir)
             assert ended.code == 0, ended.output
             seconds = time.monotonic() - started
             hashes.add(artifacts.load_manifest(workdir / name).content_hash)
         assert len(hashes) == 1, f"{stage} made two things of one seed"
-        known[stage] = {"hash": hashes.pop(), "seconds": seconds}
+        known[stage] = {
+            "hashes": hashes.pop(),
+            "seconds": seconds,
+            "cpu_seconds": ended.cpu_seconds,
+            "operations": ended.operations,
+        }
         artifacts.write_json(facts, known)
-    return Whole(
-        workdir,
-        {stage: facts["hash"] for stage, facts in known.items()},
-        {stage: facts["seconds"] for stage, facts in known.items()},
-    )
+    names = [field.name for field in dataclasses.fields(Whole)][1:]
+    by_name = [{stage: about[n] for stage, about in known.items()} for n in names]
+    return Whole(workdir, *by_name)
+
+
+def share_compiled(under: Path) -> None:
+    """Has processes started from here on share what they compile, on disk."""
+    COMPILED["jax_compilation_cache_dir"] = str(under / "compiled")
+    COMPILED["jax_persistent_cache_min_compile_time_secs"] = 0
+    COMPILED["jax_persistent_cache_min_entry_size_bytes"] = -1
+    for name, value in COMPILED.items():
+        os.environ[name.upper()] = str(value)
+
+
+# Options of jax, for processes that have imported it already.
+COMPILED: dict[str, Any] = {}
 
 
 def copy_before(stage: str, whole: Whole, workdir: Path) -> None:
@@ -178,28 +252,98 @@ def wrong_folders(workdir: Path, whole: Whole, *, made_whole: str = "") -> list[
     return problems
 
 
-@functools.cache
-def _forks() -> multiprocessing.context.ForkServerContext:
-    context = multiprocessing.get_context("forkserver")
-    stages = [f"tiger_jax.stages.{stage}" for stage in FOLDERS]
-    context.set_forkserver_preload(["run", "gin", *stages])
-    return context
+def _forks() -> Any:
+    """Processes forked from this one, or from a server where JAX has threads here."""
+    modules = ["run", "gin", *_IMPORTED_LATE]
+    modules += [f"tiger_jax.stages.{stage}" for stage in FOLDERS]
+    if xla_bridge.backends_are_initialized():
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(modules)
+        return context
+    for module in modules:
+        importlib.import_module(module)
+    return multiprocessing.get_context("fork")
 
 
-def _run(argv: list[str], log: Path, num_devices: int | None) -> None:
+# What the stages import only when they need it.
+_IMPORTED_LATE = (
+    "jaxlib.mlir.dialects.sdy",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.backends.backend_svg",
+    "orbax.checkpoint",
+    "pandas",
+    "pyarrow.parquet",
+    "sklearn.cluster",
+    "sklearn.decomposition",
+    "sklearn.feature_extraction.text",
+    "sklearn.preprocessing",
+    "tiger_jax.serving.recommender",
+)
+_COUNTS = "\n--- operations and CPU seconds: "
+_CHANGES = {
+    *("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "os.link"),
+}
+_WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+
+
+def _run(
+    argv: list[str],
+    workdir: Path,
+    log: Path,
+    num_devices: int,
+    dies_at: tuple[int, int] | None,
+) -> None:
     with open(log, "ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    if num_devices is not None:  # the variable was read when jax was imported
-        import jax
-
-        jax.config.update("jax_num_cpu_devices", num_devices)
+    for name, value in COMPILED.items():  # the variables were read at import
+        jax.config.update(name, value)
+    jax.config.update("jax_num_cpu_devices", num_devices)
     os.chdir(REPOSITORY)
     sys.path.insert(0, str(REPOSITORY))
     import run
 
     sys.argv = argv
-    sys.exit(run.main(argv))
+    made = itertools.count(1)
+    _at_each_change(workdir, lambda: _die(next(made), dies_at))
+    began = time.process_time()  # the imports were the server's
+    code = run.main(argv)
+    counts = [next(made) - 1, time.process_time() - began]
+    sys.stdout.flush()
+    os.write(1, f"{_COUNTS}{json.dumps(counts)}".encode())
+    sys.exit(code)
+
+
+def _die(operation: int, dies_at: tuple[int, int] | None) -> None:
+    if dies_at is not None and operation == dies_at[0]:
+        os.kill(os.getpid(), dies_at[1])
+
+
+def _at_each_change(folder: Path, call: Callable[[], None]) -> None:
+    """Calls before this process changes anything in a folder, for its lifetime."""
+    inside = f"{folder}/"
+
+    def look(event: str, arguments: tuple) -> None:
+        if event == "open":
+            is_change = isinstance(arguments[2], int) and arguments[2] & _WRITES
+        else:
+            is_change = event in _CHANGES
+        # Relative ones are those of `shutil.rmtree`.
+        if is_change and isinstance(path := arguments[0], str | os.PathLike):
+            name = os.fspath(path)
+            if isinstance(name, str) and (name.startswith(inside) or name[:1] != "/"):
+                call()
+
+    sys.addaudithook(look)
+
+
+def _cpu_seconds(pid: int) -> float:
+    """What a process has worked so far; without end if it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return math.inf
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @contextlib.contextmanager

@@ -127,7 +127,9 @@ def test_lists_that_evaluate_wrote_are_not_searched_again(
     np.testing.assert_allclose(reused[1], searched[1], atol=1e-4)
 
 
-def test_a_killed_search_goes_on_with_the_users_that_are_left(workdir, monkeypatch):
+def test_a_killed_search_goes_on_with_the_users_that_are_left(
+    workdir, monkeypatch, capsys
+):
     monkeypatch.setattr(candidates_stage, "CHUNK", 15)
     searched = []
     list_items = evaluator.list_items
@@ -142,6 +144,10 @@ def test_a_killed_search_goes_on_with_the_users_that_are_left(workdir, monkeypat
     monkeypatch.setattr(evaluator, "list_items", dying)
     with pytest.raises(KeyboardInterrupt):
         list_candidates(RunContext(workdir), config=config, search=SEARCH)
+    damaged, *_ = (workdir / "candidates.partial").glob("chunk_*_scores_*.npy")
+    content = bytearray(damaged.read_bytes())
+    content[-1] ^= 1
+    damaged.write_bytes(content)
     count = []
 
     def counted(recommend, held_out, **settings):
@@ -150,7 +156,8 @@ def test_a_killed_search_goes_on_with_the_users_that_are_left(workdir, monkeypat
 
     monkeypatch.setattr(evaluator, "list_items", counted)
     list_candidates(RunContext(workdir), config=config, search=SEARCH)
-    assert len(count) == 2 * 3 - 2
+    assert len(count) == 2 * 3 - 1  # of two chunks, one was damaged
+    assert f"{damaged} is damaged" in capsys.readouterr().out
     _, held_out = load_candidates(
         workdir, PreparedData.load(workdir / "data"), "validation"
     )

@@ -1,18 +1,15 @@
 """Embeds many texts: each distinct text once, in chunks that outlive a kill."""
 
-import contextlib
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from tiger_jax.array_files import load_array
-from tiger_jax.artifacts import hash_arrays
+from tiger_jax.chunk_files import load_chunk, save_chunk
 from tiger_jax.embedding.encoders import EncodeFn, Encoder
 from tiger_jax.errors import InputError
-from tiger_jax.progress import Progress, say
+from tiger_jax.progress import Progress
 
 
 def embed_texts(
@@ -42,7 +39,7 @@ def embed_texts(
     size = encoder.texts_per_chunk or len(distinct)
     starts = range(0, len(distinct), size)
     chunks_folder.mkdir(parents=True, exist_ok=True)
-    parts = {start: _load_chunk(chunks_folder, start) for start in starts}
+    parts = {start: load_chunk(chunks_folder, f"{start:010}") for start in starts}
     missing = [start for start, part in parts.items() if part is None]
     done = len(distinct) - sum(len(distinct[s : s + size]) for s in missing)
     if missing:
@@ -52,7 +49,7 @@ def embed_texts(
                 chunk = distinct[start : start + size]
                 vectors = embed_chunk(chunk, encode, encoder.batch_size, bar.advance)
                 parts[start] = vectors
-                save_whole(_chunk_path(chunks_folder, start, vectors), vectors)
+                save_chunk(chunks_folder, f"{start:010}", vectors)
     rows = np.array([row_of[text] for text in texts], np.int64)
     return np.concatenate([part for part in parts.values() if part is not None])[rows]
 
@@ -84,32 +81,6 @@ def embed_chunk(
         advance(len(rows))
     assert vectors is not None, "there are no texts"
     return vectors
-
-
-def save_whole(path: Path, array: np.ndarray) -> None:
-    """Writes an array beside its place and moves it there: no half file is seen."""
-    beside = path.with_name(path.name + ".tmp")
-    with open(beside, "wb") as file:
-        np.save(file, array, allow_pickle=False)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
-
-
-def _chunk_path(folder: Path, start: int, vectors: np.ndarray) -> Path:
-    return folder / f"chunk_{start:010}_{hash_arrays({'': vectors})[:16]}.npy"
-
-
-def _load_chunk(folder: Path, start: int) -> np.ndarray | None:
-    """The chunk, if it is there and is what its name says."""
-    for path in folder.glob(f"chunk_{start:010}_*.npy"):
-        with contextlib.suppress(OSError, ValueError):
-            vectors = load_array(path)
-            if path == _chunk_path(folder, start, vectors):
-                return vectors
-        say(f"{path} is damaged: its texts are embedded again")
-        path.unlink()
-    return None
 
 
 def _batches(chunk: Sequence[str], size: int) -> Iterator[Int64[np.ndarray, " batch"]]:

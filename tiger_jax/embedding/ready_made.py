@@ -81,12 +81,13 @@ def _check_shape(
 
 
 def _check_rows(path: Path, array: np.ndarray) -> None:
-    first = np.asarray(array[0], np.float32)
-    all_equal = True
+    first, all_equal = array[0], True
     for start in range(0, len(array), _ROWS_AT_ONCE):
         part = array[start : start + _ROWS_AT_ONCE]
         with np.errstate(over="ignore"):  # found below
             rows = np.asarray(part, np.float32)
+        if start == 0:
+            first = rows[0]
         is_bad = ~np.isfinite(rows).all(axis=1)
         if is_bad.any():
             row = int(is_bad.argmax())

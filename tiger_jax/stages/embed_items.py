@@ -9,9 +9,10 @@ import pyarrow.parquet
 
 from tiger_jax import artifacts
 from tiger_jax.array_files import load_array
+from tiger_jax.chunk_files import save_whole
 from tiger_jax.data.item_text import ItemTextConfig, build_item_texts
 from tiger_jax.data.prepared import PreparedData
-from tiger_jax.embedding.embed import embed_texts, save_whole
+from tiger_jax.embedding.embed import embed_texts
 from tiger_jax.embedding.encoders import Encoder, TfidfEncoder
 from tiger_jax.embedding.ready_made import load_ready_made
 from tiger_jax.errors import InputError

@@ -13,9 +13,8 @@ import numpy as np
 from jaxtyping import Float32, Int32
 
 from tiger_jax import artifacts
-from tiger_jax.array_files import load_array
+from tiger_jax.chunk_files import load_chunk, remove_chunks, save_chunk
 from tiger_jax.data.prepared import PreparedData
-from tiger_jax.embedding.embed import save_whole
 from tiger_jax.errors import InputError
 from tiger_jax.evaluation import evaluator
 from tiger_jax.evaluation.fusion import ListedRecommender
@@ -111,8 +110,7 @@ def list_candidates(
             run.folder, {f"{split}_{name}": array for name, array in arrays.items()}
         )
         counts[f"{split}_users"] = len(rows)
-    for chunk in run.folder.glob("chunk_*.npy"):
-        chunk.unlink()
+    remove_chunks(run.folder)
     run.commit(
         summary={**counts, "depth": config.depth, "test lists from evaluate": reused}
     )
@@ -166,12 +164,10 @@ def _search(
     total = len(held_out.targets)
     for start in range(0, total, CHUNK):
         rows = np.arange(start, min(start + CHUNK, total))
-        paths = [
-            folder / f"chunk_{split}_{start:08}_{name}.npy"
-            for name in ("items", "scores")
-        ]
-        if not all(path.exists() for path in paths):
-            lists = evaluator.list_items(
+        names = [f"{split}_{start:08}_{name}" for name in ("items", "scores")]
+        lists = [load_chunk(folder, name) for name in names]
+        if any(array is None for array in lists):
+            made = evaluator.list_items(
                 recommend,
                 held_out.select(rows),
                 k=config.depth,
@@ -179,10 +175,10 @@ def _search(
                 batch_size=config.batch_size,
                 description=f"{split}, {start + len(rows):,} of {total:,}",
             )
-            for path, array in zip(paths, lists, strict=True):
-                save_whole(path, array)
-        items, scores = map(load_array, paths)
-        found.append((items, scores))
+            for name, array in zip(names, made, strict=True):
+                save_chunk(folder, name, array)
+            lists = [*made]
+        found.append([array for array in lists if array is not None])
     items, scores = (np.concatenate(parts) for parts in zip(*found, strict=True))
     return items, scores
 

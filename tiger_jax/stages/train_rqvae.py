@@ -19,13 +19,13 @@ from tiger_jax.array_files import load_array
 from tiger_jax.beam.shards import Shards
 from tiger_jax.beam.shuffled_rows import ShuffleConfig, ShuffledRows
 from tiger_jax.beam.vectors import VectorRows
+from tiger_jax.chunk_files import save_whole
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.embedding.collaborative import (
     CollaborativeConfig,
     embed_cooccurrence,
     join_text,
 )
-from tiger_jax.embedding.embed import save_whole
 from tiger_jax.errors import InputError
 from tiger_jax.models.rqvae_quantizer import save_quantizer
 from tiger_jax.models.rqvae_training import (
