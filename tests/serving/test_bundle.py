@@ -57,6 +57,12 @@ def test_a_seed_decides_what_is_drawn(recommender):
     assert len({i.item_id for i in draw[0].items}) == 8
 
 
+def test_programs_do_not_tell_where_the_code_lay(folder):
+    programs = [path.read_bytes() for path in folder.glob("programs/*")]
+    assert programs
+    assert not any(b".py" in program for program in programs)
+
+
 def test_every_damaged_file_is_named(folder, tmp_path):
     copy = tmp_path / "bundle"
     shutil.copytree(folder, copy)

@@ -11,9 +11,10 @@ GPU and TPU; they need none of the model's code.
     so an answer depends on its request and not on who shares the batch.
 """
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -213,8 +214,24 @@ def export_program(
     structs = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), _flat(params, trie, batch)
     )
-    exported = jax.export.export(jax.jit(call), platforms=PLATFORMS)(*structs)
+    with _without_locations():
+        exported = jax.export.export(jax.jit(call), platforms=PLATFORMS)(*structs)
     return bytes(exported.serialize())
+
+
+@contextlib.contextmanager
+def _without_locations() -> Iterator[None]:
+    """Keeps files and lines of this code, and of who called it, out of a program.
+
+    Else its bytes, and the bundle's content hash, would tell where the code lies.
+    """
+    name = "jax_traceback_in_locations_limit"
+    usual = jax.config.values[name]
+    jax.config.update(name, 0)
+    try:
+        yield
+    finally:
+        jax.config.update(name, usual)
 
 
 def _flat(params: Params, trie: Trie, batch: Batch) -> tuple[Any, ...]:
