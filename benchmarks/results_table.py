@@ -77,7 +77,22 @@ def _section(rows: Sequence[Row]) -> str:
         "split read once. Mean ± 95 % interval of the mean over seeds, where there "
         "are several. Published rows don't say whether they mask."
     )
+    for caveat in dict.fromkeys(map(_caveat, (row["experiment"] for row in rows))):
+        about += caveat
     return "\n".join([*lines, "", about, *notes])
+
+
+def _caveat(experiment: str) -> str:
+    """What the header of an experiment's gin file says of its data, if anything."""
+    name = experiment.partition(",")[0]
+    path = ROOT / "gin_configs" / "experiments" / f"{name}.gin"
+    if not name or not path.is_file():
+        return ""
+    header = path.read_text(encoding="utf-8")
+    found = re.search(r"# Data: +(.*?)\n# \w+:", header, re.DOTALL)
+    if found is None:
+        return ""
+    return f" *`{name}`*: " + " ".join(found[1].replace("\n#", " ").split())
 
 
 def _known(rows: Sequence[Row]) -> paper_rows.KnownData | None:

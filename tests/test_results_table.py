@@ -55,3 +55,11 @@ def test_a_data_set_nobody_published_on_has_its_own_rows_alone():
 @pytest.mark.parametrize("name", ["beauty", "sports", "toys"])
 def test_the_papers_recipe_says_what_it_needs(name):
     assert results_table._why_not(name).startswith("needs ")
+
+
+def test_what_a_header_says_of_its_data_stands_under_the_table():
+    table = results_table.build_results(
+        [row for row in ROWS if row["experiment"].startswith("sports_best")]
+    )
+    assert "*`sports_best`*: where this was measured, each item's text was" in table
+    assert results_table._caveat("beauty_best, max_minutes=None") == ""
