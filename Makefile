@@ -58,8 +58,9 @@ format: $(BIN)/.test  ## Format the code.
 bench: $(BIN)/.test  ## Measure; one JSON row a measurement.
 	$(BIN)/python -m benchmarks
 
-scale: $(BIN)/.test  ## Measure how each stage grows, and write docs/scale.md (hours).
-	$(BIN)/python -m benchmarks.scale
+scale: $(BIN)/.test $(BEAM)/.ready  ## Measure how each stage grows, and write docs/scale.md (an hour).
+	$(BIN)/python -m benchmarks.scale --parts=local
+	$(BEAM)/bin/python -m benchmarks.scale --parts=shards,end_to_end
 	$(BIN)/python -m benchmarks.scale --document=docs/scale.md
 
 REPRODUCE = $(BIN)/python run.py --gin_file=experiments/beauty_best.gin \

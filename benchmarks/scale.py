@@ -1,25 +1,31 @@
 """Measures how each stage grows with the catalogue: `make scale`.
 
-    python -m benchmarks.scale --rows=scale.jsonl               10^4, 10^5, 10^6 items
-    python -m benchmarks.scale --rows=scale.jsonl --sizes=1e7 --stages=trie,decode
+    python -m benchmarks.scale --rows=scale.jsonl               all that is missing
+    python -m benchmarks.scale --rows=scale.jsonl --parts=local --stages=trie
     python -m benchmarks.scale --rows=scale.jsonl --document=docs/scale.md
 
-Every measurement is one JSON row, appended to the file, made in a process of its own
-so that its peak memory is its own; a row that is there already is not made again.
-Shops, embeddings and codes are generated: popularity falls by Zipf's law, histories
-have ten interactions. --document writes the table, the fitted exponents, the plot and
-the plan for a billion items between the document's marks.
+Every measurement is one JSON row, appended to the file as soon as it is made; a row
+of this commit that is there already is not made again (--any_commit: of whichever).
+Shops, embeddings and codes are generated: popularity falls by Zipf's law, users have
+ten interactions. --document writes tables, fitted exponents, the plot and the plan
+for a billion items between the document's marks.
 
-Stages: `histories` (5-core, numbering, order), `encode` (frozen residual codebooks,
-256 × 256 × 256 over 64 dimensions), `collisions`, `trie`, `decode` (one request, 20
-beams, a model that only reads a table: what the catalogue's size adds to it).
+Parts:
+    local       The local stages, a process each, --sizes in items: `histories`
+                (5-core, numbering, order), `encode` (frozen residual codebooks,
+                256 × 256 × 256 over 64 dimensions), `collisions`, `trie`, `decode`
+                (one request, 20 beams, a model that only reads a table: what the
+                catalogue's size adds to it).
+    shards      The steps of the pipelines before training over shards of one size,
+                --sizes in interactions (`scale_shards`). Needs Apache Beam.
+    end_to_end  Generated embeddings -> Semantic IDs -> trie -> search, --sizes in
+                items (`scale_end_to_end`). Needs Apache Beam.
 """
 
 import argparse
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import time
@@ -29,10 +35,17 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.scale_worker import peak_bytes
 from tiger_jax import artifacts
 from tiger_jax.progress import say
 
-SIZES = (10_000, 100_000, 1_000_000)
+SIZES = {
+    "local": (10_000, 100_000, 1_000_000, 10_000_000),
+    "shards": (1_000_000, 10_000_000),
+    "end_to_end": (10_000_000,),
+}
+# Beyond this the local stage doesn't fit beside others: shards are for that.
+_LARGEST = {"histories": 1_000_000}
 DIMS, LEVELS, CODEWORDS = 64, 3, 256
 COLLISIONS = 256
 HISTORY = 10
@@ -42,8 +55,10 @@ def main() -> None:
     """Measures what is missing, or writes the document."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--rows", type=Path, default=Path("runs/scale/rows.jsonl"))
-    parser.add_argument("--sizes", help="numbers of items, as 1e4,1e5")
-    parser.add_argument("--stages", help=f"of {','.join(STAGES)}")
+    parser.add_argument("--parts", default=",".join(SIZES), help="some of these")
+    parser.add_argument("--sizes", help="other sizes, as 1e4,1e5")
+    parser.add_argument("--stages", help=f"local: of {','.join(STAGES)}")
+    parser.add_argument("--any_commit", action="store_true", help="keep older rows")
     parser.add_argument("--document", type=Path, help="write these rows into it")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -56,30 +71,76 @@ def main() -> None:
 
         write_document(options.rows, options.document)
         return
+    rows = _Rows(options.rows, options.any_commit)
     stages = options.stages.split(",") if options.stages else list(STAGES)
-    sizes = (
-        [int(float(s)) for s in options.sizes.split(",")] if options.sizes else SIZES
-    )
-    options.rows.parent.mkdir(parents=True, exist_ok=True)
-    for size in sizes:
-        for stage in stages:
-            _run_once(options.rows, stage, size)
+    for part in options.parts.split(","):
+        sizes = SIZES[part]
+        if options.sizes:
+            sizes = tuple(int(float(size)) for size in options.sizes.split(","))
+        for size in sizes:
+            if part == "local":
+                for stage in stages:
+                    if size <= _LARGEST.get(stage, size):
+                        _measure_alone(rows, stage, size)
+            else:
+                _measure_steps(rows, part, size)
 
 
-def _run_once(rows: Path, stage: str, size: int) -> None:
-    known = rows.read_text().splitlines() if rows.exists() else []
-    done = {(r["stage"], r["items"]) for r in map(json.loads, known)}
-    if (stage, size) in done:
+class _Rows:
+    """The file of rows."""
+
+    def __init__(self, path: Path, any_commit: bool) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path, self._any_commit = path, any_commit
+
+    def has(self, part: str, stage: str, size: int) -> bool:
+        """Whether a measurement is there."""
+        known = self._path.read_text().splitlines() if self._path.exists() else []
+        commit = artifacts.code_version()
+        return any(
+            (row["part"], row["stage"], row["rows"]) == (part, stage, size)
+            and (self._any_commit or row["commit"] == commit)
+            for row in map(json.loads, known)
+        )
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Keeps a measurement, and says it."""
+        row = row | {
+            "cores": os.cpu_count(),
+            "machine": platform.machine(),
+            "commit": artifacts.code_version(),
+        }
+        with open(self._path, "a") as file:
+            file.write(json.dumps(row) + "\n")
+        say(json.dumps(row))
+
+
+def _measure_alone(rows: _Rows, stage: str, size: int) -> None:
+    """One local stage, in a process of its own."""
+    if rows.has("local", stage, size):
         return
+    say(f"{stage} at {size:,} items")
     command = [sys.executable, "-m", "benchmarks.scale", "--one", f"{stage}:{size}"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
         say(f"{stage} at {size:,}: failed\n{result.stderr[-2000:]}")
         return
-    row = result.stdout.splitlines()[-1]
-    with open(rows, "a") as file:
-        file.write(row + "\n")
-    say(row)
+    rows.add(json.loads(result.stdout.splitlines()[-1]))
+
+
+def _measure_steps(rows: _Rows, part: str, size: int) -> None:
+    """All steps of a part; its last row tells that it went to its end."""
+    if rows.has(part, "end", size):
+        return
+    say(f"{part} at {size:,}")
+    if part == "shards":
+        from benchmarks.scale_shards import measure_shards as measure_steps
+    else:
+        from benchmarks.scale_end_to_end import measure_end_to_end as measure_steps
+    start = time.perf_counter()
+    measure_steps(size, rows.add)
+    seconds = time.perf_counter() - start
+    rows.add({"part": part, "stage": "end", "rows": size, "seconds": seconds})
 
 
 # --- The stages -------------------------------------------------------------------
@@ -211,36 +272,32 @@ STAGES: dict[str, Callable[[int, np.random.Generator], Callable[[], Any]]] = {
     "decode": _decode,
 }
 # What is over in milliseconds is done so often that one has to be typical.
-_REPEATS = {"decode": 50}
+_REPEATS = {"decode": 50, "histories": 2, "collisions": 3}
 
 
 def measure(stage: str, num_items: int) -> dict[str, Any]:
-    """One row: seconds, and the peak memory of this process so far."""
+    """One row: the fastest repeat's seconds, and this process's peak memory so far."""
     rng = np.random.default_rng([num_items, 0])
     work = STAGES[stage](num_items, rng)
-    before = _peak_bytes()
+    before = peak_bytes()
     seconds, cpu, made = [], [], None
     for _ in range(_REPEATS.get(stage, 1)):
         start, cpu_start = time.perf_counter(), time.process_time()
         made = work()
         seconds.append(time.perf_counter() - start)
         cpu.append(time.process_time() - cpu_start)
+    typical = np.median if stage == "decode" else np.min
     return {
+        "part": "local",
         "stage": stage,
+        "rows": num_items,
         "items": num_items,
-        "seconds": float(np.median(seconds)),
-        "cpu_seconds": float(np.median(cpu)),
-        "peak_bytes": _peak_bytes(),
-        "input_peak_bytes": before,
+        "seconds": float(typical(seconds)),
+        "cpu_seconds": float(typical(cpu)),
+        "peak_bytes": peak_bytes(),
+        "start_bytes": before,
         "device_bytes": made if stage == "trie" else None,
-        "cores": os.cpu_count(),
-        "machine": platform.machine(),
-        "commit": artifacts.code_version(),
     }
-
-
-def _peak_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 if __name__ == "__main__":

@@ -1,0 +1,222 @@
+"""The pipelines before training, a worker's steps over shards of one size.
+
+A shop is generated shard by shard: ten interactions a user and, by Zipf's law, an
+item. Each step of `prepare` and `tokens` then runs over all shards (of token files, a
+sample) in a process of its own; the process that leads them is measured too.
+"""
+
+import functools
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+
+from benchmarks.scale_worker import (
+    Measured,
+    OneWorker,
+    Spool,
+    emit_into,
+    forget_peak,
+    peak_bytes,
+    write_from,
+)
+from tiger_jax.beam import joined, prepare, tokens
+from tiger_jax.beam.raw import RawShards
+from tiger_jax.beam.runner import RunnerConfig
+from tiger_jax.beam.shards import Shards, ShardWriter, cut_evenly, recipe_of, rows_of
+from tiger_jax.data.interactions import InteractionsConfig
+from tiger_jax.data.raw_shop import CATEGORY_PATHS
+from tiger_jax.data.splits import SplitsConfig
+from tiger_jax.semantic_ids.token_ids import TokenLayout
+
+HISTORY = 10
+SHARD_ROWS = 250_000
+TOKEN_SHARDS = 2
+_CODEBOOKS = (256,) * 4
+
+
+def measure_shards(num_rows: int, add: Callable[[dict[str, Any]], None]) -> None:
+    """Adds one row a step, over a shop of so many interactions."""
+    num_shards = max(num_rows // SHARD_ROWS, 1)
+    num_items = num_rows // HISTORY
+
+    def tell(step: str, measured: Measured) -> None:
+        if step.startswith("generate"):
+            return
+        add(
+            {
+                "part": "shards",
+                "stage": step,
+                "items": num_items,
+                "rows": num_rows,
+                "shards_in_all": num_shards,
+                "shards": measured.shards,
+                "cpu_seconds": measured.cpu_seconds,
+                "peak_bytes": measured.peak_bytes,
+                "start_bytes": measured.start_bytes,
+            }
+        )
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        worker = OneWorker(folder / "spool", tell)
+        raw = _generate(worker, folder / "raw", num_rows, num_items, num_shards)
+        forget_peak()
+        start, cpu_start = peak_bytes(), time.process_time()
+        data = _prepare(worker, raw, folder / "data", num_shards)
+        seconds = time.process_time() - cpu_start
+        lead = Measured(num_shards, seconds, peak_bytes(), start)
+        tell("prepare, the leading process", lead)
+        _tokens(worker, data, folder / "tokens")
+
+
+# --- The shop -----------------------------------------------------------------------
+
+
+def _generate(
+    worker: OneWorker, folder: Path, num_rows: int, num_items: int, num_shards: int
+) -> RawShards:
+    recipe = recipe_of({"rows": num_rows})
+    found = []
+    for kind, make, total in (
+        ("items", _items, num_items),
+        ("interactions", _interactions, num_rows),
+    ):
+        writer = ShardWriter(folder / kind, num_shards, recipe)
+        ends = cut_evenly(total, num_shards)
+        work = functools.partial(make, ends=ends, num_items=num_items)
+        worker.run(
+            f"generate {kind}",
+            [functools.partial(work, s, writer) for s in range(num_shards)],
+        )
+        found.append(writer.finish())
+    return RawShards(found[0], found[1], "scale")
+
+
+def _items(shard: int, writer: ShardWriter, *, ends: list[int], num_items: int) -> None:
+    count = ends[shard + 1] - ends[shard]
+    ids = np.char.add("i", np.arange(ends[shard], ends[shard + 1]).astype(str))
+    table = {
+        "item_id": pa.array(ids),
+        "title": pa.array([""] * count, pa.string()),
+        "brand": pa.array([""] * count, pa.string()),
+        "price": pa.nulls(count, pa.float64()),
+        "categories": pa.nulls(count, CATEGORY_PATHS),
+    }
+    writer.write_table(shard, pa.table(table))
+
+
+def _interactions(
+    shard: int, writer: ShardWriter, *, ends: list[int], num_items: int
+) -> None:
+    count = ends[shard + 1] - ends[shard]
+    rng = np.random.default_rng([shard, 7])
+    upto = np.cumsum(1 / np.arange(1, num_items + 1))
+    ranks = np.searchsorted(upto, rng.random(count) * upto[-1])
+    table = {
+        "user_id": pa.array(rng.integers(0, ends[-1] // HISTORY, count)),
+        "item_id": pa.array(np.char.add("i", ranks.astype(str))),
+        "timestamp": pa.array(rng.integers(1.3e9, 1.5e9, count).astype(float)),
+    }
+    table["user_id"] = table["user_id"].cast(pa.string())
+    writer.write_table(shard, pa.table(table))
+
+
+# --- The steps ----------------------------------------------------------------------
+
+
+def _prepare(
+    worker: OneWorker, raw: RawShards, folder: Path, num_shards: int
+) -> prepare.PreparedShards:
+    """`prepare`, its steps done by the worker instead of by Beam."""
+    names = {
+        "exchange": worker.exchange,
+        "each_shard": worker.each_shard,
+        "join_interactions": functools.partial(_join, worker),
+    }
+    kept = {name: getattr(prepare, name) for name in names}
+    try:
+        for name, ours in names.items():
+            setattr(prepare, name, ours)
+        return prepare.prepare(
+            raw,
+            folder,
+            interactions=InteractionsConfig(),
+            splits=SplitsConfig(0.0),
+            seed=0,
+            num_shards=num_shards,
+            runner=RunnerConfig(),
+        )
+    finally:
+        for name, theirs in kept.items():
+            setattr(prepare, name, theirs)
+
+
+def _join(
+    worker: OneWorker, raw: RawShards, folder: Path, num_buckets: int, runner: Any
+) -> Shards:
+    """`join_interactions`: two inputs meet by item, and leave by user."""
+    del runner
+    writer = ShardWriter(folder, num_buckets, recipe_of({"joined": num_buckets}))
+    every = range(num_buckets)
+    emit = functools.partial(joined._emit, num_buckets=num_buckets)
+    spools = {n: Spool(folder / n) for n in ("items", "interactions")}
+    inputs = {"items": raw.items, "interactions": raw.interactions}
+    worker.run(
+        "joined, take apart",
+        [
+            functools.partial(emit_into, spools[name], emit, rows, every)
+            for name, shards in inputs.items()
+            for rows in rows_of(shards)
+        ],
+    )
+    by_user = Spool(folder / "by_user")
+    worker.run(
+        "joined, by item",
+        [functools.partial(_join_bucket, spools, by_user, b, every) for b in every],
+    )
+    write = joined._write
+    worker.run(
+        "joined, write",
+        [functools.partial(write_from, by_user, write, b, writer) for b in every],
+    )
+    return writer.finish()
+
+
+def _join_bucket(
+    spools: dict[str, Spool], by_user: Spool, bucket: int, every: range
+) -> None:
+    parts = {name: spool.take(bucket) for name, spool in spools.items()}
+    blocks: Iterator[Any] = joined._join(
+        (bucket, parts), num_buckets=len(every), missing=every
+    )
+    by_user.put(blocks)
+
+
+def _tokens(worker: OneWorker, data: prepare.PreparedShards, folder: Path) -> None:
+    folder.mkdir()
+    codes = folder / "codes.npy"
+    rng = np.random.default_rng(0)
+    shape = (data.items.num_rows, len(_CODEBOOKS))
+    prepare.save_array(codes, rng.integers(0, 256, shape, np.int32))
+    for split in ("train", "test"):
+        work = tokens._Tokens(
+            split,
+            tuple(data.histories.paths),
+            data.folder / "unseen_items.npy",
+            codes,
+            TokenLayout(_CODEBOOKS, 2000),
+            20,
+            0,
+        )
+        shards = data.histories.num_shards
+        writer = ShardWriter(folder / split, shards, "tokens", "tfrecord")
+        sample = range(min(TOKEN_SHARDS, shards))
+        worker.run(
+            f"tokens, {split}", [functools.partial(work, s, writer) for s in sample]
+        )

@@ -1,0 +1,188 @@
+"""One worker of a pipeline: shards one after the other, in a process of its own.
+
+The work is what Beam's workers are sent, called without a runner. What two steps
+exchange lies in files, as a service's shuffle keeps it, so that a worker's memory is
+what its shard needs.
+"""
+
+import dataclasses
+import functools
+import multiprocessing
+import struct
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+_LENGTH = struct.Struct("<q")
+_IMPORTS = ("tiger_jax.beam.assign", "tiger_jax.beam.prepare", "tiger_jax.beam.tokens")
+Task = Callable[[], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What a worker took.
+
+    Attributes:
+        shards: How many it worked through.
+        cpu_seconds: For all of them.
+        peak_bytes: The most memory that the process held at any shard: its libraries
+            and the touched pages of mapped files included.
+        start_bytes: What it held before the first shard.
+        result: What the last task returned.
+    """
+
+    shards: int
+    cpu_seconds: float
+    peak_bytes: int
+    start_bytes: int
+    result: Any = None
+
+
+def run_tasks(tasks: Sequence[Task], name: str) -> Measured:
+    """Runs tasks one after the other in a new process.
+
+    It is forked from a server that has imported what is needed and done nothing.
+
+    Raises:
+        RuntimeError: One failed; the process said why.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(_IMPORTS))
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_run, args=(list(tasks), theirs))
+    process.start()
+    theirs.close()
+    try:
+        found = ours.recv()
+    except EOFError as error:
+        process.join()
+        raise RuntimeError(f"{name}: the worker failed") from error
+    process.join()
+    return Measured(**found)
+
+
+def peak_bytes() -> int:
+    """The most memory that this process held since `forget_peak`."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("this system keeps no peak memory of a process")
+
+
+def forget_peak() -> None:
+    """Begins the measurement of the peak anew."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def _run(tasks: list[Task], pipe: Any) -> None:
+    forget_peak()
+    start, cpu_start = peak_bytes(), time.process_time()
+    result = None
+    for task in tasks:
+        result = task()
+    pipe.send(
+        {
+            "result": result,
+            "shards": len(tasks),
+            "cpu_seconds": time.process_time() - cpu_start,
+            "peak_bytes": peak_bytes(),
+            "start_bytes": start,
+        }
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Spool:
+    """Blocks on their way between two steps: one file a key.
+
+    Attributes:
+        folder: Empty at first.
+    """
+
+    folder: Path
+
+    def put(self, keyed: Iterable[tuple[int, bytes]]) -> None:
+        """Keeps blocks."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for key, block in keyed:
+            with open(self._path(key), "ab") as file:
+                file.write(_LENGTH.pack(len(block)))
+                file.write(block)
+
+    def take(self, key: int) -> list[bytes]:
+        """Hands out a key's blocks, and forgets them."""
+        path = self._path(key)
+        if not path.exists():
+            return []
+        blocks = []
+        with open(path, "rb") as file:
+            while head := file.read(_LENGTH.size):
+                blocks.append(file.read(_LENGTH.unpack(head)[0]))
+        path.unlink()
+        return blocks
+
+    def _path(self, key: int) -> Path:
+        return self.folder / f"{key:06}"
+
+
+def emit_into(
+    spool: Spool, emit: Callable[..., Iterator[Any]], value: Any, wanted: range
+) -> None:
+    """The first half of an exchange, for one input."""
+    spool.put(emit(value, wanted))
+
+
+def write_from(
+    spool: Spool, write: Callable[..., None], shard: int, writer: Any
+) -> None:
+    """The second half, for one shard."""
+    write(shard, spool.take(shard), writer)
+
+
+class OneWorker:
+    """Takes the place of `exchange` and `each_shard`, and tells what was measured."""
+
+    def __init__(self, spool: Path, tell: Callable[[str, Measured], None]) -> None:
+        """Takes a folder for what is exchanged, and who is told of each step."""
+        self._spool, self._tell = spool, tell
+
+    def run(self, name: str, tasks: Sequence[Task]) -> Any:
+        """Runs tasks, tells what they took, and gives the last one's result."""
+        measured = run_tasks(tasks, name)
+        self._tell(name, measured)
+        return measured.result
+
+    def exchange(
+        self,
+        runner: Any,
+        writer: Any,
+        inputs: Sequence[Any],
+        emit: Callable[..., Iterator[Any]],
+        write: Callable[..., None],
+        **facts: Any,
+    ) -> Any:
+        """`tiger_jax.beam.steps.exchange`, by one worker."""
+        del runner
+        name = writer.folder.name
+        spool = Spool(self._spool / name)
+        every = range(writer.num_shards)
+        self.run(
+            f"{name}, take apart",
+            [functools.partial(emit_into, spool, emit, i, every) for i in inputs],
+        )
+        self.run(
+            f"{name}, write",
+            [functools.partial(write_from, spool, write, s, writer) for s in every],
+        )
+        return writer.finish(**facts)
+
+    def each_shard(
+        self, runner: Any, writer: Any, work: Callable[..., None], **facts: Any
+    ) -> Any:
+        """`tiger_jax.beam.steps.each_shard`, by one worker."""
+        del runner
+        every = range(writer.num_shards)
+        tasks = [functools.partial(work, shard, writer) for shard in every]
+        self.run(writer.folder.name, tasks)
+        return writer.finish(**facts)
