@@ -103,9 +103,13 @@ def test_the_documented_commands_end_in_an_evaluated_model(tmp_path):
             "--gin.loop.LoopConfig.evaluate_every=200",
             "--gin.loop.LoopConfig.checkpoint_every=200",
         ],
-        [*stage, "--stage=evaluate", "--gin_file=demo.gin"],
-        [*stage, "--stage=export", "--gin_file=demo.gin"],
-        [*stage, "--stage=report", "--gin_file=demo.gin"],
+        [
+            *stage,
+            "--stage=evaluate",
+            *FROM_SHARDS,
+            "--gin.evaluate.EvaluateConfig.max_users=400",
+        ],
+        [*stage, "--stage=export", *FROM_SHARDS, "--gin.export.batch_sizes=(1,)"],
     ]
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
     environment.pop("TIGER_WORKDIR", None)
@@ -128,4 +132,3 @@ def test_the_documented_commands_end_in_an_evaluated_model(tmp_path):
     assert np.isfinite(tiger)
     assert tiger > popularity
     assert (run / "bundle" / "manifest.json").is_file()
-    assert (run / "report" / "index.html").is_file()

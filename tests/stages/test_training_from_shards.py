@@ -1,8 +1,14 @@
 """The stage train_recommender on token files in shards, without the histories."""
 
+import itertools
+import json
 import os
 import shutil
 import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -116,3 +122,61 @@ def test_files_that_do_not_fit_are_refused(workdir):
     shutil.rmtree(workdir / "shards" / "tokens" / "validation")
     with pytest.raises(InputError, match="validation is no whole folder of shards"):
         run(workdir)
+
+
+@pytest.mark.slow
+def test_two_hosts_train_from_files_of_their_own(workdir, tmp_path):
+    """Each draws from its files alone, all of them, and both end with one model."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    program = Path(__file__).with_name("two_hosts_program.py")
+    command = [sys.executable, str(program), str(workdir), str(tmp_path)]
+    paths = os.pathsep.join(sys.path)
+    processes = [
+        subprocess.Popen(
+            command,
+            env={
+                **os.environ,
+                "PYTHONPATH": paths,
+                "JAX_PLATFORMS": "cpu",
+                "JAX_NUM_CPU_DEVICES": "2",
+                "JAX_COORDINATOR_ADDRESS": address,
+                "JAX_NUM_PROCESSES": "2",
+                "JAX_PROCESS_ID": str(number),
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    outputs = [process.communicate()[0] for process in processes]
+    for process, output in zip(processes, outputs, strict=True):
+        assert process.returncode == 0, output
+    os.environ["TIGER_WORKDIR"] = str(workdir)
+    try:
+        source = token_shards_of(TASK)
+        ends = np.cumsum([0, *source.shards["train"].rows])
+        inputs, _ = source.read_examples(
+            "train", np.arange(ends[-1]), num_inputs=1 + 4 * 4
+        )
+    finally:
+        del os.environ["TIGER_WORKDIR"]
+    in_file = [
+        {row.tobytes() for row in inputs[start:end]}
+        for start, end in itertools.pairwise(ends)
+    ]
+    # seqio deals the three files out in turns: 0 and 2 to the first host.
+    for host, files in enumerate([(0, 2), (1,)]):
+        drawn = json.loads((tmp_path / f"{host}.json").read_text())
+        rows = [np.asarray(row, np.int32).tobytes() for row in drawn]
+        assert len(rows) == 12 * SEQIO.batch_size // 2
+        own = set().union(*(in_file[file] for file in files))
+        assert set(rows) <= own
+        for file in files:
+            assert set(rows) & in_file[file]
+        others = set().union(*in_file) - own
+        assert not set(rows) & others
+    manifest = artifacts.load_manifest(workdir / "recommender")
+    assert manifest.summary["steps"] == 12
