@@ -95,6 +95,12 @@ def error_of(folder: Path, **config: object) -> str:
             "items.csv, line 3: 'categories' is \"['x', oops]\", which is no list of "
             'names: write it as "A > B | C" or as JSON',
         ),
+        (
+            "item_id,categories\na,x\nb,\"['\\ud800']\"\n",
+            INTERACTIONS_CSV,
+            "items.csv, line 3: 'categories' is \"['\\\\ud800']\", which is no list of "
+            'names: write it as "A > B | C" or as JSON',
+        ),
         # --- times
         (
             ITEMS_CSV,
@@ -209,6 +215,11 @@ def test_a_bad_csv_file_gives_one_telling_line(tmp_path, items, interactions, ex
             '{"item_id": "a", "title": "\\ud800"}\n',
             "items.jsonl, line 1: 'title' holds half a surrogate pair, which is no "
             "character: remove it",
+        ),
+        (
+            '{"item_id": "a"}\n{"item_id": "b", "ti\\ud800tle": 1}\n',
+            "items.jsonl: the key 'ti\\ud800tle' holds half a surrogate pair, which is "
+            "no character: remove it",
         ),
         (
             b'{"item_id": "a"}\n{"item_id": "\xff"}\n',

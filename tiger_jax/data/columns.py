@@ -202,6 +202,7 @@ def _parse_paths(text: str) -> list[list[str]]:
             raise TypeError("its elements aren't texts")
         if any(isinstance(path, str) for path in paths):
             raise TypeError("it mixes names and lists")
+        "".join(name for path in paths for name in path).encode()  # no surrogates
         return paths
     return [path.split(_BETWEEN_LEVELS) for path in text.split(_BETWEEN_PATHS)]
 

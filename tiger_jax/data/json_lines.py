@@ -126,6 +126,11 @@ def _read_slowly(path: Path, encoding: str) -> tuple[pa.Table, dict[str, str]]:
         raise InputError(f"{path} can't be read: {one_line(error)}") from error
     arrays, unusable = {}, {}
     for name, column in values.items():
+        if not _is_encodable(name):
+            raise InputError(
+                f"{path}: the key {ascii(name)[:80]} holds half a surrogate pair, which "
+                "is no character: remove it"
+            )
         column.extend([None] * (num_rows - len(column)))
         try:
             arrays[name] = array_of_objects(column)
