@@ -75,12 +75,16 @@ reproduce-beauty: $(BIN)/.demo  ## The README's Beauty rows from the data up (tr
 	$(BIN)/python -m benchmarks.results_rows --workdir=$(BEAUTY_RUN) --rows=$(BEAUTY_RUN)/results.jsonl
 	$(BIN)/python -m benchmarks.results_table --rows=$(BEAUTY_RUN)/results.jsonl
 
-requirements:  ## Resolve requirements/*.in again (needs uv).
+requirements:  ## Resolve requirements/*.in again (needs uv, and UV_FIND_LINKS with torch's CPU build).
 	for name in core demo test beam; do \
 	  uv pip compile -q --generate-hashes --no-emit-index-url --no-annotate \
 	    --custom-compile-command "make requirements" --python-version 3.11 \
 	    requirements/$$name.in -o requirements/$$name.txt; \
 	done
+	uv pip compile -q --generate-hashes --no-emit-index-url --no-annotate \
+	  --no-emit-find-links --no-emit-package torch -c requirements/test.txt \
+	  --custom-compile-command "make requirements" --python-version 3.11 \
+	  requirements/text.in -o requirements/text.txt
 
 clean:  ## Remove the environment and the demo's work directory.
 	rm -rf $(VENV) $(BEAM) runs/demo
@@ -99,8 +103,8 @@ $(BIN)/.test: requirements/test.txt $(BIN)/.demo
 	$(BIN)/python -m pip install -q --require-hashes -r requirements/test.txt
 	touch $@
 
-$(BIN)/.text: requirements/text.txt $(BIN)/.test
-	$(BIN)/python -m pip install -q -r requirements/text.txt
+$(BIN)/.text: requirements/torch.txt requirements/text.txt $(BIN)/.test
+	$(BIN)/python -m pip install -q --require-hashes -r requirements/torch.txt -r requirements/text.txt
 	touch $@
 
 $(BEAM)/.ready: requirements/beam.txt setup.cfg

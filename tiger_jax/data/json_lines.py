@@ -128,8 +128,8 @@ def _read_slowly(path: Path, encoding: str) -> tuple[pa.Table, dict[str, str]]:
     for name, column in values.items():
         if not _is_encodable(name):
             raise InputError(
-                f"{path}: the key {ascii(name)[:80]} holds half a surrogate pair, which "
-                "is no character: remove it"
+                f"{path}: the key {ascii(name)[:80]} holds half a surrogate pair, "
+                "which is no character: remove it"
             )
         column.extend([None] * (num_rows - len(column)))
         try:
