@@ -21,9 +21,9 @@ import pyarrow.parquet
 
 from benchmarks.scale_worker import Measured, OneWorker, Spool, emit_into, write_from
 from tiger_jax.beam import assign
-from tiger_jax.beam.vectors import read_vectors, vector_array
 from tiger_jax.beam.shards import ShardWriter, cut_evenly, rows_of
 from tiger_jax.beam.steps import write_items
+from tiger_jax.beam.vectors import read_vectors, vector_array
 from tiger_jax.models.rqvae import RqVaeConfig
 from tiger_jax.models.rqvae_quantizer import save_quantizer
 from tiger_jax.models.rqvae_training import RqVaeTraining
