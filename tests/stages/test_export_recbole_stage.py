@@ -4,6 +4,7 @@ import pytest
 from small_workdir import make_workdir
 from trained_workdir import make_trained_workdir
 
+from tiger_jax.artifacts import load_manifest
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.data.recbole import RecboleConfig, read_recbole
 from tiger_jax.errors import InputError
@@ -36,6 +37,15 @@ def test_the_files_read_back_as_the_prepared_shop(tmp_path):
     shown = shop.items["semantic_id"].to_pylist()
     assert [text.split() for text in shown] == codes.astype(str).tolist()
     assert "dataset: small" in (folder.parent / "small.yaml").read_text()
+
+
+def test_the_same_shop_elsewhere_has_the_same_content_hash(tmp_path):
+    hashes = set()
+    for place in ("here", "elsewhere"):
+        workdir = make_workdir(tmp_path / place)
+        export_recbole(RunContext(workdir))
+        hashes.add(load_manifest(workdir / "recbole").content_hash)
+    assert len(hashes) == 1
 
 
 def test_a_data_set_s_name_leads_nowhere_else(tmp_path):

@@ -43,7 +43,12 @@ def export_recbole(context: RunContext) -> None:
     if (context.workdir / "semantic_ids").exists():
         names.append("semantic_ids")
     run = artifacts.begin(
-        context.workdir, FOLDER, stage="export_recbole", inputs=names, config={}
+        context.workdir,
+        FOLDER,
+        stage="export_recbole",
+        inputs=names,
+        config={},
+        opaque=("*.yaml",),  # names the folder that it lies in
     )
     if run.is_current:
         return
