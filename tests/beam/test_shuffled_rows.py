@@ -1,6 +1,8 @@
 """Streaming embeddings from shards; these need no Beam."""
 
 import itertools
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -81,3 +83,35 @@ def test_an_empty_shard_is_passed_over_and_a_bad_vector_is_named(tmp_path):
         VectorRows(bad).read(0, 3)
     with pytest.raises(InputError, match="has no rows"):
         VectorRows(write_embeddings(tmp_path / "none", vectors[:0], 1))
+
+
+MEASURE = """
+import re, sys
+from pathlib import Path
+from tiger_jax.beam.shards import Shards
+from tiger_jax.beam.shuffled_rows import ShuffleConfig, ShuffledRows
+from tiger_jax.beam.vectors import VectorRows
+
+rows = VectorRows(Shards.load(Path(sys.argv[1])))
+stream = ShuffledRows(rows, ShuffleConfig(2048, 4), seed=0)
+rows.sample(1000, seed=0)
+for position in range(0, rows.num_rows, 1000):
+    stream.draw(position, 1000)
+status = Path("/proc/self/status").read_text()
+print(int(re.search(r"VmHWM:\\s+(\\d+) kB", status)[1]) / 1024)
+"""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_rows(tmp_path):
+    peaks = []
+    for count in (1 << 16, 1 << 19):
+        vectors = np.random.default_rng(0).normal(size=(count, 64)).astype(np.float32)
+        folder = tmp_path / str(count)
+        write_embeddings(folder, vectors, 4)
+        command = [sys.executable, "-c", MEASURE, str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        peaks.append(float(done.stdout))
+    grown = peaks[1] - peaks[0]
+    all_of_it = ((1 << 19) - (1 << 16)) * 64 * 4 / 2**20  # 112 MiB
+    assert grown < 0.3 * all_of_it, peaks

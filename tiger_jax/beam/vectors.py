@@ -3,7 +3,6 @@
 Needs no Beam: training reads embeddings here.
 """
 
-import functools
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +14,6 @@ from tiger_jax.beam.blocks import texts
 from tiger_jax.beam.shards import ROW_GROUP, Shards, rows_of
 from tiger_jax.errors import InputError
 
-# Footers of files that are kept at hand.
-_OPEN_FILES = 256
 # Sets the draw of a sample apart from others by the same seed.
 _SAMPLE = 4
 
@@ -117,19 +114,14 @@ class VectorRows:
         return self.take(np.sort(rng.choice(self.num_rows, count, replace=False)))
 
 
-@functools.lru_cache(maxsize=_OPEN_FILES)
-def _open(path: Path, mtime: int) -> pa.parquet.ParquetFile:
-    del mtime  # another file under the same name is another file
-    return pa.parquet.ParquetFile(path, memory_map=True)
-
-
 def _read_part(path: Path, name: str, start: int, stop: int) -> np.ndarray:
     """Some rows of a file, of which only the row groups they lie in are decoded."""
-    file = _open(path, path.stat().st_mtime_ns)
-    sizes = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
-    ends = np.cumsum(sizes)
-    first = int(np.searchsorted(ends, start, side="right"))
-    last = int(np.searchsorted(ends, stop, side="left"))
-    table = file.read_row_groups(range(first, last + 1), columns=[name])
-    skipped = int(ends[first]) - sizes[first]
+    # Read and not mapped: the pages of a mapped file would stay in memory.
+    with pa.parquet.ParquetFile(path) as file:
+        groups = range(file.num_row_groups)
+        ends = np.cumsum([file.metadata.row_group(g).num_rows for g in groups])
+        first = int(np.searchsorted(ends, start, side="right"))
+        last = int(np.searchsorted(ends, stop, side="left"))
+        table = file.read_row_groups(range(first, last + 1), columns=[name])
+    skipped = int(ends[first - 1]) if first else 0
     return read_vectors(table, name)[start - skipped : stop - skipped]

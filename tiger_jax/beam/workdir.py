@@ -52,10 +52,21 @@ def write_workdir(workdir: Path, folders: Collection[str] = FOLDERS) -> None:
     if "data" in folders:
         _write_data(workdir, data)
     if "embeddings" in folders:
-        embeddings = Shards.load(shards / "embedded" / "embeddings")
+        embeddings = _load(shards / "embedded" / "embeddings", "made_by")
         _write_embeddings(workdir, data, embeddings)
     if "semantic_ids" in folders:
-        _write_semantic_ids(workdir, data, Shards.load(shards / "semantic_ids"))
+        _write_semantic_ids(workdir, data, _load(shards / "semantic_ids", "rqvae"))
+
+
+def _load(folder: Path, fact: str) -> Shards:
+    """Finds shards that say how they were made."""
+    shards = Shards.load(folder)
+    if fact not in shards.facts:
+        raise InputError(
+            f"{folder} is an earlier version's: delete it, and run the pipeline that "
+            "makes it again"
+        )
+    return shards
 
 
 def _refuse_other_data(workdir: Path, data: PreparedShards) -> None:
