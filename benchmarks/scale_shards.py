@@ -8,7 +8,7 @@ sample) in a process of its own; the process that leads them is measured too.
 import functools
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -160,40 +160,54 @@ def _prepare(
 def _join(
     worker: OneWorker, raw: RawShards, folder: Path, num_buckets: int, runner: Any
 ) -> Shards:
-    """`join_interactions`: two inputs meet by item, and leave by user."""
+    """`join_interactions`, by one worker."""
     del runner
     writer = ShardWriter(folder, num_buckets, recipe_of({"joined": num_buckets}))
     every = range(num_buckets)
-    emit = functools.partial(joined._emit, num_buckets=num_buckets)
-    spools = {n: Spool(folder / n) for n in ("items", "interactions")}
-    inputs = {"items": raw.items, "interactions": raw.interactions}
-    worker.run(
-        "joined, take apart",
-        [
-            functools.partial(emit_into, spools[name], emit, rows, every)
-            for name, shards in inputs.items()
-            for rows in rows_of(shards)
+    spools = {n: Spool(folder / n) for n in ("items", "asked")}
+    answered, by_user = Spool(folder / "answered"), Spool(folder / "by_user")
+    shards = rows_of(raw.interactions)
+    steps: dict[str, list[Any]] = {
+        "items": [
+            functools.partial(
+                emit_into, spools["items"], joined.emit_items, rows, every
+            )
+            for rows in rows_of(raw.items)
         ],
-    )
-    by_user = Spool(folder / "by_user")
-    worker.run(
-        "joined, by item",
-        [functools.partial(_join_bucket, spools, by_user, b, every) for b in every],
-    )
-    write = joined._write
-    worker.run(
-        "joined, write",
-        [functools.partial(write_from, by_user, write, b, writer) for b in every],
-    )
+        "ask": [
+            functools.partial(
+                emit_into, spools["asked"], joined.emit_asked, shard, every
+            )
+            for shard in joined.number_shards(raw.interactions)
+        ],
+        "look up": [functools.partial(_look_up, spools, answered, b) for b in every],
+        "join": [
+            functools.partial(_join_shard, answered, by_user, n, shards, num_buckets)
+            for n in range(len(shards))
+        ],
+        "write": [
+            functools.partial(write_from, by_user, joined.write_bucket, b, writer)
+            for b in every
+        ],
+    }
+    for name, tasks in steps.items():
+        worker.run(f"joined, {name}", tasks)
     return writer.finish()
 
 
-def _join_bucket(
-    spools: dict[str, Spool], by_user: Spool, bucket: int, every: range
+def _look_up(spools: dict[str, Spool], answered: Spool, bucket: int) -> None:
+    parts: dict[str, Any] = {name: s.take(bucket) for name, s in spools.items()}
+    answered.put(joined.look_up((bucket, parts)))
+
+
+def _join_shard(
+    answered: Spool, by_user: Spool, number: int, shards: Any, num_buckets: int
 ) -> None:
-    parts = {name: spool.take(bucket) for name, spool in spools.items()}
-    blocks: Iterator[Any] = joined._join(
-        (bucket, parts), num_buckets=len(every), missing=every
+    blocks = joined.join_shard(
+        (number, answered.take(number)),
+        shards=shards,
+        num_buckets=num_buckets,
+        missing=range(num_buckets),
     )
     by_user.put(blocks)
 

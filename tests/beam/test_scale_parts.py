@@ -14,7 +14,7 @@ def test_every_step_is_measured():
     measure_shards(20_000, rows.append)
     measure_end_to_end(2_000, rows.append)
     steps = [row["stage"] for row in rows]
-    assert steps[0] == "joined, take apart"
+    assert steps[0] == "joined, items"
     assert "round-000, write" in steps
     assert "histories, write" in steps
     assert "tokens, train" in steps

@@ -1,5 +1,11 @@
-"""Joins interactions with their items, and gathers each user's in one bucket."""
+"""Joins interactions with their items, and gathers each user's in one bucket.
 
+An item that everybody bought has as many interactions as a shop has users, and no
+worker could hold them. So interactions don't meet their items: each shard asks for
+its distinct items' rows, once each, and is joined with the answers where it lies.
+"""
+
+import dataclasses
 import functools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -45,49 +51,74 @@ def join_interactions(
     """
     recipe = recipe_of({"buckets": num_buckets}, raw.items, raw.interactions)
     writer = ShardWriter(folder, num_buckets, recipe)
-    emit = functools.partial(_emit, num_buckets=num_buckets)
 
     def build(pipeline: beam.Pipeline, missing: list[int]) -> None:
-        every = range(num_buckets)  # an item's bucket has users of all
+        every = range(num_buckets)  # an item's bucket is asked by all shards
         parts = {
-            name: spread(pipeline, rows_of(shards), emit, every, name)
-            for name, shards in (
-                ("items", raw.items),
-                ("interactions", raw.interactions),
-            )
+            "items": spread(pipeline, rows_of(raw.items), emit_items, every, "items"),
+            "asked": spread(
+                pipeline, number_shards(raw.interactions), emit_asked, every, "shards"
+            ),
         }
         blocks = (
             parts
             | "By item" >> beam.CoGroupByKey()
+            | "Look up" >> beam.FlatMap(look_up).with_output_types(Keyed)
+            | "To those who asked" >> beam.GroupByKey()
             | "Join"
             >> beam.FlatMap(
-                functools.partial(_join, num_buckets=num_buckets, missing=missing)
+                functools.partial(
+                    join_shard,
+                    shards=rows_of(raw.interactions),
+                    num_buckets=num_buckets,
+                    missing=missing,
+                )
             ).with_output_types(Keyed)
         )
-        collect(pipeline, blocks, writer, _write, missing)
+        collect(pipeline, blocks, writer, write_bucket, missing)
 
     return run_missing(runner, writer, build)
 
 
-def _emit(
-    rows: ShardRows, wanted: Sequence[int], *, num_buckets: int
-) -> Iterator[Keyed]:
-    names = pa.parquet.read_schema(rows.path).names
-    kept = [name for name in ("user_id", "item_id", "timestamp") if name in names]
-    table = pa.parquet.read_table(rows.path, columns=kept)
+@dataclasses.dataclass(frozen=True)
+class NumberedShard:
+    """A shard of interactions that asks for its items.
+
+    Attributes:
+        path: Its file.
+        number: Which one.
+    """
+
+    path: Path
+    number: int
+
+
+def number_shards(interactions: Shards) -> list[NumberedShard]:
+    """All shards, each with its number."""
+    return [NumberedShard(path, n) for n, path in enumerate(interactions.paths)]
+
+
+def emit_items(rows: ShardRows, wanted: Sequence[int]) -> Iterator[Keyed]:
+    """Each item and its row, to the item's bucket."""
+    table = pa.parquet.read_table(rows.path, columns=["item_id"])
     number = np.arange(rows.first_row, rows.first_row + table.num_rows)
     table = table.append_column("row", pa.array(number))
-    yield from scatter(table, buckets_of(texts(table, "item_id"), num_buckets), wanted)
+    yield from scatter(table, buckets_of(texts(table, "item_id"), len(wanted)), wanted)
 
 
-def _join(
-    bucket: tuple[int, dict[str, Iterable[bytes]]],
-    *,
-    num_buckets: int,
-    missing: Sequence[int],
-) -> Iterator[Keyed]:
+def emit_asked(shard: NumberedShard, wanted: Sequence[int]) -> Iterator[Keyed]:
+    """Each distinct item of a shard of interactions, to the item's bucket."""
+    ids = pa.parquet.read_table(shard.path, columns=["item_id"])["item_id"]
+    distinct = pc.unique(ids)
+    number = pa.array(np.full(len(distinct), shard.number))
+    table = pa.table({"item_id": distinct, "shard": number})
+    yield from scatter(table, buckets_of(distinct, len(wanted)), wanted)
+
+
+def look_up(bucket: tuple[int, dict[str, Iterable[bytes]]]) -> Iterator[Keyed]:
+    """The rows of a bucket's items, to the shards that asked for them."""
     parts = bucket[1]
-    events = gather(parts["interactions"], "row")
+    asked = gather(parts["asked"])
     items = gather(parts["items"], "row")
     ids = texts(items, "item_id") if items else pa.array([], pa.string())
     if len(ids) != len(pc.unique(ids)):
@@ -97,23 +128,48 @@ def _join(
             f"item {twice[0].as_py()['values']!r} is given more than once among the "
             "raw items: keep one row an item"
         )
-    if events is None:
+    if asked is None:
         return
-    place = pc.index_in(texts(events, "item_id"), value_set=ids)
+    place = pc.index_in(texts(asked, "item_id"), value_set=ids)
     if place.null_count:
         row = pc.index(pc.is_null(place), True).as_py()
         raise InputError(
-            f"item {events['item_id'][row].as_py()!r} of an interaction is not among "
-            f"the raw items ({place.null_count:,} such interactions in one bucket): "
-            "add the items, or leave those interactions out"
+            f"item {asked['item_id'][row].as_py()!r} of an interaction is not among "
+            f"the raw items ({place.null_count:,} such items in one bucket, each shard "
+            "counted): add the items, or leave those interactions out"
         )
     item_rows = column(items, "row")[np.asarray(place)]
+    answer = pa.table({"item_id": asked["item_id"], "item_row": item_rows})
+    shards = column(asked, "shard")
+    yield from scatter(answer, shards, np.unique(shards).tolist())
+
+
+def join_shard(
+    answered: tuple[int, Iterable[bytes]],
+    *,
+    shards: Sequence[ShardRows],
+    num_buckets: int,
+    missing: Sequence[int],
+) -> Iterator[Keyed]:
+    """A shard's interactions with their items' rows, to their users' buckets."""
+    number, blocks = answered
+    rows = shards[number]
+    answers = gather(blocks)
+    assert answers is not None
+    events = pa.parquet.read_table(
+        rows.path, columns=["user_id", "item_id", "timestamp"]
+    )
+    place = pc.index_in(texts(events, "item_id"), value_set=texts(answers, "item_id"))
+    item_rows = column(answers, "item_row")[np.asarray(place)]
+    row = np.arange(rows.first_row, rows.first_row + events.num_rows)
     events = events.append_column("item_row", pa.array(item_rows))
+    events = events.append_column("row", pa.array(row)).select(SCHEMA.names)
     users = buckets_of(texts(events, "user_id"), num_buckets)
-    yield from scatter(events.select(SCHEMA.names), users, missing)
+    yield from scatter(events, users, missing)
 
 
-def _write(shard: int, blocks: list[bytes], writer: ShardWriter) -> None:
+def write_bucket(shard: int, blocks: list[bytes], writer: ShardWriter) -> None:
+    """Writes a bucket of users."""
     table = gather(blocks, "row")
     table = SCHEMA.empty_table() if table is None else table
     num_users = len(pc.unique(table["user_id"]))

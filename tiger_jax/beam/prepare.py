@@ -281,7 +281,6 @@ class _Core:
             alive: Items to start from; all if None.
         """
         num_alive = self.num_items if alive is None else _count(alive)
-        ends = cut_evenly(self.num_items, self.num_shards)
         for number in range(self.num_items + 1):
             folder = self.folder / f"user-{min_user}" / f"round-{number:03}"
             config = {"min_item": min_item, "min_user": min_user, "round": number}
@@ -290,7 +289,10 @@ class _Core:
                 ShardWriter(folder, self.num_shards, recipe_of(config, self.joined)),
                 self.joined.paths,
                 functools.partial(
-                    _emit_counts, alive=alive, min_user=min_user, ends=ends
+                    _emit_counts,
+                    alive=alive,
+                    min_user=min_user,
+                    num_shards=self.num_shards,
                 ),
                 functools.partial(_write_counts, min_item=min_item),
             )
@@ -363,14 +365,15 @@ def _emit_counts(
     *,
     alive: Path | None,
     min_user: int,
-    ends: Sequence[int],
+    num_shards: int,
 ) -> Iterator[Keyed]:
     bucket = _Bucket.read(path, alive, min_user)
     rows, counts = np.unique(
         column(bucket.table, "item_row")[bucket.is_kept], return_counts=True
     )
     table = pa.table({"item_row": rows, "count": counts}, schema=_COUNTS)
-    yield from scatter(table, shards_of(rows, ends), missing)
+    # By turns: ranges of rows may hold all items that every bucket has.
+    yield from scatter(table, rows % num_shards, missing)
 
 
 def _write_counts(
