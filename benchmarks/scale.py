@@ -13,9 +13,9 @@ for a billion items between the document's marks.
 Parts:
     local       The local stages, a process each, --sizes in items: `histories`
                 (5-core, numbering, order), `encode` (frozen residual codebooks,
-                256 × 256 × 256 over 64 dimensions), `collisions`, `trie`, `decode`
-                (one request, 20 beams, a model that only reads a table: what the
-                catalogue's size adds to it).
+                256 × 256 × 256 over 64 dimensions), `collisions` (three levels with
+                ten cells an item), `trie`, `decode` (one request, 20 beams, a model
+                that only reads a table: what the catalogue's size adds to it).
     shards      The steps of the pipelines before training over shards of one size,
                 --sizes in interactions (`scale_shards`). Needs Apache Beam.
     end_to_end  Generated embeddings -> Semantic IDs -> trie -> search, --sizes in
@@ -49,6 +49,7 @@ _LARGEST = {"histories": 1_000_000}
 DIMS, LEVELS, CODEWORDS = 64, 3, 256
 COLLISIONS = 256
 HISTORY = 10
+_CELLS_AN_ITEM = 10
 
 
 def main() -> None:
@@ -218,7 +219,9 @@ def _draw_ids(num_items: int, rng: np.random.Generator) -> np.ndarray:
 def _collisions(num_items: int, rng: np.random.Generator) -> Callable[[], Any]:
     from tiger_jax.semantic_ids.collisions import add_collision_level
 
-    codes = _draw_codes(num_items, rng)
+    # Codebooks grow as a plan's do, so that a twentieth collides at any size.
+    codewords = round((_CELLS_AN_ITEM * num_items) ** (1 / LEVELS))
+    codes = rng.integers(0, codewords, (num_items, LEVELS), dtype=np.int32)
     ids = np.char.add("i", np.arange(num_items).astype(str)).tolist()
     return lambda: add_collision_level(codes, ids)
 

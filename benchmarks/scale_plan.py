@@ -11,8 +11,7 @@ from tiger_jax.semantic_ids.planning import plan_semantic_ids
 BILLION = 1_000_000_000
 # Of a device's memory, the other half is the model's.
 _TRIE_BYTES_A_DEVICE = 40e9
-# What the leading process of `prepare` holds: the permutation and item numbers.
-_LEADER_BYTES = 12
+# Item numbers, and whether an item is in the k-core.
 _MAPPED_BYTES = 5
 
 
@@ -77,11 +76,17 @@ def _add_shards(add: Any, rows: list[Row]) -> None:
         f"{_MAPPED_BYTES * BILLION / 1e9:,.0f} GB",
         f"{_MAPPED_BYTES} bytes an item: item numbers and the k-core's marks",
     )
-    add(
-        "held by the leading process: what breaks first",
-        f"{_LEADER_BYTES * BILLION / 1e9:,.0f} GB",
-        f"{_LEADER_BYTES} bytes an item: the permutation that numbers items",
-    )
+    leaders = [row for row in rows if "leading" in row["stage"]]
+    few, many = leaders[0], leaders[-1]
+    if few["items"] < many["items"]:
+        grown = peak_above_start(many) - peak_above_start(few)
+        each = grown / (many["items"] - few["items"])
+        add(
+            "the leading process, which numbers the items: what breaks first",
+            f"{each * BILLION / 1e9:,.0f} GB",
+            f"{many['stage']} from {few['items']:,} to {many['items']:,} items: "
+            f"{each:,.0f} bytes an item more",
+        )
 
 
 def _add_items(add: Any, rows: list[Row]) -> None:
