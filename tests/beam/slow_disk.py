@@ -9,7 +9,8 @@ from tiger_jax.beam.shards import ShardWriter
 SECONDS = 0.15
 
 
-def slow_down() -> None:
+def run(arguments: list[str]) -> None:
+    """Runs the command in a process of its own, which it ends."""
     write = ShardWriter.write
 
     def write_slowly(self, shard, write_file, **facts):
@@ -22,8 +23,4 @@ def slow_down() -> None:
         write(self, shard, halves, **facts)
 
     ShardWriter.write = write_slowly
-
-
-if __name__ == "__main__":
-    slow_down()
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(arguments))

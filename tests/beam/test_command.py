@@ -1,10 +1,9 @@
 """The command line: python -m tiger_jax.beam."""
 
+import multiprocessing
+import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +12,7 @@ import pytest
 
 pytest.importorskip("apache_beam", reason="needs apache-beam: make test-beam")
 
+import slow_disk
 from shop_pipelines import LocalShop, small_shop
 
 from tiger_jax.beam.__main__ import main
@@ -106,41 +106,37 @@ def stamps(workdir):
     return found
 
 
-def kill_and_restart(command, workdir, rng, min_kills=3):
-    """Runs a command that dies at random moments; returns how often, and shards left.
+def kill_and_restart(processes, arguments, workdir, rng, min_kills=3):
+    """Starts a command over and over, and kills it at random moments.
 
-    A moment is a few shards and a fraction of a second after the start of work.
+    A moment is while a shard is written or moved into place, the first or the second
+    that is missing, or up to 0.8 seconds later.
+
+    Returns:
+        How often it was killed, and how many files stood finished at each start.
     """
-    kills, left = 0, []
-    before = stamps(workdir)
+    kills, finished = 0, []
     for _ in range(40):
         known = stamps(workdir)
-        left.append(len(known))
-        for path, stamp in before.items():
-            assert known.get(path) == stamp, f"{path} was written again"
-        before = known
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        more = int(rng.integers(0, 3)) if kills < min_kills else 10**9
-        # From the first line on, which says how many shards are to be written.
-        assert process.stdout is not None
-        for line in process.stdout:
-            if "shards to write" in line:
-                break
-        while process.poll() is None:
-            done = len(list(workdir.rglob("part-*.json")))
-            if 2 * done >= len(known) + 2 * more:
-                time.sleep(float(rng.uniform(0, 0.5)))
-                process.send_signal(signal.SIGKILL)
-            time.sleep(0.01)
-        process.communicate()
-        kills += process.returncode == -signal.SIGKILL
-        if process.returncode == 0:
+        finished.append(len(known))
+        more = int(rng.integers(0, 2)) if kills < min_kills else 10**9
+        process = processes.Process(target=slow_disk.run, args=(arguments,))
+        process.start()
+        while process.is_alive():
+            is_writing = any(workdir.rglob(f"*.{process.pid}.*.tmp"))
+            if is_writing and len(stamps(workdir)) >= len(known) + 2 * more:
+                time.sleep(float(rng.uniform(0, 0.8)))
+                os.kill(process.pid, signal.SIGKILL)
+                process.join()
+            time.sleep(0.02)
+        after = stamps(workdir)
+        for path, stamp in known.items():
+            assert after.get(path) == stamp, f"{path} was written again"
+        kills += process.exitcode == -signal.SIGKILL
+        if process.exitcode != -signal.SIGKILL:
             break
-    assert process.returncode == 0
-    after = stamps(workdir)
-    for path, stamp in before.items():
-        assert after[path] == stamp, f"{path} was written again"
-    return kills, left
+    assert process.exitcode == 0
+    return kills, finished
 
 
 @pytest.mark.slow
@@ -159,16 +155,16 @@ def test_killed_at_random_moments_every_pipeline_ends_the_same(tmp_path):
         "assign": [f"--rqvae={local.rqvae}"],
         "tokens": ["--num_user_tokens=10"],
     }
-    program = Path(__file__).with_name("slow_disk.py")
+    # Each a process of its own, forked from one that has done the imports.
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["tiger_jax.beam.__main__"])
     rng = np.random.default_rng(0)
     for pipeline, more in options.items():
         how = ["--num_shards=6", *more]
         assert main(arguments(pipeline, tmp_path / "whole", *how)) == 0
         killed = arguments(pipeline, tmp_path / "killed", *how)
-        kills, left = kill_and_restart(
-            [sys.executable, str(program), *killed], tmp_path / "killed", rng
-        )
-        print(f"{pipeline}: {kills} kills, files of finished shards then {left}")
+        kills, finished = kill_and_restart(processes, killed, tmp_path / "killed", rng)
+        print(f"{pipeline}: {kills} kills; files of finished shards: {finished}")
         assert kills >= 3
     whole, again = (
         {

@@ -19,6 +19,7 @@ from shop_pipelines import ENCODER, SEED, LocalShop, ShardedShop, small_shop
 
 from tiger_jax import artifacts
 from tiger_jax.beam import workdir as module
+from tiger_jax.beam.__main__ import main
 from tiger_jax.beam.workdir import write_workdir
 from tiger_jax.data.interactions import InteractionsConfig
 from tiger_jax.embedding.tfidf import FrozenTfidf
@@ -81,47 +82,38 @@ FROM_SHARDS = ["--gin_file=demo.gin", "--gin_file=base/from_shards.gin"]
 @pytest.mark.timeout(3600)
 def test_the_documented_commands_end_in_an_evaluated_model(tmp_path):
     """docs/scale.md's commands on the demo shop, with fewer steps."""
-    beam, stage = ["-m", "tiger_jax.beam"], ["run.py"]
-    commands = [
-        [*beam, "--pipeline=prepare", "--num_shards=4"],
-        [*beam, "--pipeline=embed", "--num_shards=4"],
-        [
-            *stage,
-            "--stage=train_rqvae",
-            *FROM_SHARDS,
-            "--gin.rqvae_training.RqVaeTraining.num_steps=300",
-            "--gin.shuffled_rows.ShuffleConfig.sample_rows=2000",
-        ],
-        [*beam, "--pipeline=assign", "--num_shards=4"],
-        [*beam, "--pipeline=tokens", "--num_user_tokens=0"],
-        [*beam, "--pipeline=workdir"],
-        [
-            *stage,
-            "--stage=train_recommender",
-            *FROM_SHARDS,
-            f"--gin.loop.LoopConfig.total_steps={STEPS}",
-            "--gin.loop.LoopConfig.evaluate_every=200",
-            "--gin.loop.LoopConfig.checkpoint_every=200",
-        ],
-        [
-            *stage,
-            "--stage=evaluate",
-            *FROM_SHARDS,
-            "--gin.evaluate.EvaluateConfig.max_users=400",
-        ],
-        [*stage, "--stage=export", *FROM_SHARDS, "--gin.export.batch_sizes=(1,)"],
-    ]
+    workdir = f"--workdir={tmp_path / 'run'}"
+
+    def pipeline(name, *more):
+        assert main([f"--pipeline={name}", workdir, *more]) == 0
+
+    def stage(name, *more):
+        command = [sys.executable, "run.py", f"--stage={name}", workdir, *FROM_SHARDS]
+        done = subprocess.run(
+            [*command, *more], cwd=ROOT, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"{name}\n{done.stdout}\n{done.stderr}"
+
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
     environment.pop("TIGER_WORKDIR", None)
-    for command in commands:
-        done = subprocess.run(
-            [sys.executable, *command, f"--workdir={tmp_path / 'run'}"],
-            cwd=ROOT,
-            env=environment,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    pipeline("prepare", "--num_shards=4")
+    pipeline("embed", "--num_shards=4")
+    stage(
+        "train_rqvae",
+        "--gin.rqvae_training.RqVaeTraining.num_steps=300",
+        "--gin.shuffled_rows.ShuffleConfig.sample_rows=2000",
+    )
+    pipeline("assign", "--num_shards=4")
+    pipeline("tokens", "--num_user_tokens=0")
+    pipeline("workdir")
+    stage(
+        "train_recommender",
+        f"--gin.loop.LoopConfig.total_steps={STEPS}",
+        "--gin.loop.LoopConfig.evaluate_every=200",
+        "--gin.loop.LoopConfig.checkpoint_every=200",
+    )
+    stage("evaluate", "--gin.evaluate.EvaluateConfig.max_users=400")
+    stage("export", "--gin.export.batch_sizes=(1,)")
     run = tmp_path / "run"
     made = artifacts.load_manifest(run / "recommender")
     assert set(made.inputs) == {"semantic_ids"}
