@@ -187,25 +187,26 @@ _RQVAE = RqVaeTraining(
 
 
 @functools.cache
-def _rqvae(folder: Path) -> tuple[np.ndarray, str]:
+def _rqvae(folder: Path) -> tuple[train_rqvae._Corpus, str]:
     """Embeddings, with two checkpoints of a training on them, and what it ends in."""
     shutil.rmtree(folder, ignore_errors=True)
     embeddings = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)
-    whole = train_rqvae._train(_RQVAE, embeddings, folder / "whole", 0, 0.0)
+    corpus = train_rqvae._Corpus(embeddings, None, lambda quantizer: {})
+    whole = train_rqvae._train(_RQVAE, corpus, folder / "whole", 0, 0.0)
     (folder / "cut").mkdir()
     shutil.copytree(folder / "whole" / "checkpoints", folder / "cut" / "checkpoints")
-    return embeddings, artifacts.hash_arrays(whole.to_arrays())
+    return corpus, artifacts.hash_arrays(whole.to_arrays())
 
 
 def damage_rqvae_checkpoint(number: int, folder: Path) -> Outcome:
     """The RQ-VAE's training ends in the same quantizer."""
-    embeddings, expected = _rqvae(folder)
+    corpus, expected = _rqvae(folder)
     rng, scratch = RQVAE_CHECKPOINT.random(number), folder / "damaged"
     shutil.rmtree(scratch, ignore_errors=True)
     shutil.copytree(folder / "cut", scratch)
     newest = max((scratch / "checkpoints").iterdir(), key=lambda p: int(p.name))
     done = damage(_pick_file(newest, rng), rng)
-    fitted = train_rqvae._train(_RQVAE, embeddings, scratch, 0, 0.0)
+    fitted = train_rqvae._train(_RQVAE, corpus, scratch, 0, 0.0)
     if artifacts.hash_arrays(fitted.to_arrays()) == expected:
         return FINE
     return Outcome(lost=1, note=f"another quantizer after {done}")

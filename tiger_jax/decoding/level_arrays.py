@@ -1,7 +1,9 @@
 """Fills the arrays of a trie's level, on the host, and reads them back."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Int32, Integer
@@ -120,17 +122,43 @@ def read_children(
     """Reads back each child's node and codeword, in order."""
     nodes = np.arange(num_nodes, dtype=np.int32)
     if isinstance(level, CsrLevel):
-        node = np.repeat(nodes, np.asarray(level.fan_out(jnp.asarray(nodes))))
-        return node, np.asarray(level.tokens[: len(node)]).astype(np.int32)
+        node = np.repeat(nodes, _looked_up(_fan_out, level, nodes, 1 << 20))
+        return node, np.asarray(level.tokens)[: len(node)].astype(np.int32)
     found_nodes, found_tokens = [], []
     for start in range(0, num_nodes, 1 << 14):
         part = nodes[start : start + (1 << 14)]
-        rows = np.asarray(level.rows(jnp.asarray(part))).astype("<u4")
+        rows = _looked_up(_rows, level, part, 1 << 14).astype("<u4")
         dense = np.unpackbits(rows.view(np.uint8), axis=1, bitorder="little")
         node, token = np.nonzero(dense)
         found_nodes.append(node + start)
         found_tokens.append(token.astype(np.int32))
     return np.concatenate(found_nodes), np.concatenate(found_tokens)
+
+
+@jax.jit
+def _fan_out(level: Level, nodes: Any) -> Any:
+    return level.fan_out(nodes)
+
+
+@jax.jit
+def _rows(level: Any, nodes: Any) -> Any:
+    return level.rows(nodes)
+
+
+def _looked_up(
+    look_up: Callable[[Any, Any], Any],
+    level: Level,
+    nodes: Int32[np.ndarray, " nodes"],
+    at_once: int,
+) -> np.ndarray:
+    """Asks about nodes by powers of two, so that few shapes are compiled."""
+    found = []
+    for start in range(0, len(nodes), at_once):
+        part = nodes[start : start + at_once]
+        size = 1 << (len(part) - 1).bit_length()
+        filled = np.pad(part, (0, size - len(part)), mode="edge")
+        found.append(np.asarray(look_up(level, filled))[: len(part)])
+    return np.concatenate(found) if found else np.empty(0, np.int32)
 
 
 def _largest_fan_out(tokens: np.ndarray, first: Int32[np.ndarray, " nodes"]) -> int:
