@@ -22,7 +22,7 @@ from tiger_jax.semantic_ids.quantizers import ResidualCodebooks
 # What 10M items may take, all stages of their life in one process. The item ids are
 # most of it: as Python's texts 0.6 GiB, and once more as NumPy's to sort them.
 NUM_ITEMS, GIGABYTES = 10_000_000, 6.0
-_SIZES, _COLLISIONS, _BEAMS, _REQUESTS = (256, 256, 256), 256, 20, 8
+_SIZES, _COLLISIONS, _BEAMS, _REQUESTS = (256, 256, 256), 4096, 20, 8
 
 
 def many_items(number: int, folder: Path) -> Outcome:
@@ -44,7 +44,11 @@ def many_items(number: int, folder: Path) -> Outcome:
 def live_with_many_items(seed: int, num_items: int) -> float:
     """The whole life of a catalogue in this process; the peak of memory in GiB."""
     rng = np.random.default_rng(seed)
-    books = tuple(rng.normal(size=(k, 8)).astype(np.float32) for k in _SIZES)
+    # Each level's as large as what is left over, so that the items spread.
+    books = tuple(
+        (scale * rng.normal(size=(size, 8))).astype(np.float32)
+        for size, scale in zip(_SIZES, (1.0, 0.8, 0.65), strict=True)
+    )
     quantizer = ResidualCodebooks(books)
     codes = np.empty((num_items, len(_SIZES)), np.int32)
     for start in range(0, num_items, 1 << 18):  # no array of all the embeddings
