@@ -1,6 +1,7 @@
 """The rows of `benchmarks.scale` as tables and a plot."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,18 +18,29 @@ from benchmarks.scale_rows import (
     where,
 )
 
+# By what the names of their steps begin with.
+_STAGES = {
+    "join with items": ("joined",),
+    "k-core": ("round", "survivors"),
+    "items": ("items",),
+    "histories": ("histories",),
+    "tokens": ("tokens",),
+    "encode": ("encode",),
+    "collisions": ("collision level", "write Semantic IDs"),
+}
+
 
 def write_document(rows_file: Path, document: Path) -> None:
     """Puts tables, exponents, plot and plan between the document's marks."""
     rows = read_rows(rows_file)
     picture = document.with_name(document.stem + ".png")
     local = [row for row in rows if row["part"] == "local"]
-    shards = [row for row in rows if row["part"] == "shards"]
+    sharded = sorted(filter(is_sharded, rows), key=lambda row: row["part"] != "shards")
     end_to_end = [row for row in rows if row["part"] == "end_to_end"]
-    draw(local, shards, picture)
+    draw(local, sharded, picture)
     for mark, lines in (
         ("scale", _local_table(local, picture.name)),
-        ("shards", shards_table(shards)),
+        ("shards", shards_table(sharded)),
         ("end_to_end", _end_to_end_table(end_to_end)),
         ("billion", plan_lines(rows)),
     ):
@@ -74,32 +86,55 @@ def shards_table(rows: list[Row]) -> list[str]:
     if not rows:
         return []
     few, many = min(r["rows"] for r in rows), max(r["rows"] for r in rows)
+    both = {
+        step: (own[0], own[-1])
+        for step, own in by_stage(rows).items()
+        if (own[0]["rows"], own[-1]["rows"]) == (few, many)
+    }
     lines = [
-        f"{where(rows)} {few:,} and {many:,} interactions in all, a tenth as many "
-        "items, in shards of 250,000 interactions. One process a step works through "
-        "all shards (`tokens`: through the number given). Memory is above what the "
-        "process held before its first shard.",
+        f"{where(rows)} {few:,} and {many:,} rows in all, in shards of 250,000: of "
+        "interactions, with a tenth as many items, or, from `encode` on, of items. One "
+        "process a step works through all shards (`tokens`: through the number "
+        "given).",
         "",
-        "| step | shards | µs an interaction | time exponent | peak MB a shard | "
-        "larger by |",
+        "| step | shards | peak MB | larger by | above the start | larger by |",
         "|---|--:|--:|--:|--:|--:|",
     ]
-    for step, own in by_stage(rows).items():
-        first, last = own[0], own[-1]
-        if (first["rows"], last["rows"]) != (few, many):
-            continue
-        micros, peaks = (
-            [measure(row) for row in (first, last)]
-            for measure in (micros_a_row, peak_above_start)
+    for step, pair in both.items():
+        peaks = [row["peak_bytes"] for row in pair]
+        above = [peak_above_start(row) for row in pair]
+        lines.append(
+            f"| {step} | {pair[0]['shards']}, {pair[1]['shards']} | "
+            f"{_megabytes(peaks)} | {_megabytes(above)} |"
         )
+    lines += [
+        "",
+        f"| stage | steps | µs a row: {few:,} | {many:,} | time exponent |",
+        "|---|--:|--:|--:|--:|",
+    ]
+    for stage, beginnings in _STAGES.items():
+        steps = [pair for step, pair in both.items() if step.startswith(beginnings)]
+        if not steps:
+            continue
+        micros = [sum(micros_a_row(pair[end]) for pair in steps) for end in (0, 1)]
         exponent = 1 + np.log(micros[1] / micros[0]) / np.log(many / few)
         lines.append(
-            f"| {step} | {first['shards']}, {last['shards']} | "
-            f"{micros[0]:.3g}, {micros[1]:.3g} | {exponent:.2f} | "
-            f"{peaks[0] / 1e6:.0f}, {peaks[1] / 1e6:.0f} | "
-            f"{peaks[1] / peaks[0] - 1:+.0%} |"
+            f"| {stage} | {len(steps)} | {micros[0]:.3g} | {micros[1]:.3g} | "
+            f"{exponent:.2f} |"
         )
     return lines
+
+
+def _megabytes(pair: list[int]) -> str:
+    few, many = pair
+    return f"{few / 1e6:.0f}, {many / 1e6:.0f} | {many / few - 1:+.0%}"
+
+
+def is_sharded(row: Row) -> bool:
+    """Whether a row is of a step that works shard by shard."""
+    own = ("encode", "collision level", "write Semantic IDs")
+    is_step = row["part"] == "end_to_end" and row["stage"] in own
+    return row["part"] == "shards" or is_step
 
 
 def _end_to_end_table(rows: list[Row]) -> list[str]:
@@ -110,18 +145,20 @@ def _end_to_end_table(rows: list[Row]) -> list[str]:
     by_step = {row["stage"]: row for row in own}
     peak = max(row["peak_bytes"] for row in own)
     total = sum(row["cpu_seconds"] for row in own)
+    seconds = own[0]["part_seconds"]
     lines = [
-        f"{where(own)} {most:,} items, {total:,.0f} CPU seconds in all, no process "
-        f"above {peak / 1e9:.1f} GB. Each step is a process of its own; embeddings "
-        "have 32 dimensions in float16.",
+        f"{where(own)} {most:,} items, {total:,.0f} CPU seconds in all"
+        + (f" ({seconds / 60:,.0f} minutes beside other work)" if seconds else "")
+        + f", no process above {peak / 1e9:.1f} GB. Each step is a process of its own; "
+        "embeddings have 32 dimensions in float16.",
         "",
         "| step | CPU seconds | µs an item | peak MB | bytes an item |",
         "|---|--:|--:|--:|--:|",
     ]
     for row in own:
-        seconds, memory = row["cpu_seconds"], row["peak_bytes"]
+        cpu, memory = row["cpu_seconds"], row["peak_bytes"]
         lines.append(
-            f"| {row['stage']} | {seconds:.3g} | {1e6 * seconds / most:.3g} | "
+            f"| {row['stage']} | {cpu:.3g} | {1e6 * cpu / most:.3g} | "
             f"{memory / 1e6:,.0f} | {memory / most:,.0f} |"
         )
     train, table = by_step.get("train RQ-VAE", {}), by_step.get("table", {})
@@ -154,35 +191,47 @@ def draw(local: list[Row], shards: list[Row], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
+    figure, axes = plt.subplots(1, 3, figsize=(14, 4.4), layout="constrained")
     for stage, own in by_stage(local).items():
         items = [row["items"] for row in own]
         axes[0].loglog(items, [r["cpu_seconds"] for r in own], "o-", label=stage)
         axes[1].loglog(items, [r["peak_bytes"] / 1e6 for r in own], "o-", label=stage)
-    for step, own in by_stage(shards).items():
-        peaks = [peak_above_start(row) / 1e6 for row in own]
-        is_read = "take apart" in step or "tokens" in step or "by item" in step
-        axes[2].semilogx(
-            [row["rows"] for row in own],
-            peaks,
-            "o-" if is_read else "s--",
-            label=step,
-        )
-    for axis, across, up in zip(
+    for axis, title, up in zip(
         axes,
-        ("items", "items", "interactions in all"),
-        ("CPU seconds", "peak MB", "MB above the start, a shard"),
-        strict=True,
+        ("local stages: time", "local stages: memory"),
+        ("CPU seconds", "peak MB"),
+        strict=False,
     ):
-        axis.set_xlabel(across)
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("items")
         axis.set_ylabel(up)
         axis.grid(alpha=0.3)
-    axes[0].set_title("local stages: time", fontsize=10)
-    axes[1].set_title("local stages: memory", fontsize=10)
-    axes[2].set_title("pipelines' steps: memory", fontsize=10)
     axes[0].legend(fontsize=8)
-    if shards:
-        axes[2].set_ylim(bottom=0)
-        axes[2].legend(fontsize=5, ncols=2)
+    _draw_steps(axes[2], shards)
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def _draw_steps(axis: Any, shards: list[Row]) -> None:
+    """Each step's memory a shard at the smallest and the largest size, side by side."""
+    both = {step: own for step, own in by_stage(shards).items() if len(own) > 1}
+    places = range(len(both))
+    for end, mark, face in ((0, "o", "none"), (-1, "x", "C1")):
+        rows = [own[end] for own in both.values()]
+        if rows:
+            axis.scatter(
+                [peak_above_start(row) / 1e6 for row in rows],
+                places,
+                marker=mark,
+                facecolors=face,
+                edgecolors="C0" if mark == "o" else None,
+                label=f"{rows[0]['rows']:,} rows in all",
+            )
+    axis.set_yticks(places, list(both), fontsize=7)
+    axis.invert_yaxis()
+    axis.set_xlim(left=0)
+    axis.set_title("a shard of 250,000 rows: memory", fontsize=10)
+    axis.set_xlabel("peak MB above the start")
+    axis.grid(alpha=0.3)
+    if both:
+        axis.legend(fontsize=8)

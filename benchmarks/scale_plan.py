@@ -76,16 +76,13 @@ def _add_shards(add: Any, rows: list[Row]) -> None:
         f"{_MAPPED_BYTES * BILLION / 1e9:,.0f} GB",
         f"{_MAPPED_BYTES} bytes an item: item numbers and the k-core's marks",
     )
-    leaders = [row for row in rows if "leading" in row["stage"]]
-    few, many = leaders[0], leaders[-1]
-    if few["items"] < many["items"]:
-        grown = peak_above_start(many) - peak_above_start(few)
-        each = grown / (many["items"] - few["items"])
+    for leader in (row for row in own if "leading" in row["stage"]):
+        each = peak_above_start(leader) / leader["items"]
         add(
-            "the leading process, which numbers the items: what breaks first",
+            "the leading process, which numbers the items",
             f"{each * BILLION / 1e9:,.0f} GB",
-            f"{many['stage']} from {few['items']:,} to {many['items']:,} items: "
-            f"{each:,.0f} bytes an item more",
+            f"{leader['stage']} at {leader['items']:,} items: {each:,.0f} bytes an "
+            "item beside its libraries",
         )
 
 
@@ -108,7 +105,7 @@ def _add_items(add: Any, rows: list[Row]) -> None:
         row = own["table"]
         each = row["peak_bytes"] / row["items"]
         add(
-            "the whole table in one process, with its checks",
+            "the whole table in one process, checked: what breaks first",
             f"{each * BILLION / 1e9:,.0f} GB",
             f"table at {row['items']:,} items, end to end: {each:,.0f} bytes an item",
         )

@@ -12,12 +12,18 @@ Row = dict[str, Any]
 
 
 def read_rows(rows_file: Path) -> list[Row]:
-    """The rows by part and size; of several for one measurement, the last."""
+    """The rows by part and size; of several for one measurement, the last.
+
+    Rows of steps get their part's `part_seconds`, start to end.
+    """
     found = {}
     for line in rows_file.read_text().splitlines():
         row = json.loads(line)
         found[row["part"], row["stage"], row["rows"]] = row
     kept = [row for row in found.values() if row["stage"] != "end"]
+    for row in kept:
+        end = found.get((row["part"], "end", row["rows"]))
+        row["part_seconds"] = end["seconds"] if end else None
     return sorted(kept, key=lambda row: (row["part"], row["rows"]))
 
 
@@ -38,14 +44,14 @@ def fit_exponent(rows: list[Row], quantity: str) -> float | None:
 
 
 def micros_a_row(row: Row) -> float:
-    """CPU microseconds for each interaction of the shards that were measured.
+    """CPU microseconds for each row of the shards that were measured.
 
     Example:
         >>> row = {"rows": 1000, "shards": 1, "shards_in_all": 2, "cpu_seconds": 0.001}
         >>> micros_a_row(row)
         2.0
     """
-    share = min(row["shards"] / row["shards_in_all"], 1)
+    share = min(row["shards"] / row.get("shards_in_all", row["shards"]), 1)
     return 1e6 * row["cpu_seconds"] / (row["rows"] * share)
 
 

@@ -52,7 +52,8 @@ def all_rows():
     rows.append(row("end_to_end", "trie", 10**7))
     decode = {"search_cpu_seconds": 0.003}
     rows.append(row("end_to_end", "decode, TIGER's decoder", 10**7, **decode))
-    rows.append({"part": "end_to_end", "stage": "end", "rows": 10**7, "commit": "abc"})
+    end = {"part": "end_to_end", "stage": "end", "rows": 10**7, "commit": "abc"}
+    rows.append({**end, "seconds": 600.0})
     return rows
 
 
@@ -69,8 +70,12 @@ def test_every_figure_is_its_row_carried_over(tmp_path):
     assert (tmp_path / "scale.png").stat().st_size > 1000
     assert "| trie | 1,000,000 | 2 | 2 | 200 | 200 |" in text
     # 101 MB beside the libraries, and ten times the rows bring 9 MB more.
-    assert "| joined, take apart | 4, 4 | 2, 2 | 1.00 | 101, 110 | +9% |" in text
+    own = "| joined, take apart | 4, 4 | 201, 210 | +4% | 101, 110 | +9% |"
+    assert own in text
+    assert "| join with items | 1 | 2 | 2 | 1.00 |" in text
+    assert "numbers the items | 110 GB | prepare, the leading process at 1,000" in text
     assert "50,000 items' codes" in text
+    assert "140 CPU seconds in all (10 minutes beside other work)" in text
     assert "20.00% collisions" in text
     assert "25.00% collide, and 100 codewords" in text
     assert "takes 3 CPU milliseconds (decode, TIGER's decoder)" in text
