@@ -284,7 +284,7 @@ def same_seed(number: int, folder: Path) -> Outcome:
     for name in ("first", "second"):
         workdir = folder / name
         shutil.rmtree(workdir, ignore_errors=True)
-        for stage in ("", "export"):
+        for stage in ("", *shop.ON_REQUEST):
             ended = shop.run_stage(stage, workdir, f"--gin.SEED={number + 1}")
             assert ended.code == 0, ended.output[-500:]
         made = {n: artifacts.load_manifest(workdir / n) for n in _FOLDERS}

@@ -27,21 +27,20 @@ from tiger_jax import artifacts
 
 GIN_FILE = Path(__file__).with_name("shop.gin")
 _FOLDER_OF = {stage: folder for folder, stage in artifacts.MADE_BY.items()}
-_ON_REQUEST = (
+UPDATE = "update_catalogue"
+ON_REQUEST = (
     "export",
     "train_sasrec",
     "list_candidates",
     "fuse",
     "export_t5",
     "export_recbole",
+    UPDATE,
 )
-UPDATE = "update_catalogue"
 # Stage and the folder that it writes, each after those that it reads. What answers a
 # request comes last: `evaluate` and `report` would otherwise show it.
-FOLDERS = {
-    **{stage: _FOLDER_OF[stage] for stage in (*STAGES, *_ON_REQUEST)},
-    UPDATE: "bundle.catalogue/version_000001",
-}
+_FOLDER_OF[UPDATE] = "bundle.catalogue/version_000001"
+FOLDERS = {stage: _FOLDER_OF[stage] for stage in (*STAGES, *ON_REQUEST)}
 _NEW_ITEMS = Path(__file__).with_name("new_items.csv")
 # What a stage is told besides its gin file.
 _BINDINGS = {UPDATE: (f"--gin.update_catalogue.add={str(_NEW_ITEMS)!r}",)}

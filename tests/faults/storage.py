@@ -241,7 +241,8 @@ def damage_chunk(number: int, folder: Path) -> Outcome:
 
 def damage_input(number: int, folder: Path) -> Outcome:
     """The command refuses a damaged input, names it, and rebuilds it as it says."""
-    rng, stage = INPUT.random(number), _stage_of(number, first=1)
+    stages = [s for s in shop.FOLDERS if s not in ("prepare_data", shop.UPDATE)]
+    rng, stage = INPUT.random(number), stages[number % len(stages)]
     whole, workdir = shop.whole_run(folder.parent, stage), folder / "work"
     shop.copy_before(stage, whole, workdir)
     manifest = artifacts.load_manifest(whole.workdir / shop.FOLDERS[stage])
@@ -265,17 +266,18 @@ def damage_input(number: int, folder: Path) -> Outcome:
     return Outcome(lost=1, note=f"{done}: {problems}") if problems else FINE
 
 
-def _stage_of(number: int, first: int = 0) -> str:
+def _stage_of(number: int) -> str:
     """The stages take turns."""
-    stages = list(shop.FOLDERS)[first:]
-    return stages[number % len(stages)]
+    return list(shop.FOLDERS)[number % len(shop.FOLDERS)]
 
 
 def _go_on(stage: str, workdir: Path, whole: shop.Whole) -> Outcome:
     """Runs a stage where nothing stands in its way any more."""
-    ended = shop.run_stage(stage, workdir)
-    if ended.code:
-        return Outcome(lost=1, note=f"{stage} didn't go on: {ended.output[-500:]}")
+    # The same items can't be added to a catalogue twice.
+    if stage != shop.UPDATE or not (workdir / shop.FOLDERS[stage]).exists():
+        ended = shop.run_stage(stage, workdir)
+        if ended.code:
+            return Outcome(lost=1, note=f"{stage} didn't go on: {ended.output[-500:]}")
     problems = shop.wrong_folders(workdir, whole, made_whole=stage)
     return Outcome(lost=1, note=f"{stage}: {problems}") if problems else FINE
 
@@ -373,7 +375,7 @@ FULL = _fault(
     "no space left during a stage", 60, fill_disk, unavailable=shop.why_no_mounts
 )
 READ_ONLY = _fault(
-    "read-only work directory", 16, forbid_writing, unavailable=shop.why_no_mounts
+    "read-only work directory", 28, forbid_writing, unavailable=shop.why_no_mounts
 )
 VANISHED = _fault("work directory vanishes during a stage", 40, take_folder_away)
 FAULTS = [
