@@ -115,7 +115,7 @@ def write(shard, blocks, folder):
 
 
 def hold(num_bytes):
-    return len(bytes(num_bytes)) - 1
+    return len(b"x" * num_bytes) - 1
 
 
 def test_a_worker_hands_blocks_over_in_files_and_forgets_them(tmp_path):
