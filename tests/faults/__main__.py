@@ -38,6 +38,8 @@ from faults.campaign import (
     try_once,
 )
 from faults.every_fault import FAULTS
+from tiger_jax.errors import LockedError
+from tiger_jax.workdir_lock import hold_workdir
 
 DOCUMENT = REPOSITORY / "docs" / "reliability.md"
 _SECONDS_PER_ROW = 20.0
@@ -60,7 +62,11 @@ def main(arguments: list[str]) -> int:
     with contextlib.suppress(KeyboardInterrupt):
         if not options.only_table:
             for fault in chosen:
-                _oversee(fault, options, end)
+                try:
+                    with hold_workdir(fault.folder(options.folder)):
+                        _oversee(fault, options, end)
+                except LockedError as error:  # another campaign is at it
+                    print(f"{fault.name}: {error}", file=sys.stderr)
     print(format_table(FAULTS, options.rows))
     totals = sum_rows(options.rows)
     for name, total in totals.items():

@@ -155,7 +155,9 @@ _TRIES = {
     "train_rqvae": 50,
     "train_recommender": 60,
     "train_sasrec": 20,
-    "prepare_data": 20,
+    "prepare_data": 30,
+    "embed_items": 30,
+    "assign_semantic_ids": 30,
 }
 BY_STAGE = {
     stage: Fault(
