@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+import run
 from benchmarks.marked_sections import write_between
 from benchmarks.paper_analyses import Row, Study, format_short, recall_facts
 from benchmarks.results_rows import command_of, read_rows, write_rows
@@ -34,13 +35,7 @@ from tiger_jax.progress import say
 
 ROOT = Path(__file__).resolve().parent.parent
 NUM_BEAMS = 21  # one more than the largest cutoff, to see ties
-STAGES = (
-    "prepare_data",
-    "embed_items",
-    "train_rqvae",
-    "assign_semantic_ids",
-    "train_recommender",
-)
+STAGES = run.STAGES[: run.STAGES.index("train_recommender") + 1]
 # Folders that a run takes over from the first one. A stage whose configuration
 # differs after all replaces what it was given.
 DATA = ("data", "embeddings")
