@@ -196,7 +196,7 @@ def draw(rows: Sequence[Row], file: Path) -> None:
     figure, axes = plt.subplots(
         1,
         len(groups),
-        figsize=(4.2 * len(groups), 3.4),
+        figsize=(2 + 4.0 * len(groups), 3.4),
         sharey=True,
         squeeze=False,
         layout="constrained",
@@ -211,7 +211,8 @@ def draw(rows: Sequence[Row], file: Path) -> None:
         place.set(xlabel="K", title=f"{own[0]['unseen_items']:,} unseen items")
         place.grid(alpha=0.3)
     axes[0][0].set(ylabel="recall@K, target unseen", ylim=(0, None))
-    axes[0][-1].legend(frameon=False)
+    lines, names = axes[0][-1].get_legend_handles_labels()
+    figure.legend(lines, names, frameon=False, loc="outside right center")
     figure.savefig(file, dpi=144)
     plt.close(figure)
 
