@@ -33,8 +33,8 @@ def measure_work(workdir: Path) -> dict[str, float]:
     """
     folder = workdir / "recommender"
     manifest = artifacts.load_manifest(folder, verify=False)
-    config = manifest.config["input"][0]
-    if config["class"] != ResidentConfig.__name__:
+    config = manifest.config.get("input", [{}])[0]
+    if config.get("class") != ResidentConfig.__name__:
         return {}
     data = PreparedData.load(workdir / "data")
     card, table = load_card_and_table(workdir, data)

@@ -3,6 +3,10 @@
 import sys
 import time
 
+import pytest
+
+pytest.importorskip("apache_beam", reason="needs apache-beam: make test-beam")
+
 from tiger_jax.beam.__main__ import main
 from tiger_jax.beam.shards import ShardWriter
 
