@@ -32,6 +32,7 @@ from tiger_jax.array_files import load_array
 from tiger_jax.evaluation import evaluator, metrics
 from tiger_jax.evaluation.semantic_knn import build_semantic_knn
 from tiger_jax.histories import HeldOut
+from tiger_jax.stages.recommendation import Recommendation
 
 CUTOFFS = (5, 10, 20, 30, 40, 50)
 EPSILONS = (0.0, 0.05, 0.1, 0.2, 0.5)
@@ -39,19 +40,24 @@ SHOWN_AT = 10
 KNN = "semantic_knn"
 
 
-class TwoLists:
-    """Gives one group's list to the evaluator, which asks for one."""
+def list_both(ours: Recommendation, users: HeldOut, k: int) -> tuple[np.ndarray, ...]:
+    """Ranks [U] of the targets among k seen and among k unseen items, by one search."""
 
-    def __init__(self, ours: Any, *, is_unseen: bool) -> None:
-        """Takes the seen or the unseen items of `Recommendation`."""
-        self._ours, self._is_unseen = ours, is_unseen
+    def recommend(
+        user_numbers: Any, histories: Any, exclude: Any, width: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        both = ours.recommend_by_group(user_numbers, histories, exclude, width // 2)
+        listed = np.concatenate(both, axis=1)  # [B, 2k]
+        return listed, np.zeros(listed.shape, np.float32)  # the order says all
 
-    def __call__(self, users: Any, histories: Any, exclude: Any, k: int) -> Any:
-        """k items a user; scores that only keep their order."""
-        seen, unseen = self._ours.recommend_by_group(users, histories, exclude, k)
-        listed = unseen if self._is_unseen else seen
-        order = -np.arange(k, dtype=np.float32)
-        return listed, np.where(listed >= 0, order, -np.inf).astype(np.float32)
+    listed, _ = evaluator.list_items(
+        recommend, users, k=2 * k, batch_size=128, description="TIGER, both groups"
+    )
+    found = []
+    for group in np.split(listed, 2, axis=1):  # [U, k]
+        is_target = group == users.targets[:, None]
+        found.append(np.where(is_target.any(1), is_target.argmax(1), metrics.MISS))
+    return tuple(found)
 
 
 def ranks_at(
@@ -94,12 +100,7 @@ def measure(study: Study, epsilons: Sequence[float], max_users: int) -> list[Row
     for name, users in samples.items():
         study.users = users
         knn_ranks = study.evaluate(knn, longest + 1, f"{KNN}, {name}").ranks
-        by_group = [
-            study.evaluate(
-                TwoLists(ours, is_unseen=group), longest + 1, f"TIGER, {name}"
-            ).ranks
-            for group in (False, True)
-        ]
+        by_group = list_both(ours, users, longest + 1)
         found[name] = [
             _recalls({k: knn_ranks for k in CUTOFFS}, seed),
             *(
