@@ -25,6 +25,7 @@ from benchmarks.scale_worker import (
     peak_bytes,
     write_from,
 )
+from tiger_jax import chunk_files
 from tiger_jax.beam import joined, prepare, tokens
 from tiger_jax.beam.raw import RawShards
 from tiger_jax.beam.runner import RunnerConfig
@@ -217,7 +218,7 @@ def _tokens(worker: OneWorker, data: prepare.PreparedShards, folder: Path) -> No
     codes = folder / "codes.npy"
     rng = np.random.default_rng(0)
     shape = (data.items.num_rows, len(_CODEBOOKS))
-    prepare.save_array(codes, rng.integers(0, 256, shape, np.int32))
+    chunk_files.save_whole(codes, rng.integers(0, 256, shape, np.int32))
     for split in ("train", "test"):
         work = tokens._Tokens(
             split,

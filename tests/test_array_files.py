@@ -1,10 +1,12 @@
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tiger_jax import artifacts
-from tiger_jax.array_files import load_array
+from tiger_jax.array_files import load_array, save_array
+from tiger_jax.errors import storage_problem
 
 
 def npy(array, **options) -> bytes:
@@ -52,3 +54,18 @@ def test_an_array_s_name_stays_in_its_folder(tmp_path):
     for name in ("../a", str(tmp_path / "a")):
         with pytest.raises(ValueError, match="no array's name"):
             artifacts.load_arrays(tmp_path / "inner", [name])
+
+
+@pytest.mark.parametrize(
+    "array", [np.ones((3, 4), np.float32), np.ones((4, 3)).T, np.array(3), np.zeros(0)]
+)
+def test_an_array_is_written_as_numpy_writes_it(array, tmp_path):
+    save_array(tmp_path / "a.npy", array, sync=True)
+    assert (tmp_path / "a.npy").read_bytes() == npy(array)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="it takes a full device")
+def test_a_full_disk_is_called_so():
+    with pytest.raises(OSError, match="No space") as caught:
+        save_array(Path("/dev/full"), np.ones((1000, 100)))
+    assert storage_problem(caught.value) == "No space left on device"

@@ -1,6 +1,9 @@
-"""Reading ``.npy`` files that somebody else may have written, or a disk damaged."""
+"""``.npy`` files that somebody else may have written, or a disk may have damaged."""
 
+import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
@@ -28,3 +31,21 @@ def load_array(path: Path, *, is_mapped: bool = False) -> np.ndarray:
     if not isinstance(array, np.ndarray):  # an archive of several
         raise ValueError("no array, but an archive")
     return array if is_mapped else np.array(array)
+
+
+def save_array(path: Path, array: np.ndarray, *, sync: bool = False) -> None:
+    """Writes an array as `np.save` does.
+
+    Args:
+        sync: Return when the disk has it.
+
+    Raises:
+        OSError: The system's own, with its number. NumPy writes past Python into an
+            open file, and where that ends early says only how many values it wrote.
+    """
+    with open(path, "wb") as file:
+        only_write: Any = SimpleNamespace(write=file.write)
+        np.lib.format.write_array(only_write, np.asarray(array), allow_pickle=False)
+        if sync:
+            file.flush()
+            os.fsync(file.fileno())

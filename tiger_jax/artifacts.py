@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from tiger_jax.array_files import load_array
+from tiger_jax.array_files import load_array, save_array
 from tiger_jax.errors import InputError
 from tiger_jax.progress import say
 
@@ -348,7 +348,7 @@ def save_arrays(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes each array as ``NAME.npy``."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, array in arrays.items():
-        np.save(folder / f"{name}.npy", np.asarray(array), allow_pickle=False)
+        save_array(folder / f"{name}.npy", np.asarray(array))
 
 
 def load_arrays(folder: Path, names: Sequence[str]) -> dict[str, np.ndarray]:

@@ -5,12 +5,11 @@ of it is never taken for what was computed.
 """
 
 import contextlib
-import os
 from pathlib import Path
 
 import numpy as np
 
-from tiger_jax.array_files import load_array
+from tiger_jax.array_files import load_array, save_array
 from tiger_jax.artifacts import hash_arrays
 from tiger_jax.progress import say
 
@@ -18,10 +17,7 @@ from tiger_jax.progress import say
 def save_whole(path: Path, array: np.ndarray) -> None:
     """Writes an array beside its place and moves it there: no half file is seen."""
     beside = path.with_name(path.name + ".tmp")
-    with open(beside, "wb") as file:
-        np.save(file, array, allow_pickle=False)
-        file.flush()
-        os.fsync(file.fileno())
+    save_array(beside, array, sync=True)
     beside.replace(path)
 
 

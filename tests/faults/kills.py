@@ -90,7 +90,7 @@ def kill_command(number: int, folder: Path) -> Outcome:
         except subprocess.TimeoutExpired:
             process.send_signal(rng.choice([signal.SIGKILL, signal.SIGTERM]))
             _, errors = process.communicate()
-        if problems := shop.wrong_folders(workdir, whole):
+        if problems := shop.wrong_folders(workdir, whole, made_again=True):
             return Outcome(lost=1, note=str(problems))
         if b"Traceback" in errors or process.returncode not in (-9, -15, 4, 0):
             return Outcome(wrong=1, note=errors.decode(errors="replace")[-500:])
@@ -99,7 +99,7 @@ def kill_command(number: int, folder: Path) -> Outcome:
         usual *= 1.3  # so that it ends
     else:
         return Outcome(wrong=1, note="not done after 20 kills")
-    problems = shop.wrong_folders(workdir, whole, made_whole="report")
+    problems = shop.wrong_folders(workdir, whole, made_whole="report", made_again=True)
     return Outcome(lost=1, note=str(problems)) if problems else FINE
 
 

@@ -262,7 +262,7 @@ def damage_input(number: int, folder: Path) -> Outcome:
         ended = shop.run_stage(again, workdir)
         if ended.code:
             return Outcome(lost=1, note=f"{again} after {done}: {ended.output[-500:]}")
-    problems = shop.wrong_folders(workdir, whole, made_whole=stage)
+    problems = shop.wrong_folders(workdir, whole, made_whole=stage, made_again=True)
     return Outcome(lost=1, note=f"{done}: {problems}") if problems else FINE
 
 

@@ -1,5 +1,7 @@
+import asyncio
 import json
 import logging
+import sys
 from pathlib import Path
 
 import jax
@@ -204,6 +206,33 @@ def test_what_orbax_raises_it_does_not_log_with_a_traceback_too(tmp_path):
     assert not is_shown("/lib/orbax/checkpoint/async.py", failure)
     assert is_shown("/lib/orbax/checkpoint/async.py", None)
     assert is_shown("/lib/other.py", failure)
+
+
+def test_writes_that_end_after_a_failed_one_say_nothing(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(sys, "unraisablehook", said.append)
+    Checkpointer(tmp_path / "run").close()
+    loop = asyncio.new_event_loop()
+    loop.close()
+    for late in (
+        lambda: loop.call_soon_threadsafe(print),
+        lambda: json.loads("no JSON"),
+    ):
+        try:
+            late()
+        except Exception as error:
+            sys.unraisablehook(_Unraisable(error))
+    assert [type(unraisable.exc_value) for unraisable in said] == [json.JSONDecodeError]
+
+
+class _Unraisable:
+    """What the interpreter gives its hook, of a call that no Python made."""
+
+    err_msg = object = None
+
+    def __init__(self, error):
+        self.exc_type, self.exc_value = type(error), error
+        self.exc_traceback = error.__traceback__.tb_next.tb_next
 
 
 def test_an_unfinished_checkpoint_is_not_seen(tmp_path):

@@ -48,6 +48,7 @@ from tiger_jax.beam.shards import (
     rows_of,
 )
 from tiger_jax.beam.steps import each_shard, exchange
+from tiger_jax.chunk_files import save_whole
 from tiger_jax.data.interactions import (
     MIN_HISTORY,
     InteractionsConfig,
@@ -185,8 +186,8 @@ def prepare(
     number_of_row = np.full(raw.items.num_rows, -1, np.int32)
     number_of_row[items_file_rows] = np.arange(len(items_file_rows), dtype=np.int32)
     numbers = folder / "number_of_row.npy"
-    save_array(numbers, number_of_row)
-    save_array(folder / "items_file_rows.npy", items_file_rows)
+    save_whole(numbers, number_of_row)
+    save_whole(folder / "items_file_rows.npy", items_file_rows)
     config = {"interactions": interactions, "seed": seed}
     items = exchange(
         runner,
@@ -214,7 +215,7 @@ def prepare(
         _write_histories,
     )
     unseen = _choose_unseen(histories, splits.unseen_share, seed)
-    save_array(folder / "unseen_items.npy", unseen)
+    save_whole(folder / "unseen_items.npy", unseen)
     facts = {
         "name": raw.name,
         "users": histories.num_rows,
@@ -244,13 +245,6 @@ def read_histories(table: pa.Table) -> Histories:
     return Histories(
         np.asarray(lists.values)[offsets[0] : offsets[-1]], offsets - offsets[0]
     )
-
-
-def save_array(path: Path, array: np.ndarray) -> None:
-    """Writes an array beside its place and moves it there."""
-    beside = path.with_name(path.name + ".tmp.npy")
-    np.save(beside, array, allow_pickle=False)
-    beside.replace(path)
 
 
 # --- The k-core -----------------------------------------------------------------
@@ -301,7 +295,7 @@ class _Core:
             flags = np.zeros(self.num_items, bool)
             for table in counts.tables(["item_row"]):
                 flags[column(table, "item_row")] = True
-            save_array(alive, flags)
+            save_whole(alive, flags)
             if num_alive == before:
                 break
         assert alive is not None

@@ -26,7 +26,7 @@ from tiger_jax.data.splits import Splits
 from tiger_jax.data.statistics import compute_statistics
 from tiger_jax.errors import InputError
 from tiger_jax.progress import say
-from tiger_jax.semantic_ids.quality import describe_codes
+from tiger_jax.semantic_ids.table import commit_table
 
 FOLDERS = ("data", "embeddings", "semantic_ids")
 # What `prepared.json` says beside the counts.
@@ -169,23 +169,8 @@ def _write_semantic_ids(workdir: Path, data: PreparedShards, shards: Shards) -> 
     if run.is_current:
         return
     table = load_table(shards)
-    table.save(run.folder)
     categories: Any = data.items.read(["categories"])["categories"].to_pylist()
-    quality = describe_codes(
-        table.codes[:, : table.num_levels],
-        table.codebook_sizes[: table.num_levels],
-        categories=choose_categories(categories),
-    )
-    artifacts.write_json(run.folder / "quality.json", quality)
-    run.commit(
-        summary={
-            "items": table.num_items,
-            "codebook_sizes": table.codebook_sizes,
-            "collision_rate": quality["collision_rate"],
-            "largest_group": quality["largest_group"],
-            "source": "rqvae",
-        }
-    )
+    commit_table(run, table, source="rqvae", categories=choose_categories(categories))
     say(f"{run.final}: {table.num_items:,} items")
 
 

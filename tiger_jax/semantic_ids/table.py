@@ -2,15 +2,18 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int32
 
 from tiger_jax import artifacts
-from tiger_jax.array_files import load_array
+from tiger_jax.array_files import load_array, save_array
 from tiger_jax.errors import InputError
 from tiger_jax.semantic_ids.collisions import group_rows
+from tiger_jax.semantic_ids.quality import describe_codes
 
 _CODES, _TABLE, _ITEM_IDS = "codes.npy", "table.json", "item_ids.parquet"
 
@@ -97,7 +100,7 @@ class SemanticIdTable:
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        np.save(folder / _CODES, self.codes, allow_pickle=False)
+        save_array(folder / _CODES, self.codes)
         ids = pa.table({"item_id": pa.array(self.item_ids, pa.string())})
         pq.write_table(ids, folder / _ITEM_IDS)
         artifacts.write_json(
@@ -144,3 +147,43 @@ class SemanticIdTable:
                 f"{_TABLE} says {expected[:12]}: {again}"
             )
         return table
+
+
+def commit_table(
+    run: artifacts.StageRun,
+    table: SemanticIdTable,
+    *,
+    source: str,
+    categories: Sequence[str] | None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Ends the run that made a table: its files, `quality.json` and the summary.
+
+    Args:
+        run: Of `semantic_ids/`.
+        table: What the run made.
+        source: Where the codes are from, for the summary.
+        categories: One name an item, "" for unknown.
+        seed: Decides the shuffles that category purity is compared with.
+
+    Returns:
+        `describe_codes` of the learned codewords.
+    """
+    table.save(run.folder)
+    quality = describe_codes(
+        table.codes[:, : table.num_levels],
+        table.codebook_sizes[: table.num_levels],
+        categories=categories,
+        seed=seed,
+    )
+    artifacts.write_json(run.folder / "quality.json", quality)
+    run.commit(
+        summary={
+            "items": table.num_items,
+            "codebook_sizes": table.codebook_sizes,
+            "collision_rate": quality["collision_rate"],
+            "largest_group": quality["largest_group"],
+            "source": source,
+        }
+    )
+    return quality

@@ -13,8 +13,8 @@ from tiger_jax.models.rqvae_quantizer import load_quantizer
 from tiger_jax.progress import say
 from tiger_jax.semantic_ids.collisions import COLLISION_LEVEL_SIZE, add_collision_level
 from tiger_jax.semantic_ids.peer_codes import copy_from_nearest, load_peer_codes
-from tiger_jax.semantic_ids.quality import describe_codes, format_quality
-from tiger_jax.semantic_ids.table import SemanticIdTable
+from tiger_jax.semantic_ids.quality import format_quality
+from tiger_jax.semantic_ids.table import SemanticIdTable, commit_table
 from tiger_jax.stages.context import RunContext
 from tiger_jax.stages.train_rqvae import load_embeddings, load_quantized_vectors
 
@@ -109,19 +109,12 @@ def assign_semantic_ids(
     table = SemanticIdTable(
         full, (*sizes, collision_level_size), len(sizes), data.item_ids
     )
-    table.save(run.folder)
-    quality = describe_codes(
-        codes, sizes, categories=data.category_of_items(), seed=seed
-    )
-    artifacts.write_json(run.folder / "quality.json", quality)
-    run.commit(
-        summary={
-            "items": table.num_items,
-            "codebook_sizes": table.codebook_sizes,
-            "collision_rate": quality["collision_rate"],
-            "largest_group": quality["largest_group"],
-            "source": "a peer's codes" if peer_codes else "rqvae",
-        }
+    quality = commit_table(
+        run,
+        table,
+        source="a peer's codes" if peer_codes else "rqvae",
+        categories=data.category_of_items(),
+        seed=seed,
     )
     say(format_quality(quality))
     say(

@@ -9,6 +9,7 @@ is.
 
 import json
 import logging
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -39,6 +40,32 @@ class _RaisedToo(logging.Filter):
 _RAISED_TOO = _RaisedToo()
 
 
+def _hide_late_writes() -> None:
+    """Keeps quiet what orbax's other writes meet when one of them has failed.
+
+    The first failure ends the event loop and is raised to us; each write that ends
+    after it finds the loop closed, in a thread of TensorStore's that has nobody to
+    raise this to.
+    """
+    hook = sys.unraisablehook
+    if getattr(hook, "hides_late_writes", False):
+        return
+
+    def show(unraisable: Any) -> None:
+        frames = unraisable.exc_traceback
+        is_late = (
+            isinstance(unraisable.exc_value, RuntimeError)
+            and str(unraisable.exc_value) == "Event loop is closed"
+            and frames is not None
+            and frames.tb_frame.f_code.co_name == "call_soon_threadsafe"
+        )
+        if not is_late:
+            hook(unraisable)
+
+    show.hides_late_writes = True  # type: ignore[attr-defined]
+    sys.unraisablehook = show
+
+
 def open_manager(
     folder: epath.Path | Path, *, options: dict[str, Any], **arguments: Any
 ) -> ocp.CheckpointManager:
@@ -50,6 +77,7 @@ def open_manager(
     """
     root = epath.Path(folder).absolute()
     logging.getLogger("absl").addFilter(_RAISED_TOO)  # once, however often it is added
+    _hide_late_writes()
 
     def list_files() -> None:
         if jax.process_index() == 0:
