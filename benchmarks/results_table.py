@@ -79,7 +79,10 @@ def _section(rows: Sequence[Row]) -> str:
     )
     for caveat in dict.fromkeys(map(_caveat, (row["experiment"] for row in rows))):
         about += caveat
-    return "\n".join([*lines, "", about, *notes])
+    if notes:
+        title = "What each run took, how sure it is, and the command that made it"
+        notes = [f"<details><summary>{title}</summary>", "", *notes, "", "</details>"]
+    return "\n".join([*lines, "", about, "", *notes]).rstrip()
 
 
 def _caveat(experiment: str) -> str:
@@ -203,7 +206,7 @@ def _notes(name: str, rows: Sequence[Row]) -> list[str]:
             f"{seed}, commit `{row['commit']}`, configuration `{row['config_hash']}`, "
             f"by `{row['command']}`"
         )
-        notes += ["", f"{name}: {'; '.join(facts)}."]
+        notes.append(f"- {name}: {'; '.join(facts)}.")
     return notes
 
 

@@ -38,6 +38,7 @@ def with_value(array, row, column, value):
     return array
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
     ("change", "message"),
     [
