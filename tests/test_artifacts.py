@@ -222,3 +222,19 @@ def test_the_lock_names_its_holder_and_dies_with_it(tmp_path):
     holder.wait()
     with hold_workdir(tmp_path):
         assert json.loads((tmp_path / ".lock").read_text())["process"] == os.getpid()
+
+
+def test_a_work_directory_that_vanished_is_named_whatever_broke_first(tmp_path):
+    from tiger_jax.workdir_lock import hold_workdir
+
+    def fail(workdir, *, renamed):
+        with hold_workdir(workdir):
+            if renamed:
+                workdir.rename(tmp_path / "away")
+                workdir.mkdir()  # as whoever writes next does
+            raise ValueError("no checkpoint there")
+
+    with pytest.raises(ValueError, match=r"^no checkpoint there$"):
+        fail(tmp_path / "run", renamed=False)
+    with pytest.raises(InputError, match="run was taken away.*no checkpoint there"):
+        fail(tmp_path / "run", renamed=True)

@@ -9,8 +9,9 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
-from tiger_jax.errors import LockedError
+from tiger_jax.errors import InputError, LockedError, UserFacingError
 
 LOCK_FILE = ".lock"
 _LOOKS, _SECONDS_BETWEEN_LOOKS = 20, 0.05
@@ -25,6 +26,8 @@ def hold_workdir(workdir: Path) -> Iterator[None]:
 
     Raises:
         LockedError: Another live process holds it; says which, and since when.
+        InputError: The block failed, and the work directory is no longer there.
+            Libraries then complain of whatever they missed first, in words of theirs.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / LOCK_FILE
@@ -47,8 +50,26 @@ def hold_workdir(workdir: Path) -> Iterator[None]:
         file.flush()
         try:
             yield
+        except UserFacingError:
+            raise
+        except Exception as error:
+            if _is_there(path, file):
+                raise
+            missed = " ".join(str(error).split())[:200]
+            raise InputError(
+                f"{workdir} was taken away while this process worked in it: put it "
+                "back, and the same command goes on from what it held "
+                f"({type(error).__name__}: {missed})"
+            ) from error
         finally:
             file.truncate(0)
+
+
+def _is_there(path: Path, file: IO[str]) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except OSError:
+        return False
 
 
 def _describe_holder(path: Path) -> str:
