@@ -77,10 +77,10 @@ class Study:
             "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         }
 
-    def load(self, num_beams: int) -> Recommendation:
-        """The recommender with a search of its own."""
+    def load(self, num_beams: int, step: int | None = None) -> Recommendation:
+        """The recommender with a search of its own, or another step's."""
         search = SearchConfig(num_beams=num_beams)
-        return load_recommendation(self.workdir, self.data, search)
+        return load_recommendation(self.workdir, self.data, search, step=step)
 
     def evaluate(self, recommend: Any, k: int, what: str) -> evaluator.Evaluation:
         """Lists of k - 1 items a user: one more is asked for, to see ties."""

@@ -120,7 +120,7 @@ def make_trained_workdir(
         "recommender",
         stage="train_recommender",
         inputs=("data", "semantic_ids"),
-        config={},
+        config={"seed": seed, "validation": {"num_users": 7}},
         opaque=(CHECKPOINTS,),
     )
     config = TigerConfig(

@@ -343,9 +343,16 @@ class Recommendation:
 
 
 def load_recommendation(
-    workdir: Path, data: PreparedData, search: SearchConfig
+    workdir: Path,
+    data: PreparedData,
+    search: SearchConfig,
+    *,
+    step: int | None = None,
 ) -> Recommendation:
     """Loads the trained recommender of a work directory.
+
+    Args:
+        step: Another checkpoint that was kept, instead of the best.
 
     Raises:
         InputError: It can't be read, was trained on other Semantic IDs, or those are
@@ -354,7 +361,9 @@ def load_recommendation(
     folder = workdir / "recommender"
     card, table = load_card_and_table(workdir, data)
     partitioner = Partitioner()
-    _, _, model, params = load_recommender(folder, sharding=partitioner.replicated)
+    _, _, model, params = load_recommender(
+        folder, sharding=partitioner.replicated, step=step
+    )
     return Recommendation(
         model,
         params,

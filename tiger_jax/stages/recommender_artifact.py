@@ -84,7 +84,10 @@ class ModelCard:
 
 
 def load_recommender(
-    folder: Path, *, sharding: jax.sharding.Sharding | None = None
+    folder: Path,
+    *,
+    sharding: jax.sharding.Sharding | None = None,
+    step: int | None = None,
 ) -> tuple[TigerConfig, TokenLayout, Tiger, Params]:
     """Loads the model with the parameters that were best on validation.
 
@@ -92,11 +95,14 @@ def load_recommender(
         folder: A finished `recommender/`; `ModelCard.load` gives the rest of its
             facts, such as `max_items`.
         sharding: Where the parameters go; the first local device by default.
+        step: Another checkpoint that was kept, instead of the best.
 
     Raises:
         InputError: The folder is incomplete, or its checkpoint doesn't fit its model.
     """
     card = ModelCard.load(folder)
+    if step is not None:
+        card = dataclasses.replace(card, best_step=step)
     model = Tiger(card.config, card.layout)
     params = _restore_best(Path(folder), card, model, sharding)
     return card.config, card.layout, model, params
