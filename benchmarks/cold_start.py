@@ -167,9 +167,10 @@ def build_table(rows: Sequence[Row]) -> str:
         for row in groups.values()
     )
     first = rows[0]
+    commits = ", ".join(dict.fromkeys(f"`{row['commit']}`" for row in rows))
     about = (
         f"{first['data']}, test; {measured}; seed {first['seed']}, 95 % bootstrap "
-        f"intervals over users, commit `{first['commit']}`; by `python -m "
+        f"intervals over users, commit {commits}; by `python -m "
         f"benchmarks.cold_start --workdir=…` for {', '.join(f'`{g}`' for g in groups)}."
     )
     return "\n".join([*lines, "", about])
