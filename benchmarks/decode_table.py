@@ -70,10 +70,15 @@ def _table(rows: list[dict[str, Any]]) -> list[str]:
         if has_peak:
             cells.append(_cell(found["peak"] or ""))
         for side in sides:
-            row = found.get(side)
-            cells.append(f"{row['theirs_ms']:.1f} ({row['ratio']:.2f}x)" if row else "")
+            cells.append(_against(found[side]) if side in found else "")
         lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def _against(row: dict[str, Any]) -> str:
+    """The other side's milliseconds and the ratio, to two places that say something."""
+    ratio = f"{row['ratio']:.2f}" if row["ratio"] >= 0.095 else f"{row['ratio']:.3f}"
+    return f"{row['theirs_ms']:.1f} ({ratio}x)"
 
 
 def _cell(value: Any) -> str:
