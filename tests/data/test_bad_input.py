@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from shops import INTERACTIONS_CSV, ITEMS_CSV, write, write_csv_shop
 
+from tiger_jax.data import csv_files
 from tiger_jax.data.files import FilesConfig, read_files
 from tiger_jax.data.raw_shop import RawShop
 from tiger_jax.data.recognise import recognise
@@ -177,6 +178,15 @@ def error_of(folder: Path, **config: object) -> str:
 )
 def test_a_bad_csv_file_gives_one_telling_line(tmp_path, items, interactions, expected):
     assert error_of(write_csv_shop(tmp_path, items, interactions)) == expected
+
+
+def test_an_endless_field_is_named_by_its_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(csv_files, "_LONGEST_FIELD", 1000)
+    rows = HEADER + "u1,a,1\nu1,a," + "7x" * 600 + "\n"
+    assert error_of(write_csv_shop(tmp_path, ITEMS_CSV, rows)) == (
+        "interactions.csv, line 3: a field of more than 1,000 characters: is a line's "
+        "end or a closing quote missing?"
+    )
 
 
 @pytest.mark.parametrize(

@@ -369,7 +369,7 @@ CHECKPOINT = _fault(
 RQVAE_CHECKPOINT = _fault(
     "damaged RQ-VAE checkpoint", 100, damage_rqvae_checkpoint, tries_per_row=5
 )
-BUNDLE = _fault("damaged file of a bundle", 1000, damage_bundle, tries_per_row=50)
+BUNDLE = _fault("damaged file of a bundle", 10_000, damage_bundle, tries_per_row=500)
 INPUT = _fault("damaged input of a stage, refused, rebuilt", 50, damage_input)
 FULL = _fault(
     "no space left during a stage", 60, fill_disk, unavailable=shop.why_no_mounts

@@ -18,7 +18,10 @@ from tiger_jax.data.text_files import (
 from tiger_jax.errors import InputError
 
 _BLOCK_BYTES = 2**23
-_LONGEST_FIELD = 2**31 - 1  # Python's own limit would be 128 KiB
+_LARGEST_BLOCK = 2**31 - 1
+# Python's own limit would be 128 KiB; with none, a field of 1 GiB makes its reader ask
+# for more than 10 GiB.
+_LONGEST_FIELD = 2**26
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ def read_csv(
             if not re.search("straddling|Could not skip", str(error)):
                 raise
             # A field or a header longer than a block: take all as one block.
-            table = parse(min(path.stat().st_size + 1, _LONGEST_FIELD))
+            table = parse(min(path.stat().st_size + 1, _LARGEST_BLOCK))
     except (pa.ArrowException, UnicodeError) as error:
         if re.search("Empty CSV|Could not skip", str(error)):
             raise InputError(f"{path} has a header but no rows") from error
@@ -117,6 +120,12 @@ def _rows(
                     yield line, row
                 line = reader.line_num + 1
         except csv.Error as error:
+            if "field limit" in str(error):
+                raise InputError(
+                    f"{path}, line {line}: a field of more than "
+                    f"{_LONGEST_FIELD:,} characters: is a line's end or a closing "
+                    "quote missing?"
+                ) from error
             raise InputError(
                 f"{path}, line {line}: {one_line(error)}: close the double quote that "
                 "opens a field, and write quotes that belong to the text twice"
