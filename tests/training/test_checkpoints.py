@@ -140,6 +140,10 @@ def replace_digit(path: Path, after: str = ""):
     path.write_text(f"{text[:place]}{(int(text[place]) + 1) % 10}{text[place + 1 :]}")
 
 
+def rename_field(path: Path):
+    path.write_text(path.read_text().replace("init_timestamp", "init_timestomp"))
+
+
 def largest_data_file(folder: Path) -> Path:
     return max((folder / "state" / "d").iterdir(), key=lambda p: p.stat().st_size)
 
@@ -154,6 +158,7 @@ def largest_data_file(folder: Path) -> Path:
         lambda folder: (folder / "dataset" / "position.json").write_text("{"),
         lambda folder: replace_digit(folder / "dataset" / "position.json"),
         lambda folder: replace_digit(folder / "_CHECKPOINT_METADATA", after="loop"),
+        lambda folder: rename_field(folder / "_CHECKPOINT_METADATA"),
         lambda folder: replace_digit(folder / "state" / "_METADATA"),
         lambda folder: (folder / "files.json").write_text("[]"),
     ],
@@ -165,6 +170,7 @@ def largest_data_file(folder: Path) -> Path:
         "position",
         "another position",
         "another memory",
+        "unreadable record",
         "another shape",
         "list of files",
     ],

@@ -30,14 +30,20 @@ _RECORD, _OURS = "_CHECKPOINT_METADATA", "custom_metadata"
 _T = TypeVar("_T")
 
 
-class _RaisedToo(logging.Filter):
-    """Drops what orbax logs with a traceback: it raises the same error to us."""
+class _SaidByUs(logging.Filter):
+    """Drops what orbax logs and we say in a line of our own.
+
+    With a traceback: it raises the same error to us. Of its records, those of a damaged
+    checkpoint: in full.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return record.exc_info is None or "orbax" not in record.pathname
+        if "orbax" not in record.pathname:
+            return True
+        return record.exc_info is None and "etadata" not in str(record.msg)
 
 
-_RAISED_TOO = _RaisedToo()
+_SAID_BY_US = _SaidByUs()
 
 
 def _hide_late_writes() -> None:
@@ -76,8 +82,9 @@ def open_manager(
         arguments: Of `CheckpointManager`.
     """
     root = epath.Path(folder).absolute()
-    logging.getLogger("absl").addFilter(_RAISED_TOO)  # once, however often it is added
+    logging.getLogger("absl").addFilter(_SAID_BY_US)  # once, however often it is added
     _hide_late_writes()
+    _set_unreadable_records_aside(root)
 
     def list_files() -> None:
         if jax.process_index() == 0:
@@ -96,6 +103,23 @@ def open_manager(
         ),
         **arguments,
     )
+
+
+def _set_unreadable_records_aside(root: epath.Path) -> None:
+    """Lets a folder be opened that has a damaged record.
+
+    Orbax reads all records when it opens a folder, and ends where it can't. Without its
+    record, a checkpoint is found damaged as any other is.
+    """
+    if jax.process_index():
+        return
+    for record in root.glob(f"*/{_RECORD}"):
+        try:
+            # What the manager asks of it.
+            _ = ocp.path.step.Metadata(step=0, path=record.parent).commit_timestamp
+        except Exception as error:
+            say(f"{record} can't be read ({_one_line(error)})")
+            record.rename(record.parent / f"{_RECORD}.unreadable")
 
 
 def check_files(checkpoint: epath.Path) -> None:
