@@ -100,7 +100,7 @@ def _table_step(tables, rows, codewords, parents, level):
 
 # What a run may hold more than the largest of a few at the start; the very first, which
 # compiles, does not count.
-_FIRST_RUNS, _MORE_MIB, _MORE_FILES, _MORE_THREADS = 5, 32, 2, 2
+_FIRST_RUNS, _MORE_MIB, _MORE_FILES, _MORE_THREADS = 5, 32, 8, 8
 _MOST_CHECKPOINTS = 3  # two newest, and the best
 _MORE_DISK = 1.5
 _INTERRUPTED = 4  # run.py's exit code after it has saved what it was asked to leave
