@@ -41,7 +41,7 @@ from tiger_jax.progress import say
 
 SIZES = {
     "local": (10_000, 100_000, 300_000, 1_000_000, 10_000_000),
-    "shards": (1_000_000, 10_000_000),
+    "shards": (1_000_000, 10_000_000, 100_000_000),
     "end_to_end": (1_000_000, 10_000_000),
 }
 # Beyond this the local stage doesn't fit beside others: shards are for that.

@@ -1,5 +1,6 @@
 """The rows of `benchmarks.scale` as tables and a plot."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ _STAGES = {
     "items": ("items",),
     "histories": ("histories",),
     "tokens": ("tokens",),
+    "embed (TF-IDF)": ("texts", "embeddings"),
     "encode": ("encode",),
     "collisions": ("collision level", "write Semantic IDs"),
 }
@@ -82,52 +84,64 @@ def _local_table(rows: list[Row], picture: str) -> list[str]:
 
 
 def shards_table(rows: list[Row]) -> list[str]:
-    """Each step at the smallest and the largest size: what grew."""
+    """Each step from the smallest to its largest size: what grew."""
     if not rows:
         return []
-    few, many = min(r["rows"] for r in rows), max(r["rows"] for r in rows)
-    both = {
-        step: (own[0], own[-1])
-        for step, own in by_stage(rows).items()
-        if (own[0]["rows"], own[-1]["rows"]) == (few, many)
-    }
+    sizes = sorted({row["rows"] for row in rows})
+    steps = {step: own for step, own in by_stage(rows).items() if len(own) > 1}
     lines = [
-        f"{where(rows)} {few:,} and {many:,} rows in all, in shards of 250,000: of "
-        "interactions, with a tenth as many items, or, from `encode` on, of items. One "
-        "process a step works through all shards (`tokens`: through the number "
-        "given).",
+        f"{where(rows)} {_listed(f'{size:,}' for size in sizes)} rows in all, in "
+        "shards of 250,000: of interactions, with a tenth as many items, or, from "
+        "`texts` on, of items. One process a step works through all shards (`tokens`: "
+        "through the number given).",
         "",
         "| step | shards | peak MB | larger by | above the start | larger by |",
         "|---|--:|--:|--:|--:|--:|",
     ]
-    for step, pair in both.items():
-        peaks = [row["peak_bytes"] for row in pair]
-        above = [peak_above_start(row) for row in pair]
-        lines.append(
-            f"| {step} | {pair[0]['shards']}, {pair[1]['shards']} | "
-            f"{_megabytes(peaks)} | {_megabytes(above)} |"
-        )
+    for step, own in steps.items():
+        shards = ", ".join(str(row["shards"]) for row in own)
+        peaks = _megabytes([row["peak_bytes"] for row in own])
+        above = _megabytes([peak_above_start(row) for row in own])
+        lines.append(f"| {step} | {shards} | {peaks} | {above} |")
     lines += [
         "",
-        f"| stage | steps | µs a row: {few:,} | {many:,} | time exponent |",
-        "|---|--:|--:|--:|--:|",
+        "| stage | steps | µs a row: "
+        + " | ".join(f"{size:,}" for size in sizes)
+        + " | time exponent |",
+        "|---|--:|" + "--:|" * len(sizes) + "--:|",
     ]
     for stage, beginnings in _STAGES.items():
-        steps = [pair for step, pair in both.items() if step.startswith(beginnings)]
-        if not steps:
+        parts = [own for step, own in steps.items() if step.startswith(beginnings)]
+        if not parts:
             continue
-        micros = [sum(micros_a_row(pair[end]) for pair in steps) for end in (0, 1)]
-        exponent = 1 + np.log(micros[1] / micros[0]) / np.log(many / few)
+        micros = {
+            size: sum(map(micros_a_row, found))
+            for size in sizes
+            if len(found := [r for own in parts for r in own if r["rows"] == size])
+            == len(parts)
+        }
+        shown = [f"{micros[size]:.3g}" if size in micros else "–" for size in sizes]
+        growth = np.polyfit(np.log(list(micros)), np.log(list(micros.values())), 1)[0]
         lines.append(
-            f"| {stage} | {len(steps)} | {micros[0]:.3g} | {micros[1]:.3g} | "
-            f"{exponent:.2f} |"
+            f"| {stage} | {len(parts)} | {' | '.join(shown)} | {1 + growth:.2f} |"
         )
     return lines
 
 
-def _megabytes(pair: list[int]) -> str:
-    few, many = pair
-    return f"{few / 1e6:.0f}, {many / 1e6:.0f} | {many / few - 1:+.0%}"
+def _listed(names: Iterable[str]) -> str:
+    """Names in a sentence.
+
+    Example:
+        >>> _listed(["1", "2", "3"])
+        '1, 2 and 3'
+    """
+    *most, last = names
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def _megabytes(values: list[int]) -> str:
+    shown = ", ".join(f"{value / 1e6:.0f}" for value in values)
+    return f"{shown} | {values[-1] / values[0] - 1:+.0%}"
 
 
 def is_sharded(row: Row) -> bool:
@@ -213,21 +227,21 @@ def draw(local: list[Row], shards: list[Row], path: Path) -> None:
 
 
 def _draw_steps(axis: Any, shards: list[Row]) -> None:
-    """Each step's memory a shard at the smallest and the largest size, side by side."""
+    """Each step's memory a shard at every size, on one line."""
     both = {step: own for step, own in by_stage(shards).items() if len(own) > 1}
-    places = range(len(both))
-    for end, mark, face in ((0, "o", "none"), (-1, "x", "C1")):
-        rows = [own[end] for own in both.values()]
-        if rows:
-            axis.scatter(
-                [peak_above_start(row) / 1e6 for row in rows],
-                places,
-                marker=mark,
-                facecolors=face,
-                edgecolors="C0" if mark == "o" else None,
-                label=f"{rows[0]['rows']:,} rows in all",
-            )
-    axis.set_yticks(places, list(both), fontsize=7)
+    places = {step: place for place, step in enumerate(both)}
+    for number, size in enumerate(sorted({row["rows"] for row in shards})):
+        rows = [row for own in both.values() for row in own if row["rows"] == size]
+        axis.scatter(
+            [peak_above_start(row) / 1e6 for row in rows],
+            [places[row["stage"]] for row in rows],
+            marker="os^Dv"[number % 5],
+            s=42 - 10 * min(number, 3),
+            facecolors="none",
+            edgecolors=f"C{number}",
+            label=f"{size:,} rows in all",
+        )
+    axis.set_yticks(list(places.values()), list(places), fontsize=7)
     axis.invert_yaxis()
     axis.set_xlim(left=0)
     axis.set_title("a shard of 250,000 rows: memory", fontsize=10)

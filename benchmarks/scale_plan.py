@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.scale_rows import Row, micros_a_row, peak_above_start
+from benchmarks.scale_rows import EMBED_STEPS, Row, micros_a_row, peak_above_start
 from tiger_jax.decoding.planner import expected_case, make_plan
 from tiger_jax.semantic_ids.planning import plan_semantic_ids
 
@@ -50,33 +50,36 @@ def _add_shards(add: Any, rows: list[Row]) -> None:
     own = _largest(rows)
     if not own:
         return
-    size = f"{own[0]['rows']:,} interactions"
+    size = f"{own[0]['rows']:,}"
     steps = [row for row in own if "leading" not in row["stage"]]
-    for what, is_tokens in (
-        ("k-core, numbers, histories of 10^10 interactions", False),
-        ("token files of 10^10 interactions", True),
+    of_texts = [row for row in steps if row["stage"].startswith(EMBED_STEPS)]
+    of_tokens = [row for row in steps if row["stage"].startswith("tokens")]
+    before = [row for row in steps if row not in (*of_texts, *of_tokens)]
+    for what, kept, one, number in (
+        ("k-core, numbers, histories of 10^10 interactions", before, "interaction", 10),
+        ("token files of 10^10 interactions", of_tokens, "interaction", 10),
+        ("item texts → embeddings by TF-IDF", of_texts, "item", 1),
     ):
-        kept = [row for row in steps if row["stage"].startswith("tokens") == is_tokens]
         if not kept:
             continue
         micros = sum(map(micros_a_row, kept))
         add(
             f"{what}: core-hours",
-            f"{micros * 1e4 / 3600:,.0f}",
-            f"{len(kept)} steps of shards at {size}: {micros:.3g} µs an interaction",
+            f"{micros * 1e3 * number / 3600:,.{0 if number > 1 else 1}f}",
+            f"{len(kept)} steps of shards at {size} {one}s: {micros:.3g} µs an {one}",
         )
-    worst = max(steps, key=peak_above_start)
+    worst = max(before + of_tokens, key=peak_above_start)
     add(
         "a worker's memory, in 40,000 shards of 250,000 interactions",
         f"{worst['peak_bytes'] / 1e9:.2f} GB",
-        f"{worst['stage']} at {size}, and as large at fewer",
+        f"{worst['stage']} at {size} interactions, and as large at fewer",
     )
     add(
         "mapped by each worker beside it",
         f"{_MAPPED_BYTES * BILLION / 1e9:,.0f} GB",
         f"{_MAPPED_BYTES} bytes an item: item numbers and the k-core's marks",
     )
-    for leader in (row for row in own if "leading" in row["stage"]):
+    for leader in (row for row in own if row["stage"].startswith("prepare, the lead")):
         each = peak_above_start(leader) / leader["items"]
         add(
             "the leading process, which numbers the items",

@@ -8,6 +8,8 @@ import numpy as np
 
 # Below, a stage's fixed cost hides how it grows.
 FIT_FROM = 100_000
+# How the steps that work on a catalogue's texts begin: their rows are items.
+EMBED_STEPS = ("texts", "embeddings", "embed, ")
 Row = dict[str, Any]
 
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 _LENGTH = struct.Struct("<q")
-_IMPORTS = ("tiger_jax.beam.assign", "tiger_jax.beam.prepare", "tiger_jax.beam.tokens")
+_PIPELINES = ("assign", "embed", "prepare", "tokens")
+_IMPORTS = [f"tiger_jax.beam.{name}" for name in _PIPELINES]
 Task = Callable[[], Any]
 
 
@@ -48,7 +49,7 @@ def run_tasks(tasks: Sequence[Task], name: str) -> Measured:
         RuntimeError: One failed; the process said why.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(_IMPORTS))
+    context.set_forkserver_preload(_IMPORTS)
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_run, args=(list(tasks), theirs))
     process.start()
