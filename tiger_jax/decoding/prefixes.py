@@ -1,25 +1,32 @@
 """Sorts a catalogue's Semantic IDs and finds the trie's nodes in them.
 
-All of it is numpy on large arrays, in blocks that fit a core's cache, on all cores:
+All of it is numpy on large arrays, in parts that fit a core's cache, on all cores:
 numpy releases the interpreter's lock inside these operations.
 
-Sorting is what takes the time, and numpy sorts plain integers several times faster
-than it sorts an index by them. So the leading levels of a Semantic ID and the item's
-number are packed into one uint64 and sorted together. Items that tie on these
-levels, few unless the catalogue is skewed, are sorted again by the next levels.
+Sorting is what takes the time. Semantic IDs are packed into 64-bit words, and numpy
+sorts 16 bits of them at a time by radix, in a time that grows as the items do while
+they stay in the cache. So each block of items is brought in order of its leading 16
+bits first, and cut where the whole catalogue is; what all blocks have between two cuts
+is sorted by the bits that follow.
 """
 
 import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
-from jaxtyping import Bool, Int32, Integer, UInt8, UInt64
+from jaxtyping import Bool, Int32, Integer, UInt8, UInt16, UInt64
 
 from tiger_jax.errors import InputError
 
+_P = TypeVar("_P")
+_R = TypeVar("_R")
 _BLOCK = 1 << 17
+_DIGIT = 16  # bits that numpy sorts by radix
+# Items in a sample that tells where to cut.
+_SAMPLE = 1 << 14
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +66,9 @@ def sort_prefixes(
     sizes = tuple(int(size) for size in codebook_sizes)
     codes = np.asarray(codes)
     _check(codes, sizes)
-    order, packed, num_packed = _sort(codes, sizes)
-    columns, difference = _compare_neighbours(codes, sizes, order, packed, num_packed)
+    layout = _Layout.of(sizes)
+    order, words = _sort(codes, layout)
+    columns, difference = _compare_neighbours(layout, words)
     is_repeated = difference == len(sizes)
     if is_repeated.any():
         second = int(np.flatnonzero(is_repeated)[0])
@@ -85,14 +93,17 @@ def _check(codes: np.ndarray, sizes: tuple[int, ...]) -> None:
         raise InputError(f"codebooks of {sizes} codewords are not supported")
 
 
-def _in_blocks(work: Callable[[slice], None], length: int) -> None:
-    """Runs `work` on slices of a range, on all cores."""
-    parts = [slice(i, min(i + _BLOCK, length)) for i in range(0, length, _BLOCK)]
+def _parts(length: int) -> list[slice]:
+    """A range in parts that fit a core's cache."""
+    return [slice(i, min(i + _BLOCK, length)) for i in range(0, length, _BLOCK)]
+
+
+def _on_all_cores(work: Callable[[_P], _R], parts: Sequence[_P]) -> list[_R]:
+    """The results of all parts, in order."""
     if len(parts) == 1:
-        work(parts[0])
-        return
+        return [work(parts[0])]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(work, parts))
+        return list(pool.map(work, parts))
 
 
 def _bits(size: int) -> int:
@@ -100,180 +111,232 @@ def _bits(size: int) -> int:
     return (size - 1).bit_length()
 
 
-def _pack(
-    codes: Integer[np.ndarray, "n T"],
-    sizes: Sequence[int],
-    levels: range,
-    out: np.ndarray,
-) -> UInt64[np.ndarray, " n"]:
-    """Appends the levels' bits, coarse to fine, to what `out` holds."""
-    for level in levels:
-        np.left_shift(out, np.uint64(_bits(sizes[level])), out=out)
-        np.bitwise_or(out, codes[:, level].astype(np.uint64), out=out)
-    return out
+@dataclasses.dataclass(frozen=True)
+class _Layout:
+    """Where the levels lie in 64-bit words, which order as the Semantic IDs do.
 
-
-def _levels_that_fit(sizes: Sequence[int], begin: int, room: int) -> range:
-    """The levels from `begin` on whose bits fit into `room`."""
-    end = begin
-    while end < len(sizes) and (room := room - _bits(sizes[end])) >= 0:
-        end += 1
-    return range(begin, end)
-
-
-def _sort(
-    codes: Integer[np.ndarray, "N T"], sizes: tuple[int, ...]
-) -> tuple[Int32[np.ndarray, " N"], UInt64[np.ndarray, " N"], int]:
-    """Sorts by Semantic ID; ties, which are an error, by item number.
-
-    Returns:
-        The item numbers in order, the sorted bits of the leading levels, and how
-        many levels these are.
+    Attributes:
+        sizes: K of every level.
+        places: The word of each level, and the lowest of its bits in it.
     """
-    num_items = len(codes)
-    item_bits = _bits(num_items)
-    leading = _levels_that_fit(sizes, 0, 64 - item_bits)
-    packed = np.empty(num_items, np.uint64)
 
-    def pack(part: slice) -> None:
-        block = codes[part]
-        for level, size in enumerate(sizes):
-            column = block[:, level]
+    sizes: tuple[int, ...]
+    places: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def of(cls, sizes: tuple[int, ...]) -> "_Layout":
+        """Fills words from their highest bit on, level by level."""
+        places: list[tuple[int, int]] = []
+        word, room = 0, 64
+        for size in sizes:
+            if _bits(size) > room:
+                word, room = word + 1, 64
+            room -= _bits(size)
+            places.append((word, room))
+        return cls(sizes, tuple(places))
+
+    @property
+    def num_words(self) -> int:
+        """Words of a Semantic ID."""
+        return self.places[-1][0] + 1
+
+    @property
+    def num_digits(self) -> int:
+        """Sixteen bits each, of all words; the last word's lowest may be unused."""
+        used = 64 - self.places[-1][1]
+        return max(1, 64 // _DIGIT * self.places[-1][0] + -(-used // _DIGIT))
+
+    def pack(
+        self, codes: Integer[np.ndarray, "n T"], begin: int
+    ) -> list[UInt64[np.ndarray, " n"]]:
+        """Packs Semantic IDs.
+
+        Args:
+            begin: The first one's item number.
+
+        Raises:
+            InputError: A codeword lies outside its codebook; names the item.
+        """
+        words = [np.zeros(len(codes), np.uint64) for _ in range(self.num_words)]
+        for level, (size, (word, shift)) in enumerate(
+            zip(self.sizes, self.places, strict=True)
+        ):
+            column = codes[:, level]
             if column.min() < 0 or column.max() >= size:
                 is_wrong = (column < 0) | (column >= size)
                 row = int(np.flatnonzero(is_wrong)[0])
                 raise InputError(
-                    f"item {part.start + row} has codeword {int(column[row])} at level "
+                    f"item {begin + row} has codeword {int(column[row])} at level "
                     f"{level}, whose codebook has {size}"
                 )
-        key = _pack(block, sizes, leading, np.zeros(len(block), np.uint64))
-        np.left_shift(key, np.uint64(item_bits), out=key)
-        items = np.arange(part.start, part.stop, dtype=np.uint64)
-        np.bitwise_or(key, items, out=packed[part])
+            words[word] |= column.astype(np.uint64) << np.uint64(shift)
+        return words
 
-    _in_blocks(pack, num_items)
-    _sort_in_place(packed)
-    order = np.empty(num_items, np.int32)
-
-    def unpack(part: slice) -> None:
-        low = np.bitwise_and(packed[part], np.uint64((1 << item_bits) - 1))
-        order[part] = low
-        np.right_shift(packed[part], np.uint64(item_bits), out=packed[part])
-
-    _in_blocks(unpack, num_items)
-    if leading.stop < len(sizes):
-        ties = np.zeros(num_items, bool)
-        ties[1:] = packed[1:] == packed[:-1]
-        _break_ties(codes, sizes, order, ties, leading.stop)
-    return order, packed, leading.stop
+    def column(
+        self, words: Sequence[UInt64[np.ndarray, " n"]], level: int
+    ) -> Integer[np.ndarray, " n"]:
+        """A level's codewords."""
+        (word, shift), size = self.places[level], self.sizes[level]
+        mask = np.uint64((1 << _bits(size)) - 1)
+        found = (words[word] >> np.uint64(shift)) & mask
+        return found.astype(token_dtype(size))
 
 
-def _sort_in_place(numbers: UInt64[np.ndarray, " n"]) -> None:
-    """Sorts, each core a part of the range."""
-    cores = os.cpu_count() or 1
-    if cores == 1 or len(numbers) < _BLOCK:
-        numbers.sort()
-        return
-    bounds = [len(numbers) * i // cores for i in range(cores + 1)]
-    numbers.partition(bounds[1:-1])
-    with ThreadPoolExecutor(cores) as pool:
-        parts = zip(bounds[:-1], bounds[1:], strict=True)
-        list(pool.map(lambda ends: numbers[ends[0] : ends[1]].sort(), parts))
+@dataclasses.dataclass(frozen=True)
+class _Block:
+    """Some items in order of their Semantic IDs' leading 16 bits, and cut by these.
 
-
-def _break_ties(
-    codes: Integer[np.ndarray, "N T"],
-    sizes: tuple[int, ...],
-    order: Int32[np.ndarray, " N"],
-    ties: Bool[np.ndarray, " N"],
-    level: int,
-) -> None:
-    """Sorts, in place, the items that tie on the levels before `level`.
-
-    Args:
-        ties: Whether a leaf ties with the leaf before it.
+    Attributes:
+        items: Their numbers.
+        words: Their words, in the same order.
+        bounds: Where each range of the leading bits begins, and where the last ends.
     """
-    while level < len(sizes) and ties.any():
-        is_tied = ties.copy()
-        is_tied[:-1] |= ties[1:]
-        places = np.flatnonzero(is_tied)  # where groups of tied leaves stand
-        group = np.cumsum(~ties[places]) - 1
-        item = order[places]
-        room = 64 - _bits(len(places)) - _bits(int(group[-1]) + 1)
-        levels = _levels_that_fit(sizes, level, room)
-        key, row = _sort_groups(codes, sizes, levels, group, item)
-        order[places] = item[row]
-        ties[places[1:]] = key[1:] == key[:-1]
-        level = levels.stop
+
+    items: Int32[np.ndarray, " n"]
+    words: list[UInt64[np.ndarray, " n"]]
+    bounds: Integer[np.ndarray, " ranges_and_1"]
+
+    @classmethod
+    def sort(
+        cls,
+        codes: Integer[np.ndarray, "n T"],
+        layout: _Layout,
+        begin: int,
+        cuts: UInt16[np.ndarray, " cuts"],
+    ) -> "_Block":
+        """Sorts the items whose numbers begin at `begin`."""
+        words = layout.pack(codes, begin)
+        leading = _digit(words, 0)
+        rows = leading.argsort(kind="stable")
+        inner = np.searchsorted(leading[rows], cuts)
+        return cls(
+            (rows + begin).astype(np.int32),
+            [word[rows] for word in words],
+            np.concatenate([[0], inner, [len(codes)]]),
+        )
+
+    def between_cuts(self, number: int) -> list[Integer[np.ndarray, " part"]]:
+        """The items and the words of one range."""
+        part = slice(self.bounds[number], self.bounds[number + 1])
+        return [array[part] for array in (self.items, *self.words)]
 
 
-def _sort_groups(
-    codes: Integer[np.ndarray, "N T"],
-    sizes: tuple[int, ...],
-    levels: range,
-    group: Integer[np.ndarray, " n"],
-    item: Int32[np.ndarray, " n"],
-) -> tuple[UInt64[np.ndarray, " n"], Integer[np.ndarray, " n"]]:
-    """Sorts items by group and then by some levels.
+def _digit(
+    words: Sequence[UInt64[np.ndarray, " n"]], number: int
+) -> UInt16[np.ndarray, " n"]:
+    """Sixteen bits of all; digit 0 are the highest."""
+    word, place = divmod(number, 64 // _DIGIT)
+    shift = np.uint64(64 - _DIGIT * (place + 1))
+    return (words[word] >> shift).astype(np.uint16)
+
+
+def _sort(
+    codes: Integer[np.ndarray, "N T"], layout: _Layout
+) -> tuple[Int32[np.ndarray, " N"], list[UInt64[np.ndarray, " N"]]]:
+    """Sorts by Semantic ID; ties, which are an error, by item number.
 
     Returns:
-        The sorted (group, levels) bits, and which row of `item` each one is.
+        The item numbers in order, and their words.
     """
-    row_bits = _bits(len(item))
-    key = np.empty(len(item), np.uint64)
+    num_items = len(codes)
+    parts = _parts(num_items)
+    cuts = _draw_cuts(codes, layout, len(parts))
 
-    def pack(part: slice) -> None:
-        out = _pack(codes[item[part]], sizes, levels, group[part].astype(np.uint64))
-        np.left_shift(out, np.uint64(row_bits), out=out)
-        rows = np.arange(part.start, part.stop, dtype=np.uint64)
-        np.bitwise_or(out, rows, out=key[part])
+    def sort_block(part: slice) -> _Block:
+        return _Block.sort(codes[part], layout, part.start, cuts)
 
-    _in_blocks(pack, len(item))
-    _sort_in_place(key)
-    row = (key & np.uint64((1 << row_bits) - 1)).astype(np.int64)
-    key >>= np.uint64(row_bits)
-    return key, row
+    blocks = _on_all_cores(sort_block, parts)
+    bounds = np.stack([block.bounds for block in blocks])
+    begins = bounds.sum(axis=0)  # of the ranges, in the whole catalogue
+    order = np.empty(num_items, np.int32)
+    words = [np.empty(num_items, np.uint64) for _ in range(layout.num_words)]
+
+    def sort_range(number: int) -> None:
+        pieces = [block.between_cuts(number) for block in blocks]
+        items, *own = map(np.concatenate, zip(*pieces, strict=True))
+        rows = _order_of(own, layout.num_digits)
+        whole = slice(begins[number], begins[number + 1])
+        order[whole] = items[rows]
+        for word, mine in zip(words, own, strict=True):
+            word[whole] = mine[rows]
+
+    _on_all_cores(sort_range, range(len(cuts) + 1))
+    return order, words
+
+
+def _draw_cuts(
+    codes: Integer[np.ndarray, "N T"], layout: _Layout, num_ranges: int
+) -> UInt16[np.ndarray, " cuts"]:
+    """Leading bits that cut the catalogue into ranges of about as many items."""
+    sample = codes[:: -(-len(codes) // _SAMPLE)]
+    # What lies outside its codebook is told when all items are packed.
+    sample = np.clip(sample, 0, np.array(layout.sizes) - 1)
+    leading = np.sort(_digit(layout.pack(sample, 0), 0))
+    at = len(leading) * np.arange(1, num_ranges) // num_ranges
+    return np.unique(leading[at])
+
+
+def _order_of(
+    words: Sequence[UInt64[np.ndarray, " n"]], num_digits: int
+) -> Integer[np.ndarray, " n"]:
+    """The rows in order; two digits at a time, of what still ties."""
+    digits = [_digit(words, number) for number in range(min(2, num_digits))]
+    rows = np.lexsort(digits[::-1])
+    ties = np.ones(max(len(rows) - 1, 0), bool)
+    for digit in digits:
+        ties &= _equal_neighbours(digit[rows])
+    for number in range(2, num_digits, 2):
+        if not ties.any():
+            break
+        is_tied = np.zeros(len(rows), bool)
+        is_tied[1:] = ties
+        is_first = ~is_tied
+        is_tied[:-1] |= ties
+        places = np.flatnonzero(is_tied)  # where groups of tied rows stand
+        group = np.cumsum(is_first[places], dtype=np.uint32) - 1
+        tied = rows[places]
+        digits = [
+            _digit(words, n)[tied] for n in range(number, min(number + 2, num_digits))
+        ]
+        groups = [(group & 0xFFFF).astype(np.uint16)]
+        if group[-1] > 0xFFFF:
+            groups.append((group >> _DIGIT).astype(np.uint16))
+        within = np.lexsort([*digits[::-1], *groups])
+        rows[places] = tied[within]
+        for digit in digits:
+            ties[places[1:] - 1] &= _equal_neighbours(digit[within])
+    return rows
+
+
+def _equal_neighbours(values: Integer[np.ndarray, " n"]) -> Bool[np.ndarray, " pairs"]:
+    return values[1:] == values[:-1]
 
 
 def _compare_neighbours(
-    codes: Integer[np.ndarray, "N T"],
-    sizes: tuple[int, ...],
-    order: Int32[np.ndarray, " N"],
-    packed: UInt64[np.ndarray, " N"],
-    num_packed: int,
+    layout: _Layout, words: list[UInt64[np.ndarray, " N"]]
 ) -> tuple[list[np.ndarray], UInt8[np.ndarray, " N"]]:
     """Gives each level's codewords in order, and where neighbours differ.
 
     The second array has T where a leaf repeats the one before it.
     """
-    num_items, length = len(order), len(sizes)
-    columns = [np.empty(num_items, token_dtype(size)) for size in sizes]
+    num_items, length = len(words[0]), len(layout.sizes)
+    columns = [np.empty(num_items, token_dtype(size)) for size in layout.sizes]
     difference = np.empty(num_items, np.uint8)
 
     def compare(part: slice) -> None:
         begin = max(part.start - 1, 0)
         here = difference[part]
         here[:] = length
-        if num_packed < length:
-            rows = codes[order[begin : part.stop]]
-            for level in reversed(range(num_packed, length)):
-                column = rows[:, level]
-                columns[level][part] = column[part.start - begin :]
-                here[part.start == 0 :][column[1:] != column[:-1]] = level
-        keys = packed[begin : part.stop]
-        changes = keys[1:] ^ keys[:-1]
-        shift = 0
-        for level in reversed(range(num_packed)):
-            mask = np.uint64((1 << _bits(sizes[level])) - 1)
-            own = packed[part] >> np.uint64(shift)
-            columns[level][part] = own & mask
-            differs = changes >= np.uint64(1 << shift)
-            np.copyto(here[part.start == 0 :], level, where=differs)
-            shift += _bits(sizes[level])
+        inner = here[part.start == 0 :]
+        own = [word[begin : part.stop] for word in words]
+        for level in reversed(range(length)):
+            column = layout.column(own, level)
+            columns[level][part] = column[part.start - begin :]
+            np.copyto(inner, level, where=column[1:] != column[:-1])
         if part.start == 0:
             here[0] = 0
 
-    _in_blocks(compare, num_items)
+    _on_all_cores(compare, _parts(num_items))
     return columns, difference
 
 
@@ -281,13 +344,27 @@ def _number_nodes(
     columns: list[np.ndarray], difference: UInt8[np.ndarray, " N"]
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Finds each level's children and each node's first."""
-    tokens, first = [columns[-1]], []
-    leaf = None  # the first leaf of each child
-    for level in reversed(range(1, len(columns))):
-        starts = np.flatnonzero(difference < level).astype(np.int32)
-        first.append(starts)
-        leaf = starts if leaf is None else leaf[starts]
-        tokens.append(columns[level - 1][leaf])
-        difference = difference[starts]
-    first.append(np.zeros(1, np.int32))
-    return tokens[::-1], first[::-1]
+    length = len(columns)
+
+    def leaves_of(depth: int) -> Int32[np.ndarray, " nodes"]:
+        return np.flatnonzero(difference < depth).astype(np.int32)
+
+    # The first leaf of each node, by depth. Most catalogues have as many nodes at the
+    # deeper levels as leaves: then that is all of them, as they stand.
+    inner = range(1, 1 + min(length - 1, int(difference.max(initial=0))))
+    leaf = dict(zip(inner, _on_all_cores(leaves_of, inner), strict=True))
+
+    def number(level: int) -> tuple[np.ndarray, np.ndarray]:
+        at = leaf.get(level + 1)
+        tokens = columns[level] if at is None else columns[level][at]
+        if level == 0:
+            return tokens, np.zeros(1, np.int32)
+        if level not in leaf:
+            return tokens, np.arange(len(difference), dtype=np.int32)
+        if at is None:
+            return tokens, leaf[level]
+        begins = difference[at] < level
+        return tokens, np.flatnonzero(begins).astype(np.int32)
+
+    numbered = _on_all_cores(number, range(length))
+    return [tokens for tokens, _ in numbered], [first for _, first in numbered]
