@@ -192,8 +192,8 @@ def _what_is_held(pid: int | str) -> dict[str, int]:
 
 RUNS_PER_TRY, STEPS_PER_RUN = 20, 4
 # TensorStore 0.1.86 never frees the lists and dicts that it turns JSON into, and orbax
-# asks it for some of each array: 0.16 MiB of them a checkpoint of this model that is
-# restored and saved. Nothing of ours is among what a run leaves.
+# asks it for some of each array: hence so much a run. Nothing of ours is among what a
+# run leaves, nor anything but lists and dicts.
 _MIB_PER_RUN, _MIB_AT_FIRST, _MORE_OBJECTS = 0.25, 64, 500
 
 

@@ -170,7 +170,13 @@ def _write_semantic_ids(workdir: Path, data: PreparedShards, shards: Shards) -> 
         return
     table = load_table(shards)
     categories: Any = data.items.read(["categories"])["categories"].to_pylist()
-    commit_table(run, table, source="rqvae", categories=choose_categories(categories))
+    commit_table(
+        run,
+        table,
+        source="rqvae",
+        categories=choose_categories(categories),
+        seed=data.facts["seed"],
+    )
     say(f"{run.final}: {table.num_items:,} items")
 
 

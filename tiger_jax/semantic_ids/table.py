@@ -155,7 +155,7 @@ def commit_table(
     *,
     source: str,
     categories: Sequence[str] | None,
-    seed: int = 0,
+    seed: int,
 ) -> dict[str, Any]:
     """Ends the run that made a table: its files, `quality.json` and the summary.
 
