@@ -30,6 +30,7 @@ from tiger_jax.data.interactions import InteractionsConfig
 from tiger_jax.data.recognise import recognise
 from tiger_jax.data.synthetic import SyntheticShopConfig, generate_shop
 from tiger_jax.errors import InputError
+from tiger_jax.input_pipeline.batches import SeqioBatches, SeqioConfig
 from tiger_jax.input_pipeline.quiet_tensorflow import seqio
 from tiger_jax.semantic_ids.quantizers import ResidualKMeans
 
@@ -195,8 +196,6 @@ def test_other_input_replaces_every_shard(tmp_path):
 
 
 def test_a_sharded_task_streams_and_restores(tmp_path):
-    from tiger_jax.input_pipeline.batches import SeqioBatches, SeqioConfig
-
     local = LocalShop(small_shop(), tmp_path, interactions=InteractionsConfig(k_core=5))
     found = ShardedShop(local, tmp_path / "found", shards=4, workers=1)
     register_sharded_task(

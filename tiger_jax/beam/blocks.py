@@ -5,10 +5,10 @@ the bytes of Arrow's own format, keyed by the number of the bucket or shard that
 go to: nothing is pickled, and each function works on columns.
 """
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
+import pandas.util
 import pyarrow as pa
 from jaxtyping import Int, Int64
 
@@ -63,25 +63,24 @@ def scatter(
     order = np.argsort(keys, kind="stable")
     kept = np.array(sorted(set(wanted)), np.int64)
     ends = np.asarray(np.searchsorted(keys[order], [kept, kept + 1]))
+    ordered = table.take(pa.array(order))
     for key, (start, stop) in zip(kept.tolist(), ends.T.tolist(), strict=True):
         if stop > start:
-            yield key, to_bytes(table.take(pa.array(order[start:stop])))
+            yield key, to_bytes(ordered.slice(start, stop - start))
+
+
+# Goes into the recipe of what lies in buckets of texts: another way to choose them must
+# not go on with shards of this one.
+BUCKETS_BY = "pandas.util.hash_array"
 
 
 def buckets_of(texts: pa.Array, num_buckets: int) -> Int64[np.ndarray, " rows"]:
     """The bucket of each text: the same on every machine, in every run."""
     encoded = texts.dictionary_encode()
-    of_distinct = np.array(
-        [bucket_of(text, num_buckets) for text in encoded.dictionary.to_pylist()],
-        np.int64,
-    )
+    distinct = encoded.dictionary.to_numpy(zero_copy_only=False).astype(object)
+    hashes = pandas.util.hash_array(distinct, categorize=False)
+    of_distinct = (hashes % np.uint64(num_buckets)).astype(np.int64)
     return of_distinct[np.asarray(encoded.indices)]
-
-
-def bucket_of(text: str, num_buckets: int) -> int:
-    """The bucket of one text."""
-    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8)
-    return int.from_bytes(digest.digest(), "little") % num_buckets
 
 
 def shards_of(

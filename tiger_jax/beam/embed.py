@@ -20,6 +20,7 @@ from apache_beam.ml.inference.base import ModelHandler, RunInference
 
 from tiger_jax import artifacts
 from tiger_jax.beam.blocks import (
+    BUCKETS_BY,
     Keyed,
     buckets_of,
     column,
@@ -141,7 +142,7 @@ def embed(
     """
     frozen = _freeze(data, folder / "encoder", text, encoder, seed)
     config = {"text": text, "encoder": encoder, "seed": seed} | encoder.hashes()
-    recipe = recipe_of(config, data.items)
+    recipe = recipe_of({**config, "buckets_by": BUCKETS_BY}, data.items)
     distinct = _embed_distinct(
         data, ShardWriter(folder / "distinct", num_shards, recipe), text, frozen, runner
     )

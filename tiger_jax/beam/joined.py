@@ -16,7 +16,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet
 
-from tiger_jax.beam.blocks import Keyed, buckets_of, column, gather, scatter, texts
+from tiger_jax.beam.blocks import (
+    BUCKETS_BY,
+    Keyed,
+    buckets_of,
+    column,
+    gather,
+    scatter,
+    texts,
+)
 from tiger_jax.beam.raw import RawShards
 from tiger_jax.beam.runner import RunnerConfig
 from tiger_jax.beam.shards import ShardRows, Shards, ShardWriter, recipe_of, rows_of
@@ -49,7 +57,8 @@ def join_interactions(
     Raises:
         InputError: An item is given twice, or an interaction's item is unknown.
     """
-    recipe = recipe_of({"buckets": num_buckets}, raw.items, raw.interactions)
+    buckets = {"buckets": num_buckets, "by": BUCKETS_BY}
+    recipe = recipe_of(buckets, raw.items, raw.interactions)
     writer = ShardWriter(folder, num_buckets, recipe)
 
     def build(pipeline: beam.Pipeline, missing: list[int]) -> None:
