@@ -150,10 +150,13 @@ def _measure_steps(rows: _Rows, part: str, size: int) -> None:
 
 def _run_steps(rows: _Rows, part: str, size: int) -> None:
     if part == "shards":
-        from benchmarks.scale_shards import measure_shards as measure_steps
+        from benchmarks.scale_shards import measure_shards
+
+        measure_shards(size, rows.add)
     else:
-        from benchmarks.scale_end_to_end import measure_end_to_end as measure_steps
-    measure_steps(size, rows.add)
+        from benchmarks.scale_end_to_end import measure_end_to_end
+
+        measure_end_to_end(size, rows.add)
 
 
 # --- The stages -------------------------------------------------------------------
