@@ -103,28 +103,28 @@ def shards_table(rows: list[Row]) -> list[str]:
         peaks = _megabytes([row["peak_bytes"] for row in own])
         above = _megabytes([peak_above_start(row) for row in own])
         lines.append(f"| {step} | {shards} | {peaks} | {above} |")
-    lines += [
-        "",
-        "| stage | steps | µs a row: "
-        + " | ".join(f"{size:,}" for size in sizes)
-        + " | time exponent |",
-        "|---|--:|" + "--:|" * len(sizes) + "--:|",
-    ]
+    sizes_up = sizes[1:]
+    head = ["stage", "steps", *(f"µs a row of {size:,}" for size in sizes)]
+    head += [f"time exponent to {size:,}" for size in sizes_up]
+    lines += ["", f"| {' | '.join(head)} |", "|---" + "|--:" * (len(head) - 1) + "|"]
     for stage, beginnings in _STAGES.items():
-        parts = [own for step, own in steps.items() if step.startswith(beginnings)]
-        if not parts:
+        own = [row for row in rows if row["stage"].startswith(beginnings)]
+        micros, count = {}, 0
+        for size in sizes:
+            found = [row for row in own if row["rows"] == size]
+            if found:
+                # The k-core takes more rounds of a larger shop.
+                micros[size], count = sum(map(micros_a_row, found)), len(found)
+        if not micros:
             continue
-        micros = {
-            size: sum(map(micros_a_row, found))
-            for size in sizes
-            if len(found := [r for own in parts for r in own if r["rows"] == size])
-            == len(parts)
-        }
         shown = [f"{micros[size]:.3g}" if size in micros else "–" for size in sizes]
-        growth = np.polyfit(np.log(list(micros)), np.log(list(micros.values())), 1)[0]
-        lines.append(
-            f"| {stage} | {len(parts)} | {' | '.join(shown)} | {1 + growth:.2f} |"
-        )
+        for before, size in zip(sizes, sizes_up, strict=False):
+            if size in micros and before in micros:
+                growth = np.log(micros[size] / micros[before]) / np.log(size / before)
+                shown.append(f"{1 + growth:.2f}")
+            else:
+                shown.append("–")
+        lines.append(f"| {stage} | {count} | {' | '.join(shown)} |")
     return lines
 
 

@@ -47,18 +47,18 @@ def _largest(rows: list[Row]) -> list[Row]:
 
 def _add_shards(add: Any, rows: list[Row]) -> None:
     """Interactions to histories and tokens, in shards."""
-    own = _largest(rows)
-    if not own:
+    steps = [row for row in rows if "leading" not in row["stage"]]
+    texts = [row for row in steps if row["stage"].startswith(EMBED_STEPS)]
+    # Texts may end at a smaller size than interactions.
+    others = _largest([row for row in steps if row not in texts])
+    if not others:
         return
-    size = f"{own[0]['rows']:,}"
-    steps = [row for row in own if "leading" not in row["stage"]]
-    of_texts = [row for row in steps if row["stage"].startswith(EMBED_STEPS)]
-    of_tokens = [row for row in steps if row["stage"].startswith("tokens")]
-    before = [row for row in steps if row not in (*of_texts, *of_tokens)]
+    of_tokens = [row for row in others if row["stage"].startswith("tokens")]
+    before = [row for row in others if row not in of_tokens]
     for what, kept, one, number in (
         ("k-core, numbers, histories of 10^10 interactions", before, "interaction", 10),
         ("token files of 10^10 interactions", of_tokens, "interaction", 10),
-        ("item texts → embeddings by TF-IDF", of_texts, "item", 1),
+        ("item texts → embeddings by TF-IDF", _largest(texts), "item", 1),
     ):
         if not kept:
             continue
@@ -66,20 +66,22 @@ def _add_shards(add: Any, rows: list[Row]) -> None:
         add(
             f"{what}: core-hours",
             f"{micros * 1e3 * number / 3600:,.{0 if number > 1 else 1}f}",
-            f"{len(kept)} steps of shards at {size} {one}s: {micros:.3g} µs an {one}",
+            f"{len(kept)} steps of shards at {kept[0]['rows']:,} {one}s: "
+            f"{micros:.3g} µs an {one}",
         )
     worst = max(before + of_tokens, key=peak_above_start)
     add(
         "a worker's memory, in 40,000 shards of 250,000 interactions",
         f"{worst['peak_bytes'] / 1e9:.2f} GB",
-        f"{worst['stage']} at {size} interactions, and as large at fewer",
+        f"{worst['stage']} at {worst['rows']:,} interactions, the most at any size",
     )
     add(
         "mapped by each worker beside it",
         f"{_MAPPED_BYTES * BILLION / 1e9:,.0f} GB",
         f"{_MAPPED_BYTES} bytes an item: item numbers and the k-core's marks",
     )
-    for leader in (row for row in own if row["stage"].startswith("prepare, the lead")):
+    leaders = [row for row in rows if row["stage"] == "prepare, the leading process"]
+    for leader in _largest(leaders):
         each = peak_above_start(leader) / leader["items"]
         add(
             "the leading process, which numbers the items",
