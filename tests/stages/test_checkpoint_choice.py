@@ -1,12 +1,14 @@
 import json
 import shutil
 
+import pytest
 from trained_workdir import make_trained_workdir
 
 from benchmarks import checkpoint_choice
 from benchmarks.paper_analyses import Study
 
 
+@pytest.mark.slow
 def test_every_kept_checkpoint_is_measured_beside_what_training_saw(tmp_path):
     workdir = make_trained_workdir(tmp_path / "work")
     recommender = workdir / "recommender"

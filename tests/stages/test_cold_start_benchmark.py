@@ -27,6 +27,7 @@ def with_unseen(data: PreparedData) -> PreparedData:
     return dataclasses.replace(data, unseen_items=unseen)
 
 
+@pytest.mark.slow
 def test_each_group_lists_what_a_search_of_its_own_items_finds(study):
     k = 10
     ours = study.load(NUM_ITEMS)

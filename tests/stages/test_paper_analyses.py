@@ -12,6 +12,7 @@ def study(tmp_path_factory):
     return paper_analyses.Study(workdir, max_users=12, seed=0)
 
 
+@pytest.mark.slow
 def test_only_a_search_without_the_catalogue_finds_invalid_ids(
     study, monkeypatch, tmp_path
 ):
@@ -30,6 +31,7 @@ def test_only_a_search_without_the_catalogue_finds_invalid_ids(
     assert (tmp_path / "plot.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_lists_drawn_at_a_high_temperature_are_more_varied(study, monkeypatch):
     monkeypatch.setattr(paper_analyses, "TEMPERATURES", (0.0, 1000.0))
     monkeypatch.setattr(paper_analyses, "CUTOFFS", (10,))
