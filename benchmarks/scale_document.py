@@ -228,10 +228,10 @@ def draw(local: list[Row], shards: list[Row], path: Path) -> None:
 
 def _draw_steps(axis: Any, shards: list[Row]) -> None:
     """Each step's memory a shard at every size, on one line."""
-    both = {step: own for step, own in by_stage(shards).items() if len(own) > 1}
-    places = {step: place for place, step in enumerate(both)}
+    steps = {step: own for step, own in by_stage(shards).items() if len(own) > 1}
+    places = {step: place for place, step in enumerate(steps)}
     for number, size in enumerate(sorted({row["rows"] for row in shards})):
-        rows = [row for own in both.values() for row in own if row["rows"] == size]
+        rows = [row for own in steps.values() for row in own if row["rows"] == size]
         axis.scatter(
             [peak_above_start(row) / 1e6 for row in rows],
             [places[row["stage"]] for row in rows],
@@ -247,5 +247,5 @@ def _draw_steps(axis: Any, shards: list[Row]) -> None:
     axis.set_title("a shard of 250,000 rows: memory", fontsize=10)
     axis.set_xlabel("peak MB above the start")
     axis.grid(alpha=0.3)
-    if both:
+    if steps:
         axis.legend(fontsize=8)

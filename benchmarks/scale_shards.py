@@ -334,7 +334,6 @@ def _embed_distinct(
     del runner
     spool, every = Spool(writer.folder / "spool"), range(writer.num_shards)
     emit = functools.partial(embed._emit_texts, text=text, num_buckets=len(every))
-
     worker.run(
         "texts, take apart",
         [
