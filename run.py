@@ -111,7 +111,7 @@ def _run(argv: Sequence[str]) -> int:
     _parse_gin(flags.FLAGS.gin_file, gin_bindings, context.data_dir is not None)
 
     from tiger_jax.progress import say
-    from tiger_jax.workdir_lock import hold_workdir
+    from tiger_jax.workdir.lock import hold_workdir
 
     # A server reads its bundle once, and versions of the catalogue have a lock of
     # their own: stages can run beside it.

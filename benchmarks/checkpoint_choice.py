@@ -25,9 +25,9 @@ from typing import Any
 from benchmarks.marked_sections import write_between
 from benchmarks.paper_analyses import Row, Study, format_short, recall_facts
 from benchmarks.results_rows import read_rows, write_rows
-from tiger_jax import artifacts
-from tiger_jax.stages.recommender_artifact import CHECKPOINTS, ModelCard
+from tiger_jax.recommending.trained_model import CHECKPOINTS, ModelCard
 from tiger_jax.training.checkpoints import STEP_PREFIX
+from tiger_jax.workdir import artifacts
 
 NUM_BEAMS = 20  # as training validates
 ALL_USERS = sys.maxsize

@@ -28,11 +28,11 @@ import numpy as np
 from benchmarks.marked_sections import write_between
 from benchmarks.paper_analyses import Row, Study, format_short, interval
 from benchmarks.results_rows import read_rows, write_rows
-from tiger_jax.array_files import load_array
 from tiger_jax.evaluation import evaluator, metrics
-from tiger_jax.evaluation.semantic_knn import build_semantic_knn
+from tiger_jax.evaluation.baselines.semantic_knn import build_semantic_knn
 from tiger_jax.histories import HeldOut
-from tiger_jax.stages.recommendation import Recommendation
+from tiger_jax.recommending.searcher import Recommendation
+from tiger_jax.workdir.array_files import load_array
 
 CUTOFFS = (5, 10, 20, 30, 40, 50)
 EPSILONS = (0.0, 0.05, 0.1, 0.2, 0.5)

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 
-from tiger_jax import artifacts
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.embedding.collaborative import (
     CollaborativeConfig,
@@ -22,7 +21,8 @@ from tiger_jax.embedding.collaborative import (
     join_text,
 )
 from tiger_jax.evaluation import evaluator
-from tiger_jax.evaluation.semantic_knn import build_semantic_knn
+from tiger_jax.evaluation.baselines.semantic_knn import build_semantic_knn
+from tiger_jax.workdir import artifacts
 
 METRICS = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
 

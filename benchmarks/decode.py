@@ -50,14 +50,14 @@ from benchmarks.decode_cases import (
 from benchmarks.decode_others import FaissIndex, HfGenerate, is_installed
 from benchmarks.decode_static import StaticIndex
 from benchmarks.decode_table import write_table
-from tiger_jax.artifacts import code_version, package_versions
-from tiger_jax.decoding.beam_search import beam_search
-from tiger_jax.decoding.candidates import Beams, best_children
-from tiger_jax.decoding.exact_scoring import CatalogueWalk, exact_search
-from tiger_jax.decoding.restrictions import Restriction
-from tiger_jax.decoding.trie import Trie
-from tiger_jax.decoding.unconstrained import unconstrained_search
+from tiger_jax.decoding.search.beam_search import beam_search
+from tiger_jax.decoding.search.candidates import Beams, best_children
+from tiger_jax.decoding.search.exact_scoring import CatalogueWalk, exact_search
+from tiger_jax.decoding.search.restrictions import Restriction
+from tiger_jax.decoding.search.unconstrained import unconstrained_search
+from tiger_jax.decoding.trie.trie import Trie
 from tiger_jax.models.tiger import TigerConfig
+from tiger_jax.workdir.artifacts import code_version, package_versions
 
 Side = Callable[[], Any]
 TURN_SECONDS = 0.3

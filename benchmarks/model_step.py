@@ -32,9 +32,9 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from tiger_jax.artifacts import code_version, package_versions
 from tiger_jax.models.tiger import Tiger, TigerConfig, init_params, make_loss_fn
 from tiger_jax.semantic_ids.token_ids import TokenLayout
+from tiger_jax.workdir.artifacts import code_version, package_versions
 
 LAYOUT = TokenLayout((256,) * 4, num_user_tokens=2000)
 PEAK_SIZE = 2048

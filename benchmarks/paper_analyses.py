@@ -27,15 +27,15 @@ import jax
 import numpy as np
 
 from benchmarks.marked_sections import write_between
-from tiger_jax import artifacts
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.evaluation import bootstrap, diversity, evaluator
 from tiger_jax.histories import HeldOut
-from tiger_jax.stages.recommendation import (
+from tiger_jax.recommending.searcher import (
     Recommendation,
     SearchConfig,
     load_recommendation,
 )
+from tiger_jax.workdir import artifacts
 
 BEAMS = (10, 20, 50, 100)
 TEMPERATURES = (0.0, 0.5, 1.0, 1.5, 2.0)  # 0 stands for beam search

@@ -29,9 +29,9 @@ import run
 from benchmarks.marked_sections import write_between
 from benchmarks.paper_analyses import Row, Study, format_short, recall_facts
 from benchmarks.results_rows import command_of, read_rows, write_rows
-from tiger_jax import artifacts
 from tiger_jax.evaluation import bootstrap
 from tiger_jax.progress import say
+from tiger_jax.workdir import artifacts
 
 ROOT = Path(__file__).resolve().parent.parent
 NUM_BEAMS = 21  # one more than the largest cutoff, to see ties

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.work_done import measure_work
-from tiger_jax import artifacts
 from tiger_jax.reporting.tables import BASELINE_NAMES
+from tiger_jax.workdir import artifacts
 
 Row = dict[str, Any]
 # Bindings that leave an experiment the same: its seed, and where a start lies.

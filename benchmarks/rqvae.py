@@ -15,15 +15,15 @@ import tempfile
 import time
 from pathlib import Path
 
-from tiger_jax import artifacts
 from tiger_jax.models.rqvae import RqVaeConfig
-from tiger_jax.models.rqvae_training import RqVaeTraining
-from tiger_jax.semantic_ids.hash_quantizers import Lsh, RandomCodes
-from tiger_jax.semantic_ids.quantizers import FlatVq, ResidualKMeans
+from tiger_jax.quantizers.hashing import Lsh, RandomCodes
+from tiger_jax.quantizers.residual_kmeans import FlatVq, ResidualKMeans
+from tiger_jax.quantizers.rqvae_training import RqVaeTraining
 from tiger_jax.stages.context import RunContext
 from tiger_jax.stages.embed_items import embed_items
 from tiger_jax.stages.prepare_data import prepare_data
 from tiger_jax.stages.train_rqvae import train_rqvae
+from tiger_jax.workdir import artifacts
 
 RQVAE = RqVaeTraining()
 QUANTIZERS = {

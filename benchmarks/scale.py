@@ -37,8 +37,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.scale_worker import peak_bytes
-from tiger_jax import artifacts
 from tiger_jax.progress import say
+from tiger_jax.workdir import artifacts
 
 SIZES = {
     "local": (10_000, 100_000, 300_000, 1_000_000, 10_000_000),
@@ -198,7 +198,8 @@ def _histories(num_items: int, rng: np.random.Generator) -> Callable[[], Any]:
 
 
 def _encode(num_items: int, rng: np.random.Generator) -> Callable[[], Any]:
-    from tiger_jax.semantic_ids.quantizers import ENCODE_CHUNK, ResidualCodebooks
+    from tiger_jax.quantizers.quantizer import ENCODE_CHUNK
+    from tiger_jax.quantizers.residual_kmeans import ResidualCodebooks
 
     books = tuple(
         rng.normal(size=(CODEWORDS, DIMS)).astype(np.float32) / 2**level
@@ -242,7 +243,7 @@ def _collisions(num_items: int, rng: np.random.Generator) -> Callable[[], Any]:
 
 
 def _trie(num_items: int, rng: np.random.Generator) -> Callable[[], Any]:
-    from tiger_jax.decoding.trie import Trie
+    from tiger_jax.decoding.trie.trie import Trie
 
     codes = _draw_ids(num_items, rng)
     sizes = (*[CODEWORDS] * LEVELS, COLLISIONS)
@@ -253,8 +254,8 @@ def _decode(num_items: int, rng: np.random.Generator) -> Callable[[], Any]:
     import jax
     import jax.numpy as jnp
 
-    from tiger_jax.decoding.beam_search import beam_search
-    from tiger_jax.decoding.trie import Trie
+    from tiger_jax.decoding.search.beam_search import beam_search
+    from tiger_jax.decoding.trie.trie import Trie
 
     sizes = (*[CODEWORDS] * LEVELS, COLLISIONS)
     trie = Trie.build(_draw_ids(num_items, rng), sizes)

@@ -21,13 +21,13 @@ import pyarrow.parquet
 
 from benchmarks.scale_worker import Measured, OneWorker, Spool, emit_into, write_from
 from tiger_jax.beam import assign
-from tiger_jax.beam.shards import ShardWriter, cut_evenly, rows_of
 from tiger_jax.beam.steps import write_items
-from tiger_jax.beam.vectors import read_vectors, vector_array
 from tiger_jax.models.rqvae import RqVaeConfig
-from tiger_jax.models.rqvae_quantizer import save_quantizer
-from tiger_jax.models.rqvae_training import RqVaeTraining
+from tiger_jax.quantizers.rqvae_quantizer import save_quantizer
+from tiger_jax.quantizers.rqvae_training import RqVaeTraining
 from tiger_jax.semantic_ids.planning import CodeSpread, plan_semantic_ids
+from tiger_jax.workdir.shards import ShardWriter, cut_evenly, rows_of
+from tiger_jax.workdir.vector_shards import read_vectors, vector_array
 
 SHARD_ITEMS = 250_000
 DIMS = 32
@@ -156,8 +156,8 @@ def _number(
 
 
 def _save_table(folder: Path) -> dict[str, Any]:
-    from tiger_jax.beam.shards import Shards
     from tiger_jax.semantic_ids.collisions import count_distinct
+    from tiger_jax.workdir.shards import Shards
 
     table = assign.load_table(Shards.load(folder / "semantic_ids"))
     table.save(folder / "table")
@@ -170,7 +170,7 @@ def _save_table(folder: Path) -> dict[str, Any]:
 
 
 def _build_trie(folder: Path) -> dict[str, Any]:
-    from tiger_jax.decoding.trie import Trie
+    from tiger_jax.decoding.trie.trie import Trie
 
     facts = json.loads((folder / "table" / "table.json").read_text())
     codes = np.load(folder / "table" / "codes.npy", mmap_mode="r")
@@ -183,8 +183,8 @@ def _decode(make_model: Callable[..., Any], folder: Path) -> dict[str, Any]:
     """Median CPU seconds of a search for one request; every list is checked."""
     import jax
 
-    from tiger_jax.decoding.beam_search import beam_search
-    from tiger_jax.decoding.trie import Trie
+    from tiger_jax.decoding.search.beam_search import beam_search
+    from tiger_jax.decoding.trie.trie import Trie
 
     facts = json.loads((folder / "table" / "table.json").read_text())
     trie = Trie.load(folder / "trie", content_hash=facts["content_hash"])

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.scale_rows import EMBED_STEPS, Row, micros_a_row, peak_above_start
-from tiger_jax.decoding.planner import expected_case, make_plan
+from tiger_jax.decoding.trie.planner import expected_case, make_plan
 from tiger_jax.semantic_ids.planning import plan_semantic_ids
 
 BILLION = 1_000_000_000

@@ -30,17 +30,17 @@ from benchmarks.scale_worker import (
     peak_bytes,
     write_from,
 )
-from tiger_jax import chunk_files
 from tiger_jax.beam import embed, joined, prepare, tokens
 from tiger_jax.beam.raw import RawShards
 from tiger_jax.beam.runner import RunnerConfig
-from tiger_jax.beam.shards import Shards, ShardWriter, cut_evenly, recipe_of, rows_of
 from tiger_jax.data.interactions import InteractionsConfig
 from tiger_jax.data.item_text import ItemTextConfig
 from tiger_jax.data.raw_shop import CATEGORY_PATHS
 from tiger_jax.data.splits import SplitsConfig
 from tiger_jax.embedding.encoders import EncodeFn, TfidfEncoder
 from tiger_jax.semantic_ids.token_ids import TokenLayout
+from tiger_jax.workdir import chunk_files
+from tiger_jax.workdir.shards import Shards, ShardWriter, cut_evenly, recipe_of, rows_of
 
 HISTORY = 10
 SHARD_ROWS = 250_000

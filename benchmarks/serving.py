@@ -43,8 +43,8 @@ from benchmarks.serving_clients import (
     make_questions,
     wait_for_port,
 )
-from tiger_jax import artifacts
-from tiger_jax.serving.recommender import Recommender
+from tiger_jax.recommending.recommender import Recommender
+from tiger_jax.workdir import artifacts
 
 ROOT = Path(__file__).resolve().parent.parent
 PHASES = ("load", "overload", "hostile", "swaps")

@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from tiger_jax.serving.recommender import Recommender
-from tiger_jax.serving.requests import Answer, Request
+from tiger_jax.recommending.recommender import Recommender
+from tiger_jax.recommending.requests import Answer, Request
 
 TOLERANCE = 1e-3  # batches of other sizes add in another order
 

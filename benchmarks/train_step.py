@@ -35,10 +35,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.marked_sections import write_between
-from tiger_jax.artifacts import code_version, package_versions
-from tiger_jax.data.files import FilesConfig, read_files
 from tiger_jax.data.interactions import InteractionsConfig
 from tiger_jax.data.prepare import prepare_shop
+from tiger_jax.data.readers.files import FilesConfig, read_files
 from tiger_jax.data.splits import SplitsConfig
 from tiger_jax.histories import Histories
 from tiger_jax.input_pipeline.resident import ResidentConfig, ResidentInput
@@ -50,6 +49,7 @@ from tiger_jax.training.optimizers import OptimizerConfig, make_optimizer
 from tiger_jax.training.partitioning import Partitioner, use_cpu_cores
 from tiger_jax.training.train_state import init_train_state, split_seed
 from tiger_jax.training.train_step import make_train_step
+from tiger_jax.workdir.artifacts import code_version, package_versions
 
 LAYOUT = TokenLayout((256,) * 4, num_user_tokens=2000)
 BUCKETS = (2, 3, 5, 7, 10, 14)

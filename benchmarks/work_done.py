@@ -8,13 +8,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from tiger_jax import artifacts
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.input_pipeline.resident import ResidentConfig, ResidentInput
 from tiger_jax.models.tiger import Tiger, init_params, make_loss_fn
-from tiger_jax.stages.recommender_artifact import load_card_and_table
+from tiger_jax.recommending.trained_model import load_card_and_table
 from tiger_jax.training.flops import count_microbatch_flops
 from tiger_jax.training.partitioning import Partitioner
+from tiger_jax.workdir import artifacts
 
 UPDATES_LOOKED_AT = 200
 

@@ -21,15 +21,15 @@ import gin
 
 from tasks.metrics import make_beam_metric_fn
 from tasks.tiger import WORKDIR_VARIABLE
-from tiger_jax.beam.token_source import TokenShards
 from tiger_jax.errors import InputError
 from tiger_jax.input_pipeline.quiet_tensorflow import seqio, tf
+from tiger_jax.input_pipeline.token_shards import TokenShards
 from tiger_jax.input_pipeline.vocabulary import TigerVocabulary
 
 TASK = "tiger_shards"
 
 
-@gin.register
+@gin.register(module="sharded")
 def register_sharded_task(
     name: str,
     folder: str | None = None,

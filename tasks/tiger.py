@@ -16,7 +16,6 @@ from typing import Any
 import gin
 
 from tasks.metrics import make_beam_metric_fn
-from tiger_jax import artifacts
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.errors import InputError
 from tiger_jax.input_pipeline.preprocessors import make_preprocessors
@@ -26,6 +25,7 @@ from tiger_jax.input_pipeline.vocabulary import TigerVocabulary
 from tiger_jax.progress import say
 from tiger_jax.semantic_ids.table import SemanticIdTable
 from tiger_jax.semantic_ids.token_ids import TokenLayout
+from tiger_jax.workdir import artifacts
 
 WORKDIR_VARIABLE = "TIGER_WORKDIR"
 # Registered on import, over the work directory that TIGER_WORKDIR names.
@@ -89,7 +89,7 @@ def _load(
     )
 
 
-@gin.register
+@gin.register(module="tiger")
 def register_tiger_task(
     name: str,
     workdir: str | None = None,
@@ -124,7 +124,7 @@ def register_tiger_task(
     return name
 
 
-@gin.register
+@gin.register(module="tiger")
 def register_tiger_mixture(name: str, rates: Mapping[str, float] | None = None) -> str:
     """Registers a mixture of tasks over one codebook; again replaces it.
 

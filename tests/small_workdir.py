@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from tiger_jax import artifacts
 from tiger_jax.data.prepared import PreparedData, hash_user_ids
 from tiger_jax.histories import Histories
 from tiger_jax.semantic_ids.table import SemanticIdTable
+from tiger_jax.workdir import artifacts
 
 CODEBOOK_SIZES = (8, 8, 8, 4)
 

@@ -43,7 +43,8 @@ def test_a_stage_that_gin_configures_is_imported_before_gin_is_locked():
     configured = {
         path.stem
         for path in stages.glob("*.py")
-        if f"@gin.configurable\ndef {path.stem}(" in path.read_text(encoding="utf-8")
+        if f'@gin.configurable(module="stages")\ndef {path.stem}('
+        in path.read_text(encoding="utf-8")
     }
     pipeline = (GIN_CONFIGS / "base" / "pipeline.gin").read_text(encoding="utf-8")
     included = set(re.findall(r"include 'base/(\w+)\.gin'", pipeline))

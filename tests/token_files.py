@@ -3,14 +3,14 @@
 import numpy as np
 
 from tasks.tiger import ShopArrays
-from tiger_jax import artifacts
-from tiger_jax.beam.shards import ShardWriter
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.input_pipeline.preprocessors import make_preprocessors
 from tiger_jax.input_pipeline.quiet_tensorflow import tf
 from tiger_jax.input_pipeline.sources import SPLITS, PairSource
 from tiger_jax.semantic_ids.table import SemanticIdTable
 from tiger_jax.semantic_ids.token_ids import TokenLayout
+from tiger_jax.workdir import artifacts
+from tiger_jax.workdir.shards import ShardWriter
 
 
 def write_token_files(workdir, *, shards=3, num_user_tokens=3, max_items=4):

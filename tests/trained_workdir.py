@@ -12,21 +12,22 @@ import optax
 import pyarrow as pa
 from small_workdir import small_table
 
-from tiger_jax import artifacts
 from tiger_jax.data.prepared import PreparedData, hash_user_ids
 from tiger_jax.data.splits import Splits
 from tiger_jax.data.statistics import compute_statistics
 from tiger_jax.embedding.collaborative import join_text
 from tiger_jax.histories import Histories
-from tiger_jax.models.rqvae_quantizer import save_quantizer
 from tiger_jax.models.tiger import Tiger, TigerConfig, init_params
+from tiger_jax.quantizers.quantizer import Quantizer
+from tiger_jax.quantizers.residual_kmeans import ResidualKMeans
+from tiger_jax.quantizers.rqvae_quantizer import save_quantizer
+from tiger_jax.recommending.trained_model import CHECKPOINTS, ModelCard
 from tiger_jax.semantic_ids.collisions import add_collision_level
-from tiger_jax.semantic_ids.quantizers import Quantizer, ResidualKMeans
 from tiger_jax.semantic_ids.table import SemanticIdTable
 from tiger_jax.semantic_ids.token_ids import TokenLayout
-from tiger_jax.stages.recommender_artifact import CHECKPOINTS, ModelCard
 from tiger_jax.training.checkpoints import Checkpointer
 from tiger_jax.training.train_state import TrainState
+from tiger_jax.workdir import artifacts
 
 NUM_USERS, NUM_ITEMS, MAX_ITEMS = 45, 50, 5
 

@@ -8,7 +8,6 @@ import pytest
 pytest.importorskip("apache_beam", reason="needs apache-beam: make test-beam")
 
 from tasks.tiger import ShopArrays
-from tiger_jax import artifacts
 from tiger_jax.beam.assign import assign
 from tiger_jax.beam.embed import embed
 from tiger_jax.beam.prepare import prepare
@@ -24,11 +23,12 @@ from tiger_jax.embedding.encoders import TfidfEncoder
 from tiger_jax.input_pipeline.preprocessors import make_preprocessors
 from tiger_jax.input_pipeline.quiet_tensorflow import tf
 from tiger_jax.input_pipeline.sources import SPLITS, PairSource
-from tiger_jax.models.rqvae_quantizer import save_quantizer
+from tiger_jax.quantizers.residual_kmeans import ResidualKMeans
+from tiger_jax.quantizers.rqvae_quantizer import save_quantizer
 from tiger_jax.semantic_ids.collisions import add_collision_level
-from tiger_jax.semantic_ids.quantizers import ResidualKMeans
 from tiger_jax.semantic_ids.table import SemanticIdTable
 from tiger_jax.semantic_ids.token_ids import TokenLayout
+from tiger_jax.workdir import artifacts
 
 ENCODER = TfidfEncoder(dims=16)
 SEED = 3

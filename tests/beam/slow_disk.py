@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("apache_beam", reason="needs apache-beam: make test-beam")
 
 from tiger_jax.beam.__main__ import main
-from tiger_jax.beam.shards import ShardWriter
+from tiger_jax.workdir.shards import ShardWriter
 
 SECONDS = 0.15
 

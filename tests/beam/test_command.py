@@ -17,10 +17,10 @@ from shop_pipelines import LocalShop, small_shop
 
 from tiger_jax.beam.__main__ import main
 from tiger_jax.beam.prepare import PreparedShards, read_histories
-from tiger_jax.beam.shards import Shards
 from tiger_jax.data.interactions import InteractionsConfig
 from tiger_jax.data.prepare import prepare_shop
 from tiger_jax.data.splits import SplitsConfig
+from tiger_jax.workdir.shards import Shards
 
 
 def write_parquet_shop(folder, shop, num_files=3):

@@ -14,9 +14,9 @@ from small_workdir import make_workdir
 from token_files import write_token_files
 
 from tasks.sharded import TASK
-from tiger_jax.beam.token_source import token_shards_of
 from tiger_jax.input_pipeline.preprocessors import feature_lengths
 from tiger_jax.input_pipeline.quiet_tensorflow import seqio
+from tiger_jax.input_pipeline.token_shards import token_shards_of
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"

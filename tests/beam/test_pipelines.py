@@ -22,17 +22,17 @@ from shop_pipelines import (
 from tasks.sharded import register_sharded_task
 from tiger_jax.beam.assign import load_table
 from tiger_jax.beam.prepare import read_histories
-from tiger_jax.beam.shards import Shards, ShardWriter
-from tiger_jax.beam.token_source import TokenShards
-from tiger_jax.beam.vectors import read_vectors
-from tiger_jax.data.files import FilesConfig, read_files
 from tiger_jax.data.interactions import InteractionsConfig
-from tiger_jax.data.recognise import recognise
+from tiger_jax.data.readers.files import FilesConfig, read_files
+from tiger_jax.data.readers.recognise import recognise
 from tiger_jax.data.synthetic import SyntheticShopConfig, generate_shop
 from tiger_jax.errors import InputError
 from tiger_jax.input_pipeline.batches import SeqioBatches, SeqioConfig
 from tiger_jax.input_pipeline.quiet_tensorflow import seqio
-from tiger_jax.semantic_ids.quantizers import ResidualKMeans
+from tiger_jax.input_pipeline.token_shards import TokenShards
+from tiger_jax.quantizers.residual_kmeans import ResidualKMeans
+from tiger_jax.workdir.shards import Shards, ShardWriter
+from tiger_jax.workdir.vector_shards import read_vectors
 
 DATA = os.environ.get("TIGER_DATA")
 

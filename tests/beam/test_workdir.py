@@ -17,7 +17,6 @@ pytest.importorskip("apache_beam", reason="needs apache-beam: make test-beam")
 
 from shop_pipelines import ENCODER, SEED, LocalShop, ShardedShop, small_shop
 
-from tiger_jax import artifacts
 from tiger_jax.beam import workdir as module
 from tiger_jax.beam.__main__ import main
 from tiger_jax.beam.workdir import write_workdir
@@ -27,6 +26,7 @@ from tiger_jax.errors import InputError
 from tiger_jax.semantic_ids.table import SemanticIdTable
 from tiger_jax.stages.context import RunContext
 from tiger_jax.stages.embed_items import embed_items
+from tiger_jax.workdir import artifacts
 
 ROOT = Path(__file__).resolve().parents[2]
 

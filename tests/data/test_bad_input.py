@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from shops import INTERACTIONS_CSV, ITEMS_CSV, write, write_csv_shop
 
-from tiger_jax.data import csv_files
-from tiger_jax.data.files import FilesConfig, read_files
 from tiger_jax.data.raw_shop import RawShop
-from tiger_jax.data.recognise import recognise
+from tiger_jax.data.readers import csv_files
+from tiger_jax.data.readers.files import FilesConfig, read_files
+from tiger_jax.data.readers.recognise import recognise
 from tiger_jax.errors import InputError
 
 HEADER = "user_id,item_id,timestamp\n"

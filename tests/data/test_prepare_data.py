@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from shops import INTERACTIONS_CSV, json_lines, write, write_csv_shop
 
-from tiger_jax import artifacts
 from tiger_jax.data import show
-from tiger_jax.data.files import FilesConfig
 from tiger_jax.data.interactions import InteractionsConfig
 from tiger_jax.data.prepared import PreparedData
+from tiger_jax.data.readers.files import FilesConfig
 from tiger_jax.data.synthetic import SyntheticShopConfig
 from tiger_jax.errors import InputError
 from tiger_jax.stages.context import RunContext
 from tiger_jax.stages.prepare_data import prepare_data
+from tiger_jax.workdir import artifacts
 
 SMALL = SyntheticShopConfig(
     num_items=60, num_users=80, max_history=12, items_per_series=5.0

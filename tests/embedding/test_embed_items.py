@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from tiger_jax import artifacts
 from tiger_jax.data.item_text import ItemTextConfig, build_item_texts
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.data.synthetic import SyntheticShopConfig
@@ -17,6 +16,7 @@ from tiger_jax.errors import InputError
 from tiger_jax.stages.context import RunContext
 from tiger_jax.stages.embed_items import embed_items
 from tiger_jax.stages.prepare_data import prepare_data
+from tiger_jax.workdir import artifacts
 
 SHOP = SyntheticShopConfig(
     num_items=80, num_users=40, max_history=20, items_per_series=6.0

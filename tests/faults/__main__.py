@@ -39,7 +39,7 @@ from faults.campaign import (
 )
 from faults.every_fault import FAULTS
 from tiger_jax.errors import LockedError
-from tiger_jax.workdir_lock import hold_workdir
+from tiger_jax.workdir.lock import hold_workdir
 
 DOCUMENT = REPOSITORY / "docs" / "reliability.md"
 _SECONDS_PER_ROW = 20.0

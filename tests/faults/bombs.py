@@ -13,13 +13,13 @@ from small_workdir import make_workdir
 
 from faults.campaign import FINE, Fault, Outcome
 from faults.readers import READERS, Reader
-from tiger_jax import artifacts
-from tiger_jax.array_files import load_array
-from tiger_jax.data.files import FilesConfig, read_files
 from tiger_jax.data.prepared import PreparedData
+from tiger_jax.data.readers.files import FilesConfig, read_files
 from tiger_jax.errors import InputError
 from tiger_jax.stages.context import RunContext
 from tiger_jax.stages.export_recbole import export_recbole
+from tiger_jax.workdir import artifacts
+from tiger_jax.workdir.array_files import load_array
 
 _BY_NAME = {reader.name: reader for reader in READERS}
 _MIB, _GIB = 1 << 20, 1 << 30
@@ -52,7 +52,7 @@ def _read(reader: Reader, folder: Path) -> str:
 def _zipped(name: str, piece: bytes) -> Callable[[Path], str]:
     def attempt(folder: Path) -> str:
         # The readers of Amazon's files, without the compression of `_plain`.
-        from tiger_jax.data import amazon_files
+        from tiger_jax.data.readers import amazon_files
 
         path = folder / "bomb.json.gz"
         _write(path, _repeated(piece, _GIB // 2), is_zipped=True)

@@ -13,20 +13,20 @@ from decoding_reference import make_tables
 
 from faults import shop
 from faults.campaign import FINE, Fault, Outcome
-from tiger_jax import artifacts
-from tiger_jax.decoding.beam_search import beam_search
-from tiger_jax.decoding.trie import Trie
+from tiger_jax.decoding.search.beam_search import beam_search
+from tiger_jax.decoding.trie.trie import Trie
 from tiger_jax.evaluation import metrics, recommend_fn
 from tiger_jax.models.tiger import Tiger, TigerConfig, init_params, make_decode_fns
+from tiger_jax.quantizers.residual_kmeans import ResidualCodebooks
+from tiger_jax.recommending.trained_model import load_recommender
 from tiger_jax.semantic_ids.collisions import (
     add_collision_level,
     group_rows,
     number_within_groups,
 )
-from tiger_jax.semantic_ids.quantizers import ResidualCodebooks
 from tiger_jax.semantic_ids.table import SemanticIdTable
 from tiger_jax.semantic_ids.token_ids import TokenLayout
-from tiger_jax.stages.recommender_artifact import load_recommender
+from tiger_jax.workdir import artifacts
 
 # --- Decoded lists ------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from faults import shop
 from faults.campaign import FINE, REPOSITORY, Fault, Outcome
 from run import STAGES
-from tiger_jax.workdir_lock import LOCK_FILE
+from tiger_jax.workdir.lock import LOCK_FILE
 
 # What a process that was asked to end may answer: it died of the signal, or saved
 # and said so, or was done.

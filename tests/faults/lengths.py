@@ -19,10 +19,10 @@ import tiny_run
 
 from faults import shop
 from faults.campaign import FINE, REPOSITORY, Fault, Outcome
-from tiger_jax.decoding.beam_search import beam_search
-from tiger_jax.decoding.trie import Trie
+from tiger_jax.decoding.search.beam_search import beam_search
+from tiger_jax.decoding.trie.trie import Trie
+from tiger_jax.quantizers.residual_kmeans import ResidualCodebooks
 from tiger_jax.semantic_ids.collisions import add_collision_level
-from tiger_jax.semantic_ids.quantizers import ResidualCodebooks
 
 # What 10M items may take, all stages of their life in one process. The item ids are
 # most of it: as Python's texts 0.6 GiB, and once more as NumPy's to sort them.

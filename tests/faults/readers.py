@@ -22,10 +22,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 import run
-from tiger_jax.data import amazon_files, movielens
-from tiger_jax.data.files import FilesConfig, read_files
 from tiger_jax.data.raw_shop import INTERACTION_COLUMNS, ITEM_COLUMNS, RawShop
-from tiger_jax.data.recbole import RecboleConfig, read_recbole
+from tiger_jax.data.readers import amazon_files, movielens
+from tiger_jax.data.readers.files import FilesConfig, read_files
+from tiger_jax.data.readers.recbole import RecboleConfig, read_recbole
 from tiger_jax.embedding.ready_made import load_ready_made
 from tiger_jax.errors import InputError
 from tiger_jax.semantic_ids.peer_codes import load_peer_codes

@@ -23,7 +23,7 @@ from jax._src import xla_bridge
 
 from faults.campaign import REPOSITORY
 from run import STAGES
-from tiger_jax import artifacts
+from tiger_jax.workdir import artifacts
 
 GIN_FILE = Path(__file__).with_name("shop.gin")
 _FOLDER_OF = {stage: folder for folder, stage in artifacts.MADE_BY.items()}
@@ -283,7 +283,7 @@ _IMPORTED_LATE = (
     "sklearn.decomposition",
     "sklearn.feature_extraction.text",
     "sklearn.preprocessing",
-    "tiger_jax.serving.recommender",
+    "tiger_jax.recommending.recommender",
 )
 _COUNTS = "\n--- operations and CPU seconds: "
 _CHANGES = {

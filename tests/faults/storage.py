@@ -14,18 +14,18 @@ from tiny_run import OPTIMIZER, hash_of, init_fn, make_input
 
 from faults import shop
 from faults.campaign import FINE, Fault, Outcome
-from tiger_jax import artifacts
 from tiger_jax.embedding.embed import embed_texts
 from tiger_jax.embedding.encoders import Encoder
 from tiger_jax.errors import InputError
 from tiger_jax.models.rqvae import RqVaeConfig
-from tiger_jax.models.rqvae_training import RqVaeTraining
-from tiger_jax.serving.bundle import Bundle
+from tiger_jax.quantizers.rqvae_training import RqVaeTraining
+from tiger_jax.recommending.bundle import Bundle
 from tiger_jax.stages import train_rqvae
 from tiger_jax.training.checkpoints import Checkpointer
 from tiger_jax.training.optimizers import make_optimizer
 from tiger_jax.training.partitioning import Partitioner
 from tiger_jax.training.train_state import init_train_state
+from tiger_jax.workdir import artifacts
 
 _MANIFEST = artifacts.MANIFEST
 

@@ -16,7 +16,7 @@ from faults.campaign import (
     sum_rows,
     try_once,
 )
-from tiger_jax import artifacts
+from tiger_jax.workdir import artifacts
 
 
 def make_fault(outcome: Outcome | Exception) -> Fault:

@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tiger_jax.artifacts import Manifest
 from tiger_jax.data.prepared import PreparedData, hash_user_ids
 from tiger_jax.data.splits import Splits
 from tiger_jax.data.statistics import compute_statistics
@@ -19,6 +18,7 @@ from tiger_jax.reporting.page import build_report, write_report
 from tiger_jax.reporting.sample_users import choose_samples
 from tiger_jax.reporting.workdir_parts import FOLDERS, WorkdirParts
 from tiger_jax.semantic_ids.table import SemanticIdTable
+from tiger_jax.workdir.artifacts import Manifest
 
 EVIL = "<script>alert('x')</script> & \"$\\frac{1}{2}$\" {{ 7 * 7 }}"
 NUM_ITEMS = 40

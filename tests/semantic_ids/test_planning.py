@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tiger_jax.decoding.planner import expected_case, make_plan
-from tiger_jax.decoding.trie import Trie
+from tiger_jax.decoding.trie.planner import expected_case, make_plan
+from tiger_jax.decoding.trie.trie import Trie
 from tiger_jax.errors import InputError
+from tiger_jax.quantizers.residual_kmeans import ResidualKMeans
 from tiger_jax.semantic_ids.collisions import add_collision_level, group_rows
 from tiger_jax.semantic_ids.planning import (
     CodeSpread,
@@ -18,7 +19,6 @@ from tiger_jax.semantic_ids.planning import (
     plan_semantic_ids,
 )
 from tiger_jax.semantic_ids.quality import describe_codes
-from tiger_jax.semantic_ids.quantizers import ResidualKMeans
 
 DATA = os.environ.get("TIGER_DATA")
 

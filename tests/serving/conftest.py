@@ -1,34 +1,5 @@
-"""One exported bundle for all tests of this room: making it takes seconds."""
+"""The exported bundle that this folder's tests share."""
 
-import pytest
-from served import make_recommender
-from trained_workdir import make_trained_workdir
+from bundle_fixtures import folder, recommender, tiny, tiny_recommender
 
-from tiger_jax.serving.recommender import Recommender
-from tiger_jax.stages.context import RunContext
-from tiger_jax.stages.export import export
-
-
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory):
-    """A bundle's folder; nobody writes to it."""
-    workdir = make_trained_workdir(tmp_path_factory.mktemp("work"), with_quantizer=True)
-    export(RunContext(workdir), num_beams=50, batch_sizes=(1, 2))
-    return workdir / "bundle"
-
-
-@pytest.fixture(scope="session")
-def recommender(folder):
-    """Recommends from that bundle; nobody exchanges its catalogue."""
-    return Recommender.load(folder, version=0)
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory):
-    """Its searches are made up, so that nothing compiles; see `DrawnPrograms`."""
-    return make_recommender(tmp_path_factory.mktemp("served"))
-
-
-@pytest.fixture(scope="session")
-def tiny_recommender(tiny):
-    return tiny[0]
+__all__ = ["folder", "recommender", "tiny", "tiny_recommender"]

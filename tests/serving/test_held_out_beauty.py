@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tiger_jax.serving.new_items import NewItem
-from tiger_jax.serving.recommender import Recommender
-from tiger_jax.serving.requests import Request
-from tiger_jax.serving.versions import CatalogueVersions
+from tiger_jax.recommending.new_items import NewItem
+from tiger_jax.recommending.recommender import Recommender
+from tiger_jax.recommending.requests import Request
+from tiger_jax.recommending.versions import CatalogueVersions
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DATA = os.environ.get("TIGER_DATA")

@@ -9,9 +9,9 @@ import threading
 import pytest
 from served import read_reply, run_in_thread
 
-from tiger_jax.serving.http.settings import Limits
-from tiger_jax.serving.recommender import Recommender
-from tiger_jax.serving.versions import CatalogueVersions
+from tiger_jax.recommending.recommender import Recommender
+from tiger_jax.recommending.versions import CatalogueVersions
+from tiger_jax.serving.settings import Limits
 
 HISTORY = ["item-1", "item-2"]
 TOKEN = "a token of some length"

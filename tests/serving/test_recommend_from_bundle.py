@@ -6,8 +6,8 @@ import pytest
 from joining import new_items
 
 from tiger_jax.errors import InputError
-from tiger_jax.serving.recommender import Recommender
-from tiger_jax.serving.versions import CatalogueVersions
+from tiger_jax.recommending.recommender import Recommender
+from tiger_jax.recommending.versions import CatalogueVersions
 from tiger_jax.stages import recommend as stage
 from tiger_jax.stages.context import RunContext
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tiger_jax.errors import InputError
-from tiger_jax.serving.versions import CatalogueVersions
+from tiger_jax.recommending.versions import CatalogueVersions
 from tiger_jax.stages.context import RunContext
 from tiger_jax.stages.update_catalogue import update_catalogue
 

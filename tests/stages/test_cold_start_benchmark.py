@@ -11,7 +11,7 @@ from benchmarks.paper_analyses import Study
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.errors import InputError
 from tiger_jax.evaluation.metrics import MISS
-from tiger_jax.stages.recommendation import SearchConfig, load_recommendation
+from tiger_jax.recommending.searcher import SearchConfig, load_recommendation
 
 
 @pytest.fixture(scope="module")

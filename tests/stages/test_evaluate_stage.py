@@ -5,14 +5,14 @@ import json
 import pytest
 from trained_workdir import NUM_ITEMS, NUM_USERS, make_trained_workdir
 
-from tiger_jax import artifacts
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.errors import InputError
 from tiger_jax.evaluation.metrics import REPORTED
+from tiger_jax.recommending.searcher import SearchConfig
 from tiger_jax.semantic_ids.table import SemanticIdTable
 from tiger_jax.stages.context import RunContext
 from tiger_jax.stages.evaluate import EvaluateConfig, evaluate
-from tiger_jax.stages.recommendation import SearchConfig
+from tiger_jax.workdir import artifacts
 
 CONFIG = EvaluateConfig(batch_size=16, guard_users=16)
 

@@ -4,14 +4,14 @@ import pytest
 from small_workdir import make_workdir
 from trained_workdir import make_trained_workdir
 
-from tiger_jax.artifacts import load_manifest
 from tiger_jax.data.prepared import PreparedData
-from tiger_jax.data.recbole import RecboleConfig, read_recbole
+from tiger_jax.data.readers.recbole import RecboleConfig, read_recbole
 from tiger_jax.errors import InputError
+from tiger_jax.recommending.result_files import write_atomic_file
 from tiger_jax.semantic_ids.table import SemanticIdTable
 from tiger_jax.stages.context import RunContext
 from tiger_jax.stages.export_recbole import export_recbole
-from tiger_jax.stages.result_files import write_atomic_file
+from tiger_jax.workdir.artifacts import load_manifest
 
 
 def test_the_files_read_back_as_the_prepared_shop(tmp_path):

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from trained_workdir import make_trained_workdir
 
-from tiger_jax import artifacts
 from tiger_jax.errors import InputError
 from tiger_jax.models.tiger import Tiger
+from tiger_jax.recommending.trained_model import load_recommender
 from tiger_jax.semantic_ids.table import SemanticIdTable
 from tiger_jax.stages import export_t5 as stage
 from tiger_jax.stages.context import RunContext
-from tiger_jax.stages.recommender_artifact import load_recommender
+from tiger_jax.workdir import artifacts
 
 
 @pytest.fixture(scope="module")

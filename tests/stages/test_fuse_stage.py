@@ -7,10 +7,10 @@ import pytest
 from compile_once import compile_once
 from trained_workdir import NUM_ITEMS, NUM_USERS, make_trained_workdir
 
-from tiger_jax import artifacts
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.errors import InputError
 from tiger_jax.evaluation import evaluator
+from tiger_jax.recommending.searcher import SearchConfig, load_recommendation
 from tiger_jax.reporting import tables
 from tiger_jax.stages import list_candidates as candidates_stage
 from tiger_jax.stages.context import RunContext
@@ -21,7 +21,7 @@ from tiger_jax.stages.list_candidates import (
     list_candidates,
     load_candidates,
 )
-from tiger_jax.stages.recommendation import SearchConfig, load_recommendation
+from tiger_jax.workdir import artifacts
 
 SEARCH = SearchConfig(num_beams=25)
 CANDIDATES = CandidatesConfig(depth=25, batch_size=15, max_validation_users=None)

@@ -10,7 +10,7 @@ from trained_workdir import make_trained_workdir
 
 import run as command_line
 from benchmarks import paper_experiments as experiments
-from tiger_jax import artifacts
+from tiger_jax.workdir import artifacts
 
 # A name and its value, which may be a tuple over several lines; no configurable.
 BOUND = r"^([\w.]+) = (\([^)]*\)|[^@(\n]+)$"

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from small_workdir import make_workdir, small_table
 
-from tiger_jax import artifacts
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.embedding.collaborative import (
     CollaborativeConfig,
@@ -14,14 +13,15 @@ from tiger_jax.embedding.collaborative import (
 )
 from tiger_jax.errors import InputError
 from tiger_jax.models.rqvae import RqVaeConfig
-from tiger_jax.models.rqvae_quantizer import load_quantizer
-from tiger_jax.models.rqvae_training import RqVaeTrainer, RqVaeTraining
-from tiger_jax.semantic_ids.hash_quantizers import Lsh, RandomCodes
-from tiger_jax.semantic_ids.quantizers import FlatVq, ResidualKMeans
+from tiger_jax.quantizers.hashing import Lsh, RandomCodes
+from tiger_jax.quantizers.residual_kmeans import FlatVq, ResidualKMeans
+from tiger_jax.quantizers.rqvae_quantizer import load_quantizer
+from tiger_jax.quantizers.rqvae_training import RqVaeTrainer, RqVaeTraining
 from tiger_jax.semantic_ids.table import SemanticIdTable
 from tiger_jax.stages.assign_semantic_ids import assign_semantic_ids
 from tiger_jax.stages.context import RunContext
 from tiger_jax.stages.train_rqvae import load_quantized_vectors, train_rqvae
+from tiger_jax.workdir import artifacts
 
 TRAINING = RqVaeTraining(
     model=RqVaeConfig((8, 4), hidden_sizes=(16,), latent_size=4),

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tiger_jax import artifacts
 from tiger_jax.semantic_ids.table import SemanticIdTable
 from tiger_jax.stages.assign_semantic_ids import assign_semantic_ids
 from tiger_jax.stages.context import RunContext
 from tiger_jax.stages.embed_items import embed_items
 from tiger_jax.stages.prepare_data import prepare_data
 from tiger_jax.stages.train_rqvae import train_rqvae
+from tiger_jax.workdir import artifacts
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DATA = os.environ.get("TIGER_DATA")

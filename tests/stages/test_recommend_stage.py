@@ -9,9 +9,9 @@ from trained_workdir import make_trained_workdir
 
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.errors import InputError
+from tiger_jax.recommending.result_files import SCHEMA
 from tiger_jax.stages.context import RunContext
 from tiger_jax.stages.recommend import recommend
-from tiger_jax.stages.result_files import SCHEMA
 
 K = 5
 

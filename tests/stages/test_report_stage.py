@@ -6,11 +6,11 @@ import pytest
 from small_workdir import small_table
 from trained_workdir import make_trained_workdir
 
-from tiger_jax import artifacts
 from tiger_jax.errors import InputError
 from tiger_jax.reporting import figures
 from tiger_jax.stages.context import RunContext
 from tiger_jax.stages.report import report
+from tiger_jax.workdir import artifacts
 
 
 @pytest.fixture(autouse=True)

@@ -8,16 +8,16 @@ import pytest
 from compile_once import compile_once
 from test_quantizer_stages import TRAINING, Killed, content_hash
 
-from tiger_jax import artifacts
-from tiger_jax.beam.shards import ShardWriter, cut_evenly
-from tiger_jax.beam.shuffled_rows import ShuffleConfig
-from tiger_jax.beam.vectors import vector_array
 from tiger_jax.embedding.collaborative import CollaborativeConfig
 from tiger_jax.errors import InputError
-from tiger_jax.models.rqvae_quantizer import load_quantizer
-from tiger_jax.models.rqvae_training import RqVaeTrainer
+from tiger_jax.input_pipeline.shuffled_rows import ShuffleConfig
+from tiger_jax.quantizers.rqvae_quantizer import load_quantizer
+from tiger_jax.quantizers.rqvae_training import RqVaeTrainer
 from tiger_jax.stages.context import RunContext
 from tiger_jax.stages.train_rqvae import train_rqvae
+from tiger_jax.workdir import artifacts
+from tiger_jax.workdir.shards import ShardWriter, cut_evenly
+from tiger_jax.workdir.vector_shards import vector_array
 
 STREAM = ShuffleConfig(block_rows=16, num_mixed=2, sample_rows=60)
 NUM_ITEMS = 100

@@ -11,17 +11,17 @@ from compile_once import compile_once
 from small_workdir import make_workdir
 
 from benchmarks.work_done import measure_work
-from tiger_jax import artifacts
 from tiger_jax.errors import InputError, Preempted
 from tiger_jax.input_pipeline.resident import ResidentConfig, ResidentInput
 from tiger_jax.models.tiger import TigerConfig, init_params
+from tiger_jax.recommending.trained_model import ModelCard, load_recommender
+from tiger_jax.recommending.validation import ValidationConfig
 from tiger_jax.stages import train_recommender as stage
 from tiger_jax.stages.context import RunContext
-from tiger_jax.stages.recommender_artifact import ModelCard, load_recommender
-from tiger_jax.stages.validation import ValidationConfig
 from tiger_jax.training.loop import LoopConfig
 from tiger_jax.training.optimizers import OptimizerConfig
 from tiger_jax.training.partitioning import MeshConfig, Partitioner
+from tiger_jax.workdir import artifacts
 
 CONFIG = TigerConfig(
     num_encoder_layers=1,
@@ -179,8 +179,8 @@ def test_another_tasks_folder_is_refused(tmp_path, monkeypatch):
 
 def test_validation_does_not_depend_on_batches_or_meshes(finished):
     from tiger_jax.data.prepared import PreparedData
+    from tiger_jax.recommending.validation import ValidationSample, make_evaluate_fn
     from tiger_jax.semantic_ids.table import SemanticIdTable
-    from tiger_jax.stages.validation import ValidationSample, make_evaluate_fn
 
     _, _, model, params = load_recommender(finished)
     params = jax.device_get(params)

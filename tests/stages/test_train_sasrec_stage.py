@@ -9,7 +9,6 @@ from compile_once import compile_once
 from trained_workdir import NUM_ITEMS, make_trained_workdir
 
 from benchmarks.results_rows import collect_rows, merge_rows
-from tiger_jax import artifacts
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.errors import Preempted
 from tiger_jax.evaluation import evaluator
@@ -26,6 +25,7 @@ from tiger_jax.stages.train_sasrec import train_sasrec
 from tiger_jax.training.loop import LoopConfig
 from tiger_jax.training.optimizers import OptimizerConfig
 from tiger_jax.training.partitioning import MeshConfig
+from tiger_jax.workdir import artifacts
 
 SETTINGS = {
     "model": SasRecConfig(max_length=4, d_model=8),

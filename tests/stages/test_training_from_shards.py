@@ -18,17 +18,17 @@ from test_train_recommender_stage import CONFIG, LOOP, OPTIMIZER, VALIDATION
 from token_files import write_token_files
 
 from tasks.sharded import TASK, register_sharded_task
-from tiger_jax import artifacts
-from tiger_jax.beam.token_source import token_shards_of
 from tiger_jax.errors import InputError, Preempted
 from tiger_jax.input_pipeline.batches import SeqioBatches, SeqioConfig
 from tiger_jax.input_pipeline.microbatches import BucketConfig
 from tiger_jax.input_pipeline.resident import ResidentConfig
+from tiger_jax.input_pipeline.token_shards import token_shards_of
+from tiger_jax.recommending import training_inputs
+from tiger_jax.recommending.trained_model import ModelCard
 from tiger_jax.stages import train_recommender as stage
-from tiger_jax.stages import training_inputs
 from tiger_jax.stages.context import RunContext
-from tiger_jax.stages.recommender_artifact import ModelCard
 from tiger_jax.training.partitioning import MeshConfig
+from tiger_jax.workdir import artifacts
 
 SEQIO = SeqioConfig(TASK, batch_size=32, max_items=4)
 

@@ -148,8 +148,8 @@ def test_a_rate_of_zero_makes_all_examples_equally_likely(workdir):
 def test_ids_that_do_not_belong_to_the_data_are_refused(tmp_path):
     import shutil
 
-    from tiger_jax import artifacts
     from tiger_jax.semantic_ids.table import SemanticIdTable
+    from tiger_jax.workdir import artifacts
 
     workdir = make_workdir(tmp_path / "work")
     table = small_table()

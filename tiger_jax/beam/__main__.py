@@ -42,21 +42,21 @@ from tiger_jax.beam.embed import embed
 from tiger_jax.beam.prepare import PreparedShards, prepare
 from tiger_jax.beam.raw import RawShards, import_parquet, write_raw_shards
 from tiger_jax.beam.runner import IN_PROCESS, RunnerConfig
-from tiger_jax.beam.shards import Shards
 from tiger_jax.beam.tokens import make_tokens
 from tiger_jax.beam.workdir import FOLDERS, write_workdir
-from tiger_jax.data.files import FilesConfig
 from tiger_jax.data.interactions import InteractionsConfig
 from tiger_jax.data.item_text import ItemTextConfig
-from tiger_jax.data.movielens import MovielensConfig
-from tiger_jax.data.recbole import RecboleConfig
-from tiger_jax.data.sources import ReaderConfigs, find_source
+from tiger_jax.data.readers.files import FilesConfig
+from tiger_jax.data.readers.movielens import MovielensConfig
+from tiger_jax.data.readers.raw_source import ReaderConfigs, find_source
+from tiger_jax.data.readers.recbole import RecboleConfig
 from tiger_jax.data.splits import SplitsConfig
 from tiger_jax.data.synthetic import SyntheticShopConfig
 from tiger_jax.embedding.encoders import SentenceTransformerEncoder, TfidfEncoder
 from tiger_jax.errors import InputError, UserFacingError
 from tiger_jax.semantic_ids.collisions import COLLISION_LEVEL_SIZE
-from tiger_jax.workdir_lock import hold_workdir
+from tiger_jax.workdir.lock import hold_workdir
+from tiger_jax.workdir.shards import Shards
 
 PIPELINES = ("prepare", "embed", "assign", "tokens", "workdir")
 

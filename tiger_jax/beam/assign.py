@@ -13,10 +13,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
-from tiger_jax import artifacts
 from tiger_jax.beam.blocks import Keyed, column, gather, scatter, shards_of
 from tiger_jax.beam.runner import RunnerConfig
-from tiger_jax.beam.shards import (
+from tiger_jax.beam.steps import collect, run_missing, spread, write_items
+from tiger_jax.errors import InputError
+from tiger_jax.progress import say
+from tiger_jax.quantizers.quantizer import Quantizer
+from tiger_jax.quantizers.rqvae_quantizer import load_quantizer
+from tiger_jax.semantic_ids.collisions import COLLISION_LEVEL_SIZE, add_collision_level
+from tiger_jax.semantic_ids.table import SemanticIdTable
+from tiger_jax.workdir import artifacts
+from tiger_jax.workdir.shards import (
     ShardRows,
     Shards,
     ShardWriter,
@@ -24,14 +31,7 @@ from tiger_jax.beam.shards import (
     recipe_of,
     rows_of,
 )
-from tiger_jax.beam.steps import collect, run_missing, spread, write_items
-from tiger_jax.beam.vectors import read_vectors, vector_array
-from tiger_jax.errors import InputError
-from tiger_jax.models.rqvae_quantizer import load_quantizer
-from tiger_jax.progress import say
-from tiger_jax.semantic_ids.collisions import COLLISION_LEVEL_SIZE, add_collision_level
-from tiger_jax.semantic_ids.quantizers import Quantizer
-from tiger_jax.semantic_ids.table import SemanticIdTable
+from tiger_jax.workdir.vector_shards import read_vectors, vector_array
 
 # Odd, and large: equal codewords give equal keys, others rarely do.
 _MIX = 0x9E3779B97F4A7C15

@@ -99,11 +99,3 @@ def shards_of(
 def column(table: pa.Table, name: str) -> np.ndarray:
     """A column of numbers as an array."""
     return table[name].to_numpy()
-
-
-def texts(table: pa.Table, name: str) -> pa.Array:
-    """A column as one Arrow array."""
-    whole = table[name].combine_chunks()
-    if isinstance(whole, pa.ChunkedArray):
-        return whole.chunk(0) if whole.num_chunks else pa.array([], whole.type)
-    return whole

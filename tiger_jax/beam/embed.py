@@ -18,7 +18,6 @@ import pyarrow as pa
 import pyarrow.parquet
 from apache_beam.ml.inference.base import ModelHandler, RunInference
 
-from tiger_jax import artifacts
 from tiger_jax.beam.blocks import (
     BUCKETS_BY,
     Keyed,
@@ -28,19 +27,10 @@ from tiger_jax.beam.blocks import (
     gather,
     scatter,
     shards_of,
-    texts,
     to_bytes,
 )
 from tiger_jax.beam.prepare import PreparedShards
 from tiger_jax.beam.runner import RunnerConfig
-from tiger_jax.beam.shards import (
-    ShardRows,
-    Shards,
-    ShardWriter,
-    cut_evenly,
-    recipe_of,
-    rows_of,
-)
 from tiger_jax.beam.steps import (
     exchange,
     run_missing,
@@ -48,7 +38,6 @@ from tiger_jax.beam.steps import (
     with_every_shard,
     write_items,
 )
-from tiger_jax.beam.vectors import vector_array
 from tiger_jax.data.item_text import ItemTextConfig, build_item_texts
 from tiger_jax.embedding.embed import embed_chunk
 from tiger_jax.embedding.encoders import (
@@ -58,6 +47,17 @@ from tiger_jax.embedding.encoders import (
 )
 from tiger_jax.embedding.tfidf import FrozenTfidf
 from tiger_jax.progress import say
+from tiger_jax.workdir import artifacts
+from tiger_jax.workdir.shards import (
+    ShardRows,
+    Shards,
+    ShardWriter,
+    cut_evenly,
+    recipe_of,
+    rows_of,
+    texts,
+)
+from tiger_jax.workdir.vector_shards import vector_array
 
 # TF-IDF is fitted to no more items' texts than this, drawn by the seed.
 MAX_FITTED_ITEMS = 131_072

@@ -16,20 +16,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet
 
-from tiger_jax.beam.blocks import (
-    BUCKETS_BY,
-    Keyed,
-    buckets_of,
-    column,
-    gather,
-    scatter,
-    texts,
-)
+from tiger_jax.beam.blocks import BUCKETS_BY, Keyed, buckets_of, column, gather, scatter
 from tiger_jax.beam.raw import RawShards
 from tiger_jax.beam.runner import RunnerConfig
-from tiger_jax.beam.shards import ShardRows, Shards, ShardWriter, recipe_of, rows_of
 from tiger_jax.beam.steps import collect, run_missing, spread
 from tiger_jax.errors import InputError
+from tiger_jax.workdir.shards import (
+    ShardRows,
+    Shards,
+    ShardWriter,
+    recipe_of,
+    rows_of,
+    texts,
+)
 
 SCHEMA = pa.schema(
     [

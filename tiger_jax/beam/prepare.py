@@ -26,29 +26,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet
 from jaxtyping import Bool, Int64
 
-from tiger_jax import artifacts
-from tiger_jax.array_files import load_array
-from tiger_jax.beam.blocks import (
-    Keyed,
-    column,
-    gather,
-    scatter,
-    shards_of,
-    texts,
-)
+from tiger_jax.beam.blocks import Keyed, column, gather, scatter, shards_of
 from tiger_jax.beam.joined import join_interactions
 from tiger_jax.beam.raw import RawShards
 from tiger_jax.beam.runner import RunnerConfig
-from tiger_jax.beam.shards import (
-    ShardRows,
-    Shards,
-    ShardWriter,
-    cut_evenly,
-    recipe_of,
-    rows_of,
-)
 from tiger_jax.beam.steps import each_shard, exchange
-from tiger_jax.chunk_files import save_whole
 from tiger_jax.data.interactions import (
     MIN_HISTORY,
     InteractionsConfig,
@@ -61,6 +43,18 @@ from tiger_jax.data.splits import SplitsConfig, choose_unseen_items
 from tiger_jax.errors import InputError
 from tiger_jax.histories import Histories
 from tiger_jax.progress import say
+from tiger_jax.workdir import artifacts
+from tiger_jax.workdir.array_files import load_array
+from tiger_jax.workdir.chunk_files import save_whole
+from tiger_jax.workdir.shards import (
+    ShardRows,
+    Shards,
+    ShardWriter,
+    cut_evenly,
+    recipe_of,
+    rows_of,
+    texts,
+)
 
 HISTORY_SCHEMA = pa.schema(
     [

@@ -10,13 +10,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet
 
-from tiger_jax import artifacts
 from tiger_jax.beam.blocks import to_bytes
 from tiger_jax.beam.runner import RunnerConfig
-from tiger_jax.beam.shards import Shards, ShardWriter, cut_evenly, recipe_of
 from tiger_jax.beam.steps import each_shard
 from tiger_jax.data.raw_shop import INTERACTION_COLUMNS, ITEM_COLUMNS, RawShop
 from tiger_jax.errors import InputError
+from tiger_jax.workdir import artifacts
+from tiger_jax.workdir.shards import Shards, ShardWriter, cut_evenly, recipe_of
 
 _FACTS = "shop.json"
 

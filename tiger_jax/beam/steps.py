@@ -13,8 +13,8 @@ import pyarrow as pa
 
 from tiger_jax.beam.blocks import Keyed, gather
 from tiger_jax.beam.runner import RunnerConfig, run
-from tiger_jax.beam.shards import Shards, ShardWriter
 from tiger_jax.progress import say
+from tiger_jax.workdir.shards import Shards, ShardWriter
 
 Emit = Callable[[Any, Sequence[int]], Iterator[Keyed]]
 """(an input, the shards that are missing) -> blocks for these shards."""

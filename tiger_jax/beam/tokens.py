@@ -18,13 +18,10 @@ import numpy as np
 import pyarrow.parquet
 from jaxtyping import Int, Int32
 
-from tiger_jax.array_files import load_array
 from tiger_jax.beam.blocks import column
 from tiger_jax.beam.prepare import PreparedShards, read_histories
 from tiger_jax.beam.runner import RunnerConfig
-from tiger_jax.beam.shards import Shards, ShardWriter, recipe_of
 from tiger_jax.beam.steps import each_shard
-from tiger_jax.beam.vectors import save_vectors
 from tiger_jax.data.splits import Splits
 from tiger_jax.errors import InputError
 from tiger_jax.input_pipeline.quiet_tensorflow import tf
@@ -32,6 +29,9 @@ from tiger_jax.input_pipeline.sources import SPLITS, Pairs
 from tiger_jax.progress import say
 from tiger_jax.semantic_ids.encoder_inputs import encode_histories
 from tiger_jax.semantic_ids.token_ids import TokenLayout
+from tiger_jax.workdir.array_files import load_array
+from tiger_jax.workdir.shards import Shards, ShardWriter, recipe_of
+from tiger_jax.workdir.vector_shards import save_vectors
 
 # Examples tokenised at a time.
 _CHUNK = 8192

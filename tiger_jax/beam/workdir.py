@@ -13,13 +13,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 
-from tiger_jax import artifacts
-from tiger_jax.array_files import load_array
 from tiger_jax.beam.assign import load_table
 from tiger_jax.beam.embed import MAX_FITTED_ITEMS
 from tiger_jax.beam.prepare import PreparedShards, read_histories
-from tiger_jax.beam.shards import Shards
-from tiger_jax.beam.vectors import save_vectors
 from tiger_jax.data.item_text import ItemTextConfig, build_item_texts
 from tiger_jax.data.prepared import PreparedData, choose_categories
 from tiger_jax.data.splits import Splits
@@ -27,6 +23,10 @@ from tiger_jax.data.statistics import compute_statistics
 from tiger_jax.errors import InputError
 from tiger_jax.progress import say
 from tiger_jax.semantic_ids.table import commit_table
+from tiger_jax.workdir import artifacts
+from tiger_jax.workdir.array_files import load_array
+from tiger_jax.workdir.shards import Shards
+from tiger_jax.workdir.vector_shards import save_vectors
 
 FOLDERS = ("data", "embeddings", "semantic_ids")
 # What `prepared.json` says beside the counts.

@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass, replace
 
-import gin
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Bool, Int, Int64
 
+from tiger_jax.config import config
 from tiger_jax.data.raw_shop import RawShop
 from tiger_jax.data.text_numbers import number_texts, whole_array
 from tiger_jax.errors import InputError
@@ -21,8 +21,7 @@ MIN_HISTORY = 3
 _BLOCK_ROWS = 1 << 14
 
 
-@gin.register
-@dataclass(frozen=True)
+@config("interactions")
 class InteractionsConfig:
     """Which interactions count, and in which order.
 

@@ -1,17 +1,15 @@
 """The sentence about an item that is embedded."""
 
 import string
-from dataclasses import dataclass
 from typing import Any
 
-import gin
 import pyarrow as pa
 
+from tiger_jax.config import config
 from tiger_jax.errors import InputError
 
 
-@gin.register
-@dataclass(frozen=True)
+@config("item_text")
 class ItemTextConfig:
     """The template of an item's text.
 

@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet
 from jaxtyping import Int32, Int64, UInt32
 
-from tiger_jax import artifacts
 from tiger_jax.data.splits import Splits
 from tiger_jax.errors import InputError
 from tiger_jax.histories import HeldOut, Histories
+from tiger_jax.workdir import artifacts
 
 _MOSTLY = 0.9
 """A category shared by this share of the items tells little."""

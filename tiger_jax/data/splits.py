@@ -2,16 +2,15 @@
 
 from dataclasses import dataclass
 
-import gin
 import numpy as np
 from jaxtyping import Int32
 
+from tiger_jax.config import config
 from tiger_jax.errors import InputError
 from tiger_jax.histories import HeldOut, Histories
 
 
-@gin.register
-@dataclass(frozen=True)
+@config("splits")
 class SplitsConfig:
     """How interactions are kept back.
 

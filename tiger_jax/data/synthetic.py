@@ -6,13 +6,11 @@ ours reaches. Texts alone don't give the shop away: an item's companions stand i
 other categories, mostly from other brands (`synthetic_catalogue`).
 """
 
-from dataclasses import dataclass
-
-import gin
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Float, Float64, Int32, Int64
 
+from tiger_jax.config import config
 from tiger_jax.data.raw_shop import INTERACTION_COLUMNS, RawShop
 from tiger_jax.data.synthetic_catalogue import Catalogue, build_catalogue
 from tiger_jax.errors import InputError
@@ -26,8 +24,7 @@ _NDCG_CUTOFFS = (5, 10, 20)
 _USERS_AT_ONCE = 512
 
 
-@gin.register
-@dataclass(frozen=True)
+@config("synthetic")
 class SyntheticShopConfig:
     """The generated shop: how large, and how its customers choose.
 

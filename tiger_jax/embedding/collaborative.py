@@ -6,13 +6,12 @@ codewords, so that a recommender finds in the codes what it would otherwise have
 learn from its examples.
 """
 
-import dataclasses
 from typing import TYPE_CHECKING
 
-import gin
 import numpy as np
 from jaxtyping import Float, Float32
 
+from tiger_jax.config import config
 from tiger_jax.errors import InputError
 from tiger_jax.histories import Histories
 
@@ -20,8 +19,7 @@ if TYPE_CHECKING:
     import scipy.sparse
 
 
-@gin.register
-@dataclasses.dataclass(frozen=True)
+@config("collaborative")
 class CollaborativeConfig:
     """How the vectors are made, and what they weigh beside the text.
 

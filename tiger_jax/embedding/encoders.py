@@ -5,18 +5,17 @@ Each encoder is its own config: a frozen dataclass to choose and set in gin.
 
 import importlib.util
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import gin
 import numpy as np
 from jaxtyping import Float32
 
-from tiger_jax import artifacts
+from tiger_jax.config import config
 from tiger_jax.embedding.tfidf import FrozenTfidf, make_vectorizer, normalize
 from tiger_jax.errors import InputError
 from tiger_jax.progress import say
+from tiger_jax.workdir import artifacts
 
 EncodeFn = Callable[[Sequence[str]], np.ndarray]
 """Texts -> float32[len(texts), E]."""
@@ -44,8 +43,7 @@ class Encoder(Protocol):
         """Loads the model, or fits it to all the texts."""
 
 
-@gin.register
-@dataclass(frozen=True)
+@config("encoders")
 class TfidfEncoder:
     """TF-IDF and a truncated SVD (latent semantic analysis): scikit-learn alone.
 
@@ -122,8 +120,7 @@ class TfidfEncoder:
         )
 
 
-@gin.register
-@dataclass(frozen=True)
+@config("encoders")
 class SentenceTransformerEncoder:
     """A model of the Sentence-Transformers library; Sentence-T5 in the paper.
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from tiger_jax import artifacts
+from tiger_jax.workdir import artifacts
 
 # Single characters count: they tell size S from L, and volume 2 from 3.
 TOKEN_PATTERN = r"(?u)\b\w+\b"

@@ -17,12 +17,12 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-import gin
 import jax
 import numpy as np
 from etils import epath
 from jaxtyping import Int32
 
+from tiger_jax.config import config
 from tiger_jax.errors import InputError
 from tiger_jax.input_pipeline.preprocessors import feature_lengths
 from tiger_jax.input_pipeline.quiet_tensorflow import seqio, tf
@@ -35,8 +35,7 @@ _PROCESS_FOLDER = "process_{index}-of-{count}"
 _DESCRIPTION = "seqio_stream.json"
 
 
-@gin.register
-@dataclasses.dataclass(frozen=True)
+@config("batches")
 class SeqioConfig:
     """Which task to stream, and how.
 

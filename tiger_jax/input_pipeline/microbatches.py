@@ -10,10 +10,10 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-import gin
 import numpy as np
 from jaxtyping import Int, Int32
 
+from tiger_jax.config import config
 from tiger_jax.errors import InputError
 
 Batch = dict[str, Any]
@@ -88,8 +88,7 @@ class BatchIterator(Protocol):
     def restore(self, path: Any) -> None: ...
 
 
-@gin.register
-@dataclasses.dataclass(frozen=True)
+@config("microbatches")
 class BucketConfig:
     """How the batches of a stream are cut.
 

@@ -14,28 +14,26 @@ depends on (seed, e) alone; epochs follow one another without a gap, so the posi
 is a single number.
 """
 
-import dataclasses
 import json
 from collections.abc import Iterator
 from typing import Any
 
-import gin
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Int32, UInt32
 
-from tiger_jax.artifacts import hash_arrays
+from tiger_jax.config import config
 from tiger_jax.errors import InputError
 from tiger_jax.histories import Histories
 from tiger_jax.input_pipeline.microbatches import Update, check_sizes, cut_by_length
 from tiger_jax.progress import say
 from tiger_jax.semantic_ids.token_ids import TokenLayout
+from tiger_jax.workdir.artifacts import hash_arrays
 
 _POSITION = "position.json"
 
 
-@gin.register
-@dataclasses.dataclass(frozen=True)
+@config("resident")
 class ResidentConfig:
     """How examples are drawn and grouped.
 

@@ -10,22 +10,20 @@ A history of n items has n - 1 targets. One with more than `max_items` of them i
 into windows that share their border item, so that every target is in one window.
 """
 
-import dataclasses
 from collections.abc import Iterator
 
-import gin
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Int32
 
+from tiger_jax.config import config
 from tiger_jax.errors import InputError
 from tiger_jax.histories import Histories
 from tiger_jax.input_pipeline.microbatches import Update, check_sizes, cut_by_length
 from tiger_jax.input_pipeline.resident import ShuffledEpochs
 
 
-@gin.register
-@dataclasses.dataclass(frozen=True)
+@config("resident_sequences")
 class SequenceConfig:
     """How histories are drawn and grouped.
 

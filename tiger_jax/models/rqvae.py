@@ -7,21 +7,19 @@ Semantic ID (Rajput et al. 2023, "Recommender Systems with Generative Retrieval"
 section 3.1; Zeghidour et al. 2021, "SoundStream", for the residual quantizer).
 """
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import gin
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
+from tiger_jax.config import config
 from tiger_jax.models.residual_quantizer import ResidualQuantizer
 
 
-@gin.register
-@dataclasses.dataclass(frozen=True)
+@config("rqvae")
 class RqVaeConfig:
     """The architecture; the defaults are the paper's.
 

@@ -8,16 +8,15 @@ References:
   Kang and McAuley 2018, "Self-Attentive Sequential Recommendation".
 """
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import gin
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
+from tiger_jax.config import config
 from tiger_jax.models.attention import causal_bias
 from tiger_jax.models.layers import Dropout, linear_param
 from tiger_jax.models.linear import linear
@@ -26,8 +25,7 @@ PADDING = -1
 Params = Mapping[str, Any]
 
 
-@gin.register
-@dataclasses.dataclass(frozen=True)
+@config("sasrec")
 class SasRecConfig:
     """Sizes; the defaults are those of the strongest published run on Beauty.
 

@@ -8,16 +8,15 @@ References:
   Rajput et al. 2023, "Recommender Systems with Generative Retrieval", 3.2.
 """
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
-import gin
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
+from tiger_jax.config import config
 from tiger_jax.models.attention import BeamPosition, Memory
 from tiger_jax.models.item_structure import ItemStructure, ItemTokens
 from tiger_jax.models.layers import linear_param
@@ -30,8 +29,7 @@ Sums = dict[str, Float[Array, ""]]
 LossFn = Callable[[Params, Batch, Array | None], tuple[Float[Array, ""], Sums]]
 
 
-@gin.register
-@dataclasses.dataclass(frozen=True)
+@config("tiger")
 class TigerConfig(TransformerConfig):
     """The model and its loss; vocabulary sizes come from the `TokenLayout`.
 

@@ -5,18 +5,10 @@ import unicodedata
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
+from tiger_jax.evaluation.names import BASELINE_NAMES, FUSED, OURS
 from tiger_jax.reporting.paper_rows import PublishedRow
 
 COLUMNS = ("recall@5", "ndcg@5", "recall@10", "ndcg@10", "recall@20", "mrr@20")
-OURS = "TIGER (this run)"
-FUSED = "Fusion"
-BASELINE_NAMES = {
-    "popularity": "Popularity",
-    "item_cooccurrence": "Item co-occurrence",
-    "semantic_knn": "Semantic KNN",
-    "dense_knn": "KNN over the codes' vectors",
-    "sasrec": "SASRec, full softmax",
-}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, Real
+from jaxtyping import Int, Real
 
 from tiger_jax.errors import InputError
 from tiger_jax.semantic_ids.collisions import group_rows
-from tiger_jax.semantic_ids.quantizers import ENCODE_CHUNK, Quantizer
 
 # The paper: "at least 80 % codebook usage" in RQ-VAE training (section 4).
 MINIMUM_USE = 0.8
@@ -120,32 +119,6 @@ def _purity(groups: Int[np.ndarray, " N"], numbers: Int[np.ndarray, " N"]) -> fl
     largest = np.zeros(int(groups.max()) + 1, np.int64)
     np.maximum.at(largest, pairs // width, counts)
     return float(largest.sum() / len(groups))
-
-
-def reconstruction_errors(
-    quantizer: Quantizer,
-    embeddings: Float[np.ndarray, "N E"],
-    codes: Int[np.ndarray, "N L"],
-) -> list[float] | None:
-    """The fraction of the embeddings' variance that l codewords miss, l = 1 … L.
-
-    Returns:
-        sum |x - x_l|^2 / sum |x - mean|^2 for each l; None if the quantizer's
-        codewords say nothing about the embedding.
-    """
-    mean = np.mean(embeddings, axis=0, dtype=np.float64).astype(np.float32)
-    num_levels = codes.shape[1]
-    missed, variance = np.zeros(num_levels), 0.0
-    for start in range(0, len(codes), ENCODE_CHUNK):
-        rows = slice(start, start + ENCODE_CHUNK)
-        chunk = np.asarray(embeddings[rows], np.float32)
-        variance += float(((chunk - mean) ** 2).sum(dtype=np.float64))
-        for level in range(num_levels):
-            guess = quantizer.reconstruct(codes[rows, : level + 1])
-            if guess is None:
-                return None
-            missed[level] += ((chunk - guess) ** 2).sum(dtype=np.float64)
-    return [float(m / variance) if variance else 0.0 for m in missed]
 
 
 def check_use(quality: dict[str, Any], *, accept: bool, minimum: float) -> str | None:

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
-from tiger_jax import artifacts
-from tiger_jax.array_files import load_array, save_array
 from tiger_jax.errors import InputError
 from tiger_jax.semantic_ids.collisions import group_rows
 from tiger_jax.semantic_ids.quality import describe_codes
+from tiger_jax.workdir import artifacts
+from tiger_jax.workdir.array_files import load_array, save_array
 
 _CODES, _TABLE, _ITEM_IDS = "codes.npy", "table.json", "item_ids.parquet"
 

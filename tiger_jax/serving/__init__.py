@@ -1,1 +1,1 @@
-"""Histories in, items out: bundle, recommender, catalogue updates, HTTP."""
+"""A recommender behind HTTP: routes, batching, limits, and the server itself."""

@@ -6,24 +6,24 @@ from typing import Any
 import gin
 import numpy as np
 
-from tiger_jax import artifacts
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.errors import InputError
-from tiger_jax.models.rqvae_quantizer import load_quantizer
 from tiger_jax.progress import say
+from tiger_jax.quantizers.rqvae_quantizer import load_quantizer
 from tiger_jax.semantic_ids.collisions import COLLISION_LEVEL_SIZE, add_collision_level
 from tiger_jax.semantic_ids.peer_codes import copy_from_nearest, load_peer_codes
 from tiger_jax.semantic_ids.quality import format_quality
 from tiger_jax.semantic_ids.table import SemanticIdTable, commit_table
 from tiger_jax.stages.context import RunContext
 from tiger_jax.stages.train_rqvae import load_embeddings, load_quantized_vectors
+from tiger_jax.workdir import artifacts
 
 # With more collisions than this, the collision level decides much of what a
 # recommender can tell apart, and it means nothing.
 _MANY_COLLISIONS = 0.1
 
 
-@gin.configurable
+@gin.configurable(module="stages")
 def assign_semantic_ids(
     context: RunContext,
     *,

@@ -7,9 +7,6 @@ import gin
 import pyarrow as pa
 import pyarrow.parquet
 
-from tiger_jax import artifacts
-from tiger_jax.array_files import load_array
-from tiger_jax.chunk_files import save_whole
 from tiger_jax.data.item_text import ItemTextConfig, build_item_texts
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.embedding.embed import embed_texts
@@ -18,9 +15,12 @@ from tiger_jax.embedding.ready_made import load_ready_made
 from tiger_jax.errors import InputError
 from tiger_jax.progress import say
 from tiger_jax.stages.context import RunContext
+from tiger_jax.workdir import artifacts
+from tiger_jax.workdir.array_files import load_array
+from tiger_jax.workdir.chunk_files import save_whole
 
 
-@gin.configurable
+@gin.configurable(module="stages")
 def embed_items(
     context: RunContext,
     *,

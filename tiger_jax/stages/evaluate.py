@@ -8,25 +8,27 @@ from typing import Any
 import gin
 import numpy as np
 
-from tiger_jax import artifacts
-from tiger_jax.array_files import load_array
+from tiger_jax.config import config
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.errors import InputError
 from tiger_jax.evaluation import evaluator, guards, metrics
-from tiger_jax.evaluation.item_cooccurrence import build_item_cooccurrence
-from tiger_jax.evaluation.popularity import build_popularity
+from tiger_jax.evaluation import record as evaluation_record
+from tiger_jax.evaluation.baselines.item_cooccurrence import build_item_cooccurrence
+from tiger_jax.evaluation.baselines.popularity import build_popularity
+from tiger_jax.evaluation.baselines.semantic_knn import build_semantic_knn
 from tiger_jax.evaluation.recommend_fn import RecommendFn
-from tiger_jax.evaluation.semantic_knn import build_semantic_knn
 from tiger_jax.histories import HeldOut
 from tiger_jax.progress import say
-from tiger_jax.reporting import evaluation_record, paper_rows, tables
-from tiger_jax.stages.context import RunContext
-from tiger_jax.stages.recommendation import (
+from tiger_jax.recommending.searcher import (
     Recommendation,
     SearchConfig,
     load_recommendation,
 )
+from tiger_jax.reporting import paper_rows, tables
+from tiger_jax.stages.context import RunContext
 from tiger_jax.stages.sasrec_artifact import load_sasrec
+from tiger_jax.workdir import artifacts
+from tiger_jax.workdir.array_files import load_array
 
 INPUTS = ("data", "embeddings", "semantic_ids", "recommender")
 SASREC = "sasrec"  # an input where it is there: a baseline that has to be trained
@@ -41,8 +43,7 @@ LEAST_EXACT_USERS = 4
 TIE_RULE = "a tie counts against the target: it takes the worst place of its group"
 
 
-@gin.register
-@dataclasses.dataclass(frozen=True)
+@config("evaluate")
 class EvaluateConfig:
     """What is measured, on whom.
 
@@ -77,7 +78,7 @@ class EvaluateConfig:
             )
 
 
-@gin.configurable
+@gin.configurable(module="stages")
 def evaluate(
     context: RunContext,
     *,

@@ -8,27 +8,27 @@ import jax
 import numpy as np
 import pyarrow.parquet as pq
 
-from tiger_jax import artifacts
 from tiger_jax.data.item_text import ItemTextConfig
 from tiger_jax.data.prepared import PreparedData
-from tiger_jax.decoding.planner import make_plan, worst_case
+from tiger_jax.decoding.trie.planner import make_plan, worst_case
 from tiger_jax.embedding.encoders import SentenceTransformerEncoder, TfidfEncoder
 from tiger_jax.embedding.tfidf import FrozenTfidf
 from tiger_jax.errors import InputError
-from tiger_jax.models.rqvae_quantizer import load_quantizer
 from tiger_jax.progress import say
-from tiger_jax.semantic_ids.quantizers import Quantizer
-from tiger_jax.semantic_ids.table import SemanticIdTable
-from tiger_jax.serving.bundle import BUNDLE, FORMAT, Parts, save_bundle
-from tiger_jax.serving.item_encoder import ItemEncoder
-from tiger_jax.serving.programs import Shapes
-from tiger_jax.stages.context import RunContext
-from tiger_jax.stages.recommendation import SearchConfig
-from tiger_jax.stages.recommender_artifact import (
+from tiger_jax.quantizers.quantizer import Quantizer
+from tiger_jax.quantizers.rqvae_quantizer import load_quantizer
+from tiger_jax.recommending.bundle import BUNDLE, FORMAT, Parts, save_bundle
+from tiger_jax.recommending.item_encoder import ItemEncoder
+from tiger_jax.recommending.programs import Shapes
+from tiger_jax.recommending.searcher import SearchConfig
+from tiger_jax.recommending.trained_model import (
     load_card_and_table,
     load_recommender,
 )
+from tiger_jax.semantic_ids.table import SemanticIdTable
+from tiger_jax.stages.context import RunContext
 from tiger_jax.stages.train_rqvae import load_embeddings, load_quantized_vectors
+from tiger_jax.workdir import artifacts
 
 # A text embedded again must come out as it was, but for the order of sums.
 _TOLERANCE = 1e-3
@@ -37,7 +37,7 @@ _SAMPLE = 200
 _AGREEMENT = 0.97
 
 
-@gin.configurable
+@gin.configurable(module="stages")
 def export(
     context: RunContext,
     *,

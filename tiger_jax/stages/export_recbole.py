@@ -4,12 +4,12 @@ import re
 
 import numpy as np
 
-from tiger_jax import artifacts
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.progress import say
+from tiger_jax.recommending.result_files import write_atomic_file
 from tiger_jax.semantic_ids.table import SemanticIdTable
 from tiger_jax.stages.context import RunContext
-from tiger_jax.stages.result_files import write_atomic_file
+from tiger_jax.workdir import artifacts
 
 FOLDER = "recbole"
 

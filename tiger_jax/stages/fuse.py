@@ -8,22 +8,23 @@ from typing import Any
 import gin
 import numpy as np
 
-from tiger_jax import artifacts
+from tiger_jax.config import config
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.errors import InputError
 from tiger_jax.evaluation import bootstrap, evaluator, fusion, metrics
+from tiger_jax.evaluation.baselines.item_cooccurrence import build_item_cooccurrence
+from tiger_jax.evaluation.baselines.semantic_knn import build_semantic_knn
 from tiger_jax.evaluation.evaluator import Evaluation
-from tiger_jax.evaluation.item_cooccurrence import build_item_cooccurrence
 from tiger_jax.evaluation.recommend_fn import RecommendFn
-from tiger_jax.evaluation.semantic_knn import build_semantic_knn
 from tiger_jax.histories import HeldOut
 from tiger_jax.progress import say
+from tiger_jax.recommending.trained_model import ModelCard
 from tiger_jax.reporting import tables
 from tiger_jax.stages.context import RunContext
 from tiger_jax.stages.list_candidates import load_candidates
-from tiger_jax.stages.recommender_artifact import ModelCard
 from tiger_jax.stages.sasrec_artifact import load_sasrec
 from tiger_jax.stages.train_rqvae import load_embeddings, load_quantized_vectors
+from tiger_jax.workdir import artifacts
 
 # Each part, and the folders that it is made from besides data/.
 PARTS: Mapping[str, Sequence[str]] = {
@@ -36,8 +37,7 @@ PARTS: Mapping[str, Sequence[str]] = {
 SPLITS = {"test": False, "test_masked": True}
 
 
-@gin.register
-@dataclasses.dataclass(frozen=True)
+@config("fuse")
 class FusionConfig:
     """What is fused, and how the weights are chosen.
 
@@ -77,7 +77,7 @@ class Choice:
     value: float
 
 
-@gin.configurable
+@gin.configurable(module="stages")
 def fuse(
     context: RunContext, *, seed: int = 0, config: FusionConfig | None = None
 ) -> None:

@@ -4,7 +4,6 @@ Searching for all users is what costs in an evaluation. Done once a split and ke
 the lists can be fused, masked and looked into as often as one likes.
 """
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -12,24 +11,24 @@ import gin
 import numpy as np
 from jaxtyping import Float32, Int32
 
-from tiger_jax import artifacts
-from tiger_jax.chunk_files import load_chunk, remove_chunks, save_chunk
+from tiger_jax.config import config
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.errors import InputError
 from tiger_jax.evaluation import evaluator
 from tiger_jax.evaluation.fusion import ListedRecommender
 from tiger_jax.evaluation.recommend_fn import RecommendFn
 from tiger_jax.histories import HeldOut
+from tiger_jax.recommending.searcher import SearchConfig, load_recommendation
 from tiger_jax.stages.context import RunContext
-from tiger_jax.stages.recommendation import SearchConfig, load_recommendation
+from tiger_jax.workdir import artifacts
+from tiger_jax.workdir.chunk_files import load_chunk, remove_chunks, save_chunk
 
 INPUTS = ("data", "semantic_ids", "recommender")
 SPLITS = ("validation", "test")
 CHUNK = 2048  # users that a kill costs at most
 
 
-@gin.register
-@dataclasses.dataclass(frozen=True)
+@config("list_candidates")
 class CandidatesConfig:
     """Whose lists are made, and how long they are.
 
@@ -50,7 +49,7 @@ class CandidatesConfig:
     max_validation_users: int | None = 6000
 
 
-@gin.configurable
+@gin.configurable(module="stages")
 def list_candidates(
     context: RunContext,
     *,

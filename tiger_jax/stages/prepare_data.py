@@ -7,22 +7,22 @@ from typing import Any
 
 import gin
 
-from tiger_jax import artifacts
-from tiger_jax.data.files import FilesConfig
 from tiger_jax.data.interactions import InteractionsConfig
-from tiger_jax.data.movielens import MovielensConfig
 from tiger_jax.data.prepare import prepare_shop
-from tiger_jax.data.recbole import RecboleConfig
-from tiger_jax.data.sources import RawSource, ReaderConfigs, find_source
+from tiger_jax.data.readers.files import FilesConfig
+from tiger_jax.data.readers.movielens import MovielensConfig
+from tiger_jax.data.readers.raw_source import RawSource, ReaderConfigs, find_source
+from tiger_jax.data.readers.recbole import RecboleConfig
 from tiger_jax.data.splits import SplitsConfig
 from tiger_jax.data.statistics import describe_statistics
 from tiger_jax.data.synthetic import SyntheticShopConfig
 from tiger_jax.errors import InputError
 from tiger_jax.progress import say
 from tiger_jax.stages.context import RunContext
+from tiger_jax.workdir import artifacts
 
 
-@gin.configurable
+@gin.configurable(module="stages")
 def prepare_data(
     context: RunContext,
     *,

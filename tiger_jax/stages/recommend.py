@@ -9,25 +9,25 @@ import gin
 import jax
 import jax.numpy as jnp
 
-from tiger_jax import artifacts
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.errors import InputError
 from tiger_jax.progress import Progress, say
-from tiger_jax.reporting.tables import display_width, shorten
-from tiger_jax.serving.catalogue import Catalogue
-from tiger_jax.serving.programs import JittedPrograms
-from tiger_jax.serving.recommender import Engine, Recommender
-from tiger_jax.serving.requests import Answer, Request
-from tiger_jax.stages.context import RunContext
-from tiger_jax.stages.export import make_shapes, read_parts
-from tiger_jax.stages.recommend_requests import (
+from tiger_jax.recommending.catalogue import Catalogue
+from tiger_jax.recommending.histories_wanted import (
     Wanted,
     draw_test_users,
     read_histories,
     search_titles,
 )
-from tiger_jax.stages.recommendation import SearchConfig
-from tiger_jax.stages.result_files import write_recommendations
+from tiger_jax.recommending.programs import JittedPrograms
+from tiger_jax.recommending.recommender import Engine, Recommender
+from tiger_jax.recommending.requests import Answer, Request
+from tiger_jax.recommending.result_files import write_recommendations
+from tiger_jax.recommending.searcher import SearchConfig
+from tiger_jax.reporting.tables import display_width, shorten
+from tiger_jax.stages.context import RunContext
+from tiger_jax.stages.export import make_shapes, read_parts
+from tiger_jax.workdir import artifacts
 
 OUTPUTS = ("table", "jsonl")
 BATCH_SIZES, MAX_EXCLUDED = (1, 31), 64
@@ -37,7 +37,7 @@ HISTORY_SHOWN = 5
 TITLE_WIDTH = 70
 
 
-@gin.configurable
+@gin.configurable(module="stages")
 def recommend(
     context: RunContext,
     *,

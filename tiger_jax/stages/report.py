@@ -2,18 +2,18 @@
 
 import gin
 
-from tiger_jax import artifacts
 from tiger_jax.errors import InputError
 from tiger_jax.progress import say
+from tiger_jax.recommending.trained_model import ModelCard
 from tiger_jax.reporting.page import build_report, write_report
 from tiger_jax.reporting.workdir_parts import finished_folders, read_parts
 from tiger_jax.stages.context import RunContext
-from tiger_jax.stages.recommender_artifact import ModelCard
+from tiger_jax.workdir import artifacts
 
 USUAL_ITEMS = 20  # of a history, where no recommender has been trained
 
 
-@gin.configurable
+@gin.configurable(module="stages")
 def report(context: RunContext, *, seed: int = 0) -> None:
     """Writes ``index.html``, which needs nothing but itself, and its plots as PNG.
 

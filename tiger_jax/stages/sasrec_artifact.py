@@ -8,7 +8,6 @@ import jax
 import numpy as np
 from jaxtyping import Float32, Int32
 
-from tiger_jax import artifacts
 from tiger_jax.errors import InputError
 from tiger_jax.evaluation.recommend_fn import RecommendFn, from_scores, last_items
 from tiger_jax.models.sasrec import (
@@ -19,6 +18,7 @@ from tiger_jax.models.sasrec import (
     make_score_fn,
 )
 from tiger_jax.training.checkpoints import STEP_PREFIX, restore_params_of
+from tiger_jax.workdir import artifacts
 
 MODEL_FILE = "model.json"
 CHECKPOINTS = "checkpoints"

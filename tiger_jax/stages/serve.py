@@ -6,14 +6,14 @@ import gin
 
 from tiger_jax.errors import InputError
 from tiger_jax.progress import say
+from tiger_jax.recommending.bundle import BUNDLE
+from tiger_jax.recommending.versions import CatalogueVersions
 from tiger_jax.reporting.demo_page import build_demo_page
-from tiger_jax.serving.bundle import BUNDLE
-from tiger_jax.serving.http.settings import Limits
-from tiger_jax.serving.versions import CatalogueVersions
+from tiger_jax.serving.settings import Limits
 from tiger_jax.stages.context import RunContext
 
 
-@gin.configurable
+@gin.configurable(module="stages")
 def serve(
     context: RunContext,
     *,
@@ -42,8 +42,8 @@ def serve(
             no sense.
     """
     try:
-        from tiger_jax.serving.http import server
-        from tiger_jax.serving.http.app import Service
+        from tiger_jax.serving import server
+        from tiger_jax.serving.app import Service
     except ModuleNotFoundError as error:
         raise InputError(
             f"serving needs the package {error.name}: pip install 'tiger_jax[serve]'"

@@ -13,12 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from tiger_jax import artifacts
 from tiger_jax.errors import InputError
 from tiger_jax.input_pipeline.microbatches import BucketConfig
 from tiger_jax.input_pipeline.resident import ResidentConfig
 from tiger_jax.models.codeword_embeddings import init_token_embeddings
-from tiger_jax.models.rqvae_quantizer import load_quantizer
 from tiger_jax.models.tiger import (
     Params,
     Tiger,
@@ -27,31 +25,33 @@ from tiger_jax.models.tiger import (
     make_loss_fn,
 )
 from tiger_jax.progress import say
-from tiger_jax.semantic_ids.table import SemanticIdTable
-from tiger_jax.stages.context import RunContext
-from tiger_jax.stages.recommender_artifact import (
+from tiger_jax.quantizers.rqvae_quantizer import load_quantizer
+from tiger_jax.recommending.trained_model import (
     CHECKPOINTS,
     ModelCard,
     load_recommender,
     load_start,
 )
-from tiger_jax.stages.training_inputs import (
+from tiger_jax.recommending.training_inputs import (
     TrainingInputs,
     find_token_shards,
     open_histories,
     open_token_shards,
 )
-from tiger_jax.stages.validation import ValidationConfig, make_evaluate_fn
+from tiger_jax.recommending.validation import ValidationConfig, make_evaluate_fn
+from tiger_jax.semantic_ids.table import SemanticIdTable
+from tiger_jax.stages.context import RunContext
 from tiger_jax.training.loop import LoopConfig, decides, train
 from tiger_jax.training.optimizers import OptimizerConfig, make_optimizer
 from tiger_jax.training.partitioning import MeshConfig, Partitioner, check_hosts_agree
+from tiger_jax.workdir import artifacts
 
 # Where the tasks of `tasks.tiger` look for a work directory.
 _TASKS_WORKDIR = "TIGER_WORKDIR"
 ALL_PREFIXES, LAST_ALONE = "prefixes", "last"  # which pairs are trained on
 
 
-@gin.configurable
+@gin.configurable(module="stages")
 def train_recommender(
     context: RunContext,
     *,

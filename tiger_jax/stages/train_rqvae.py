@@ -14,12 +14,6 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from tiger_jax import artifacts
-from tiger_jax.array_files import load_array
-from tiger_jax.beam.shards import Shards
-from tiger_jax.beam.shuffled_rows import ShuffleConfig, ShuffledRows
-from tiger_jax.beam.vectors import VectorRows
-from tiger_jax.chunk_files import save_whole
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.embedding.collaborative import (
     CollaborativeConfig,
@@ -27,31 +21,41 @@ from tiger_jax.embedding.collaborative import (
     join_text,
 )
 from tiger_jax.errors import InputError
-from tiger_jax.models.rqvae_quantizer import save_quantizer
-from tiger_jax.models.rqvae_training import (
+from tiger_jax.input_pipeline.shuffled_rows import ShuffleConfig, ShuffledRows
+from tiger_jax.progress import Progress, say
+from tiger_jax.quantizers.quantizer import (
+    ENCODE_CHUNK,
+    Quantizer,
+    QuantizerConfig,
+    reconstruction_errors,
+)
+from tiger_jax.quantizers.rqvae_quantizer import save_quantizer
+from tiger_jax.quantizers.rqvae_training import (
     DrawFn,
     RqVaeState,
     RqVaeTrainer,
     RqVaeTraining,
 )
-from tiger_jax.progress import Progress, say
 from tiger_jax.semantic_ids.quality import (
     MINIMUM_USE,
     check_use,
     describe_codes,
     format_quality,
-    reconstruction_errors,
 )
-from tiger_jax.semantic_ids.quantizers import ENCODE_CHUNK, Quantizer, QuantizerConfig
 from tiger_jax.stages.context import RunContext
 from tiger_jax.training.metric_writers import MetricWriter
 from tiger_jax.training.whole_checkpoints import open_manager, restore_newest_whole
+from tiger_jax.workdir import artifacts
+from tiger_jax.workdir.array_files import load_array
+from tiger_jax.workdir.chunk_files import save_whole
+from tiger_jax.workdir.shards import Shards
+from tiger_jax.workdir.vector_shards import VectorRows
 
 _CHECKPOINTS = "checkpoints"
 _COLLABORATIVE = "collaborative.npy"
 
 
-@gin.configurable
+@gin.configurable(module="stages")
 def train_rqvae(
     context: RunContext,
     *,

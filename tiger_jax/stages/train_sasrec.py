@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int32, Int64
 
-from tiger_jax import artifacts
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.errors import InputError
 from tiger_jax.evaluation.metrics import compute_metrics
@@ -36,12 +35,13 @@ from tiger_jax.stages.sasrec_artifact import (
 from tiger_jax.training.loop import LoopConfig, decides, train
 from tiger_jax.training.optimizers import OptimizerConfig, make_optimizer
 from tiger_jax.training.partitioning import MeshConfig, Partitioner
+from tiger_jax.workdir import artifacts
 
 VALIDATION_BATCH = 256
 CUTOFF = 10
 
 
-@gin.configurable
+@gin.configurable(module="stages")
 def train_sasrec(
     context: RunContext,
     *,

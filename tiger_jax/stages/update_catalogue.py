@@ -6,21 +6,21 @@ from typing import Any
 
 import gin
 
-from tiger_jax.array_files import load_array
-from tiger_jax.data.files import FilesConfig, read_items_file
+from tiger_jax.data.readers.files import FilesConfig, read_items_file
 from tiger_jax.errors import InputError
 from tiger_jax.progress import say
-from tiger_jax.serving.bundle import BUNDLE
-from tiger_jax.serving.new_items import NewItem
-from tiger_jax.serving.updates import UpdateReport
-from tiger_jax.serving.versions import KEEP, CatalogueVersions
+from tiger_jax.recommending.bundle import BUNDLE
+from tiger_jax.recommending.new_items import NewItem
+from tiger_jax.recommending.updates import UpdateReport
+from tiger_jax.recommending.versions import KEEP, CatalogueVersions
 from tiger_jax.stages.context import RunContext
+from tiger_jax.workdir.array_files import load_array
 
 _SHOWN = 5
 _UNKNOWN = (None, "", [])
 
 
-@gin.configurable
+@gin.configurable(module="stages")
 def update_catalogue(
     context: RunContext,
     *,

@@ -21,8 +21,8 @@ from flax import traverse_util
 from flax.linen.partitioning import AxisMetadata
 from jaxtyping import Array, Float, Int
 
-from tiger_jax.decoding.beam_search import beam_search
-from tiger_jax.decoding.trie import Trie
+from tiger_jax.decoding.search.beam_search import beam_search
+from tiger_jax.decoding.trie.trie import Trie
 from tiger_jax.input_pipeline.quiet_tensorflow import seqio
 from tiger_jax.models.tiger import (
     Params,
@@ -37,7 +37,7 @@ Batch = Mapping[str, Array]
 Metrics = dict[str, clu.metrics.Metric]
 
 
-@gin.register
+@gin.register(module="model")
 class T5xTiger:
     """A TIGER over one task's vocabulary and catalogue.
 

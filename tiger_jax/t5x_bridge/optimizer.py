@@ -105,7 +105,7 @@ class Optimizer(flax.struct.PyTreeNode):
         return TrainState(self.target, self.state.param_states, self.state.step)
 
 
-@gin.register
+@gin.register(module="optimizer")
 def make_optimizer_definition(
     config: OptimizerConfig | None = None, total_steps: int | None = None
 ) -> OptimizerDefinition:

@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import gin
 import jax
 import numpy as np
 import optax
 from jax.experimental import multihost_utils
 
+from tiger_jax.config import config
 from tiger_jax.errors import InputError, Preempted
 from tiger_jax.progress import Progress, say
 from tiger_jax.training.checkpoints import Checkpointer
@@ -58,8 +58,7 @@ class TrainingInput(Protocol):
     def restore(self, path: Any) -> None: ...
 
 
-@gin.register
-@dataclasses.dataclass(frozen=True)
+@config("loop")
 class LoopConfig:
     """How long to train, and what to do on the way; periods are in updates.
 

@@ -5,20 +5,18 @@ reads is saved and restored with the optimizer, and so that an engine which take
 any optax transformation (t5x) trains with the very same one.
 """
 
-import dataclasses
 from typing import Any
 
-import gin
 import jax
 import optax
 
+from tiger_jax.config import config
 from tiger_jax.errors import InputError
 
 PyTree = Any
 
 
-@gin.register
-@dataclasses.dataclass(frozen=True)
+@config("optimizers")
 class OptimizerConfig:
     """Which optimizer, and how its learning rate moves.
 

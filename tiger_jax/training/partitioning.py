@@ -8,20 +8,19 @@ Multi-host runs call `initialize_distributed` before anything touches a device.
 """
 
 import contextlib
-import dataclasses
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
-import gin
 import jax
 import numpy as np
 import optax
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
+from tiger_jax.config import config
 from tiger_jax.errors import InputError
 from tiger_jax.progress import say
 
@@ -48,8 +47,7 @@ LOGICAL_AXIS_RULES: tuple[tuple[str, str | None], ...] = (
 )
 
 
-@gin.register
-@dataclasses.dataclass(frozen=True)
+@config("partitioning")
 class MeshConfig:
     """The shape of the device mesh.
 

@@ -1,0 +1,325 @@
+"""The Amazon builder, on small files made here in the raw formats."""
+
+import gzip
+import http.server
+import json
+import math
+import shutil
+import tempfile
+import threading
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+import urllib3
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tiger_jax.data.readers import amazon, amazon_files
+from tiger_jax.data.readers.amazon import Amazon2014, read_amazon
+from tiger_jax.errors import InputError
+
+METADATA_LINES = (
+    # Another item's line comes first, and is none of ours.
+    "{'asin': 'B999', 'title': 'Not in the 5-core', 'price': 1.0}",
+    "{'asin': 'B002', 'title': 'Nail Polish &amp; Remover', 'price': 4.99, "
+    "'brand': 'Lumi', 'categories': [['Beauty', 'Nails', 'Polish'], ['Gifts']], "
+    "'related': {'also_bought': ['B001']}, 'salesRank': {'Beauty': 12}}",
+    # Broken quoting, as in the real files.
+    "{'asin': 'B001', 'title': 'The 'Best' Cream', 'categories': [['Beauty']]}",
+    # Calls are no literals.
+    "{'asin': 'B003', 'title': __import__('os').getcwd()}",
+    # The first line about an item counts; a negative price is none.
+    "{'asin': 'B004', 'description': 'Soap\\d', 'price': -1.0, 'categories': 'x'}",
+    "{'asin': 'B004', 'title': 'Second line'}",
+)
+REVIEWS = (  # (user, item, rating, time): grouped by item, as in the real files
+    ("U1", "B001", 5.0, 300),
+    ("U2", "B001", 1.0, 200),
+    ("U1", "B002", 4.0, 100),
+    ("U2", "B002", 3.0, 200),
+    ("U1", "B004", 2.0, 300),
+    ("U3", "B003", 5.0, 50),
+    ("U1", "B004", 5.0, 300),  # the same again: kept
+    ("U3", "B005", 5.0, 400),
+)
+
+
+def write_gzip(path: Path, lines: list[str]) -> None:
+    with gzip.open(path, "wt", encoding="utf-8") as file:
+        file.writelines(line + "\n" for line in lines)
+
+
+def review_lines(reviews=REVIEWS) -> list[str]:
+    keys = ("reviewerID", "asin", "overall", "unixReviewTime")
+    return [
+        json.dumps({**dict(zip(keys, row, strict=True)), "reviewText": "Fine."})
+        for row in reviews
+    ]
+
+
+def write_category(folder: Path, title: str = "Beauty") -> None:
+    write_gzip(folder / f"reviews_{title}_5.json.gz", review_lines())
+    write_gzip(folder / f"meta_{title}.json.gz", list(METADATA_LINES))
+
+
+class _BuilderTest(tfds.testing.DatasetBuilderTestCase):
+    """TFDS's own test of a builder, fed with files written for it."""
+
+    DATASET_CLASS = Amazon2014
+    SPLITS = {"items": 5}
+    # The files' checksums are recorded where they are downloaded, not shipped.
+    SKIP_CHECKSUMS = True
+    __test__ = False
+
+    @classmethod
+    def setUpClass(cls):
+        cls.folder = tempfile.TemporaryDirectory()
+        cls.EXAMPLE_DIR = cls.folder.name
+        cls.write_files(Path(cls.folder.name))
+        super().setUpClass()
+
+    @classmethod
+    def tearDownClass(cls):
+        super().tearDownClass()
+        cls.folder.cleanup()
+
+
+class TestBuilderWithManualFiles(_BuilderTest):
+    __test__ = True
+
+    @classmethod
+    def write_files(cls, folder):
+        for title in amazon.CATEGORIES.values():
+            write_category(folder, title)
+
+
+class TestBuilderWithDownloads(_BuilderTest):
+    __test__ = True
+    DL_DOWNLOAD_RESULT = {"reviews": "first.gz", "metadata": "second.gz"}
+    BUILDER_CONFIG_NAMES_TO_TEST = ["toys"]
+
+    @classmethod
+    def write_files(cls, folder):
+        write_gzip(folder / "first.gz", review_lines())
+        write_gzip(folder / "second.gz", list(METADATA_LINES))
+
+
+@pytest.fixture
+def raw_folder(tmp_path):
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    write_category(folder)
+    return folder
+
+
+def test_reading_gives_items_in_order_of_first_review_and_counts_bad_lines(
+    raw_folder, tmp_path
+):
+    shop = read_amazon("beauty", raw_folder, data_dir=tmp_path / "tfds")
+    assert shop.items.to_pylist() == [
+        {"item_id": "B001", "title": "", "brand": "", "price": None, "categories": []},
+        {
+            "item_id": "B002",
+            "title": "Nail Polish & Remover",
+            "brand": "Lumi",
+            "price": 4.99,
+            "categories": [["Beauty", "Nails", "Polish"], ["Gifts"]],
+        },
+        {"item_id": "B004", "title": "", "brand": "", "price": None, "categories": []},
+        {"item_id": "B003", "title": "", "brand": "", "price": None, "categories": []},
+        {"item_id": "B005", "title": "", "brand": "", "price": None, "categories": []},
+    ]
+    assert shop.notes == (
+        "meta_Beauty.json.gz: 2 lines are no Python literals and are left out (the "
+        "first at 3, 4)",
+        "3 of 5 items have no metadata, and so no text",
+    )
+
+
+def test_interactions_are_sorted_by_time_and_ties_keep_file_order(raw_folder, tmp_path):
+    shop = read_amazon("beauty", raw_folder, data_dir=tmp_path / "tfds")
+    expected = sorted(REVIEWS, key=lambda review: review[3])  # stable
+    rows = shop.interactions.to_pylist()
+    assert [(r["user_id"], r["item_id"], r["timestamp"]) for r in rows] == [
+        (user, item, time) for user, item, _, time in expected
+    ]
+
+
+def test_prepared_data_are_reused_until_the_files_change(raw_folder, tmp_path, capsys):
+    first = read_amazon("beauty", raw_folder, data_dir=tmp_path / "tfds")
+    again = read_amazon("beauty", raw_folder, data_dir=tmp_path / "tfds")
+    assert again.items == first.items
+    assert again.notes == first.notes
+    assert "Reading" in capsys.readouterr().out
+
+    read_amazon("beauty", raw_folder, data_dir=tmp_path / "tfds")
+    assert "Reading" not in capsys.readouterr().out
+    write_gzip(raw_folder / "reviews_Beauty_5.json.gz", review_lines(REVIEWS[:3]))
+    changed = read_amazon("beauty", raw_folder, data_dir=tmp_path / "tfds")
+    assert changed.interactions.num_rows == 3
+    assert "preparing anew" in capsys.readouterr().out
+
+
+@pytest.fixture
+def host(raw_folder, monkeypatch):
+    """Serves the raw folder on this machine in place of the public host."""
+    handler = partial(_QuietHandler, directory=raw_folder)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        monkeypatch.setattr(amazon, "HOST", f"http://127.0.0.1:{server.server_port}/")
+        yield
+        server.shutdown()
+
+
+class _QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@pytest.mark.usefixtures("host")
+def test_checksums_are_recorded_at_the_first_download_and_verified_after(tmp_path):
+    data_dir = tmp_path / "tfds"
+    shop = read_amazon("beauty", data_dir=data_dir)
+    assert shop.interactions.num_rows == len(REVIEWS)
+    (record,) = data_dir.rglob("amazon2014_checksums.json")
+    assert len(json.loads(record.read_text())) == 2
+
+    (downloaded,) = (data_dir / "downloads").rglob("*reviews_Beauty*.gz")
+    shutil.rmtree(data_dir / "amazon2014")  # the prepared data, not the downloads
+    write_gzip(downloaded, review_lines(REVIEWS[:3]))
+    with pytest.raises(InputError, match="SHA-256 .* first downloaded"):
+        read_amazon("beauty", data_dir=data_dir)
+
+
+@pytest.mark.usefixtures("host")
+def test_nothing_is_left_in_the_temporary_folder(raw_folder, tmp_path, monkeypatch):
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    read_amazon("beauty", raw_folder, data_dir=tmp_path / "tfds")
+    assert not list((tmp_path / "temporary").iterdir())
+
+
+def test_a_small_file_that_never_ends_is_refused(tmp_path):
+    path = tmp_path / "bomb.json.gz"
+    with gzip.open(path, "wb", 1) as file:
+        for _ in range(200):
+            file.write(b"[" * 2**20)
+    with pytest.raises(InputError, match="more than .* times its .* bytes"):
+        amazon_files.read_metadata(path, {"B001"})
+    with gzip.open(path, "wb", 1) as file:
+        file.write(b"\n" * 1_100_000)
+    with pytest.raises(InputError, match="more than 1,000,000 empty lines"):
+        amazon_files.read_metadata(path, {"B001"})
+
+
+def test_what_cannot_be_downloaded_says_what_to_do(raw_folder, tmp_path, monkeypatch):
+    # The download is tried again and again; only the waiting between is left out.
+    monkeypatch.setattr(urllib3.util.Retry, "get_backoff_time", lambda self: 0)
+    (raw_folder / "meta_Beauty.json.gz").unlink()
+    with pytest.raises(InputError, match="could not be fetched .* by hand"):
+        read_amazon("beauty", data_dir=tmp_path / "tfds")
+
+
+def test_a_folder_without_the_files_and_an_unknown_name_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"lacks reviews_Beauty_5\.json\.gz"):
+        read_amazon("beauty", tmp_path, data_dir=tmp_path)
+    with pytest.raises(InputError, match="choose beauty, sports, toys"):
+        read_amazon("books", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["reviews_Beauty_5.json.gz", "meta_Beauty.json.gz"])
+def test_a_truncated_or_damaged_file_is_refused(raw_folder, tmp_path, name):
+    path = raw_folder / name
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-20])
+    with pytest.raises(InputError, match=f"{name} .*(in the middle|whole gzip)"):
+        read_amazon("beauty", raw_folder, data_dir=tmp_path / "tfds")
+    path.write_bytes(b"<html>Not found</html>")
+    with pytest.raises(InputError, match=f"{name} is not a whole gzip file"):
+        read_amazon("beauty", raw_folder, data_dir=tmp_path / "tfds")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{broken", "line 2 is not valid JSON"),
+        ('{"asin": "B1"}', "line 2: a review needs reviewerID"),
+        ("[1]", "line 2: a review needs reviewerID"),
+        (
+            '{"reviewerID": "", "asin": "B", "overall": 1, "unixReviewTime": 2}',
+            "line 2: reviewerID is ''",
+        ),
+        (
+            '{"reviewerID": "U", "asin": "B", "overall": 1, "unixReviewTime": NaN}',
+            "line 2: unixReviewTime is 'nan'",
+        ),
+        ("[" * 100_000, "line 2 is not valid JSON"),
+        ("x" * (amazon_files.MAX_LINE_BYTES + 5), "line 2 is longer than"),
+    ],
+)
+def test_a_bad_review_names_its_line(tmp_path, line, message):
+    path = tmp_path / "reviews.json.gz"
+    write_gzip(path, [review_lines()[0], line])
+    with pytest.raises(InputError, match=message):
+        amazon_files.read_reviews(path)
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        "(" * 50_000,
+        "{'asin': " + "[" * 500 + "]" * 500 + "}",
+        "-" * 200_000 + "1",
+        "{'asin': 1" + "+1" * 100_000 + "}",
+        "{'asin': " + "9" * 100_000 + "}",
+        "{'asin': 'B1', 'title': 10**10**10}",
+        "{**{}}",
+        "{'asin': 'B1'}; print(1)",
+        "{[]: 1}",
+        "{'asin': 'B1'\x00}",
+        "lambda: 0",
+    ],
+)
+def test_hostile_metadata_is_counted_not_run(tmp_path, hostile):
+    path = tmp_path / "meta.json.gz"
+    write_gzip(path, [hostile, "{'asin': 'B1', 'title': 'Good'}"])
+    found, skipped = amazon_files.read_metadata(path, {"B1"})
+    assert found == {"B1": found["B1"]}
+    assert found["B1"].title == "Good"
+    assert skipped == [1]
+
+
+def test_a_line_without_end_is_skipped_without_reading_it_whole(tmp_path):
+    path = tmp_path / "meta.json.gz"
+    long = "{'asin': 'B1', 'title': '" + "x" * (3 * amazon_files.MAX_LINE_BYTES) + "'}"
+    write_gzip(path, [long, "{'asin': 'B1', 'title': 'Good \\ud800'}"])
+    found, skipped = amazon_files.read_metadata(path, {"B1"})
+    assert found["B1"].title == "Good ?"
+    assert skipped == [1]
+
+
+_literals = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=8,
+)
+
+
+@given(fields=st.dictionaries(st.text(), _literals), price=_literals, paths=_literals)
+def test_any_literal_gives_well_formed_metadata(fields, price, paths):
+    text = repr({**fields, "asin": "B1", "price": price, "categories": paths})
+    if "inf" not in text and "nan" not in text:  # these two repr as names
+        parsed = amazon_files.parse_literal(text)
+        assert parsed is not None
+        about = amazon_files._as_metadata(parsed)
+        assert math.isnan(about.price) or 0 <= about.price < 2**53
+        json.dumps(about.categories)
+        assert np.array(about.title).dtype.kind == "U"
+
+
+@given(st.text())
+def test_any_text_is_a_dictionary_or_refused(text):
+    assert isinstance(amazon_files.parse_literal(text), dict | None)

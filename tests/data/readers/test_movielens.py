@@ -1,0 +1,93 @@
+"""MovieLens, in both of the forms that GroupLens ships."""
+
+import pytest
+from shops import write
+
+from tiger_jax.data.readers.movielens import MovielensConfig, read_movielens
+from tiger_jax.data.readers.recognise import recognise
+from tiger_jax.errors import InputError
+
+MOVIES_CSV = (
+    "movieId,title,genres\n"
+    '1,"American President, The (1995)",Comedy|Romance\n'
+    "2,Léon (1994),(no genres listed)\n"
+)
+RATINGS_CSV = "userId,movieId,rating,timestamp\n1,2,0.5,100\n1,1,5.0,50\n"
+MOVIES_DAT = "1::American President, The (1995)::Comedy|Romance\n2::Léon (1994)::\n"
+RATINGS_DAT = "1::2::1::100\n1::1::5::50\n"
+EXPECTED_ITEMS = [
+    {
+        "item_id": "1",
+        "title": "American President, The (1995)",
+        "brand": "",
+        "price": None,
+        "categories": [["Comedy"], ["Romance"]],
+    },
+    {
+        "item_id": "2",
+        "title": "Léon (1994)",
+        "brand": "",
+        "price": None,
+        "categories": [],
+    },
+]
+EXPECTED_EVENTS = [
+    {"user_id": "1", "item_id": "2", "timestamp": 100.0},
+    {"user_id": "1", "item_id": "1", "timestamp": 50.0},
+]
+
+
+def read(folder, **config):
+    found = recognise(folder)
+    assert found.kind == "movielens"
+    return read_movielens(
+        found.items, found.interactions, MovielensConfig(**config), name="films"
+    )
+
+
+def test_csv_files_are_read(tmp_path):
+    write(tmp_path / "movies.csv", MOVIES_CSV)
+    write(tmp_path / "ratings.csv", RATINGS_CSV)
+    write(tmp_path / "tags.csv", "userId,movieId,tag,timestamp\n")
+    shop = read(tmp_path)
+    assert shop.items.to_pylist() == EXPECTED_ITEMS
+    assert shop.interactions.to_pylist() == EXPECTED_EVENTS
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+def test_dat_files_are_read_in_either_encoding(tmp_path, encoding):
+    write(tmp_path / "movies.dat", MOVIES_DAT.encode(encoding))
+    write(tmp_path / "ratings.dat", RATINGS_DAT)
+    shop = read(tmp_path)
+    assert shop.items.to_pylist() == EXPECTED_ITEMS
+    assert shop.interactions.to_pylist() == EXPECTED_EVENTS
+
+
+def test_every_rating_counts_unless_a_least_one_is_set(tmp_path):
+    write(tmp_path / "movies.csv", MOVIES_CSV)
+    write(tmp_path / "ratings.csv", RATINGS_CSV)
+    shop = read(tmp_path, min_rating=4.0)
+    assert shop.interactions.to_pylist() == EXPECTED_EVENTS[1:]
+    assert shop.notes == (
+        "ratings.csv: 1 of 2 interactions are rated below 4 and left out",
+    )
+
+
+def test_bad_files_name_the_line(tmp_path):
+    write(tmp_path / "movies.dat", MOVIES_DAT)
+    write(tmp_path / "ratings.dat", RATINGS_DAT + "2::1::3\n")
+    with pytest.raises(InputError, match="ratings.dat, line 3: 3 fields"):
+        read(tmp_path)
+    write(tmp_path / "ratings.dat", "")
+    with pytest.raises(InputError, match="ratings.dat"):
+        read(tmp_path)
+    write(tmp_path / "ratings.dat", "1::9::5::50\n")
+    with pytest.raises(InputError, match="ratings.dat, line 1: item '9' is not in"):
+        read(tmp_path)
+
+
+def test_a_missing_column_is_named(tmp_path):
+    write(tmp_path / "movies.csv", "movieId,title\n1,A\n")
+    write(tmp_path / "ratings.csv", RATINGS_CSV)
+    with pytest.raises(InputError, match="movies.csv has no column 'genres'"):
+        read(tmp_path)

@@ -1,0 +1,93 @@
+"""RecBole's atomic files."""
+
+import pytest
+from shops import write
+
+from tiger_jax.data.readers.recbole import RecboleConfig, read_recbole
+from tiger_jax.data.readers.recognise import recognise
+from tiger_jax.errors import InputError
+
+ITEMS = (
+    "item_id:token\tmovie_title:token_seq\tclass:token_seq\tprice:float\n"
+    'i1\tThe "Big" One\tDrama Comedy\t3.5\n'
+    "i2\tOther\t\t\n"
+)
+INTERACTIONS = (
+    "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
+    "u1\ti1\t4\t10\nu1\ti2\t2\t5\n"
+)
+
+
+def read(folder, **config):
+    found = recognise(folder)
+    assert found.kind == "recbole"
+    return read_recbole(
+        found.items, found.interactions, RecboleConfig(**config), name="films"
+    )
+
+
+def write_films(folder, items=ITEMS, interactions=INTERACTIONS):
+    write(folder / "films.item", items)
+    write(folder / "films.inter", interactions)
+    write(folder / "films.user", "user_id:token\nu1\n")
+    return folder
+
+
+def test_typed_headers_are_understood_and_nothing_is_quoted(tmp_path):
+    shop = read(write_films(tmp_path))
+    assert shop.items.to_pylist() == [
+        {
+            "item_id": "i1",
+            "title": 'The "Big" One',
+            "brand": "",
+            "price": 3.5,
+            "categories": [["Drama", "Comedy"]],
+        },
+        {
+            "item_id": "i2",
+            "title": "Other",
+            "brand": "",
+            "price": None,
+            "categories": [],
+        },
+    ]
+    assert shop.interactions.to_pylist() == [
+        {"user_id": "u1", "item_id": "i1", "timestamp": 10.0},
+        {"user_id": "u1", "item_id": "i2", "timestamp": 5.0},
+    ]
+
+
+def test_commas_separate_categories_where_there_are_any(tmp_path):
+    items = (
+        "item_id:token\tcategories:token_seq\n"
+        "i1\t'Beauty', 'Hair Care', 'Shampoo'\n"
+        "i2\tSkin Care\n"
+    )
+    shop = read(write_films(tmp_path, items))
+    assert shop.items["categories"].to_pylist() == [
+        [["Beauty", "Hair Care", "Shampoo"]],
+        [["Skin Care"]],
+    ]
+
+
+def test_low_ratings_are_left_out_where_asked(tmp_path):
+    shop = read(write_films(tmp_path), min_rating=3.0)
+    assert shop.interactions["item_id"].to_pylist() == ["i1"]
+
+
+def test_a_header_without_types_says_how_to_write_it(tmp_path):
+    write_films(tmp_path, interactions="user_id\titem_id\nu\ti1\n")
+    with pytest.raises(InputError, match="films.inter, line 1: column 'user_id' has"):
+        read(tmp_path)
+
+
+def test_a_missing_column_names_the_option(tmp_path):
+    write_films(tmp_path, interactions="uid:token\titem_id:token\nu\ti1\n")
+    with pytest.raises(InputError, match=r"no column 'user_id' .*recbole.Recbole.*"):
+        read(tmp_path)
+
+
+def test_a_ragged_row_names_its_line(tmp_path):
+    write_films(tmp_path, interactions=INTERACTIONS + "u2\ti1\n")
+    with pytest.raises(InputError, match="films.inter, line 4: 2 fields where"):
+        read(tmp_path)

@@ -1,0 +1,296 @@
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax.core import meta
+
+from tiger_jax.errors import InputError
+from tiger_jax.models.rqvae import RqVae, RqVaeConfig, make_loss_fn
+from tiger_jax.quantizers.rqvae_quantizer import load_quantizer, save_quantizer
+from tiger_jax.quantizers.rqvae_training import RqVaeTrainer, RqVaeTraining
+
+SMALL = RqVaeConfig((8, 4), hidden_sizes=(16,), latent_size=4)
+MODEL = RqVae(SMALL, embedding_size=6)
+loss_fn = jax.jit(make_loss_fn(MODEL))
+
+
+def make_embeddings(num_items=300, size=6, seed=0):
+    rng = np.random.default_rng(seed)
+    centers = rng.normal(size=(10, size)) * 3
+    points = centers[rng.integers(10, size=num_items)]
+    return (points + rng.normal(size=(num_items, size))).astype(np.float32)
+
+
+@functools.cache
+def init_params():
+    init = jax.jit(MODEL.init)
+    return meta.unbox(init(jax.random.key(0), jnp.zeros((1, 6))))["params"]
+
+
+def test_the_paper_architecture_has_the_papers_parameters():
+    variables = jax.eval_shape(
+        RqVae(RqVaeConfig(), 768).init, jax.random.key(0), jnp.zeros((1, 768))
+    )
+    params = meta.unbox(variables)["params"]
+    shapes = [params["encoder"][f"dense_{i}"]["kernel"].shape for i in range(4)]
+    assert shapes == [(768, 512), (512, 256), (256, 128), (128, 32)]
+    shapes = [params["decoder"][f"dense_{i}"]["kernel"].shape for i in range(4)]
+    assert shapes == [(32, 128), (128, 256), (256, 512), (512, 768)]
+    shapes = [params["quantizer"][f"codebook_{l}"].shape for l in range(3)]
+    assert shapes == [(256, 32)] * 3
+
+
+def test_codebook_sizes_may_fall_by_level():
+    config = RqVaeConfig((512, 256, 128, 64), (16,), 4)
+    variables = jax.eval_shape(
+        RqVae(config, 6).init, jax.random.key(0), jnp.zeros((2, 6))
+    )
+    codebooks = meta.unbox(variables)["params"]["quantizer"]
+    assert [codebooks[f"codebook_{l}"].shape[0] for l in range(4)] == [
+        512,
+        256,
+        128,
+        64,
+    ]
+
+
+def test_every_parameter_names_its_axes():
+    variables = jax.eval_shape(MODEL.init, jax.random.key(0), jnp.zeros((1, 6)))
+    specs = nn.get_partition_spec(variables)["params"]
+    assert tuple(specs["quantizer"]["codebook_0"]) == ("codebook", "latent")
+
+    def check(param, spec):
+        assert len(spec) == param.ndim
+        assert None not in spec
+
+    jax.tree.map(check, meta.unbox(variables)["params"], specs)
+
+
+def test_the_loss_is_the_papers_formula():
+    params, x = init_params(), jnp.asarray(make_embeddings(20))
+    loss_sum, sums = loss_fn(params, {"embeddings": x}, None)
+
+    z = np.asarray(MODEL.apply({"params": params}, x, method="encode"))
+    expected, quantized = 0.0, np.zeros_like(z)
+    residual = z
+    for l in range(2):
+        codebook = np.asarray(params["quantizer"][f"codebook_{l}"])
+        distances = ((residual[:, None] - codebook[None]) ** 2).sum(-1)
+        # In value, |sg[r] - e|^2 + beta |r - sg[e]|^2 is 1.25 |r - e|^2.
+        expected += 1.25 * distances.min(1).sum()
+        chosen = codebook[distances.argmin(1)]
+        quantized, residual = quantized + chosen, residual - chosen
+    x_hat = MODEL.apply(
+        {"params": params}, jnp.asarray(quantized), method=lambda m, z: m.decoder(z)
+    )
+    expected += float(((x - x_hat) ** 2).sum())
+    assert float(loss_sum) == pytest.approx(expected, rel=1e-5)
+    assert float(sums["weight"]) == 20
+    assert float(sums["variance"]) == pytest.approx(float((x**2).sum()), rel=1e-5)
+
+
+def test_the_decoders_gradient_passes_straight_through_to_the_encoder():
+    params, x = init_params(), jnp.asarray(make_embeddings(20))
+    no_commitment = RqVae(dataclasses.replace(SMALL, commitment_weight=0.0), 6)
+    through = jax.grad(
+        lambda p: make_loss_fn(no_commitment)(p, {"embeddings": x}, None)[0]
+    )(params)["encoder"]
+
+    # By hand: d|x - D(z_q)|^2 / dz_q, taken as the gradient of z.
+    z, pull_back = jax.vjp(
+        lambda e: MODEL.apply({"params": {**params, "encoder": e}}, x, method="encode"),
+        params["encoder"],
+    )
+    codes = MODEL.apply({"params": params}, x, method="quantize")[0]
+
+    def reconstruction_loss(shift):
+        def decode(module, codes):
+            return module.decoder(module.quantizer.look_up(codes) + shift)
+
+        return ((x - MODEL.apply({"params": params}, codes, method=decode)) ** 2).sum()
+
+    (by_hand,) = pull_back(jax.grad(reconstruction_loss)(jnp.zeros_like(z)))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
+        through,
+        by_hand,
+    )
+
+
+def test_codewords_and_encoder_are_pulled_together_with_weights_1_and_beta():
+    params, x = init_params(), jnp.asarray(make_embeddings(20))
+
+    def codebook_gradient(weight):
+        model = RqVae(dataclasses.replace(SMALL, commitment_weight=weight), 6)
+        grad_fn = jax.grad(lambda p: make_loss_fn(model)(p, {"embeddings": x})[0])
+        return grad_fn(params)
+
+    plain, committed = codebook_gradient(0.0), codebook_gradient(0.25)
+    # Commitment moves the encoder only.
+    jax.tree.map(
+        np.testing.assert_array_equal, plain["quantizer"], committed["quantizer"]
+    )
+    jax.tree.map(np.testing.assert_array_equal, plain["decoder"], committed["decoder"])
+    last = np.abs(
+        plain["encoder"]["dense_1"]["kernel"]
+        - committed["encoder"]["dense_1"]["kernel"]
+    )
+    assert last.max() > 0
+    # A codeword's gradient is 2 (e - r), summed over the items that chose it.
+    codes, residuals = MODEL.apply({"params": params}, x, method="quantize")
+    expected = np.zeros((8, 4))
+    codebook = np.asarray(params["quantizer"]["codebook_0"])
+    for code, r in zip(np.asarray(codes[:, 0]), np.asarray(residuals[0]), strict=True):
+        expected[code] += 2 * (codebook[code] - r)
+    np.testing.assert_allclose(
+        plain["quantizer"]["codebook_0"], expected, rtol=1e-4, atol=1e-4
+    )
+
+
+def test_rows_of_weight_zero_do_not_count():
+    params, x = init_params(), make_embeddings(12)
+    whole = loss_fn(params, {"embeddings": x[:9], "weights": np.ones(9, "f")}, None)
+    weights = np.array([1.0] * 9 + [0.0] * 3, np.float32)
+    padded = loss_fn(params, {"embeddings": x, "weights": weights}, None)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), whole, padded
+    )
+    assert float(padded[1]["codeword_counts"]["codebook_1"].sum()) == 9
+
+
+TRAINING = RqVaeTraining(
+    model=SMALL, num_steps=60, batch_size=64, reset_every=10, steps_per_dispatch=20
+)
+
+
+def test_training_reconstructs_and_uses_every_codeword():
+    x = make_embeddings()
+    trainer = RqVaeTrainer(TRAINING, x, seed=0)
+    state = trainer.init_state()
+    errors = []
+    while trainer.num_steps_left(state):
+        state, metrics = trainer.run_dispatch(state)
+        errors.append(metrics["reconstruction_error"])
+    assert int(state.step) == 60
+    assert len(errors) == 3
+    assert errors[-1] < errors[0]
+    quantizer = trainer.finish(state)
+    codes = quantizer.encode(x)
+    assert set(codes[:, 0]) == set(range(8))
+    assert set(codes[:, 1]) == set(range(4))
+
+
+def test_a_run_that_stops_and_goes_on_gives_the_same_bits():
+    x = make_embeddings()
+    uninterrupted = TRAINING.fit(x, seed=4)
+    first = RqVaeTrainer(TRAINING, x, seed=4)
+    state, _ = first.run_dispatch(first.init_state())
+    saved = jax.tree.map(np.asarray, state)
+    second = RqVaeTrainer(TRAINING, x, seed=4)
+    state = saved
+    while second.num_steps_left(state):
+        state, _ = second.run_dispatch(state)
+    resumed = second.finish(state)
+    arrays = resumed.to_arrays()
+    for name, array in uninterrupted.to_arrays().items():
+        np.testing.assert_array_equal(array, arrays[name])
+
+
+def test_unused_codewords_move_to_where_items_are():
+    x = make_embeddings()
+    config = dataclasses.replace(
+        TRAINING, num_steps=10, steps_per_dispatch=10, reset_share=1.0
+    )
+    trainer = RqVaeTrainer(config, x, seed=0)
+    state = trainer.init_state()
+    far = jnp.full((8, 4), 1e3).at[0].set(0.0)
+    quantizer = {**state.params["quantizer"], "codebook_0": far}
+    state = state._replace(params={**state.params, "quantizer": quantizer})
+    state, metrics = trainer.run_dispatch(state)
+    assert metrics["use_0"] == 1 / 8
+    codebook = np.asarray(state.params["quantizer"]["codebook_0"])
+    assert np.abs(codebook).max() < 100
+    assert len(np.unique(codebook, axis=0)) == 8
+    assert float(state.counts["codebook_0"].sum()) == 0
+
+
+def test_codebooks_are_fitted_anew_where_it_is_due(monkeypatch):
+    x = make_embeddings()
+    # Shares of 60 steps in dispatches of 20: 0.1 and 0.4 both round to step 20.
+    config = dataclasses.replace(TRAINING, refresh_at=(0.1, 0.4, 0.7))
+    trainer = RqVaeTrainer(config, x, seed=0)
+    state = trainer.init_state()
+    fit, fitted_at = trainer._fit_codebooks, []
+
+    def fit_and_note(params):
+        fitted_at.append(int(state.step))
+        return fit(params)
+
+    monkeypatch.setattr(trainer, "_fit_codebooks", fit_and_note)
+    while trainer.num_steps_left(state):
+        state, _ = trainer.run_dispatch(state)
+    assert fitted_at == [20, 40]
+
+
+def test_resets_end_with_their_share_of_training():
+    x = make_embeddings()
+    config = dataclasses.replace(TRAINING, num_steps=20, reset_share=0.4)
+    trainer = RqVaeTrainer(config, x, seed=0)
+    state, _ = trainer.run_dispatch(trainer.init_state())
+    # Resets at step 10 only if 10 <= 8: never, so all 20 steps were counted.
+    assert float(state.counts["codebook_0"].sum()) == 20 * 64
+
+
+def test_a_frozen_quantizer_is_read_back_as_it_was(tmp_path):
+    x = make_embeddings()
+    quantizer = dataclasses.replace(TRAINING, num_steps=5).fit(x)
+    save_quantizer(quantizer, tmp_path)
+    loaded = load_quantizer(tmp_path)
+    assert loaded.config == SMALL
+    codes = quantizer.encode(x)
+    np.testing.assert_array_equal(loaded.encode(x), codes)
+    np.testing.assert_array_equal(
+        loaded.reconstruct(codes), quantizer.reconstruct(codes)
+    )
+    order = np.random.default_rng(1).permutation(len(x))
+    np.testing.assert_array_equal(loaded.encode(x[order]), codes[order])
+    np.testing.assert_array_equal(loaded.encode(x[3:4]), codes[3:4])
+    assert loaded.encode(x[:0]).shape == (0, 2)
+
+
+def test_a_dimension_that_never_varies_does_no_harm():
+    x = make_embeddings()
+    x[:, 2] = 0.25
+    quantizer = dataclasses.replace(TRAINING, num_steps=5).fit(x)
+    assert np.isfinite(quantizer.reconstruct(quantizer.encode(x))).all()
+    assert quantizer.scale[2] == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"optimizer": "sgd"}, "no RQ-VAE optimizer 'sgd'"),
+        ({"schedule": "linear"}, "no schedule 'linear'"),
+        ({"learning_rate": 1e30}, "smaller .*learning_rate"),
+        ({"model": RqVaeConfig((512, 4))}, "512 codewords needs as many items"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(change, message):
+    with pytest.raises(InputError, match=message):
+        dataclasses.replace(TRAINING, **change).fit(make_embeddings())
+
+
+def test_the_papers_optimizer_trains_too():
+    x = make_embeddings()
+    config = dataclasses.replace(
+        TRAINING, optimizer="adagrad", learning_rate=0.1, schedule="constant"
+    )
+    trainer = RqVaeTrainer(config, x, seed=0)
+    state, first = trainer.run_dispatch(trainer.init_state())
+    state, _ = trainer.run_dispatch(state)
+    _, last = trainer.run_dispatch(state)
+    assert last["loss"] < first["loss"]

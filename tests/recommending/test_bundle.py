@@ -1,0 +1,154 @@
+"""A bundle answers as the work directory does, and tells when a part isn't its own."""
+
+import re
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from tiger_jax.errors import InputError
+from tiger_jax.recommending.bundle import Bundle
+from tiger_jax.workdir import artifacts
+
+HISTORY = ["item-1", "item-2"]
+
+
+def test_beams_as_many_as_items_find_what_scoring_every_item_finds(recommender):
+    options = {"k": 10, "filter": {"category": ["Shelf 1", "Shelf 2"]}}
+    found = recommender.recommend(HISTORY, **options)
+    exact = recommender.recommend(HISTORY, exact=True, **options)
+    assert [i.item_id for i in found.items] == [i.item_id for i in exact.items]
+    scores = [[i.score for i in answer.items] for answer in (found, exact)]
+    np.testing.assert_allclose(*scores, atol=1e-4)
+    assert {i.category for i in found.items} == {"Shelf 1", "Shelf 2"}
+    assert not {i.item_id for i in found.items} & set(HISTORY)
+
+
+def test_a_filter_leaves_the_next_request_with_the_same_filter_whole(recommender):
+    options = {"k": 10, "filter": {"category": "Shelf 1"}, "exclude_history": False}
+    before = recommender.recommend(["item-2"], **options)
+    everything = [f"item-{n}" for n in range(45)] * 2
+    less = recommender.recommend(HISTORY, k=10, exclude=everything)
+    assert {i.item_id for i in less.items} == {f"item-{n}" for n in range(45, 50)}
+    assert recommender.recommend(["item-2"], **options) == before
+    assert len(before.items) == 10
+
+
+def test_a_batch_answers_as_its_requests_do_alone(recommender):
+    histories = [HISTORY, ["item-3"], ["gone"], ["item-4", "gone"], []]
+    together = recommender.recommend(histories, k=5)
+    for history, answer in zip(histories, together, strict=True):
+        alone = recommender.recommend(history, k=5)
+        assert [i.item_id for i in alone.items] == [i.item_id for i in answer.items]
+    assert [a.by for a in together] == ["tiger", "tiger", *["popularity", "tiger"]] + [
+        "popularity"
+    ]
+    assert together[3].unknown_items == ("gone",)
+
+
+def test_a_seed_decides_what_is_drawn(recommender):
+    draw = [
+        recommender.recommend(HISTORY, k=8, temperature=1.0, seed=s) for s in (1, 1, 2)
+    ]
+    assert draw[0] == draw[1] != draw[2]
+    assert len({i.item_id for i in draw[0].items}) == 8
+
+
+def test_programs_do_not_tell_where_the_code_lay(folder):
+    programs = [path.read_bytes() for path in folder.glob("programs/*")]
+    assert programs
+    assert not any(b".py" in program for program in programs)
+
+
+def test_every_damaged_file_is_named(folder, tmp_path):
+    copy = tmp_path / "bundle"
+    shutil.copytree(folder, copy)
+    names = [p.relative_to(copy).as_posix() for p in copy.rglob("*") if p.is_file()]
+    assert len(names) > 30
+    for name in names:
+        whole = (copy / name).read_bytes()
+        damaged = bytearray(whole)
+        damaged[len(whole) // 2] ^= 1
+        (copy / name).write_bytes(damaged)
+        with pytest.raises(InputError, match=re.escape(name)):
+            Bundle.load(copy)
+        (copy / name).unlink()
+        with pytest.raises(InputError, match=re.escape(name)):
+            Bundle.load(copy)
+        (copy / name).write_bytes(whole)
+    (copy / "more.npy").write_bytes(b"")
+    with pytest.raises(InputError, match="more.npy is no part of this bundle"):
+        Bundle.load(copy)
+
+
+def _change_array(path):
+    array = np.load(path)
+    np.save(path, ~array if array.dtype == bool else array + array.dtype.type(1))
+
+
+def _change_params(path):
+    params = load_file(path)
+    name = sorted(params)[0]
+    save_file({**params, name: params[name] + 1}, path)
+
+
+def _change_titles(path):
+    items = pq.read_table(path)
+    titles = pa.array([f"{title}!" for title in items["title"].to_pylist()])
+    place = items.column_names.index("title")
+    pq.write_table(items.set_column(place, "title", titles), path)
+
+
+def _exchange_programs(path):
+    shutil.copy(path.with_name("sample_1.stablehlo"), path)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "part"),
+    [
+        ("params.safetensors", _change_params, "params.safetensors is .*another"),
+        ("semantic_ids/codes.npy", _change_array, "semantic_ids|codeword"),
+        ("trie/items.low.npy", _change_array, "trie is .*another"),
+        ("items/items.parquet", _change_titles, "items is .*another"),
+        ("items/is_new.npy", _change_array, "items is .*another"),
+        ("items/popularity.npy", _change_array, "items is .*another"),
+        ("user_hashes.npy", _change_array, "user_hashes.npy is .*another"),
+        ("embeddings.npy", _change_array, "embeddings.npy is .*another"),
+        ("quantizer/arrays/codebook_1.npy", _change_array, "quantizer is .*another"),
+        ("programs/search_1.stablehlo", _exchange_programs, "search_1.* is not the"),
+    ],
+)
+def test_a_part_of_another_bundle_is_named_even_with_its_manifest(
+    folder, tmp_path, name, change, part
+):
+    copy = tmp_path / "bundle"
+    shutil.copytree(folder, copy)
+    change(copy / name)
+    manifest = artifacts.read_json(copy / "manifest.json")
+    manifest["files"][name] = {
+        "sha256": artifacts.hash_file(copy / name),
+        "bytes": (copy / name).stat().st_size,
+    }
+    manifest["seal"] = artifacts.seal(manifest)
+    artifacts.write_json(copy / "manifest.json", manifest)
+    with pytest.raises(InputError, match=part):
+        Bundle.load(copy)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"k": 0}, "k is 0"),
+        ({"k": 51}, "at least as many beams"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"epsilon": 2.0}, "epsilon"),
+        ({"filter": {"colour": "red"}}, "no field 'colour'"),
+        ({"prefix": [8]}, "codeword 8 at level 0"),
+    ],
+)
+def test_a_senseless_request_is_refused(recommender, options, message):
+    with pytest.raises(InputError, match=message):
+        recommender.recommend(HISTORY, **options)

@@ -1,0 +1,67 @@
+"""New items' texts become vectors and codes as the training's did."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from joining import HISTORIES
+
+from tiger_jax.data.item_text import ItemTextConfig
+from tiger_jax.embedding.encoders import TfidfEncoder
+from tiger_jax.errors import InputError
+from tiger_jax.recommending.item_coder import ItemCoder
+from tiger_jax.recommending.item_encoder import ItemEncoder
+from tiger_jax.recommending.recommender import Recommender
+from tiger_jax.recommending.updates import update
+
+TEMPLATE = ItemTextConfig(("{title}", "{brand}"))
+
+
+@pytest.fixture(scope="module")
+def encoder(recommender):
+    titles = [f"{title} acme" for title in recommender.catalogue.titles]
+    return ItemEncoder(TEMPLATE, TfidfEncoder(dims=6).fit(titles, seed=0))
+
+
+@pytest.fixture(scope="module")
+def live(recommender, encoder):
+    quantizer = recommender.engine.coder.quantizer
+    engine = dataclasses.replace(
+        recommender.engine, coder=ItemCoder(encoder, quantizer, 6)
+    )
+    return Recommender(engine, recommender.catalogue)
+
+
+def test_a_text_gets_the_codes_of_its_vector(live, encoder):
+    add = [
+        {"item_id": "a", "title": "Thing of sort 3 number 10", "brand": "Acme"},
+        {"item_id": "b", "title": "brings its own", "embedding": [1.0] * 6},
+    ]
+    done = update(live, add=add)
+    vector = encoder.encoder.encode(["Thing of sort 3 number 10. Acme."])
+    expected = live.engine.coder.quantizer.encode(vector)
+    catalogue = done.recommender.catalogue
+    np.testing.assert_allclose(catalogue.embeddings[50:], [*vector, np.ones(6)])
+    assert catalogue.table.codes[50, :3].tolist() == expected[0].tolist()
+    answer = done.recommender.recommend(HISTORIES[0], k=10, epsilon=0.2)
+    assert {i.item_id for i in answer.items if i.is_new} == {"a", "b"}
+
+
+def test_an_item_without_text_is_refused(live):
+    with pytest.raises(InputError, match="'a' has no text to embed"):
+        update(live, add=[{"item_id": "a", "price": 3}])
+
+
+def test_an_encoder_reads_back_and_a_damaged_one_does_not(encoder, tmp_path):
+    encoder.save(tmp_path)
+    again = ItemEncoder.load(tmp_path)
+    assert again.content_hash == encoder.content_hash
+    texts = ["thing number 4", "acme"]
+    np.testing.assert_array_equal(
+        again.encoder.encode(texts), encoder.encoder.encode(texts)
+    )
+    np.save(tmp_path / "idf.npy", encoder.encoder.idf + 1)
+    assert ItemEncoder.load(tmp_path).content_hash != encoder.content_hash
+    (tmp_path / "idf.npy").unlink()
+    with pytest.raises(InputError, match="no encoder can be read"):
+        ItemEncoder.load(tmp_path)

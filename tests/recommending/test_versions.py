@@ -1,0 +1,165 @@
+"""What the catalogue becomes is kept on disk, whole, in order, and can be undone."""
+
+import shutil
+
+import numpy as np
+import pytest
+from joining import HISTORIES, new_items
+from trained_workdir import make_trained_workdir
+
+from tiger_jax.errors import InputError
+from tiger_jax.recommending.bundle import Bundle
+from tiger_jax.recommending.recommender import Recommender
+from tiger_jax.recommending.versions import CatalogueVersions
+from tiger_jax.stages.context import RunContext
+from tiger_jax.stages.export import export
+from tiger_jax.workdir import artifacts
+
+CHANGE = {
+    "add": new_items(4),
+    "remove": ["item-7", "item-8"],
+    "attributes": {"item-1": {"in_stock": False, "category": "Garden"}},
+}
+
+
+@pytest.fixture
+def versions(folder, tmp_path):
+    return CatalogueVersions.open(folder, tmp_path / "versions", keep=3)
+
+
+@pytest.fixture
+def live(recommender):
+    """Shares the compiled programs with the other tests'."""
+    return Recommender(recommender.engine, recommender.catalogue)
+
+
+def test_a_version_reads_back_as_it_was(versions, live):
+    report = versions.change(live, **CHANGE)
+    again = Recommender(live.engine, versions.load())
+    assert (report.version, live.catalogue.version) == (1, 1)
+    assert again.recommend(HISTORIES, k=20) == live.recommend(HISTORIES, k=20)
+    one, other = live.catalogue, again.catalogue
+    assert one.table.content_hash == other.table.content_hash
+    assert one.items.equals(other.items)
+    assert one.attributes == other.attributes
+    for name in ("embeddings", "joined", "is_new", "popularity"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+
+
+def test_an_exported_item_that_left_and_came_again_is_the_new_one(versions, live):
+    anew = {"item_id": "item-7", "title": "Seventh anew", "embedding": [0.5] * 6}
+    versions.change(live, remove=["item-7"])
+    versions.change(live, add=[anew])
+    catalogue = versions.load()
+    assert catalogue.num_items == 50
+    assert catalogue.titles[catalogue.number_of["item-7"]] == "Seventh anew"
+    assert catalogue.table.content_hash == live.catalogue.table.content_hash
+
+
+def test_going_back_gives_the_earlier_answers_under_a_new_number(versions, live):
+    exported = live.recommend(HISTORIES, k=20)
+    versions.change(live, **CHANGE)
+    first = live.recommend(HISTORIES, k=20)
+    versions.change(live, add=new_items(2, seed=5))
+    for version, expected in ((1, first), (0, exported)):
+        report = versions.roll_back(live, version)
+        assert report.notes == (f"back to version {version}",)
+        answers = [live, Recommender(live.engine, versions.load())]
+        for answer in (a.recommend(HISTORIES, k=20) for a in answers):
+            assert [a.items for a in answer] == [a.items for a in expected]
+    assert [info.version for info in versions.kept()] == [0, 2, 3, 4]
+    assert versions.kept()[-1].what == "back to version 0"
+    assert versions.kept()[1].what == "2 added"
+    with pytest.raises(InputError, match="version 1 is not kept; there are 0, 2, 3, 4"):
+        versions.roll_back(live, 1)
+
+
+def test_two_writers_cannot_lose_each_others_changes(versions, live, recommender):
+    versions.change(live, add=new_items(1))
+    second = Recommender(recommender.engine, recommender.catalogue)
+    with pytest.raises(InputError, match="another process changes it too"):
+        versions.change(second, remove=["item-1"])
+    assert second.catalogue.version == 0
+    assert versions.load().num_items == 51
+
+
+def test_a_version_killed_before_its_renaming_was_never_there(versions, live):
+    versions.change(live, add=new_items(1))
+    shutil.copytree(
+        versions.folder / "version_000001", versions.folder / "version_000002.partial"
+    )
+    assert versions.newest == 1
+    versions.change(live, remove=["item-1"])
+    assert versions.load().num_items == 50
+    assert sorted(p.name for p in versions.folder.iterdir()) == [
+        ".lock",
+        "version_000001",
+        "version_000002",
+    ]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "version.json",
+        "removed.parquet",
+        "items.parquet",
+        "codes.npy",
+        "embeddings.npy",
+        "joined.npy",
+        "attributes.json",
+    ],
+)
+def test_a_damaged_part_of_a_version_is_named(versions, live, name):
+    versions.change(live, **CHANGE)
+    path = versions.folder / "version_000001" / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=f"version_000001/{name} is damaged"):
+        versions.load()
+
+
+def test_codes_of_another_version_are_refused_even_with_their_manifest(versions, live):
+    versions.change(live, **CHANGE)
+    versions.change(live, remove=["new-0-0"], add=new_items(1, seed=3))
+    newer = versions.folder / "version_000002"
+    shutil.copy(versions.folder / "version_000001" / "codes.npy", newer)
+    manifest = artifacts.read_json(newer / "manifest.json")
+    sha = artifacts.hash_file(newer / "codes.npy")
+    manifest["files"]["codes.npy"]["sha256"] = sha
+    manifest["seal"] = artifacts.seal(manifest)
+    artifacts.write_json(newer / "manifest.json", manifest)
+    with pytest.raises(InputError, match="its parts are of several versions"):
+        versions.load()
+
+
+def test_a_version_of_another_bundle_is_named(folder, tmp_path):
+    copy = tmp_path / "bundle"
+    shutil.copytree(folder, copy)
+    versions = CatalogueVersions.open(copy)
+    versions.change(versions.recommender(), add=new_items(1))
+    assert Recommender.load(copy).catalogue.num_items == 51
+    bundle = Bundle.load(copy)
+    other = type(bundle)(copy, bundle.parts, bundle.shapes, "f" * 64)
+    with pytest.raises(InputError, match="version_000001 belongs to the bundle"):
+        CatalogueVersions(other).load()
+
+
+@pytest.mark.slow
+def test_versions_survive_an_export_with_more_room(tmp_path):
+    workdir = make_trained_workdir(tmp_path, with_quantizer=True)
+    context = RunContext(workdir)
+    options = {"num_beams": 10, "batch_sizes": (1,)}
+    export(context, room=1.1, **options)
+    versions = CatalogueVersions.open(workdir / "bundle")
+    live = versions.recommender()
+    versions.change(live, add=new_items(5))
+    with pytest.raises(InputError, match="larger export.room"):
+        versions.change(live, add=new_items(1, seed=1))
+    before = live.recommend(HISTORIES, k=10)
+    export(context, room=2.0, **options)
+    after = Recommender.load(workdir / "bundle")
+    assert (after.catalogue.version, after.catalogue.capacity) == (1, 100)
+    for one, other in zip(before, after.recommend(HISTORIES, k=10), strict=True):
+        assert [i.item_id for i in one.items] == [i.item_id for i in other.items]

@@ -1,0 +1,240 @@
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+
+from tiger_jax.errors import InputError
+from tiger_jax.workdir import artifacts
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    size: int = 3
+
+
+def make(workdir, name="data", stage="prepare_data", value=1, size=3, **options):
+    run = artifacts.begin(
+        workdir, name, stage=stage, config={"config": Config(size)}, **options
+    )
+    if not run.is_current:
+        np.save(run.folder / "values.npy", np.full(size, value))
+        run.commit(summary={"value": value})
+    return run
+
+
+def test_a_finished_folder_is_current_and_untouched(tmp_path):
+    make(tmp_path)
+    before = (tmp_path / "data" / artifacts.MANIFEST).read_bytes()
+    assert make(tmp_path, value=2).is_current
+    assert (tmp_path / "data" / artifacts.MANIFEST).read_bytes() == before
+
+
+def test_a_changed_config_builds_again_and_says_what_changed(tmp_path, capsys):
+    make(tmp_path)
+    assert not make(tmp_path, size=4).is_current
+    assert "config.size was 3 and is 4" in capsys.readouterr().out
+    assert np.load(tmp_path / "data" / "values.npy").shape == (4,)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["data"]
+
+
+def test_a_changed_input_builds_again(tmp_path):
+    make(tmp_path)
+    child = {"name": "embeddings", "stage": "embed_items", "inputs": ["data"]}
+    make(tmp_path, **child)
+    assert make(tmp_path, **child).is_current
+    make(tmp_path, size=5)
+    assert not make(tmp_path, **child).is_current
+
+
+def test_content_hash_ignores_time_and_logs_but_not_values(tmp_path):
+    for name, value in ("a", 1), ("b", 1), ("c", 2):
+        run = artifacts.begin(tmp_path, name, stage="s", config={})
+        np.save(run.folder / "values.npy", np.full(3, value))
+        (run.folder / "metrics.jsonl").write_text(f'{{"seconds": "{name}"}}')
+        run.commit()
+    a, b, c = (artifacts.load_manifest(tmp_path / n).content_hash for n in "abc")
+    assert a == b != c
+
+
+def test_a_missing_input_names_the_stage_that_makes_it(tmp_path):
+    with pytest.raises(InputError, match="run --stage=prepare_data first"):
+        make(tmp_path, name="embeddings", stage="embed_items", inputs=["data"])
+
+
+def test_inputs_that_do_not_belong_together_are_refused_with_both_hashes(tmp_path):
+    make(tmp_path)
+    make(tmp_path, name="embeddings", stage="embed_items", inputs=["data"])
+    old = artifacts.load_manifest(tmp_path / "data").content_hash
+    make(tmp_path, size=7)
+    new = artifacts.load_manifest(tmp_path / "data").content_hash
+    with pytest.raises(InputError) as error:
+        make(tmp_path, name="rqvae", stage="train_rqvae", inputs=["embeddings"])
+    assert old[:12] in str(error.value)
+    assert new[:12] in str(error.value)
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "manifest"])
+def test_damage_is_found_and_named(tmp_path, damage):
+    make(tmp_path)
+    path = tmp_path / "data" / "values.npy"
+    content = bytearray(path.read_bytes())
+    if damage == "flip":
+        content[-1] ^= 1
+        path.write_bytes(content)
+    elif damage == "truncate":
+        path.write_bytes(content[:-5])
+    elif damage == "remove":
+        path.unlink()
+    else:
+        path = tmp_path / "data" / artifacts.MANIFEST
+        path.write_text(path.read_text()[:-30])
+    with pytest.raises(InputError, match=str(path)):
+        artifacts.load_manifest(tmp_path / "data")
+
+
+@pytest.mark.parametrize("field", ["value", "sha256", "bytes", "stage"])
+def test_a_manifest_that_is_json_but_not_what_was_written_is_refused(tmp_path, field):
+    make(tmp_path)
+    path = tmp_path / "data" / artifacts.MANIFEST
+    lines = path.read_text().splitlines(keepends=True)
+    (number,) = (n for n, line in enumerate(lines) if f'"{field}"' in line)
+    letter = next(c for c in lines[number].split(":")[1] if c.isalnum())
+    other = "7" if letter.isdigit() and letter != "7" else "5"
+    head, colon, value = lines[number].partition(":")
+    lines[number] = head + colon + value.replace(letter, other, 1)
+    path.write_text("".join(lines))
+    with pytest.raises(InputError, match=str(path)):
+        artifacts.load_manifest(tmp_path / "data")
+
+
+def test_a_manifest_lists_nothing_outside_its_folder(tmp_path):
+    make(tmp_path)
+    path = tmp_path / "data" / artifacts.MANIFEST
+    fields = artifacts.read_json(path)
+    for name in ("../secret", "/etc/passwd", "a/../../b"):
+        listed = {**fields["files"], name: {"sha256": "0", "bytes": 0}}
+        changed = {**fields, "files": listed, "seal": ""}
+        artifacts.write_json(path, changed)
+        with pytest.raises(InputError, match="outside"):
+            artifacts.load_manifest(tmp_path / "data")
+
+
+def test_a_partial_folder_is_resumed_only_with_the_same_fingerprint(tmp_path):
+    def begin(size):
+        return artifacts.begin(
+            tmp_path, "data", stage="s", config={"size": size}, resumable=True
+        )
+
+    (begin(1).folder / "chunk").write_text("half")
+    assert (begin(1).folder / "chunk").exists()
+    assert not (begin(2).folder / "chunk").exists()
+
+
+KILLED_WHILE_SWAPPING = """
+    import os, signal, sys
+    from pathlib import Path
+    import numpy as np
+    from tiger_jax.workdir import artifacts
+
+    workdir, die_at = Path(sys.argv[1]), int(sys.argv[2])
+    calls = 0
+
+    def dying(function):
+        def wrapped(*args, **kwargs):
+            global calls
+            calls += 1
+            if calls > die_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*args, **kwargs)
+        return wrapped
+
+    run = artifacts.begin(workdir, "data", stage="s", config={"new": 1})
+    np.save(run.folder / "values.npy", np.ones(3))
+    Path.rename = dying(Path.rename)
+    Path.replace = dying(Path.replace)
+    artifacts.shutil.rmtree = dying(artifacts.shutil.rmtree)
+    run.commit()
+    print("done")
+"""
+
+
+def test_a_kill_at_any_point_of_the_swap_leaves_a_whole_folder(tmp_path):
+    script = textwrap.dedent(KILLED_WHILE_SWAPPING)
+    outcomes = []
+    for die_at in range(5):
+        workdir = tmp_path / str(die_at)
+        run = artifacts.begin(workdir, "data", stage="s", config={"new": 0})
+        np.save(run.folder / "values.npy", np.zeros(3))
+        run.commit()
+        done = subprocess.run(
+            [sys.executable, "-c", script, str(workdir), str(die_at)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        manifest = artifacts.load_manifest(workdir / "data")
+        values = np.load(workdir / "data" / "values.npy")
+        assert (values == manifest.config["new"]).all()
+        leftovers = {p.name for p in workdir.iterdir()} - {"data", "data.partial"}
+        assert not leftovers
+        outcomes.append((done.returncode, manifest.config["new"]))
+    # Killed before the manifest stood: the old folder. From then on: the new one.
+    assert outcomes[0] == (-signal.SIGKILL, 0)
+    assert outcomes[1] == (-signal.SIGKILL, 1)
+    assert outcomes[-1] == (0, 1)
+
+
+def test_configs_with_arbitrary_objects_are_refused():
+    with pytest.raises(TypeError, match="may not hold a object"):
+        artifacts.canonical({"x": object()})
+
+
+def test_the_lock_names_its_holder_and_dies_with_it(tmp_path):
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys, time, pathlib\n"
+            "from tiger_jax.workdir.lock import hold_workdir\n"
+            "with hold_workdir(pathlib.Path(sys.argv[1])):\n"
+            "    print('held', flush=True); time.sleep(60)",
+            str(tmp_path),
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    from tiger_jax.errors import LockedError
+    from tiger_jax.workdir.lock import hold_workdir
+
+    assert holder.stdout.readline() == "held\n"
+    with (
+        pytest.raises(LockedError, match=f"process {holder.pid} "),
+        hold_workdir(tmp_path),
+    ):
+        pass
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.wait()
+    with hold_workdir(tmp_path):
+        assert json.loads((tmp_path / ".lock").read_text())["process"] == os.getpid()
+
+
+def test_a_work_directory_that_vanished_is_named_whatever_broke_first(tmp_path):
+    from tiger_jax.workdir.lock import hold_workdir
+
+    def fail(workdir, *, renamed):
+        with hold_workdir(workdir):
+            if renamed:
+                workdir.rename(tmp_path / "away")
+                workdir.mkdir()  # as whoever writes next does
+            raise ValueError("no checkpoint there")
+
+    with pytest.raises(ValueError, match=r"^no checkpoint there$"):
+        fail(tmp_path / "run", renamed=False)
+    with pytest.raises(InputError, match="run was taken away.*no checkpoint there"):
+        fail(tmp_path / "run", renamed=True)

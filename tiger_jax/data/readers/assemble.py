@@ -1,0 +1,220 @@
+"""Checks an items table against an interactions table and makes a `RawShop`."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tiger_jax.data.raw_shop import CATEGORY_PATHS, RawShop
+from tiger_jax.data.readers import columns
+from tiger_jax.data.readers.tables import SourceTable
+from tiger_jax.errors import InputError
+
+UNKNOWN_ITEMS = ("error", "drop")
+
+
+@dataclass(frozen=True)
+class ColumnNames:
+    """Which of a source's columns plays which part; None is a column it lacks.
+
+    Attributes:
+      options: Where a user can change the names ("files.FilesConfig"), if anywhere.
+    """
+
+    item_id: str
+    user_id: str
+    interaction_item_id: str
+    title: str | None = None
+    brand: str | None = None
+    price: str | None = None
+    categories: str | None = None
+    timestamp: str | None = None
+    rating: str | None = None
+    options: str | None = None
+
+
+def assemble_shop(
+    name: str,
+    items: SourceTable,
+    interactions: SourceTable,
+    names: ColumnNames,
+    *,
+    unknown_items: str,
+    min_rating: float | None = None,
+) -> RawShop:
+    """Makes a shop of two tables whose optional columns are known to exist.
+
+    The items' further columns are kept as texts; the interactions' are dropped.
+
+    Args:
+      name: The data set's name.
+      items: One row an item.
+      interactions: One row an event. Without a timestamp column, its row order
+        is the order of time.
+      names: Which column is which.
+      unknown_items: What to do about an interaction whose item isn't among the
+        items: "error", or "drop" it and count it.
+      min_rating: Leave out interactions rated lower.
+
+    Raises:
+      InputError: A column is missing, an item is given twice or unknown, a value
+        can't be used: names the file and the line.
+    """
+    if unknown_items not in UNKNOWN_ITEMS:
+        raise InputError(
+            f"unknown_items must be 'error' or 'drop', not {unknown_items!r}"
+        )
+    _check_columns_exist(items, interactions, names, min_rating)
+    item_table, notes = read_items(items, names)
+    item_ids = item_table["item_id"]
+
+    events = {
+        "user_id": columns.read_ids(interactions, names.user_id),
+        "item_id": columns.read_ids(interactions, names.interaction_item_id),
+        "timestamp": _read_times(interactions, names, notes),
+    }
+    event_table = pa.table(events)
+    is_kept = np.ones(event_table.num_rows, bool)
+    if min_rating is not None:
+        assert names.rating is not None
+        ratings = columns.read_numbers(interactions, names.rating)
+        is_kept &= ratings.to_numpy() >= min_rating
+        notes.append(
+            f"{interactions.path.name}: {(~is_kept).sum():,} of {len(is_kept):,} "
+            f"interactions are rated below {min_rating:g} and left out"
+        )
+    is_known = pc.is_in(event_table["item_id"], value_set=item_ids).to_numpy()
+    if not is_known.all():
+        _report_unknown_items(items, interactions, names, is_known, unknown_items)
+        count = int((~is_known).sum())
+        notes.append(
+            f"{interactions.path.name}: {count:,} of {len(is_known):,} interactions "
+            f"name items that {items.path.name} lacks and are left out"
+        )
+    is_kept &= is_known
+    if not is_kept.all():
+        event_table = event_table.filter(pa.array(is_kept))
+    return RawShop(name, item_table, event_table, tuple(notes))
+
+
+def _check_columns_exist(
+    items: SourceTable,
+    interactions: SourceTable,
+    names: ColumnNames,
+    min_rating: float | None,
+) -> None:
+    of_items = ("item_id", "title", "brand", "price", "categories")
+    of_events = ["user_id", "interaction_item_id", "timestamp"]
+    if min_rating is not None:
+        if names.rating is None:
+            raise InputError(
+                f"{interactions.path} has no ratings, so none can be below min_rating: "
+                "set min_rating to None"
+            )
+        of_events.append("rating")
+    for source, roles in ((items, of_items), (interactions, of_events)):
+        found = [*source.table.column_names, *source.unusable]
+        for role in roles:
+            column = getattr(names, role)
+            if column is None or column in found:
+                continue
+            shown = ", ".join(columns.shown(c) for c in found[:20])
+            if names.options is None:
+                advice = "add it"
+            elif len(found) == 1 and any(mark in found[0] for mark in ";\t|"):
+                advice = f"set {names.options}.delimiter to what stands between fields"
+            else:
+                advice = f"set {names.options}.{role} to the column's name"
+            raise InputError(
+                f"{source.path} has no column {column!r} (found: {shown}): {advice}"
+            )
+
+
+def read_items(source: SourceTable, names: ColumnNames) -> tuple[pa.Table, list[str]]:
+    """Reads items alone: the columns of `RawShop.items`, and notes.
+
+    Raises:
+      InputError: An item is given twice, or a value can't be used.
+    """
+    ids = columns.read_ids(source, names.item_id)
+    _refuse_duplicates(source, ids, names.item_id)
+    unknown = pa.array([""] * len(ids), pa.string())
+    prices, notes = pa.nulls(len(ids), pa.float64()), list[str]()
+    if names.price is not None:
+        prices, notes = columns.read_prices(source, names.price)
+    categories = pa.array([[]] * len(ids), CATEGORY_PATHS)
+    if names.categories is not None:
+        categories = columns.read_categories(source, names.categories)
+    table = {
+        "item_id": ids,
+        "title": columns.read_text(source, names.title) if names.title else unknown,
+        "brand": columns.read_text(source, names.brand) if names.brand else unknown,
+        "price": prices,
+        "categories": categories,
+    }
+    used = {names.item_id, names.title, names.brand, names.price, names.categories}
+    for column in source.table.column_names:
+        if column not in used:
+            # A further column must not take the place of one of ours.
+            key = f"{column} (further)" if column in table else column
+            table[key] = columns.read_text(source, column)
+    notes += [
+        f"{source.path.name}: column {column!r} is left out: it holds {kind}"
+        for column, kind in source.unusable.items()
+    ]
+    if len(table) == 5 and not (names.title or names.brand or names.categories):
+        notes.append(
+            f"{source.path.name} has no texts: items can only be told apart by "
+            "ready-made embeddings"
+        )
+    return pa.table(table), notes
+
+
+def _read_times(
+    source: SourceTable, names: ColumnNames, notes: list[str]
+) -> pa.ChunkedArray | pa.Array:
+    if names.timestamp is not None:
+        return columns.read_times(source, names.timestamp)
+    notes.append(
+        f"{source.path.name} has no timestamps: each user's interactions are taken in "
+        "the order of the file"
+    )
+    return pa.array(np.arange(source.table.num_rows, dtype=np.float64))
+
+
+def _refuse_duplicates(source: SourceTable, ids: pa.ChunkedArray, column: str) -> None:
+    codes = ids.dictionary_encode().unify_dictionaries().combine_chunks().indices
+    codes = np.asarray(codes)
+    _, first_rows = np.unique(codes, return_index=True)
+    if len(first_rows) == len(codes):
+        return
+    is_repeated = np.ones(len(codes), bool)
+    is_repeated[first_rows] = False
+    row = int(is_repeated.argmax())
+    first = int(np.argmax(codes == codes[row]))
+    earlier = source.where(first).rsplit(", ", 1)[-1]
+    raise InputError(
+        f"{source.where(row)}: {column} {ids[row].as_py()!r} is given a second time "
+        f"(first at {earlier}; {is_repeated.sum():,} repeated in all): keep one row an "
+        "item"
+    )
+
+
+def _report_unknown_items(
+    items: SourceTable,
+    interactions: SourceTable,
+    names: ColumnNames,
+    is_known: np.ndarray,
+    unknown_items: str,
+) -> None:
+    if unknown_items == "drop":
+        return
+    row = int(np.argmin(is_known))
+    example = interactions.table[names.interaction_item_id][row].as_py()
+    option = names.options or "the reader's option"
+    raise InputError(
+        f"{interactions.where(row)}: item {str(example)[:60]!r} is not in {items.path} "
+        f"({(~is_known).sum():,} such interactions): add the items, or leave those "
+        f"interactions out with {option}.unknown_items='drop'"
+    )

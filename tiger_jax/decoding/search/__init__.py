@@ -1,0 +1,1 @@
+"""Searching a trie: by beams, exactly, by sampling; knows no model."""

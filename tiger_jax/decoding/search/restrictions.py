@@ -1,0 +1,234 @@
+"""What one group of a request's beams may not do: items, attributes, a prefix.
+
+All three are exact: a beam is only ever extended to a node under which an item is
+left that the request allows.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int, Int32, UInt32
+
+from tiger_jax.decoding.trie import bits
+from tiger_jax.decoding.trie.attributes import Group, wanted_bits
+from tiger_jax.decoding.trie.levels import CsrLevel
+from tiger_jax.decoding.trie.packed import read
+from tiger_jax.decoding.trie.trie import Trie
+from tiger_jax.errors import InputError
+
+
+class DeadChildren(NamedTuple):
+    """Children of one level's nodes that a request must not take.
+
+    Attributes:
+        parents: Numbers of nodes at the level.
+        children: Numbers of nodes at the next depth.
+        are_dead: Whether the pair counts; each dead child counts once.
+    """
+
+    parents: Int32[Array, "B X"]
+    children: Int32[Array, "B X"]
+    are_dead: Bool[Array, "B X"]
+
+
+class WideChildren(NamedTuple):
+    """Children as a row of K bits per beam."""
+
+    rows: UInt32[Array, "B M W"]
+
+
+class NarrowChildren(NamedTuple):
+    """Children as a list of codewords per beam, and which of its places count."""
+
+    tokens: Int32[Array, "B M F"]
+    is_child: Bool[Array, "B M F"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Restriction:
+    """A group of beams' view of the trie.
+
+    Attributes:
+        trie: The whole catalogue.
+        wanted: A node passes if it has any of these bits; None lets all pass.
+        prefix: Codewords the Semantic IDs must begin with; -1 leaves a level free.
+        dead: Per level, the children that excluded items have killed, or None where
+            none of that level are asked for; or None.
+    """
+
+    trie: Trie
+    wanted: UInt32[Array, "B W"] | None
+    prefix: Int[Array, "B T"] | None
+    dead: tuple[DeadChildren | None, ...] | None
+
+    @classmethod
+    def build(
+        cls,
+        trie: Trie,
+        batch: int,
+        *,
+        exclude: Int[Array, "B X"] | None = None,
+        allowed: UInt32[Array, " B"] | UInt32[Array, "B A"] | None = None,
+        prefix: Int[Array, "B T"] | None = None,
+        group: Group | None = None,
+    ) -> "Restriction":
+        """Finds the dead nodes; the arguments are those of `beam_search`.
+
+        Raises:
+            InputError: The trie was built without what an argument needs.
+        """
+        wanted = wanted_bits(
+            allowed,
+            num_words=trie.attributes[0].shape[1] if trie.attributes else 0,
+            has_unseen=trie.has_unseen,
+            batch=batch,
+            group=group,
+        )
+        free = cls(trie, wanted, prefix, None)
+        if exclude is None:
+            return free
+        return dataclasses.replace(free, dead=free._find_dead_children(exclude))
+
+    def children(
+        self, number: int, nodes: Int32[Array, "B M"]
+    ) -> WideChildren | NarrowChildren:
+        """The children that beams at level `number` may take."""
+        children = self._passing_children(number, nodes)
+        dead = self.dead[number] if self.dead is not None else None
+        level = self.trie.levels[number]
+        if isinstance(children, NarrowChildren):
+            tokens, is_child = children
+            if dead is not None:
+                request, beam = _beams_at(dead, nodes)
+                rank = dead.children - level.first[dead.parents]
+                is_child = is_child.at[request, beam, rank].set(False, mode="drop")
+            if self.prefix is not None:
+                codeword = self.prefix[:, number, None, None]
+                is_child &= (codeword < 0) | (tokens == codeword)
+            return NarrowChildren(tokens, is_child)
+        rows = children.rows
+        if dead is not None:
+            request, beam = _beams_at(dead, nodes)
+            codeword = level.codeword(dead.parents, dead.children)
+            dying = jnp.zeros_like(rows)
+            dying = dying.at[request, beam, codeword // bits.WORD_BITS].add(
+                bits.bit_of(codeword), mode="drop"
+            )
+            rows &= ~dying
+        if self.prefix is not None:
+            codeword = self.prefix[:, number, None]
+            word = jnp.arange(rows.shape[2], dtype=jnp.int32)[None, :]
+            only = jnp.where(
+                word == codeword // bits.WORD_BITS, bits.bit_of(codeword), 0
+            )
+            rows &= jnp.where(codeword < 0, ~jnp.uint32(0), only)[:, None, :]
+        return WideChildren(rows)
+
+    def _passing_children(
+        self, number: int, nodes: Int32[Array, "B n"]
+    ) -> WideChildren | NarrowChildren:
+        """The children with an item under them that has the wanted bits."""
+        level = self.trie.levels[number]
+        if isinstance(level, CsrLevel):
+            tokens, is_child = level.window(nodes)
+            if self.wanted is not None:
+                rank = jnp.arange(tokens.shape[2], dtype=jnp.int32)[None, None, :]
+                children = level.first[nodes][:, :, None] + rank
+                is_child &= self._pass(number, jnp.where(is_child, children, 0))
+            return NarrowChildren(tokens, is_child)
+        rows = level.rows(nodes)  # [B, n, W]
+        if self.wanted is None:
+            return WideChildren(rows)
+        # A bit's child: those of the words before, and those before it in its word.
+        counts = bits.popcount(rows)
+        before = level.first[nodes][:, :, None] + jnp.cumsum(counts, axis=2) - counts
+        place = jnp.arange(bits.WORD_BITS, dtype=jnp.int32)[None, None, None, :]
+        inner = bits.popcount(rows[:, :, :, None] & bits.below(place))
+        is_child = bits.unpack(rows, rows.shape[2] * bits.WORD_BITS)
+        children = (before[:, :, :, None] + inner).reshape(is_child.shape)
+        passes = is_child & self._pass(number, jnp.where(is_child, children, 0))
+        return WideChildren(bits.pack(passes))
+
+    def _pass(
+        self, number: int, children: Int32[Array, "B n F"]
+    ) -> Bool[Array, "B n F"]:
+        assert self.wanted is not None
+        own = read(self.trie.attributes[number], children)  # [B, n, F, W]
+        return ((own & self.wanted[:, None, None, :]) != 0).any(-1)
+
+    def _count_passing(
+        self, number: int, nodes: Int32[Array, "B X"]
+    ) -> Int32[Array, "B X"]:
+        """How many children of a node pass, excluded or not."""
+        if self.wanted is None:
+            return self.trie.levels[number].fan_out(nodes)
+        children = self._passing_children(number, nodes)
+        if isinstance(children, NarrowChildren):
+            return children.is_child.sum(-1, dtype=jnp.int32)
+        return bits.popcount(children.rows).sum(-1, dtype=jnp.int32)
+
+    def _find_dead_children(
+        self, exclude: Int[Array, "B X"]
+    ) -> tuple[DeadChildren, ...]:
+        """Finds, from the leaves upwards, what the excluded items kill.
+
+        A node dies when all its children that pass are dead, and only an excluded
+        item's ancestors can: at most X nodes at a depth. With the leaves sorted,
+        those of one parent stand side by side.
+        """
+        index = self.trie.exclusion
+        if index is None:
+            raise InputError("this trie can't exclude items: build it with exclusion")
+        levels = self.trie.levels
+        leaves = jnp.sort(index.leaves_of(exclude), axis=1)
+        is_leaf = leaves < self.trie.plan.item_capacity
+        if self.wanted is not None:
+            # What the filter keeps out is no child to count, nor a dead one.
+            last = len(levels) - 1
+            is_leaf &= self._pass(last, leaves[:, :, None])[:, :, 0]
+        children, are_dead = leaves, is_leaf & _starts_run(leaves)
+        found = []
+        for number in reversed(range(len(levels))):
+            parents = index.ancestors_of(leaves, number)
+            # Padding stands behind all others, as a run of its own.
+            none = levels[number].plan.node_capacity
+            parents = jnp.where(leaves < self.trie.plan.item_capacity, parents, none)
+            found.append(DeadChildren(parents, children, are_dead))
+            num_dead = _sum_over_rest_of_run(are_dead, parents)
+            are_dead = (
+                _starts_run(parents)
+                & (num_dead > 0)
+                & (num_dead == self._count_passing(number, parents))
+            )
+            children = parents
+        return tuple(found[::-1])
+
+
+def _beams_at(
+    dead: DeadChildren, nodes: Int32[Array, "B M"]
+) -> tuple[Int32[Array, "B 1"], Int32[Array, "B X"]]:
+    """Which beam stands at each dead child's parent; M, to be dropped, if none."""
+    is_there = dead.parents[:, :, None] == nodes[:, None, :]  # [B, X, M]
+    counts = dead.are_dead & is_there.any(-1)
+    beam = jnp.where(counts, jnp.argmax(is_there, axis=-1), nodes.shape[1])
+    return jnp.arange(len(beam), dtype=jnp.int32)[:, None], beam.astype(jnp.int32)
+
+
+def _starts_run(numbers: Int32[Array, "B X"]) -> Bool[Array, "B X"]:
+    """Whether a number differs from the one before it."""
+    first = jnp.ones_like(numbers[:, :1], bool)
+    return jnp.concatenate([first, numbers[:, 1:] != numbers[:, :-1]], axis=1)
+
+
+def _sum_over_rest_of_run(
+    flags: Bool[Array, "B X"], numbers: Int32[Array, "B X"]
+) -> Int32[Array, "B X"]:
+    """How many flags are set from here to the end of the run of equal numbers."""
+    upto = jnp.cumsum(flags, axis=1, dtype=jnp.int32)
+    last = jnp.ones_like(numbers[:, :1], bool)
+    ends_run = jnp.concatenate([numbers[:, 1:] != numbers[:, :-1], last], axis=1)
+    far = jnp.iinfo(jnp.int32).max
+    at_end = jax.lax.cummin(jnp.where(ends_run, upto, far), axis=1, reverse=True)
+    return at_end - upto + flags

@@ -1,0 +1,181 @@
+"""Items drawn at random from the model's distribution over the catalogue.
+
+At a temperature t, a child c of a node is drawn with probability
+
+    p(c | node) = exp(logit_c / t) / sum over the node's children of exp(logit / t)
+
+over the children that the request may take, so that the items' probabilities, the
+products along their Semantic IDs, sum to 1.
+
+*   `sample_items` draws with replacement: M independent draws.
+*   `sample_distinct_items` draws without: the M largest of log p(item) + Gumbel
+    noise. Stochastic beam search finds them without visiting the others. A node's
+    perturbed log-probability is the maximum over its leaves, so a child's noise is
+    drawn given that its siblings' maximum is what their parent got (Kool et al.
+    2019, "Stochastic Beams and Where to Find Them", 3.2 and appendix B.3).
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Int32, Key, UInt32
+
+from tiger_jax.decoding.search.beam_search import (
+    BeamResult,
+    DecodeStep,
+    InitDecode,
+    padded,
+)
+from tiger_jax.decoding.search.candidates import Beams, masked_logits, take
+from tiger_jax.decoding.search.restrictions import Restriction
+from tiger_jax.decoding.search.top_k import in_order, pick, top_k
+from tiger_jax.decoding.trie.trie import Trie
+
+Temperature = float | Float[Array, ""]
+
+
+class SampleResult(NamedTuple):
+    """Distinct items of each request, in the order in which they were drawn.
+
+    Attributes:
+        item_numbers: -1 where fewer than M items exist.
+        scores: log p of each item at the temperature; -inf where there is no item.
+        perturbed_scores: log p plus Gumbel noise, falling. The last one is the
+            threshold that importance weights are made with (Kool et al. 2019, 4.2).
+    """
+
+    item_numbers: Int32[Array, "B M"]
+    scores: Float[Array, "B M"]
+    perturbed_scores: Float[Array, "B M"]
+
+
+def sample_items(
+    params: Any,
+    inputs: Any,
+    trie: Trie,
+    key: Key[Array, ""],
+    *,
+    init_decode: InitDecode,
+    decode_step: DecodeStep,
+    num_samples: int,
+    temperature: Temperature = 1.0,
+    exclude: Int[Array, "B X"] | None = None,
+    allowed: UInt32[Array, " B"] | UInt32[Array, "B A"] | None = None,
+    prefix: Int[Array, "B T"] | None = None,
+) -> BeamResult:
+    """Draws `num_samples` items independently, so that items can repeat.
+
+    Other arguments are those of `beam_search`. Scores are log p at the temperature,
+    and results stand in the order of the draws.
+    """
+    batch = jax.tree.leaves(inputs)[0].shape[0]
+    restriction = Restriction.build(
+        trie, batch, exclude=exclude, allowed=allowed, prefix=prefix
+    )
+    beams = Beams.root(batch)
+    cache = init_decode(params, inputs)
+    for number, level in enumerate(trie.levels):
+        logits, cache = decode_step(
+            params, cache, beams.codewords, beams.parents, number
+        )
+        children = restriction.children(number, beams.nodes)
+        masked = masked_logits(children, logits / temperature)  # [B, M, F]
+        key, noise_key = jax.random.split(key)
+        shape = (batch, num_samples, masked.shape[2])
+        noise = jax.random.gumbel(noise_key, shape)
+        drawn = jnp.argmax(masked + noise, axis=2)  # [B, M]
+        # At level 0 all samples extend the one root, later each one its own beam.
+        beam = jnp.arange(num_samples, dtype=jnp.int32) % masked.shape[1]
+        index = beam[None, :] * masked.shape[2] + drawn.astype(jnp.int32)
+        log_probs = _log_probs(masked, beams.scores)
+        scores = pick(log_probs.reshape(batch, -1), index)
+        beams = take(level, beams, scores, index, masked.shape[2])
+    return padded(trie.item_numbers(beams.nodes), beams.scores, num_samples)
+
+
+def sample_distinct_items(
+    params: Any,
+    inputs: Any,
+    trie: Trie,
+    key: Key[Array, ""],
+    *,
+    init_decode: InitDecode,
+    decode_step: DecodeStep,
+    num_samples: int,
+    temperature: Temperature = 1.0,
+    exclude: Int[Array, "B X"] | None = None,
+    allowed: UInt32[Array, " B"] | UInt32[Array, "B A"] | None = None,
+    prefix: Int[Array, "B T"] | None = None,
+) -> SampleResult:
+    """Draws `num_samples` different items, one after another without replacement.
+
+    Other arguments are those of `beam_search`.
+    """
+    batch = jax.tree.leaves(inputs)[0].shape[0]
+    restriction = Restriction.build(
+        trie, batch, exclude=exclude, allowed=allowed, prefix=prefix
+    )
+    beams = Beams.root(batch)
+    key, noise_key = jax.random.split(key)
+    perturbed = jax.random.gumbel(noise_key, (batch, 1))
+    cache = init_decode(params, inputs)
+    for number, level in enumerate(trie.levels):
+        logits, cache = decode_step(
+            params, cache, beams.codewords, beams.parents, number
+        )
+        children = restriction.children(number, beams.nodes)
+        masked = masked_logits(children, logits / temperature)
+        log_probs = _log_probs(masked, beams.scores)  # [B, M, F]
+        key, noise_key = jax.random.split(key)
+        noisy = log_probs + jax.random.gumbel(noise_key, log_probs.shape)
+        noisy = _with_maximum(noisy, perturbed[:, :, None])
+        fan = noisy.shape[2]
+        noisy = noisy.reshape(batch, -1)
+        perturbed, index = top_k(noisy, trie.width(number + 1, num_samples))
+        if number < len(trie.levels) - 1:
+            is_alive, index = in_order(perturbed, index)
+            perturbed = jnp.where(is_alive, pick(noisy, index), -jnp.inf)
+        scores = pick(log_probs.reshape(batch, -1), index)
+        scores = jnp.where(perturbed > -jnp.inf, scores, -jnp.inf)
+        beams = take(level, beams, scores, index, fan)
+    items = trie.item_numbers(beams.nodes)
+    noise = padded(items, perturbed, num_samples).scores
+    return SampleResult(*padded(items, beams.scores, num_samples), noise)
+
+
+def _log_probs(
+    masked: Float[Array, "B M F"], scores: Float[Array, "B M"]
+) -> Float[Array, "B M F"]:
+    """Log-probabilities of the children, of all that led to them included."""
+    norm = jax.nn.logsumexp(masked, axis=-1)
+    norm = jnp.where(norm > -jnp.inf, norm, 0.0)
+    return masked + (scores - norm)[:, :, None]
+
+
+def _with_maximum(
+    noisy: Float[Array, "B M F"], maximum: Float[Array, "B M 1"]
+) -> Float[Array, "B M F"]:
+    """Moves Gumbel variables to have a given maximum (Kool et al. 2019, eq. 23).
+
+        G' = -log(exp(-maximum) - exp(-Z) + exp(-G)),    Z = max of the G
+
+    written so that nothing overflows: with v = maximum - G + log(1 - exp(G - Z)),
+    G' = maximum - max(0, v) - log(1 + exp(-|v|)).
+    """
+    largest = noisy.max(axis=-1, keepdims=True)
+    is_there = noisy > -jnp.inf
+    # Where there is no child, numbers that make no infinities of their own.
+    g = jnp.where(is_there, noisy, 0.0)
+    z = jnp.where(is_there, largest, 1.0)
+    t = jnp.where(is_there, maximum, 0.0)
+    v = t - g + _log1mexp(z - g)
+    moved = t - jnp.maximum(v, 0.0) - jnp.log1p(jnp.exp(-jnp.abs(v)))
+    return jnp.where(is_there, moved, -jnp.inf)
+
+
+def _log1mexp(x: Float[Array, "B M F"]) -> Float[Array, "B M F"]:
+    """log(1 - exp(-x)) for x >= 0, precise near 0 and far from it; -inf at 0."""
+    near = jnp.log(-jnp.expm1(-x))
+    far = jnp.log1p(-jnp.exp(-x))
+    return jnp.where(x < 0.693, near, far)

@@ -1,0 +1,94 @@
+"""Beam search over every codeword, as in the TIGER paper, and how often it errs.
+
+Nothing keeps this search to the catalogue. It returns Semantic IDs that no item has
+("invalid IDs"; Rajput et al. 2023, section 4.5 and appendix), and counts them.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int32
+
+from tiger_jax.decoding.search.beam_search import DecodeStep, InitDecode
+from tiger_jax.decoding.search.candidates import Normalize
+from tiger_jax.decoding.search.normalizers import log_sum_exp
+from tiger_jax.decoding.search.top_k import in_order, masked_top_k, pick
+from tiger_jax.decoding.trie.trie import Trie
+from tiger_jax.errors import InputError
+
+
+class UnconstrainedResult(NamedTuple):
+    """The best Semantic IDs of each request, best first.
+
+    Attributes:
+        item_numbers: -1 for invalid IDs, and where fewer than M IDs exist.
+        scores: Log-probabilities, of invalid IDs too; -inf where there is no ID.
+        semantic_ids: What was decoded.
+        num_invalid: How many of a request's IDs are invalid.
+    """
+
+    item_numbers: Int32[Array, "B M"]
+    scores: Float[Array, "B M"]
+    semantic_ids: Int32[Array, "B M T"]
+    num_invalid: Int32[Array, " B"]
+
+
+def unconstrained_search(
+    params: Any,
+    inputs: Any,
+    trie: Trie,
+    *,
+    init_decode: InitDecode,
+    decode_step: DecodeStep,
+    num_beams: int,
+    normalize: Normalize = "level",
+) -> UnconstrainedResult:
+    """Finds each request's best Semantic IDs, valid or not.
+
+    Arguments are those of `beam_search`. Ties go to the lexicographically smaller
+    Semantic ID, as they do there.
+
+    Raises:
+        InputError: `normalize` is "children", which needs the trie's constraint.
+    """
+    if normalize == "children":
+        raise InputError("an unconstrained search has no children to normalise over")
+    batch = jax.tree.leaves(inputs)[0].shape[0]
+    sizes = trie.plan.codebook_sizes
+    scores = jnp.zeros((batch, 1))
+    nodes = codewords = parents = jnp.zeros((batch, 1), jnp.int32)
+    semantic_ids = jnp.zeros((batch, 1, 0), jnp.int32)
+    cache = init_decode(params, inputs)
+    for number, level in enumerate(trie.levels):
+        logits, cache = decode_step(params, cache, codewords, parents, number)
+        size = sizes[number]
+        offset = scores
+        if normalize == "level":
+            offset -= log_sum_exp(logits)
+        every = jnp.full((batch, logits.shape[1], -(-size // 32)), ~jnp.uint32(0))
+        width = min(num_beams, math.prod(sizes[: number + 1]))
+        scores, index = masked_top_k(logits, every, offset, width)
+        if number < len(sizes) - 1:
+            is_alive, index = in_order(scores, index)
+            own = pick(logits.reshape(batch, -1), index) + pick(offset, index // size)
+            scores = jnp.where(is_alive, own, -jnp.inf)
+        parents, codewords = index // size, index % size
+        nodes = pick(nodes, parents)
+        # An ID that has left the trie stays at the sentinels, which have no child.
+        is_valid = level.has_child(nodes, codewords)
+        child = level.child(nodes, jnp.where(is_valid, codewords, 0))
+        nodes = jnp.where(is_valid, child, level.plan.child_capacity)
+        semantic_ids = jnp.concatenate(
+            [pick(semantic_ids, parents), codewords[:, :, None]], axis=2
+        )
+    items = trie.item_numbers(nodes)
+    exists = scores > -jnp.inf
+    missing = [(0, 0), (0, num_beams - scores.shape[1])]
+    return UnconstrainedResult(
+        jnp.pad(jnp.where(exists, items, -1), missing, constant_values=-1),
+        jnp.pad(scores, missing, constant_values=-jnp.inf),
+        jnp.pad(semantic_ids, [*missing, (0, 0)], constant_values=-1),
+        (exists & (items < 0)).sum(axis=1, dtype=jnp.int32),
+    )

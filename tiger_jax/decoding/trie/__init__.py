@@ -1,0 +1,1 @@
+"""The catalogue's Semantic IDs as a trie: plan, build, levels, files."""

@@ -1,0 +1,1 @@
+"""Recommenders that learn nothing, to be measured against."""

@@ -1,0 +1,1 @@
+"""Vectors to codewords: RQ-VAE, k-means, hashes, and the folder each is kept in."""

@@ -1,0 +1,160 @@
+"""Quantizers that learn nothing: the paper's LSH and random codes (section 4.3)."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+from jaxtyping import Float, Float32, Int, Int32, UInt64
+
+from tiger_jax.config import config
+from tiger_jax.quantizers.quantizer import chunks
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Hyperplanes:
+    """Reads each codeword off the sides of hyperplanes an embedding lies on.
+
+    Attributes:
+        center: The point all hyperplanes go through.
+        normals: Their directions, H of them for each of L levels.
+    """
+
+    kind: ClassVar[str] = "hyperplanes"
+    center: Float32[np.ndarray, " E"]
+    normals: Float32[np.ndarray, "L H E"]
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        num_levels, num_hyperplanes, _ = self.normals.shape
+        return (2**num_hyperplanes,) * num_levels
+
+    def encode(self, embeddings: Float[np.ndarray, "N E"]) -> Int32[np.ndarray, "N L"]:
+        num_levels, num_hyperplanes, _ = self.normals.shape
+        weights = 2 ** np.arange(num_hyperplanes)[::-1]
+        codes = [np.empty((0, num_levels), np.int32)]
+        for chunk in chunks(embeddings):
+            sides = np.einsum(
+                "ne,lhe->nlh", chunk - self.center, self.normals, optimize=True
+            )
+            codes.append(((sides > 0) @ weights).astype(np.int32))
+        return np.concatenate(codes)
+
+    def reconstruct(self, codes: Int[np.ndarray, "N l"]) -> None:
+        return None
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        return {"center": self.center, "normals": self.normals}
+
+    def settings(self) -> dict[str, Any]:
+        return {"codebook_sizes": list(self.codebook_sizes)}
+
+    @classmethod
+    def from_arrays(
+        cls, arrays: Mapping[str, np.ndarray], settings: Mapping[str, Any]
+    ) -> "Hyperplanes":
+        return cls(arrays["center"], arrays["normals"])
+
+
+@config("hash_quantizers")
+class Lsh:
+    """Locality-sensitive hashing by random hyperplanes (the paper's section 4.3).
+
+    Attributes:
+        num_levels: Codewords per item.
+        num_hyperplanes: Bits per codeword: a codebook has two to that power.
+        center: Let the hyperplanes go through the embeddings' mean instead of the
+            origin. Text embeddings share a large common part, and hyperplanes
+            through the origin leave most items on one side.
+    """
+
+    num_levels: int = 4
+    num_hyperplanes: int = 8
+    center: bool = True
+
+    def fit(
+        self, embeddings: Float[np.ndarray, "N E"], *, seed: int = 0
+    ) -> Hyperplanes:
+        """Draws the hyperplanes."""
+        width = embeddings.shape[1]
+        center = np.zeros(width, np.float32)
+        if self.center:
+            center = np.mean(embeddings, axis=0, dtype=np.float64).astype(np.float32)
+        rng = np.random.default_rng(seed)
+        shape = (self.num_levels, self.num_hyperplanes, width)
+        return Hyperplanes(center, rng.standard_normal(shape).astype(np.float32))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class HashedCodes:
+    """Codewords from a hash of the embedding: random, yet always the same.
+
+    The hash is multiply-add over the embedding's bits, then splitmix64's finish.
+    Only equal embeddings share their codewords by more than chance.
+
+    Attributes:
+        multipliers: One odd 64-bit number a dimension.
+        sizes: Codewords per level.
+    """
+
+    kind: ClassVar[str] = "hashed_codes"
+    multipliers: UInt64[np.ndarray, " E"]
+    sizes: tuple[int, ...]
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        return self.sizes
+
+    def encode(self, embeddings: Float[np.ndarray, "N E"]) -> Int32[np.ndarray, "N L"]:
+        codes = [np.empty((0, len(self.sizes)), np.int32)]
+        for chunk in chunks(embeddings):
+            # Adding zero makes -0.0 the same as 0.0.
+            bits = np.ascontiguousarray(chunk + 0).view(np.uint32).astype(np.uint64)
+            hashed = (bits * self.multipliers).sum(axis=1, dtype=np.uint64)
+            levels = []
+            for size in self.sizes:
+                hashed = hashed + np.uint64(0x9E3779B97F4A7C15)
+                # The high half, whose remainder is uniform to 1 part in 2^32 / K.
+                levels.append((_finish_splitmix64(hashed) >> np.uint64(32)) % size)
+            codes.append(np.column_stack(levels).astype(np.int32))
+        return np.concatenate(codes)
+
+    def reconstruct(self, codes: Int[np.ndarray, "N l"]) -> None:
+        return None
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        return {"multipliers": self.multipliers}
+
+    def settings(self) -> dict[str, Any]:
+        return {"codebook_sizes": list(self.sizes)}
+
+    @classmethod
+    def from_arrays(
+        cls, arrays: Mapping[str, np.ndarray], settings: Mapping[str, Any]
+    ) -> "HashedCodes":
+        return cls(arrays["multipliers"], tuple(settings["codebook_sizes"]))
+
+
+@config("hash_quantizers")
+class RandomCodes:
+    """Codewords that say nothing about the item: the paper's random baseline.
+
+    Attributes:
+        codebook_sizes: Codewords per level.
+    """
+
+    codebook_sizes: tuple[int, ...] = (255, 255, 255, 255)
+
+    def fit(
+        self, embeddings: Float[np.ndarray, "N E"], *, seed: int = 0
+    ) -> HashedCodes:
+        """Draws the hash."""
+        rng = np.random.default_rng(seed)
+        draws = rng.integers(2**64, size=embeddings.shape[1], dtype=np.uint64)
+        return HashedCodes(draws | np.uint64(1), tuple(self.codebook_sizes))
+
+
+def _finish_splitmix64(x: UInt64[np.ndarray, " N"]) -> UInt64[np.ndarray, " N"]:
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

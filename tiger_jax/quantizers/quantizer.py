@@ -1,0 +1,98 @@
+"""What every quantizer is: a config whose `fit` gives a frozen map to codewords.
+
+A config such as `ResidualKMeans` holds what can be chosen; its `fit` looks at the
+embeddings and returns a `Quantizer`, which encodes today's items and those that
+join later alike.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float, Float32, Int, Int32
+
+ENCODE_CHUNK = 16_384
+
+
+@runtime_checkable
+class Quantizer(Protocol):
+    """A fitted map from embeddings to L codewords, coarse to fine.
+
+    Attributes:
+        kind: Names the class in ``quantizer.json``.
+    """
+
+    kind: ClassVar[str]
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """Codewords per level, L of them."""
+        ...
+
+    def encode(self, embeddings: Float[np.ndarray, "N E"]) -> Int32[np.ndarray, "N L"]:
+        """The codewords of each embedding; works in chunks, whatever N is."""
+        ...
+
+    def reconstruct(
+        self, codes: Int[np.ndarray, "N l"]
+    ) -> Float32[np.ndarray, "N E"] | None:
+        """What the first l codewords say about the embeddings; None if nothing."""
+        ...
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Everything fitted, by names that are fit for files."""
+        ...
+
+    def settings(self) -> dict[str, Any]:
+        """What `from_arrays` needs beside the arrays, as JSON."""
+        ...
+
+    @classmethod
+    def from_arrays(
+        cls, arrays: Mapping[str, np.ndarray], settings: Mapping[str, Any]
+    ) -> "Quantizer":
+        """Builds the quantizer whose `to_arrays` and `settings` these are."""
+        ...
+
+
+@runtime_checkable
+class QuantizerConfig(Protocol):
+    """What can be chosen about a quantizer."""
+
+    def fit(self, embeddings: Float[np.ndarray, "N E"], *, seed: int) -> Quantizer:
+        """Fits the quantizer; the same embeddings and seed give the same one."""
+        ...
+
+
+def chunks(
+    embeddings: Float[np.ndarray, "N E"], size: int = ENCODE_CHUNK
+) -> Iterator[Float32[np.ndarray, "B E"]]:
+    """Cuts embeddings (perhaps mapped from a file) into float32 chunks."""
+    for start in range(0, len(embeddings), size):
+        yield np.asarray(embeddings[start : start + size], np.float32)
+
+
+def reconstruction_errors(
+    quantizer: Quantizer,
+    embeddings: Float[np.ndarray, "N E"],
+    codes: Int[np.ndarray, "N L"],
+) -> list[float] | None:
+    """The fraction of the embeddings' variance that l codewords miss, l = 1 … L.
+
+    Returns:
+        sum |x - x_l|^2 / sum |x - mean|^2 for each l; None if the quantizer's
+        codewords say nothing about the embedding.
+    """
+    mean = np.mean(embeddings, axis=0, dtype=np.float64).astype(np.float32)
+    num_levels = codes.shape[1]
+    missed, variance = np.zeros(num_levels), 0.0
+    for start in range(0, len(codes), ENCODE_CHUNK):
+        rows = slice(start, start + ENCODE_CHUNK)
+        chunk = np.asarray(embeddings[rows], np.float32)
+        variance += float(((chunk - mean) ** 2).sum(dtype=np.float64))
+        for level in range(num_levels):
+            guess = quantizer.reconstruct(codes[rows, : level + 1])
+            if guess is None:
+                return None
+            missed[level] += ((chunk - guess) ** 2).sum(dtype=np.float64)
+    return [float(m / variance) if variance else 0.0 for m in missed]

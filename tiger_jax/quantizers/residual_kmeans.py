@@ -1,0 +1,119 @@
+"""Residual k-means, and flat VQ, which is its first level alone."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+from jaxtyping import Float, Float32, Int, Int32
+
+from tiger_jax.config import config
+from tiger_jax.progress import say
+from tiger_jax.quantizers.kmeans import fit_kmeans
+from tiger_jax.quantizers.quantizer import ENCODE_CHUNK, chunks
+
+
+def nearest_codewords(
+    points: Float32[np.ndarray, "N Z"], codebook: Float32[np.ndarray, "K Z"]
+) -> Int32[np.ndarray, " N"]:
+    """The codeword nearest to each point; ties go to the smallest."""
+    # |p - e|^2 without |p|^2, which no choice of codeword changes.
+    return ((codebook**2).sum(1) - 2 * points @ codebook.T).argmin(1).astype(np.int32)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ResidualCodebooks:
+    """Quantizes to a sum of codewords, each the nearest to what is left over.
+
+    Attributes:
+        codebooks: One codebook a level, coarse to fine; one level is flat VQ.
+    """
+
+    kind: ClassVar[str] = "residual_codebooks"
+    codebooks: tuple[Float32[np.ndarray, "_ E"], ...]
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        return tuple(len(codebook) for codebook in self.codebooks)
+
+    def encode(self, embeddings: Float[np.ndarray, "N E"]) -> Int32[np.ndarray, "N L"]:
+        codes = [np.empty((0, len(self.codebooks)), np.int32)]
+        for residual in chunks(embeddings):
+            levels = []
+            for codebook in self.codebooks:
+                codewords = nearest_codewords(residual, codebook)
+                residual = residual - codebook[codewords]
+                levels.append(codewords)
+            codes.append(np.column_stack(levels))
+        return np.concatenate(codes)
+
+    def reconstruct(self, codes: Int[np.ndarray, "N l"]) -> Float32[np.ndarray, "N E"]:
+        parts = [self.codebooks[l][codes[:, l]] for l in range(codes.shape[1])]
+        return np.sum(parts, axis=0, dtype=np.float32)
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        return {f"codebook_{l}": book for l, book in enumerate(self.codebooks)}
+
+    def settings(self) -> dict[str, Any]:
+        return {"codebook_sizes": list(self.codebook_sizes)}
+
+    @classmethod
+    def from_arrays(
+        cls, arrays: Mapping[str, np.ndarray], settings: Mapping[str, Any]
+    ) -> "ResidualCodebooks":
+        levels = range(len(settings["codebook_sizes"]))
+        return cls(tuple(arrays[f"codebook_{l}"] for l in levels))
+
+
+@config("quantizers")
+class ResidualKMeans:
+    """k-means on the embeddings, then on what it leaves over, and so on.
+
+    Attributes:
+        codebook_sizes: Codewords per level; they may differ.
+        max_iterations: Lloyd iterations per level.
+    """
+
+    codebook_sizes: tuple[int, ...] = (256, 256, 256)
+    max_iterations: int = 25
+
+    def fit(
+        self, embeddings: Float[np.ndarray, "N E"], *, seed: int = 0
+    ) -> ResidualCodebooks:
+        """Fits one codebook after another."""
+        residual = np.array(embeddings, np.float32)
+        codebooks = []
+        for level, size in enumerate(self.codebook_sizes):
+            say(f"k-means: level {level}, {size} codewords, {len(residual):,} items")
+            codebook = fit_kmeans(
+                residual, size, seed=seed + level, max_iterations=self.max_iterations
+            )
+            codebooks.append(codebook)
+            for rows in _row_chunks(len(residual)):
+                residual[rows] -= codebook[nearest_codewords(residual[rows], codebook)]
+        return ResidualCodebooks(tuple(codebooks))
+
+
+@config("quantizers")
+class FlatVq:
+    """One codebook: k-means, and the collision level tells its members apart.
+
+    Attributes:
+        codebook_size: Codewords. Their largest cluster must fit the collision
+            level.
+        max_iterations: Lloyd iterations.
+    """
+
+    codebook_size: int = 2048
+    max_iterations: int = 25
+
+    def fit(
+        self, embeddings: Float[np.ndarray, "N E"], *, seed: int = 0
+    ) -> ResidualCodebooks:
+        """Fits the codebook."""
+        sizes = (self.codebook_size,)
+        return ResidualKMeans(sizes, self.max_iterations).fit(embeddings, seed=seed)
+
+
+def _row_chunks(num_rows: int) -> Iterator[slice]:
+    return (slice(s, s + ENCODE_CHUNK) for s in range(0, num_rows, ENCODE_CHUNK))

@@ -1,0 +1,144 @@
+"""A trained RQ-VAE as a quantizer, and the folder any quantizer is kept in."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+from flax import traverse_util
+from jaxtyping import Array, Float, Float32, Int, Int32
+
+from tiger_jax.errors import InputError
+from tiger_jax.models.rqvae import RqVae, RqVaeConfig
+from tiger_jax.quantizers.hashing import HashedCodes, Hyperplanes
+from tiger_jax.quantizers.quantizer import ENCODE_CHUNK, Quantizer, chunks
+from tiger_jax.quantizers.residual_kmeans import ResidualCodebooks
+from tiger_jax.workdir import artifacts
+
+_QUANTIZER, _ARRAYS = "quantizer.json", "arrays"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RqVaeQuantizer:
+    """Frozen: encodes items of today and of later alike.
+
+    Attributes:
+        config: The architecture.
+        params: The network's parameters, without their axis names.
+        mean: Subtracted from each embedding before the network sees it.
+        scale: Divided by after that.
+    """
+
+    kind: ClassVar[str] = "rqvae"
+    config: RqVaeConfig
+    params: Mapping[str, Any]
+    mean: Float32[np.ndarray, " E"]
+    scale: Float32[np.ndarray, " E"]
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        return self.config.codebook_sizes
+
+    @property
+    def model(self) -> RqVae:
+        """The network."""
+        return RqVae(self.config, len(self.mean))
+
+    def encode(self, embeddings: Float[np.ndarray, "N E"]) -> Int32[np.ndarray, "N L"]:
+        codes = [np.empty((0, len(self.codebook_sizes)), np.int32)]
+        for chunk in chunks(embeddings):
+            standardized = (chunk - self.mean) / self.scale
+            padded = _pad(standardized)
+            found = np.asarray(_quantize(self.model, self.params, padded))
+            codes.append(found[: len(chunk)].astype(np.int32))
+        return np.concatenate(codes)
+
+    def reconstruct(self, codes: Int[np.ndarray, "N l"]) -> Float32[np.ndarray, "N E"]:
+        rows = [np.empty((0, len(self.mean)), np.float32)]
+        for start in range(0, len(codes), ENCODE_CHUNK):
+            chunk = codes[start : start + ENCODE_CHUNK]
+            guess = _reconstruct(self.model, self.params, _pad(chunk))
+            rows.append(np.asarray(guess)[: len(chunk)] * self.scale + self.mean)
+        return np.concatenate(rows)
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        flat = traverse_util.flatten_dict(self.params, sep=".")
+        arrays = {name: np.asarray(array) for name, array in flat.items()}
+        return {"mean": self.mean, "scale": self.scale, **arrays}
+
+    def settings(self) -> dict[str, Any]:
+        return dataclasses.asdict(self.config)
+
+    @classmethod
+    def from_arrays(
+        cls, arrays: Mapping[str, np.ndarray], settings: Mapping[str, Any]
+    ) -> "RqVaeQuantizer":
+        values: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()
+        }
+        config = RqVaeConfig(**values)
+        flat = {name: array for name, array in arrays.items() if "." in name}
+        params = traverse_util.unflatten_dict(flat, sep=".")
+        return cls(config, params, arrays["mean"], arrays["scale"])
+
+
+def _pad(rows: np.ndarray) -> np.ndarray:
+    # To a power of two, so that few shapes are compiled however many rows come.
+    size = max(1 << (len(rows) - 1).bit_length(), 8)
+    return np.pad(rows, ((0, size - len(rows)), (0, 0)))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _quantize(
+    model: RqVae, params: Mapping[str, Any], embeddings: Float[Array, "B E"]
+) -> Int[Array, "B L"]:
+    return model.apply({"params": params}, embeddings, method="quantize")[0]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _reconstruct(
+    model: RqVae, params: Mapping[str, Any], codewords: Int[Array, "B l"]
+) -> Float[Array, "B E"]:
+    return model.apply({"params": params}, codewords, method="reconstruct")
+
+
+_CLASSES: dict[str, type[Quantizer]] = {
+    cls.kind: cls
+    for cls in (ResidualCodebooks, Hyperplanes, HashedCodes, RqVaeQuantizer)
+}
+
+
+def save_quantizer(quantizer: Quantizer, folder: Path) -> None:
+    """Writes ``quantizer.json`` and ``arrays/``."""
+    arrays = quantizer.to_arrays()
+    artifacts.save_arrays(folder / _ARRAYS, arrays)
+    artifacts.write_json(
+        folder / _QUANTIZER,
+        {
+            "kind": quantizer.kind,
+            "codebook_sizes": list(quantizer.codebook_sizes),
+            "settings": quantizer.settings(),
+            "arrays": sorted(arrays),
+        },
+    )
+
+
+def load_quantizer(folder: Path) -> Quantizer:
+    """Reads what `save_quantizer` wrote.
+
+    Raises:
+        InputError: There is no whole quantizer in the folder.
+    """
+    folder = Path(folder)
+    try:
+        facts = artifacts.read_json(folder / _QUANTIZER)
+        arrays = artifacts.load_arrays(folder / _ARRAYS, facts["arrays"])
+        return _CLASSES[facts["kind"]].from_arrays(arrays, facts["settings"])
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"no quantizer can be read from {folder} ({error}): run "
+            "--stage=train_rqvae again"
+        ) from error

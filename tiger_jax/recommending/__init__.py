@@ -1,0 +1,1 @@
+"""Histories in, items out: the searcher, the catalogue, requests and answers."""

@@ -1,0 +1,332 @@
+"""A bundle: one folder that holds all a recommender needs, and proves it.
+
+==================  ==============================================================
+part                what
+==================  ==============================================================
+bundle.json         model sizes, token layout, shapes, and the hash of every part
+params.safetensors  the parameters, by their paths
+programs/           the searches as StableHLO, one file a kind and batch size
+semantic_ids/       item ids and codes
+trie/               the trie over them, with room for more
+items/              titles, brands, prices, categories, further columns, popularity
+user_hashes.npy     the users that the training knew
+embeddings.npy      the items' vectors, if there are any
+quantizer/          embedding -> codes, for items that join later, if there is one
+encoder/            text -> embedding, for the same
+==================  ==============================================================
+
+``manifest.json`` has the SHA-256 of every file; ``bundle.json`` the content hash of
+every part, and through it which parts belong together. Both are checked on loading.
+Nothing is pickled: arrays are npy and safetensors, tables Parquet, programs
+StableHLO, the rest JSON.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+from flax import traverse_util
+from jaxtyping import Bool, Float32, Int64, UInt32
+
+from tiger_jax.decoding.trie.planner import TriePlan
+from tiger_jax.decoding.trie.trie import Trie
+from tiger_jax.errors import InputError
+from tiger_jax.models.tiger import Params, Tiger, TigerConfig
+from tiger_jax.quantizers.quantizer import Quantizer
+from tiger_jax.quantizers.rqvae_quantizer import load_quantizer, save_quantizer
+from tiger_jax.recommending.catalogue import Catalogue
+from tiger_jax.recommending.item_coder import ItemCoder
+from tiger_jax.recommending.item_encoder import ItemEncoder
+from tiger_jax.recommending.programs import (
+    KINDS,
+    SUFFIX,
+    ExportedPrograms,
+    Shapes,
+    export_program,
+    program_name,
+)
+from tiger_jax.recommending.recommender import Engine, Recommender
+from tiger_jax.semantic_ids.table import SemanticIdTable
+from tiger_jax.semantic_ids.token_ids import TokenLayout
+from tiger_jax.workdir import artifacts
+
+FORMAT = 3
+BUNDLE = "bundle"
+# What another export of the same recommender may have otherwise.
+_SHAPED = ("shapes", "trie", "programs")
+_FACTS, _PARAMS, _PROGRAMS = "bundle.json", "params.safetensors", "programs"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Parts:
+    """What a bundle is made of, beside its programs.
+
+    Attributes:
+        params: As nested mappings of arrays.
+        items: The columns of `PreparedData.items`, by item number.
+        popularity: How often each item occurs in all histories.
+        is_new: Items held out of the training.
+        encoder: What embeds texts; None if nothing does.
+        quantizer: What gives new items codes; None if nothing does.
+        collaborative_dims: Of the vectors that the quantizer takes beside the
+            embeddings; 0 if there are none.
+        plan: The trie's shapes, with room for more items.
+    """
+
+    model: Tiger
+    params: Params
+    max_items: int
+    table: SemanticIdTable
+    items: pa.Table
+    popularity: Int64[np.ndarray, " N"]
+    is_new: Bool[np.ndarray, " N"]
+    user_hashes: UInt32[np.ndarray, " U"]
+    embeddings: Float32[np.ndarray, "N E"] | None
+    encoder: ItemEncoder | None
+    quantizer: Quantizer | None
+    collaborative_dims: int
+    plan: TriePlan
+
+    def catalogue(self) -> Catalogue:
+        """Version 0 of the catalogue."""
+        return Catalogue(
+            self.table,
+            self.items,
+            popularity=self.popularity,
+            is_new=self.is_new,
+            embeddings=self.embeddings,
+            plan=self.plan,
+        )
+
+    def coder(self) -> ItemCoder:
+        """What gives new items their codes."""
+        num_dims = 0 if self.embeddings is None else self.embeddings.shape[1]
+        return ItemCoder(
+            self.encoder, self.quantizer, num_dims, self.collaborative_dims
+        )
+
+    @property
+    def part_hashes(self) -> dict[str, str]:
+        """Names each part by its content."""
+        columns = {
+            name: self.items[name].to_pylist() for name in self.items.column_names
+        }
+        facts = {"popularity": self.popularity, "is_new": self.is_new}
+        hashes = {
+            _PARAMS: artifacts.hash_arrays(self.params),
+            "semantic_ids": self.table.content_hash,
+            "items": artifacts.hash_json(
+                {"columns": columns, "facts": artifacts.hash_arrays(facts)}
+            ),
+            "user_hashes.npy": artifacts.hash_arrays({"": self.user_hashes}),
+        }
+        if self.embeddings is not None:
+            hashes["embeddings.npy"] = artifacts.hash_arrays({"": self.embeddings})
+        if self.encoder is not None:
+            hashes["encoder"] = self.encoder.content_hash
+        if self.quantizer is not None:
+            hashes["quantizer"] = artifacts.hash_json(
+                {
+                    "kind": self.quantizer.kind,
+                    "settings": self.quantizer.settings(),
+                    "arrays": artifacts.hash_arrays(self.quantizer.to_arrays()),
+                }
+            )
+        return hashes
+
+
+def save_bundle(folder: Path, parts: Parts, shapes: Shapes) -> None:
+    """Writes every part of a bundle; the manifest is the artifact's to write."""
+    from safetensors.numpy import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    flat = traverse_util.flatten_dict(parts.params, sep="/")
+    arrays = {name: np.ascontiguousarray(array) for name, array in flat.items()}
+    save_file(arrays, folder / _PARAMS)
+    parts.table.save(folder / "semantic_ids")
+    trie = parts.catalogue().host_trie
+    trie.save(folder / "trie", content_hash=parts.table.content_hash)
+    (folder / "items").mkdir()
+    pa.parquet.write_table(parts.items, folder / "items" / "items.parquet")
+    artifacts.save_arrays(
+        folder / "items", {"popularity": parts.popularity, "is_new": parts.is_new}
+    )
+    artifacts.save_arrays(folder, {"user_hashes": parts.user_hashes})
+    if parts.embeddings is not None:
+        artifacts.save_arrays(folder, {"embeddings": parts.embeddings})
+    if parts.encoder is not None:
+        parts.encoder.save(folder / "encoder")
+    if parts.quantizer is not None:
+        save_quantizer(parts.quantizer, folder / "quantizer")
+    (folder / _PROGRAMS).mkdir()
+    programs = {}
+    for kind in KINDS:
+        for size in shapes.batch_sizes:
+            path = folder / _PROGRAMS / (program_name(kind, size) + SUFFIX)
+            path.write_bytes(
+                export_program(kind, parts.model, shapes, size, parts.params, trie)
+            )
+            programs[program_name(kind, size)] = artifacts.hash_file(path)
+    artifacts.write_json(
+        folder / _FACTS,
+        {
+            "format": FORMAT,
+            "model": dataclasses.asdict(parts.model.config),
+            "layout": parts.model.layout.to_json(),
+            "max_items": parts.max_items,
+            "collaborative_dims": parts.collaborative_dims,
+            "shapes": dataclasses.asdict(shapes),
+            "parts": parts.part_hashes,
+            "trie": _hash_trie(trie),
+            "programs": programs,
+        },
+    )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Bundle:
+    """A bundle that has been read and found whole.
+
+    Attributes:
+        folder: Where it lies.
+        shapes: What its programs were made for.
+        content_hash: Names the parts, whatever shapes the programs have. Versions of
+            the catalogue are tied to it.
+    """
+
+    folder: Path
+    parts: Parts
+    shapes: Shapes
+    content_hash: str
+
+    @classmethod
+    def load(cls, folder: Path) -> "Bundle":
+        """Reads all parts, and checks them against the hashes and each other.
+
+        Raises:
+            InputError: A part is missing, damaged, or of another bundle; says which.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise InputError(
+                f"{folder} is no bundle's folder: make one with run.py --stage=export"
+            )
+        manifest = artifacts.load_manifest(folder)
+        listed = {*manifest.files, artifacts.MANIFEST}
+        for path in folder.rglob("*"):
+            if path.is_file() and path.relative_to(folder).as_posix() not in listed:
+                raise InputError(
+                    f"{path} is no part of this bundle, whose manifest doesn't list "
+                    "it: take it away"
+                )
+        try:
+            facts = artifacts.read_json(folder / _FACTS)
+            if facts["format"] != FORMAT:
+                raise InputError(
+                    f"{folder} has format {facts['format']}, this version reads "
+                    f"{FORMAT}: export it again"
+                )
+            parts, shapes, trie = _read_parts(folder, facts)
+        except InputError:
+            raise
+        except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
+            raise InputError(
+                f"{folder} can't be read ({type(error).__name__}: {error}): export "
+                "the bundle again"
+            ) from error
+        _check_hashes(folder, facts, parts, trie)
+        named = {key: value for key, value in facts.items() if key not in _SHAPED}
+        return cls(folder, parts, shapes, artifacts.hash_json(named))
+
+    def recommender(self, catalogue: Catalogue | None = None) -> Recommender:
+        """Makes a recommender that runs the exported programs."""
+        parts, folder = self.parts, self.folder / _PROGRAMS
+        names = [program_name(k, b) for k in KINDS for b in self.shapes.batch_sizes]
+        engine = Engine(
+            model=parts.model,
+            params=jax.tree.map(jnp.asarray, parts.params),
+            max_items=parts.max_items,
+            user_hashes=parts.user_hashes,
+            programs=ExportedPrograms({n: folder / (n + SUFFIX) for n in names}),
+            shapes=self.shapes,
+            coder=parts.coder(),
+        )
+        return Recommender(engine, catalogue or parts.catalogue())
+
+
+def _read_parts(folder: Path, facts: Mapping[str, Any]) -> tuple[Parts, Shapes, Trie]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    sizes = facts["shapes"]
+    shapes = Shapes(**{**sizes, "batch_sizes": tuple(sizes["batch_sizes"])})
+    try:
+        flat = load_file(folder / _PARAMS)
+    except SafetensorError as error:
+        raise InputError(f"{folder / _PARAMS} can't be read ({error})") from error
+    arrays = artifacts.load_arrays(folder / "items", ["popularity", "is_new"])
+    table = SemanticIdTable.load(folder / "semantic_ids")
+    trie = Trie.load(folder / "trie", content_hash=table.content_hash)
+    has = facts["parts"].__contains__
+    parts = Parts(
+        model=Tiger(
+            TigerConfig(**facts["model"]), TokenLayout.from_json(facts["layout"])
+        ),
+        params=traverse_util.unflatten_dict(flat, sep="/"),
+        max_items=int(facts["max_items"]),
+        table=table,
+        items=pa.parquet.read_table(folder / "items" / "items.parquet"),
+        popularity=arrays["popularity"],
+        is_new=arrays["is_new"],
+        user_hashes=artifacts.load_arrays(folder, ["user_hashes"])["user_hashes"],
+        embeddings=(
+            artifacts.load_arrays(folder, ["embeddings"])["embeddings"]
+            if has("embeddings.npy")
+            else None
+        ),
+        encoder=ItemEncoder.load(folder / "encoder") if has("encoder") else None,
+        quantizer=load_quantizer(folder / "quantizer") if has("quantizer") else None,
+        collaborative_dims=int(facts["collaborative_dims"]),
+        plan=trie.plan,
+    )
+    return parts, shapes, trie
+
+
+def _hash_trie(trie: Trie) -> str:
+    return artifacts.hash_arrays({"leaves": jax.tree.leaves(trie)})
+
+
+def _check_hashes(
+    folder: Path, facts: Mapping[str, Any], parts: Parts, trie: Trie
+) -> None:
+    """Refuses parts that are whole but of another bundle."""
+    again = "put the bundle's own back, or export it again"
+    found = parts.part_hashes
+    found["trie"] = _hash_trie(trie)
+    for name, expected in {**facts["parts"], "trie": facts["trie"]}.items():
+        if found.get(name) != expected:
+            raise InputError(
+                f"{folder / name} is {found.get(name, 'missing')[:12]}, but {_FACTS} "
+                f"names {expected[:12]}: it is of another bundle; {again}"
+            )
+    for name, expected in facts["programs"].items():
+        path = folder / _PROGRAMS / (name + SUFFIX)
+        if not path.is_file() or artifacts.hash_file(path) != expected:
+            raise InputError(f"{path} is not the program that {_FACTS} names: {again}")
+    sizes = parts.model.layout.codebook_sizes
+    if sizes != parts.table.codebook_sizes or sizes != parts.plan.codebook_sizes:
+        raise InputError(
+            f"{folder}: the model's codebooks {sizes}, those of semantic_ids "
+            f"{parts.table.codebook_sizes} and of the trie {parts.plan.codebook_sizes} "
+            f"differ; {again}"
+        )
+    if parts.items["item_id"].to_pylist() != list(parts.table.item_ids):
+        raise InputError(
+            f"{folder / 'items'} and semantic_ids don't hold the same items; {again}"
+        )

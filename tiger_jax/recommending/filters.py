@@ -1,0 +1,150 @@
+"""Which items a request allows: filters over fields, as masks and as bits of a trie.
+
+A filter names fields and the values that pass:
+
+    {"category": ["Shampoo", "Conditioner"], "in_stock": true, "price": {"max": 20}}
+
+An item passes if it passes for every field named, and for a field if it has any of
+the values. The trie's search knows single bits, of which a node has one if an item
+under it has. So each distinct filter gets a bit of its own, for as long as there is
+room, and whatever a mask over the items can say is exact in the search, too.
+"""
+
+import dataclasses
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Bool, UInt32
+
+from tiger_jax.decoding.trie.attributes import EVERY_ITEM, bits_of_items, bits_of_nodes
+from tiger_jax.decoding.trie.prefixes import SortedPrefixes
+from tiger_jax.decoding.trie.trie import Trie
+from tiger_jax.errors import InputError
+
+NUM_SLOTS = 31  # bit 31 marks every item
+MOST_FIELDS, MOST_VALUES = 8, 100
+RANGE = {"min", "max"}
+
+
+def check_filter(value: Any) -> dict[str, Any]:
+    """Brings a filter into its one form: a list of values, or a range, a field.
+
+    Raises:
+        InputError: It isn't a filter.
+    """
+    if not isinstance(value, Mapping):
+        raise InputError(
+            'a filter is an object of fields, such as {"category": ["Shampoo"]}'
+        )
+    if len(value) > MOST_FIELDS:
+        raise InputError(f"a filter has at most {MOST_FIELDS} fields, not {len(value)}")
+    checked: dict[str, Any] = {}
+    for field, wanted in value.items():
+        if isinstance(wanted, Mapping):
+            checked[field] = _check_range(field, wanted)
+            continue
+        values = list(wanted) if isinstance(wanted, list | tuple) else [wanted]
+        if not all(isinstance(v, str | bool | int | float) for v in values):
+            raise InputError(
+                f"filter {field!r}: values are texts, numbers or true and false"
+            )
+        if len(values) > MOST_VALUES:
+            raise InputError(
+                f"filter {field!r}: at most {MOST_VALUES} values, not {len(values)}"
+            )
+        checked[field] = sorted(dict.fromkeys(as_text(v) for v in values))
+    return checked
+
+
+def _check_range(field: str, wanted: Mapping[str, Any]) -> dict[str, float]:
+    numbers = {
+        key: float(number)
+        for key, number in wanted.items()
+        if isinstance(number, int | float) and not isinstance(number, bool)
+    }
+    if not wanted or set(numbers) != set(wanted) or not set(wanted) <= RANGE:
+        raise InputError(f'filter {field!r}: a range is {{"min": 5, "max": 20}}')
+    if not all(np.isfinite(number) for number in numbers.values()):
+        raise InputError(f"filter {field!r}: a range's ends are finite numbers")
+    return numbers
+
+
+def as_text(value: Any) -> str:
+    """One form for texts, numbers and truth values, so that 1 and "1" are equal."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        return str(int(value))
+    return str(value)
+
+
+def filter_key(checked: Mapping[str, Any]) -> str:
+    """Names a checked filter: equal filters have equal names."""
+    return json.dumps(checked, sort_keys=True, ensure_ascii=False)
+
+
+class FilterSlots:
+    """The bits of one catalogue's trie, given to masks as they are asked for."""
+
+    def __init__(
+        self, trie: Trie, prefixes: SortedPrefixes, sharding: jax.sharding.Sharding
+    ) -> None:
+        """Takes a trie that was built with one word of attributes an item."""
+        self._prefixes, self._sharding = prefixes, sharding
+        self._words = np.zeros((len(prefixes.order), 1), np.uint32)
+        self._slots: OrderedDict[str, int] = OrderedDict()
+        self._lock = threading.Lock()
+        self._trie = self._with_bits(jax.device_put(trie, sharding))
+
+    def assign(
+        self, masks: Mapping[str, Callable[[], Bool[np.ndarray, " N"]]]
+    ) -> tuple[Trie, dict[str, np.uint32]]:
+        """Gives each mask a bit, in place of those not asked for longest.
+
+        Args:
+            masks: What makes each mask, by its name; "" is no filter. At most
+                `NUM_SLOTS` others.
+
+        Returns:
+            The trie that has these bits (later calls change another copy), and the
+            bit of each mask.
+        """
+        with self._lock:
+            is_changed = False
+            for name, make in masks.items():
+                if name and name not in self._slots:
+                    slot = self._free_slot(masks)
+                    self._slots[name] = slot
+                    bit = np.uint32(1 << slot)
+                    self._words[:, 0] &= ~bit
+                    self._words[make(), 0] |= bit
+                    is_changed = True
+                elif name:
+                    self._slots.move_to_end(name)
+            if is_changed:
+                self._trie = self._with_bits(self._trie)
+            bits = {
+                n: np.uint32(1 << self._slots[n]) if n else EVERY_ITEM for n in masks
+            }
+            return self._trie, bits
+
+    def _free_slot(self, needed: Mapping[str, Any]) -> int:
+        unused = set(range(NUM_SLOTS)) - set(self._slots.values())
+        if unused:
+            return min(unused)
+        oldest = next(name for name in self._slots if name not in needed)
+        return self._slots.pop(oldest)
+
+    def _with_bits(self, trie: Trie) -> Trie:
+        own: UInt32[np.ndarray, "N 1"] | None = bits_of_items(
+            self._words, None, len(self._words)
+        )
+        bits = bits_of_nodes(own, self._prefixes, trie.plan)
+        return dataclasses.replace(
+            trie, attributes=jax.device_put(bits, self._sharding)
+        )

@@ -1,0 +1,155 @@
+"""Who wants recommendations: histories from a file, from titles, or test users."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tiger_jax.data.prepared import PreparedData
+from tiger_jax.data.readers.csv_files import CsvFormat, read_csv
+from tiger_jax.data.readers.text_files import (
+    check_encoding,
+    open_text,
+    raise_for_encoding,
+)
+from tiger_jax.errors import InputError
+from tiger_jax.recommending.catalogue import Catalogue
+
+FORMS = (
+    'JSON lines such as {"user": "u1", "history": ["item 1", "item 2"]} or '
+    '["item 1", "item 2"], or a CSV file with the columns item_id and, if there are '
+    "several users, user_id"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """One history to continue.
+
+    Attributes:
+        user: What to call the user in the output.
+        history: Item ids, oldest first; some may be unknown.
+        user_id: The shop's own id of the user; None for somebody unknown.
+        target: The item that really came next, where that is known.
+        notes: What a reader should know about how the history came about.
+    """
+
+    user: str
+    history: tuple[str, ...]
+    user_id: str | None = None
+    target: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+def read_histories(path: Path) -> list[Wanted]:
+    """Reads histories of item ids, oldest first, from a JSON lines or CSV file.
+
+    Raises:
+        InputError: The file is missing, empty or malformed; names the line.
+    """
+    if not path.is_file():
+        raise InputError(f"recommend.histories = {str(path)!r} is not a file")
+    if path.suffix in (".jsonl", ".json", ".ndjson"):
+        found = _read_json_lines(path)
+    elif path.suffix in (".csv", ".tsv"):
+        found = _read_csv(path)
+    else:
+        raise InputError(
+            f"{path}: the ending must be .jsonl or .csv; histories come as {FORMS}"
+        )
+    if not found:
+        raise InputError(f"{path} holds no history: write {FORMS}")
+    return [Wanted(user, tuple(items), user_id=user) for user, items in found]
+
+
+def search_titles(text: str, catalogue: Catalogue) -> Wanted:
+    """Makes a history of the best match for each title, separated by semicolons.
+
+    Of several matches (see `Catalogue.search`) the one with the most interactions
+    is taken, and the next are named.
+
+    Raises:
+        InputError: Nothing matches.
+    """
+    chosen, notes = [], []
+    for wanted in filter(None, (part.strip() for part in text.split(";"))):
+        matches = [catalogue.item_ids[n] for n in catalogue.search(wanted)]
+        if not matches:
+            raise InputError(
+                f"recommend.title: no item's title holds all of {wanted!r}: use fewer "
+                "or shorter words"
+            )
+        chosen.append(matches[0])
+        if len(matches) > 1:
+            notes.append(
+                f"{len(matches):,} items match {wanted!r}; the most popular one is "
+                f"taken, before {', '.join(matches[1:4])}"
+            )
+    if not chosen:
+        raise InputError("recommend.title is empty: give words of an item's title")
+    return Wanted("somebody new", tuple(chosen), notes=tuple(notes))
+
+
+def draw_test_users(data: PreparedData, num_users: int, seed: int) -> list[Wanted]:
+    """Takes a few test users at random, with the item that really came next."""
+    test = data.test
+    rows = np.random.default_rng(seed).permutation(len(test.targets))[:num_users]
+    user_ids = [data.user_ids[n] for n in test.user_numbers[rows].tolist()]
+    return [
+        Wanted(
+            user=user_id,
+            history=tuple(data.item_ids[i] for i in test.histories.of(row).tolist()),
+            user_id=user_id,
+            target=data.item_ids[test.targets[row]],
+        )
+        for user_id, row in zip(user_ids, rows.tolist(), strict=True)
+    ]
+
+
+def _read_json_lines(path: Path) -> list[tuple[str, list[str]]]:
+    check_encoding(path, "utf-8")
+    raise_for_encoding(path, "utf-8")
+    found = []
+    with open_text(path, "utf-8") as file:
+        for line, text in enumerate(file, 1):
+            if not text.strip():
+                continue
+            try:
+                value: Any = json.loads(text)
+            except ValueError as error:
+                raise InputError(f"{path}, line {line}: not JSON ({error})") from error
+            user, items = f"line {line}", value
+            if isinstance(value, dict):
+                user = str(value.get("user", value.get("user_id", user)))
+                items = value.get("history")
+            is_list = isinstance(items, list) and all(
+                isinstance(i, str | int) and not isinstance(i, bool) for i in items
+            )
+            if not is_list:
+                raise InputError(
+                    f"{path}, line {line}: no list of item ids; write {FORMS}"
+                )
+            found.append((user, [str(i) for i in items]))
+    return found
+
+
+def _read_csv(path: Path) -> list[tuple[str, list[str]]]:
+    delimiter = "\t" if path.suffix == ".tsv" else ","
+    table = read_csv(path, None, CsvFormat(delimiter=delimiter))
+    if "item_id" not in table.column_names:
+        raise InputError(
+            f"{path} has no column item_id (it has {', '.join(table.column_names)}): "
+            f"write {FORMS}"
+        )
+    items = table["item_id"].to_pylist()
+    users = (
+        table["user_id"].to_pylist()
+        if "user_id" in table.column_names
+        else ["somebody new"] * len(items)
+    )
+    found: dict[str, list[str]] = {}
+    for user, item in zip(users, items, strict=True):
+        found.setdefault(user, []).append(item)
+    return list(found.items())

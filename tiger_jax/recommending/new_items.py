@@ -1,0 +1,173 @@
+"""Items that join a catalogue: as they are given, and as rows of its table."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from tiger_jax.data.readers.columns import clean_paths
+from tiger_jax.errors import InputError
+from tiger_jax.recommending.catalogue import ALL_ITEMS
+from tiger_jax.recommending.filters import as_text
+
+Scalar = str | bool | int | float
+MOST_CHARACTERS = 20_000
+MOST_ATTRIBUTES = 50
+
+_FIELDS = ("item_id", "title", "brand", "price", "categories", "embedding")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class NewItem:
+    """One item to add.
+
+    Attributes:
+        item_id: Not yet in the catalogue.
+        title: Shown, searched and, by most templates, embedded; so are the next.
+        price: None if unknown.
+        categories: Paths, root first.
+        attributes: Further fields: texts, numbers, or true and false.
+        embedding: The item's own vector, of the kind that the catalogue's items
+            have; None lets the bundle's encoder read the fields.
+
+    Raises:
+        InputError: A field holds something else; names the item.
+    """
+
+    item_id: str
+    title: str = ""
+    brand: str = ""
+    price: float | int | None = None
+    categories: Sequence[Sequence[str]] = ()
+    attributes: Mapping[str, Scalar] = dataclasses.field(default_factory=dict)
+    embedding: Any = None
+
+    def __post_init__(self) -> None:
+        """Refuses what is no item, whatever the catalogue."""
+        _check_fields(vars(self))
+
+    @classmethod
+    def from_json(cls, record: Any) -> "NewItem":
+        """Reads an object such as {"item_id": "a7", "title": "Red soap"}.
+
+        "category" stands for "categories" with a single name; what is no field is
+        an attribute, and null counts as absent.
+
+        Raises:
+            InputError: It is no such object.
+        """
+        if not isinstance(record, Mapping) or "item_id" not in record:
+            raise InputError(
+                'a new item is an object such as {"item_id": "a7", "title": "Red soap"}'
+            )
+        given = {name: value for name, value in record.items() if value is not None}
+        if isinstance(category := given.pop("category", None), str):
+            given.setdefault("categories", [[category]])
+        fields = {name: given.pop(name) for name in _FIELDS if name in given}
+        _check_fields({**fields, "attributes": given})
+        return cls(**fields, attributes=given)
+
+
+def _check_fields(fields: Mapping[str, Any]) -> None:
+    item_id = fields["item_id"]
+    check_text("item_id", item_id)
+    if not item_id or item_id == ALL_ITEMS:
+        raise InputError(f"item_id is {item_id!r}, which is no name for an item")
+    for field in ("title", "brand", "price", "categories"):
+        if field in fields:
+            check_attribute(item_id, field, fields[field])
+    for field, value in fields["attributes"].items():
+        if field in _FIELDS:
+            raise InputError(
+                f"item {item_id!r}: {field!r} is a field of its own, no further "
+                "attribute"
+            )
+        check_attribute(item_id, field, value)
+
+
+def check_attribute(item_id: str, field: Any, value: Any) -> None:
+    """Refuses a value that a field can't have.
+
+    Raises:
+        InputError: Names the item and the field.
+    """
+    where = f"item {item_id[:80]!r}"
+    check_text("a field's name", field)
+    if not field or len(field) > 100:
+        raise InputError(f"{where}: a field's name has 1 … 100 characters")
+    if field in ("item_id", "embedding"):
+        raise InputError(
+            f"{where}: {field!r} can't be changed; remove the item and add it anew"
+        )
+    if field == "categories":
+        is_paths = _is_list(value) and all(
+            _is_list(path) and all(isinstance(name, str) for name in path)
+            for path in value
+        )
+        if not is_paths:
+            raise InputError(
+                f'{where}: categories are paths, such as [["Beauty", "Hair"]]'
+            )
+        for name in (name for path in value for name in path):
+            check_text("a category", name)
+    elif field in ("title", "brand", "category"):
+        check_text(f"{where}: {field}", value)
+    elif field == "price":
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if value is not None and not (is_number and _is_finite(value) and value > 0):
+            raise InputError(f"{where}: a price is a positive number, not {value!r}")
+    elif isinstance(value, str):
+        check_text(f"{where}: {field}", value)
+    elif not isinstance(value, bool | int | float) or not _is_finite(value):
+        raise InputError(
+            f"{where}: {field!r} must be a text, a finite number, or true or false"
+        )
+
+
+def check_text(what: str, value: Any) -> None:
+    """Refuses what is no text, or none that a file could hold.
+
+    Raises:
+        InputError: Says what it should have been.
+    """
+    if not isinstance(value, str):
+        raise InputError(f"{what} must be a text, not {type(value).__name__}")
+    if len(value) > MOST_CHARACTERS:
+        raise InputError(
+            f"{what} has {len(value)} characters; at most {MOST_CHARACTERS}"
+        )
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{what} is no whole Unicode text ({error.reason})") from error
+
+
+def to_table(items: Sequence[NewItem], schema: pa.Schema) -> pa.Table:
+    """The items as rows of a catalogue's table; what it has no column for is left out.
+
+    Unknown texts are "", unknown prices null, unknown categories empty.
+    """
+    columns = []
+    for field in schema:
+        match field.name:
+            case "item_id" | "title" | "brand" | "price":
+                values: list[Any] = [getattr(item, field.name) for item in items]
+            case "categories":
+                values = [clean_paths([[*p] for p in i.categories]) for i in items]
+            case name:
+                values = [as_text(item.attributes.get(name, "")) for item in items]
+        columns.append(pa.array(values, field.type))
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _is_finite(value: float | int) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer that no float reaches
+        return False
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple)

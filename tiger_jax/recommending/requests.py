@@ -1,0 +1,197 @@
+"""What is asked of a recommender, and what it answers."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Int32
+
+from tiger_jax.errors import InputError
+from tiger_jax.recommending.catalogue import Catalogue
+from tiger_jax.recommending.filters import check_filter, filter_key
+
+MOST_IDS = 10_000
+"""Most items of a history, and most excluded ones, that a request may name."""
+
+Group = Literal["any", "known", "new"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One history to continue.
+
+    Attributes:
+        history: Item ids, oldest first.
+        k: Items wanted.
+        user: The user's id, for models that were trained with user tokens; users
+            the training didn't know, and None, are nobody in particular.
+        exclude: Item ids not to recommend.
+        exclude_history: Nor those in the history.
+        filter: See `filters`.
+        prefix: Codewords that Semantic IDs must begin with; None leaves one free.
+        temperature: Draw items at this temperature rather than take the best.
+        seed: Of the draws: the same seed gives the same items.
+        epsilon: Share of the list that is kept for items the training hasn't seen,
+            and the most they get (Rajput et al. 2023, 4.3). None: all compete.
+        exact: Score every item of the catalogue rather than search by beams.
+    """
+
+    history: Sequence[str]
+    k: int = 10
+    user: str | None = None
+    exclude: Sequence[str] = ()
+    exclude_history: bool = True
+    filter: Any = None
+    prefix: Sequence[int | None] = ()
+    temperature: float | None = None
+    seed: int = 0
+    epsilon: float | None = None
+    exact: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuses what makes no sense whatever the catalogue.
+
+        Raises:
+            InputError: A value is out of range; says which.
+        """
+        if self.k < 1:
+            raise InputError(f"k is {self.k}: it must be positive")
+        for name in ("history", "exclude"):
+            ids = getattr(self, name)
+            if isinstance(ids, str) or not all(isinstance(i, str) for i in ids):
+                raise InputError(f"{name} must be a list of item ids (texts)")
+            if len(ids) > MOST_IDS:
+                raise InputError(f"{name} has {len(ids)} items; at most {MOST_IDS}")
+        if self.temperature is not None and not (
+            math.isfinite(self.temperature) and 1e-3 <= self.temperature <= 1e3
+        ):
+            raise InputError(
+                f"temperature is {self.temperature}: it must lie in 0.001 … 1000"
+            )
+        if self.epsilon is not None and not 0 <= self.epsilon <= 1:
+            raise InputError(f"epsilon is {self.epsilon}: it must lie in 0 … 1")
+        if not 0 <= self.seed < 1 << 32:
+            raise InputError(f"seed is {self.seed}: it must lie in 0 … 2^32 - 1")
+        if self.exact and self.temperature is not None:
+            raise InputError("exact and temperature exclude each other")
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """The lists that the answer is made of."""
+        if self.epsilon is None:
+            return ("any",)
+        known: tuple[Group, ...] = ("known",) if self.num_new < self.k else ()
+        new: tuple[Group, ...] = ("new",) if self.num_new else ()
+        return known + new
+
+    @property
+    def num_new(self) -> int:
+        """Most new items in the list, where epsilon says so."""
+        return round(self.k * (self.epsilon or 0.0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Resolved:
+    """A request in the terms of one catalogue.
+
+    Attributes:
+        known: The history's items that the catalogue has, oldest first.
+        unknown_items: The others' ids.
+        exclude: Item numbers not to recommend.
+        filter: Checked; None for none.
+        prefix: One codeword a level; -1 leaves it free.
+    """
+
+    request: Request
+    known: Int32[np.ndarray, " h"]
+    unknown_items: tuple[str, ...]
+    exclude: Int32[np.ndarray, " x"]
+    filter: dict[str, Any] | None
+    prefix: Int32[np.ndarray, " T"]
+
+    def mask_name(self, group: Group, *, too_many: bool) -> str:
+        """Names what keeps items out in one of the groups; "" if nothing does."""
+        parts: dict[str, Any] = {}
+        if self.filter:
+            parts["filter"] = filter_key(self.filter)
+        if group != "any":
+            parts["group"] = group
+        if too_many:
+            parts["exclude"] = np.unique(self.exclude).tolist()
+        return filter_key(parts) if parts else ""
+
+
+def resolve(request: Request, catalogue: Catalogue) -> Resolved:
+    """Looks a request's items up.
+
+    Raises:
+        InputError: The filter names an unknown field, or the prefix doesn't fit.
+    """
+    number_of = catalogue.number_of
+    known = [number_of[i] for i in request.history if i in number_of]
+    unknown = tuple(i for i in request.history if i not in number_of)
+    exclude = [number_of[i] for i in request.exclude if i in number_of]
+    if request.exclude_history:
+        exclude += known
+    checked = check_filter(request.filter) if request.filter else None
+    for field in checked or ():
+        catalogue.check_field(field)
+    sizes = catalogue.table.codebook_sizes
+    if len(request.prefix) > len(sizes):
+        raise InputError(
+            f"prefix has {len(request.prefix)} codewords; Semantic IDs {len(sizes)}"
+        )
+    prefix = np.full(len(sizes), -1, np.int32)
+    for level, codeword in enumerate(request.prefix):
+        if codeword is None:
+            continue
+        if not 0 <= codeword < sizes[level]:
+            raise InputError(
+                f"prefix: codeword {codeword} at level {level}, whose codebook has "
+                f"{sizes[level]}"
+            )
+        prefix[level] = codeword
+    return Resolved(
+        request,
+        np.array(known, np.int32),
+        unknown,
+        np.array(list(dict.fromkeys(exclude)), np.int32),
+        checked,
+        prefix,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class RecommendedItem:
+    """One place of a list.
+
+    Attributes:
+        score: Log-probability of the item's Semantic ID given the history; of the
+            most popular items, their number of interactions.
+    """
+
+    item_id: str
+    title: str
+    category: str
+    semantic_id: tuple[int, ...]
+    score: float
+    is_new: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What is recommended to one history, best (or first drawn) first.
+
+    Attributes:
+        unknown_items: Items of the history that the catalogue doesn't have; they
+            are left out.
+        by: "tiger", or "popularity" where nothing was left of the history.
+        version: The catalogue's.
+    """
+
+    items: tuple[RecommendedItem, ...]
+    unknown_items: tuple[str, ...]
+    by: Literal["tiger", "popularity"]
+    version: int

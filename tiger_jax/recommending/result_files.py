@@ -1,0 +1,95 @@
+"""Lists of recommendations as files for other programs."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet
+
+from tiger_jax.errors import InputError
+from tiger_jax.recommending.histories_wanted import Wanted
+from tiger_jax.recommending.requests import Answer
+
+SCHEMA = pa.schema(
+    {
+        "user_id": pa.string(),
+        "rank": pa.int32(),
+        "item_id": pa.string(),
+        "score": pa.float32(),
+        "title": pa.string(),
+        "category": pa.string(),
+        "semantic_id": pa.list_(pa.int32()),
+        "is_new": pa.bool_(),
+        "by": pa.string(),
+    }
+)
+
+
+def write_recommendations(
+    path: Path, wanted: Sequence[Wanted], answers: Sequence[Answer]
+) -> None:
+    """Writes one row a place of a list, by the path's ending.
+
+    *   ``.parquet``: the columns of `SCHEMA`, ranks from 1.
+    *   ``.inter``: RecBole's atomic file with `user_id:token`, `item_id:token`,
+        `score:float` and `rank:float`.
+
+    Raises:
+        InputError: The file can't be written, or an id can't stand in it.
+    """
+    rows = [
+        (one.user, rank, item, answer.by)
+        for one, answer in zip(wanted, answers, strict=True)
+        for rank, item in enumerate(answer.items, 1)
+    ]
+    beside = path.with_name(path.name + ".tmp")
+    try:
+        if path.suffix == ".parquet":
+            columns = {
+                "user_id": [user for user, *_ in rows],
+                "rank": [rank for _, rank, *_ in rows],
+                "by": [by for *_, by in rows],
+            }
+            for name in SCHEMA.names:
+                if name not in columns:
+                    columns[name] = [getattr(item, name) for _, _, item, _ in rows]
+            pa.parquet.write_table(pa.table(columns, SCHEMA), beside)
+        else:
+            atomic = {
+                "user_id:token": [user for user, *_ in rows],
+                "item_id:token": [item.item_id for _, _, item, _ in rows],
+                "score:float": [f"{item.score:.6g}" for _, _, item, _ in rows],
+                "rank:float": [str(rank) for _, rank, *_ in rows],
+            }
+            write_atomic_file(beside, atomic)
+        os.replace(beside, path)
+    except OSError as error:
+        raise InputError(f"{path} can't be written: {error.strerror}") from error
+
+
+def write_atomic_file(path: Path, columns: dict[str, list[str]]) -> None:
+    """Writes a RecBole atomic file: tabs between columns, nothing quoted.
+
+    Raises:
+        InputError: An identifier holds a tab or a line break. In other texts they
+            become spaces.
+    """
+    with open(path, "w", encoding="utf-8", newline="\n") as file:
+        file.write("\t".join(columns) + "\n")
+        plain = [_plain(name, values) for name, values in columns.items()]
+        file.writelines("\t".join(row) + "\n" for row in zip(*plain, strict=True))
+
+
+def _plain(name: str, values: list[str]) -> list[str]:
+    is_id = name.endswith(":token")
+    cleaned = []
+    for value in values:
+        text = " ".join(value.split()) if not is_id else value
+        if is_id and any(mark in value for mark in "\t\n\r"):
+            raise InputError(
+                f"RecBole's files can't hold the identifier {value[:60]!r}, which has "
+                "a tab or line break in it"
+            )
+        cleaned.append(text)
+    return cleaned

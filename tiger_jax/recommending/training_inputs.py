@@ -1,0 +1,168 @@
+"""What the stage `train_recommender` reads: histories, or token files in shards.
+
+From a work directory's histories come the examples (resident, or streamed by a task
+of `tasks.tiger`) and the users to validate on. Token files stand for both: training
+streams from them, validation reads the few examples that the seed draws, and nobody's
+history is loaded. The catalogue's Semantic IDs are read whole, for the trie.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tiger_jax.data.prepared import PreparedData
+from tiger_jax.errors import InputError
+from tiger_jax.input_pipeline.microbatches import BucketedBatches
+from tiger_jax.input_pipeline.resident import ResidentConfig, ResidentInput
+from tiger_jax.recommending.trained_model import load_table
+from tiger_jax.recommending.validation import ValidationSample, draw_rows
+from tiger_jax.semantic_ids.table import SemanticIdTable
+from tiger_jax.semantic_ids.token_ids import TokenLayout
+from tiger_jax.workdir import artifacts
+
+# How `semantic_ids/` says that it was made of shards: the name of their hash.
+SEMANTIC_ID_SHARDS = "shards/semantic_ids"
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingInputs:
+    """What a recommender is trained on and chosen by.
+
+    Attributes:
+        table: The items' Semantic IDs.
+        layout: How codewords and users become tokens.
+        examples: Endless updates, with `save` and `restore`.
+        sample: Held-out examples that a checkpoint is judged by.
+        num_pairs: Training examples of an epoch.
+    """
+
+    table: SemanticIdTable
+    layout: TokenLayout
+    examples: Any
+    sample: ValidationSample
+    num_pairs: int
+
+
+def open_histories(
+    workdir: Path,
+    input: tuple[Any, ...],
+    *,
+    num_user_tokens: int,
+    num_validation_users: int,
+    only_last: bool,
+    seed: int,
+) -> TrainingInputs:
+    """Reads `data/` and `semantic_ids/`.
+
+    Args:
+        workdir: The work directory.
+        input: The input's configs.
+        num_user_tokens: Tokens that users are hashed to.
+        num_validation_users: Users to validate on.
+        only_last: Train on each user's longest prefix alone.
+        seed: Decides the order of examples, and the validation users.
+
+    Raises:
+        InputError: A folder can't be read, or a task's tokens mean something else.
+    """
+    data = PreparedData.load(workdir / "data")
+    table = load_table(workdir, data)
+    layout = TokenLayout(table.codebook_sizes, num_user_tokens)
+    config, num_pairs = input[0], int(np.maximum(data.train.lengths - 1, 0).sum())
+    if isinstance(config, ResidentConfig):
+        examples: Any = ResidentInput(
+            data.train,
+            table.codes,
+            layout,
+            config,
+            user_hashes=data.user_hashes,
+            seed=seed,
+            only_last=only_last,
+        )
+        num_pairs = examples.num_examples
+    else:
+        examples = _open_stream(input, layout, workdir, seed)
+    sample = ValidationSample.of_users(
+        data.validation,
+        table,
+        layout,
+        num_users=num_validation_users,
+        max_items=config.max_items,
+        user_hashes=data.user_hashes,
+        seed=seed,
+    )
+    return TrainingInputs(table, layout, examples, sample, num_pairs)
+
+
+def find_token_shards(input: tuple[Any, ...]) -> Any:
+    """The `TokenShards` that the input's task reads, or None."""
+    if isinstance(input[0], ResidentConfig):
+        return None
+    # Only here, so that the resident input trains without TensorFlow.
+    from tiger_jax.input_pipeline.token_shards import token_shards_of
+
+    return token_shards_of(input[0].task)
+
+
+def open_token_shards(
+    source: Any,
+    workdir: Path,
+    input: tuple[Any, ...],
+    *,
+    num_user_tokens: int,
+    num_validation_users: int,
+    seed: int,
+) -> TrainingInputs:
+    """Reads `semantic_ids/`, and of the token files what validation needs.
+
+    Args:
+        source: From `find_token_shards`.
+        workdir: The work directory.
+        input: The input's configs.
+        num_user_tokens: Tokens that users are hashed to.
+        num_validation_users: Users to validate on: those that `open_histories` draws.
+        seed: Decides the order of examples, and the validation users.
+
+    Raises:
+        InputError: The token files are of other Semantic IDs, or were made with other
+            settings.
+    """
+    folder = workdir / "semantic_ids"
+    made_of = artifacts.load_manifest(folder, verify=False).external
+    if made_of.get(SEMANTIC_ID_SHARDS) != source.semantic_ids:
+        raise InputError(
+            f"the token files in {source.folder} were made of other Semantic IDs than "
+            f"{folder}: run --pipeline=tokens and --pipeline=workdir again"
+        )
+    config, table = input[0], SemanticIdTable.load(folder)
+    if config.max_items != source.max_items:
+        raise InputError(
+            f"the token files in {source.folder} hold up to {source.max_items} items "
+            f"an example, and batches.SeqioConfig.max_items is {config.max_items}: "
+            "make both the same"
+        )
+    layout = TokenLayout(table.codebook_sizes, num_user_tokens)
+    examples = _open_stream(input, layout, workdir, seed)
+    num_inputs = examples.buckets[-1]
+    rows = draw_rows(source.num_pairs("validation"), num_validation_users, seed)
+    inputs, targets = source.read_examples("validation", rows, num_inputs=num_inputs)
+    sample = ValidationSample.of_tokens(inputs, targets, table, layout)
+    return TrainingInputs(table, layout, examples, sample, source.num_pairs("train"))
+
+
+def _open_stream(
+    input: tuple[Any, ...], layout: TokenLayout, workdir: Path, seed: int
+) -> BucketedBatches:
+    from tiger_jax.input_pipeline.batches import SeqioBatches
+
+    config, buckets = input
+    stream = SeqioBatches(config, seed=seed)
+    if stream.layout != layout:
+        raise InputError(
+            f"the task {config.task} has the token layout {stream.layout}, and "
+            f"{workdir} with train_recommender.num_user_tokens the layout {layout}: "
+            "register the task with the same num_user_tokens and work directory"
+        )
+    return BucketedBatches(stream, buckets, max_length=stream.max_length)

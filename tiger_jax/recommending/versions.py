@@ -1,0 +1,341 @@
+"""The catalogue's versions on disk, beside the bundle that they belong to.
+
+``BUNDLE.catalogue/version_000007/`` holds all that tells version 7 from the
+catalogue that the bundle was exported with, so any version can be read alone and its
+size is that of the changes:
+
+================  ====================================================
+part              what
+================  ====================================================
+version.json      the bundle's hash, the Semantic IDs', and the numbers
+removed.parquet   ids of the bundle's items that are gone
+items.parquet     the items that have joined, with the bundle's columns
+codes.npy         their Semantic IDs
+embeddings.npy    their vectors
+joined.npy        the version in which each came
+attributes.json   values set by hand, by field and item id
+================  ====================================================
+
+Each folder has a manifest with the SHA-256 of every file; it is written beside and
+renamed, so a version is there whole or not at all. The newest one is in force. To go
+back is to write an old one's content as the next version: numbers never come twice.
+"""
+
+import dataclasses
+import fcntl
+import re
+import shutil
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+
+from tiger_jax.errors import InputError
+from tiger_jax.recommending.bundle import Bundle
+from tiger_jax.recommending.catalogue import Catalogue
+from tiger_jax.recommending.new_items import NewItem
+from tiger_jax.recommending.recommender import Recommender
+from tiger_jax.recommending.updates import JoinedRows, UpdateReport, change_rows, update
+from tiger_jax.workdir import artifacts
+
+SUFFIX = ".catalogue"
+KEEP = 10
+_FORMAT = 1
+_FACTS, _ATTRIBUTES = "version.json", "attributes.json"
+_REMOVED, _ITEMS = "removed.parquet", "items.parquet"
+_ARRAYS = ("codes", "embeddings", "joined")
+
+
+@dataclasses.dataclass(frozen=True)
+class VersionInfo:
+    """A version that is kept.
+
+    Attributes:
+        made: When, as ISO 8601; "" for the bundle's own.
+        what: How it came about.
+    """
+
+    version: int
+    num_items: int
+    made: str
+    what: str
+
+
+class CatalogueVersions:
+    """Reads and writes the versions of one bundle's catalogue.
+
+    Example:
+        versions = CatalogueVersions.open(Path("runs/my_shop/bundle"))
+        recommender = versions.recommender()
+        versions.change(recommender, add=[{"item_id": "a7", "title": "Red soap"}])
+        versions.roll_back(recommender, 0)
+    """
+
+    def __init__(
+        self, bundle: Bundle, folder: Path | None = None, *, keep: int = KEEP
+    ) -> None:
+        """Takes a bundle that has been read.
+
+        Args:
+            folder: Where the versions lie; beside the bundle by default.
+            keep: Newest versions that stay on disk.
+
+        Raises:
+            InputError: None would be kept.
+        """
+        if keep < 1:
+            raise InputError(f"at least one version must be kept, not {keep}")
+        own = bundle.folder.resolve()
+        self.folder = folder or own.with_name(own.name + SUFFIX)
+        self._bundle, self._keep = bundle, keep
+        self._lock = threading.Lock()
+
+    @classmethod
+    def open(
+        cls, bundle: Path, folder: Path | None = None, *, keep: int = KEEP
+    ) -> "CatalogueVersions":
+        """Reads a bundle's folder and finds its versions.
+
+        Raises:
+            InputError: The bundle can't be read.
+        """
+        return cls(Bundle.load(bundle), folder, keep=keep)
+
+    @property
+    def newest(self) -> int:
+        """The version in force; 0, the bundle's own, if there is no other."""
+        return max(self._numbers(), default=0)
+
+    def recommender(self, version: int | None = None) -> Recommender:
+        """Recommends from a version of the catalogue, the newest by default.
+
+        Raises:
+            InputError: That version isn't kept, is damaged, or is of another bundle.
+        """
+        return self._bundle.recommender(self.load(version))
+
+    def load(self, version: int | None = None) -> Catalogue:
+        """Reads a version, the newest by default.
+
+        Raises:
+            InputError: That version isn't kept, is damaged, or is of another bundle.
+        """
+        version = self.newest if version is None else version
+        exported = self._bundle.parts.catalogue()
+        if version == 0:
+            return exported
+        if version not in self._numbers():
+            kept = ", ".join(map(str, [0, *sorted(self._numbers())]))
+            raise InputError(f"version {version} is not kept; there are {kept}")
+        return _read_version(self._path(version), exported, self._bundle.content_hash)
+
+    def kept(self) -> list[VersionInfo]:
+        """What is kept, the bundle's own catalogue first.
+
+        Raises:
+            InputError: A version is damaged.
+        """
+        parts = self._bundle.parts
+        found = [VersionInfo(0, parts.table.num_items, "", "as exported")]
+        for number in sorted(self._numbers()):
+            manifest = artifacts.load_manifest(self._path(number), verify=False)
+            found.append(
+                VersionInfo(
+                    number,
+                    manifest.summary["items"],
+                    manifest.made["finished"],
+                    manifest.summary["what"],
+                )
+            )
+        return found
+
+    def change(
+        self,
+        recommender: Recommender,
+        *,
+        add: Sequence[NewItem | Mapping[str, Any]] = (),
+        remove: Sequence[str] = (),
+        attributes: Mapping[str, Any] | None = None,
+    ) -> UpdateReport:
+        """Updates a recommender that works: on disk first, then in memory.
+
+        One change at a time; requests are answered meanwhile. See `updates.update`.
+
+        Raises:
+            InputError: The change makes no sense; neither disk nor memory has it.
+        """
+        with self._lock:
+            changed = update(recommender, add=add, remove=remove, attributes=attributes)
+            report = changed.report
+            counts = {
+                "added": len(report.added),
+                "removed": len(report.removed),
+                "set": report.attributes_set,
+            }
+            what = ", ".join(f"{n} {name}" for name, n in counts.items() if n)
+            self._save(changed.recommender.catalogue, what)
+            recommender.swap(changed.recommender.catalogue)
+        return report
+
+    def roll_back(self, recommender: Recommender, version: int) -> UpdateReport:
+        """Makes an earlier version's content the newest version.
+
+        Raises:
+            InputError: That version isn't kept, or is damaged.
+        """
+        with self._lock:
+            old = self.load(version)
+            number = recommender.catalogue.version + 1
+            again = change_rows(
+                old,
+                np.ones(old.num_items, bool),
+                _no_rows(old),
+                attributes=old.attributes,
+                version=number,
+            )
+            what = f"back to version {version}"
+            self._save(again, what)
+            recommender.swap(again)
+        return UpdateReport(number, again.num_items, again.capacity, notes=(what,))
+
+    def _save(self, catalogue: Catalogue, what: str) -> None:
+        """Writes a version; the one before it must be the newest on disk."""
+        with _hold(self.folder):
+            if catalogue.version != self.newest + 1:
+                raise InputError(
+                    f"{self.folder} has version {self.newest} by now, so another "
+                    f"process changes it too: version {catalogue.version} was not "
+                    "written; load the newest and try again"
+                )
+            path = self._path(catalogue.version)
+            # What was killed before its renaming has never been in force.
+            shutil.rmtree(path.with_name(path.name + ".partial"), ignore_errors=True)
+            run = artifacts.begin(
+                self.folder,
+                path.name,
+                stage="update_catalogue",
+                config={"version": catalogue.version},
+                external={"bundle": self._bundle.content_hash},
+            )
+            _write_parts(
+                run.folder,
+                catalogue,
+                exported=self._bundle.parts.table.item_ids,
+                bundle=self._bundle.content_hash,
+            )
+            run.commit(summary={"items": catalogue.num_items, "what": what})
+            for number in sorted(self._numbers())[: -self._keep]:
+                shutil.rmtree(self._path(number))
+
+    def _path(self, version: int) -> Path:
+        return self.folder / f"version_{version:06d}"
+
+    def _numbers(self) -> set[int]:
+        if not self.folder.is_dir():
+            return set()
+        names = [path.name for path in self.folder.iterdir()]
+        found = (re.fullmatch(r"version_(\d{6,})", name) for name in names)
+        return {int(number[1]) for number in found if number}
+
+
+@contextmanager
+def _hold(folder: Path) -> Iterator[None]:
+    """Lets one process write at a time; the kernel lets go of a dead one's lock."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "a", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _no_rows(catalogue: Catalogue) -> JoinedRows:
+    dims = 0 if catalogue.embeddings is None else catalogue.embeddings.shape[1]
+    return JoinedRows(
+        catalogue.items.slice(0, 0),
+        np.empty((0, catalogue.table.semantic_id_length), np.int32),
+        np.empty((0, dims), np.float32),
+        np.empty(0, np.int32),
+    )
+
+
+def _write_parts(
+    folder: Path, catalogue: Catalogue, *, exported: Sequence[str], bundle: str
+) -> None:
+    has_joined = catalogue.joined > 0
+    old = {catalogue.item_ids[i] for i in np.flatnonzero(~has_joined).tolist()}
+    removed = [item_id for item_id in exported if item_id not in old]
+    ids = pa.table({"item_id": pa.array(removed, pa.string())})
+    pa.parquet.write_table(ids, folder / _REMOVED)
+    joined = catalogue.items.filter(pa.array(has_joined))
+    pa.parquet.write_table(joined, folder / _ITEMS)
+    vectors = catalogue.embeddings
+    if vectors is None:
+        vectors = np.empty((len(has_joined), 0), np.float32)
+    artifacts.save_arrays(
+        folder,
+        {
+            "codes": catalogue.table.codes[has_joined],
+            "embeddings": vectors[has_joined],
+            "joined": catalogue.joined[has_joined],
+        },
+    )
+    artifacts.write_json(folder / _ATTRIBUTES, catalogue.attributes)
+    artifacts.write_json(
+        folder / _FACTS,
+        {
+            "format": _FORMAT,
+            "version": catalogue.version,
+            "bundle": bundle,
+            "semantic_ids": catalogue.table.content_hash,
+        },
+    )
+
+
+def _read_version(folder: Path, exported: Catalogue, bundle: str) -> Catalogue:
+    artifacts.load_manifest(folder)
+    try:
+        facts = artifacts.read_json(folder / _FACTS)
+        if facts["format"] != _FORMAT:
+            raise InputError(
+                f"{folder} has format {facts['format']}, and {_FORMAT} is read here"
+            )
+        if facts["bundle"] != bundle:
+            raise InputError(
+                f"{folder} belongs to the bundle {facts['bundle'][:12]}, and the one "
+                f"beside it is {bundle[:12]}: put that bundle back, or move {folder} "
+                "and its neighbours away and make the changes again"
+            )
+        removed = pa.parquet.read_table(folder / _REMOVED)["item_id"].to_pylist()
+        arrays = artifacts.load_arrays(folder, _ARRAYS)
+        rows = JoinedRows(
+            pa.parquet.read_table(folder / _ITEMS).cast(exported.items.schema),
+            **arrays,
+        )
+        kept = np.ones(exported.num_items, bool)
+        kept[[exported.number_of[item_id] for item_id in removed]] = False
+        catalogue = change_rows(
+            exported,
+            kept,
+            rows,
+            attributes=artifacts.read_json(folder / _ATTRIBUTES),
+            version=int(facts["version"]),
+        )
+        expected = facts["semantic_ids"]
+    except InputError:
+        raise
+    except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
+        raise InputError(
+            f"{folder} can't be read ({type(error).__name__}: {error}): move it away "
+            "to go back to the version before"
+        ) from error
+    if catalogue.table.content_hash != expected:
+        raise InputError(
+            f"{folder} holds the Semantic IDs {catalogue.table.content_hash[:12]}, and "
+            f"its {_FACTS} names {expected[:12]}: its parts are of several versions; "
+            "move it away to go back to the version before"
+        )
+    return catalogue

@@ -1,0 +1,194 @@
+"""The routes: what can be asked of a recommender over HTTP."""
+
+import asyncio
+import contextlib
+import dataclasses
+from collections.abc import AsyncIterator, Collection
+from typing import Annotated, Any
+
+from fastapi import APIRouter, FastAPI, Query, Response
+
+from tiger_jax import __version__
+from tiger_jax.recommending.catalogue import Catalogue
+from tiger_jax.recommending.recommender import describe
+from tiger_jax.serving import schemas
+from tiger_jax.serving.catalogue_routes import catalogue_routes
+from tiger_jax.serving.errors import ApiError, ErrorAnswer, answer_errors
+from tiger_jax.serving.guard import Guard
+from tiger_jax.serving.service import Service, number_of
+from tiger_jax.serving.strict_json import StrictRoute, json_response
+
+_FAILURES: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorAnswer, "description": what}
+    for status, what in {
+        401: "A token is needed",
+        422: "The request makes no sense",
+        429: "The queue is full; see Retry-After",
+        503: "Not ready, or the deadline has passed; see Retry-After",
+    }.items()
+}
+
+
+def create_app(service: Service, *, page: str, hosts: Collection[str] = ()) -> FastAPI:
+    """Makes the ASGI app.
+
+    Args:
+        page: The HTML at `/`.
+        hosts: Names under which it may be addressed; empty: any.
+    """
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.batcher.start()
+        warming = asyncio.create_task(service.warm_up())
+        yield
+        service.status = "stopping"
+        await service.batcher.close()
+        await warming
+
+    app = FastAPI(
+        title="tiger_jax",
+        version=__version__,
+        summary="Recommendations by Semantic IDs: histories in, items out.",
+        lifespan=lifespan,
+        docs_url=None,  # these pages load scripts from elsewhere
+        redoc_url=None,
+        responses=_FAILURES,
+    )
+    answer_errors(app)
+    app.include_router(_recommend_routes(service))
+    app.include_router(_item_routes(service))
+    app.include_router(catalogue_routes(service))
+    app.include_router(_operations_routes(service, page))
+    app.add_middleware(
+        Guard,
+        limits=service.limits,
+        metrics=service.metrics,
+        token=service.token,
+        hosts=hosts,
+    )
+    return app
+
+
+def _recommend_routes(service: Service) -> APIRouter:
+    router = APIRouter(route_class=StrictRoute, tags=["recommend"])
+
+    @router.post("/recommend", response_model=schemas.RecommendAnswer)
+    async def recommend(request: schemas.RecommendRequest) -> Response:
+        """Recommends items to one history."""
+        return json_response((await service.answer([request]))[0])
+
+    @router.post("/recommend/batch", response_model=schemas.BatchAnswer)
+    async def recommend_batch(batch: schemas.BatchRequest) -> Response:
+        """Recommends to several histories, from one version of the catalogue."""
+        most = service.limits.requests
+        if len(batch.requests) > most:
+            raise ApiError(
+                422,
+                "invalid_request",
+                f"requests: {len(batch.requests)} are too many; at most {most}",
+            )
+        return json_response({"answers": await service.answer(batch.requests)})
+
+    return router
+
+
+def _item_routes(service: Service) -> APIRouter:
+    router = APIRouter(route_class=StrictRoute, tags=["items"])
+
+    @router.get("/items", response_model=schemas.ItemList)
+    def search_items(query: Annotated[schemas.ItemSearch, Query()]) -> Response:
+        """Finds items by words of their titles; lists the most popular without."""
+        catalogue = service.recommender.catalogue
+        if query.q.strip():
+            numbers = catalogue.search(query.q)
+        else:
+            numbers = (-catalogue.popularity).argsort(kind="stable").tolist()
+        shown = numbers[query.offset : query.offset + query.limit]
+        items = [_item_json(catalogue, number) for number in shown]
+        return json_response(
+            {"items": items, "total": len(numbers), "version": catalogue.version}
+        )
+
+    @router.get("/items/{item_id:path}/similar", response_model=schemas.SimilarList)
+    def similar_items(
+        item_id: str, query: Annotated[schemas.SimilarSearch, Query()]
+    ) -> Response:
+        """Lists the items most like one, by Semantic ID or by embedding."""
+        catalogue = service.recommender.catalogue
+        number_of(catalogue, item_id)
+        found = service.recommender.similar_items(item_id, query.k, by=query.by)
+        items = [
+            {
+                **_without_score(dataclasses.asdict(similar.item)),
+                "shared_levels": similar.shared_levels,
+                "cosine": similar.cosine,
+            }
+            for similar in found
+        ]
+        return json_response({"items": items, "version": catalogue.version})
+
+    @router.get("/items/{item_id:path}", response_model=schemas.Item)
+    def get_item(item_id: str) -> Response:
+        """Shows one item."""
+        catalogue = service.recommender.catalogue
+        return json_response(_item_json(catalogue, number_of(catalogue, item_id)))
+
+    @router.get("/catalogue", response_model=schemas.CatalogueAnswer)
+    def get_catalogue() -> Response:
+        """Says what is being recommended from, and what filters can name."""
+        catalogue, engine = service.recommender.catalogue, service.recommender.engine
+        return json_response(
+            {
+                "version": catalogue.version,
+                "num_items": catalogue.num_items,
+                "num_new": int(catalogue.is_new.sum()),
+                "capacity": catalogue.capacity,
+                "codebook_sizes": list(catalogue.table.codebook_sizes),
+                "most_k": engine.shapes.num_beams,
+                "most_history": engine.max_items,
+                "most_requests": service.limits.requests,
+                "fields": {
+                    field: {"values": catalogue.values_of(field)}
+                    for field in catalogue.fields
+                },
+            }
+        )
+
+    return router
+
+
+def _operations_routes(service: Service, page: str) -> APIRouter:
+    router = APIRouter(tags=["operations"])
+
+    @router.get("/", include_in_schema=False)
+    async def get_page() -> Response:
+        return Response(page, media_type="text/html; charset=utf-8")
+
+    @router.get("/healthz", response_model=schemas.Health)
+    async def is_healthy() -> Response:
+        """Whether the process answers."""
+        return json_response({"status": service.status})
+
+    @router.get("/readyz", response_model=schemas.Health)
+    async def is_ready() -> Response:
+        """Whether recommendations are being answered."""
+        service.check_ready()
+        return json_response({"status": service.status})
+
+    @router.get("/metrics", include_in_schema=False)
+    async def get_metrics() -> Response:
+        return Response(
+            service.metrics.text(),
+            media_type="text/plain; version=0.0.4; charset=utf-8",
+        )
+
+    return router
+
+
+def _item_json(catalogue: Catalogue, number: int) -> dict[str, Any]:
+    return _without_score(dataclasses.asdict(describe(catalogue, number, 0.0)))
+
+
+def _without_score(item: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in item.items() if name != "score"}

@@ -1,0 +1,233 @@
+"""Requests of many clients, gathered into the recommender's batches.
+
+While one batch is being searched, the next one gathers: nobody waits for a timer,
+and the busier the server, the fuller its batches. A batch is answered wholly from
+the catalogue that is current when it starts.
+"""
+
+import asyncio
+import collections
+import concurrent.futures
+import dataclasses
+import itertools
+import logging
+import time
+from collections.abc import Sequence
+
+from tiger_jax.errors import InputError
+from tiger_jax.recommending.catalogue import Catalogue
+from tiger_jax.recommending.recommender import Recommender
+from tiger_jax.recommending.requests import Answer, Request, resolve
+from tiger_jax.serving.errors import ApiError
+from tiger_jax.serving.metrics import Metrics
+from tiger_jax.serving.settings import Limits
+
+_LOG = logging.getLogger(__name__)
+_Answers = list[Answer] | Exception
+
+
+@dataclasses.dataclass(eq=False)
+class _Job:
+    """What one client waits for; its requests are answered together."""
+
+    requests: Sequence[Request]
+    future: "asyncio.Future[list[Answer]]"
+
+    @property
+    def rows(self) -> int:
+        """Searches that it takes."""
+        return sum(len(request.groups) for request in self.requests)
+
+    @property
+    def is_drawn(self) -> frozenset[bool]:
+        """Jobs of one kind share batches: searches, draws, or some of both."""
+        return frozenset(request.temperature is not None for request in self.requests)
+
+
+class _Lane:
+    """A bounded queue with one thread that empties it."""
+
+    def __init__(self, name: str, capacity: int, rows_a_batch: int) -> None:
+        self.name, self.capacity, self.rows_a_batch = name, capacity, rows_a_batch
+        self.jobs: collections.deque[_Job] = collections.deque()
+        self.waiting = 0
+        self.seconds_a_row = 0.05
+        self.filled = asyncio.Event()
+        self.thread = concurrent.futures.ThreadPoolExecutor(
+            1, thread_name_prefix=f"recommend-{name}"
+        )
+
+    def put(self, job: _Job) -> None:
+        self.jobs.append(job)
+        self.waiting += job.rows
+        self.filled.set()
+
+    def remove(self, job: _Job) -> None:
+        """Takes a job out that nobody waits for any more."""
+        if job in self.jobs:
+            self.jobs.remove(job)
+            self.waiting -= job.rows
+
+    def take(self) -> list[_Job]:
+        """The oldest job, and as many more of its kind as one batch holds."""
+        first = self.jobs[0]
+        taken, rows = [first], first.rows
+        for job in list(self.jobs)[1:]:
+            if rows >= self.rows_a_batch:
+                break
+            if job.is_drawn == first.is_drawn and rows + job.rows <= self.rows_a_batch:
+                taken.append(job)
+                rows += job.rows
+        for job in taken:
+            self.remove(job)
+        if not self.jobs:
+            self.filled.clear()
+        return taken
+
+
+class Batcher:
+    """Answers requests in batches, one after the other, or refuses at once.
+
+    Requests that score every item take seconds where others take milliseconds:
+    they have a lane, and a thread, of their own.
+    """
+
+    def __init__(
+        self, recommender: Recommender, limits: Limits, metrics: Metrics
+    ) -> None:
+        """Takes what answers; `start` begins."""
+        self._recommender, self._limits, self._metrics = recommender, limits, metrics
+        most = recommender.engine.shapes.batch_sizes[-1]
+        self._search = _Lane("search", limits.waiting, most)
+        self._exact = _Lane("exact", limits.waiting_exact, 1)
+        self._workers: list[asyncio.Task[None]] = []
+        self._is_closed = False
+
+    def start(self) -> None:
+        """Begins to take requests; call it in the event loop that will wait."""
+        self._workers = [
+            asyncio.create_task(self._work(lane))
+            for lane in (self._search, self._exact)
+        ]
+
+    async def close(self) -> None:
+        """Answers what was taken, and takes nothing more."""
+        self._is_closed = True
+        while self._search.jobs or self._exact.jobs:
+            await asyncio.sleep(0.01)
+        for worker, lane in zip(
+            self._workers, (self._search, self._exact), strict=True
+        ):
+            worker.cancel()
+            await asyncio.to_thread(lane.thread.shutdown)
+
+    @property
+    def waiting(self) -> int:
+        """Searches that haven't begun."""
+        return self._search.waiting + self._exact.waiting
+
+    async def answer(self, requests: Sequence[Request]) -> list[Answer]:
+        """Answers requests from one version of the catalogue.
+
+        Raises:
+            ApiError: 429 where the queue is full, 503 where the deadline has passed
+                or the server stops.
+            InputError: One of them makes no sense.
+        """
+        if self._is_closed:
+            raise ApiError(503, "stopping", "this server is stopping", retry_after=5.0)
+        lane = self._lane_of(requests)
+        job = _Job(requests, asyncio.get_running_loop().create_future())
+        if job.rows > lane.capacity:
+            raise InputError(
+                f"{job.rows} histories that score every item (exact) are too many for "
+                f"one request: at most {lane.capacity}"
+            )
+        # Who could only wait in vain is told at once.
+        in_vain = lane.waiting * lane.seconds_a_row > self._limits.deadline_seconds / 2
+        if in_vain or lane.waiting + job.rows > lane.capacity:
+            self._metrics.shed.labels("full").inc()
+            raise ApiError(
+                429,
+                "busy",
+                f"{lane.waiting} histories are waiting already: try again later",
+                retry_after=lane.waiting * lane.seconds_a_row,
+            )
+        lane.put(job)
+        self._metrics.waiting.labels(lane.name).set(lane.waiting)
+        try:
+            async with asyncio.timeout(self._limits.deadline_seconds):
+                return await job.future
+        except TimeoutError:
+            self._metrics.shed.labels("deadline").inc()
+            raise ApiError(
+                503,
+                "deadline",
+                f"no answer within {self._limits.deadline_seconds:g} seconds",
+                retry_after=lane.waiting * lane.seconds_a_row,
+            ) from None
+        finally:
+            lane.remove(job)
+
+    def _lane_of(self, requests: Sequence[Request]) -> _Lane:
+        is_exact = any(request.exact for request in requests)
+        return self._exact if is_exact else self._search
+
+    async def _work(self, lane: _Lane) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await lane.filled.wait()
+            if not lane.jobs:
+                lane.filled.clear()
+                continue
+            jobs = lane.take()
+            self._metrics.waiting.labels(lane.name).set(lane.waiting)
+            start = time.perf_counter()
+            asked = [job.requests for job in jobs]
+            answered = await loop.run_in_executor(lane.thread, self._answer_all, asked)
+            seconds = time.perf_counter() - start
+            rows = sum(job.rows for job in jobs)
+            lane.seconds_a_row += 0.2 * (seconds / rows - lane.seconds_a_row)
+            self._metrics.batch_rows.labels(lane.name).observe(rows)
+            self._metrics.batch_seconds.labels(lane.name).observe(seconds)
+            for job, answers in zip(jobs, answered, strict=True):
+                if job.future.done():
+                    continue  # its deadline has passed
+                if isinstance(answers, Exception):
+                    job.future.set_exception(answers)
+                else:
+                    job.future.set_result(answers)
+
+    def _answer_all(self, asked: Sequence[Sequence[Request]]) -> list[_Answers]:
+        """Answers several jobs from one catalogue; a wrong one spoils no other."""
+        catalogue = self._recommender.catalogue
+        found = {
+            i: error
+            for i, requests in enumerate(asked)
+            if (error := self._refusal(requests, catalogue))
+        }
+        good = [i for i in range(len(asked)) if i not in found]
+        answered: dict[int, _Answers] = {**found}
+        try:
+            flat = iter(
+                self._recommender.answer([r for i in good for r in asked[i]], catalogue)
+            )
+            answered |= {i: list(itertools.islice(flat, len(asked[i]))) for i in good}
+        except Exception as error:
+            _LOG.exception("a batch of %d requests failed", len(good))
+            if len(good) == 1:
+                answered[good[0]] = error
+            else:  # find the culprit
+                answered |= {i: self._answer_all([asked[i]])[0] for i in good}
+        return [answered[i] for i in range(len(asked))]
+
+    def _refusal(
+        self, requests: Sequence[Request], catalogue: Catalogue
+    ) -> InputError | None:
+        try:
+            for request in requests:
+                self._recommender.check(request)
+                resolve(request, catalogue)
+        except InputError as error:
+            return error
+        return None

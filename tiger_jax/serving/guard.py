@@ -1,0 +1,164 @@
+"""What every request passes through before it reaches a route.
+
+Hosts, the token, the size of the body and the time it takes to arrive are looked at
+here; a request that gets further is whole, and its answer has a deadline.
+"""
+
+import asyncio
+import contextlib
+import hmac
+import time
+from collections.abc import Collection
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from tiger_jax.serving.errors import ApiError
+from tiger_jax.serving.metrics import Metrics
+from tiger_jax.serving.settings import Limits
+
+OPEN_PATHS = ("/", "/healthz", "/readyz", "/openapi.json")
+"""What anyone may read who reaches the server, token or not."""
+
+_SECURITY = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cache-control", b"no-store"),
+]
+
+
+class Guard:
+    """The outermost ASGI layer."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        limits: Limits,
+        metrics: Metrics,
+        token: str | None,
+        hosts: Collection[str],
+    ) -> None:
+        """Takes what to guard.
+
+        Args:
+            token: That requests must bear; None: reading is free, and the routes
+                that change something refuse.
+            hosts: Names under which the server may be addressed, so that a web page
+                can't reach it under a name of its own; empty: any.
+        """
+        self._app, self._limits, self._metrics = app, limits, metrics
+        self._token, self._hosts = token, frozenset(hosts)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        start = time.perf_counter()
+        status = 0
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), *_SECURITY]
+            await send(message)
+
+        try:
+            try:
+                body = await self._admit(scope, receive)
+            except ApiError as error:
+                await error.response()(scope, receive, send_and_note)
+                return
+            await self._app(scope, _replay(body, receive), send_and_note)
+        finally:
+            route = getattr(scope.get("route"), "path", "other")
+            self._metrics.requests.labels(route, str(status)).inc()
+            self._metrics.seconds.labels(route).observe(time.perf_counter() - start)
+
+    async def _admit(self, scope: Scope, receive: Receive) -> bytes:
+        """Checks what can be checked before a route is known; reads the body."""
+        headers = Headers(scope=scope)
+        refusal = self._refusal(scope["path"], headers)
+        if refusal is not None and "expect" in headers:
+            raise refusal  # the client waits for leave to send its body
+        body = await self._read(receive, refusal)
+        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+        if body and kind != "application/json":
+            raise ApiError(
+                415, "not_json", "send JSON, with Content-Type: application/json"
+            )
+        return body
+
+    def _refusal(self, path: str, headers: Headers) -> ApiError | None:
+        if self._hosts and _host_name(headers.get("host", "")) not in self._hosts:
+            return ApiError(
+                421,
+                "unknown_host",
+                "this server isn't addressed by that name: add it to serve.hosts",
+            )
+        if self._token is not None and path not in OPEN_PATHS:
+            scheme, _, given = headers.get("authorization", "").partition(" ")
+            # In a time that doesn't tell how much of it was right.
+            is_right = hmac.compare_digest(
+                given.strip().encode("latin-1", "replace"), self._token.encode()
+            )
+            if scheme.lower() != "bearer" or not is_right:
+                return ApiError(
+                    401, "unauthorized", "send the token: Authorization: Bearer TOKEN"
+                )
+        announced = headers.get("content-length", "0")
+        return self._too_large() if int(announced) > self._limits.body_bytes else None
+
+    def _too_large(self) -> ApiError:
+        most = self._limits.body_bytes
+        return ApiError(413, "too_large", f"a body has at most {most:,} bytes")
+
+    async def _read(self, receive: Receive, refusal: ApiError | None) -> bytes:
+        """Reads a body to its end, so that the client can take the answer.
+
+        Of one that is refused, nothing is kept.
+        """
+        body = bytearray()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._limits.read_seconds):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise ApiError(400, "incomplete", "the body ended early")
+                    if refusal is None:
+                        body += message.get("body", b"")
+                        if len(body) > self._limits.body_bytes:
+                            body.clear()
+                            refusal = self._too_large()
+                    if not message.get("more_body", False):
+                        if refusal is not None:
+                            raise refusal
+                        return bytes(body)
+        seconds = self._limits.read_seconds
+        raise ApiError(
+            408, "too_slow", f"no whole request in {seconds:g} seconds", close=True
+        )
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """Gives a body that has been read already, and then what comes after it."""
+    is_given = False
+
+    async def replay() -> Message:
+        nonlocal is_given
+        if is_given:
+            return await receive()
+        is_given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay
+
+
+def _host_name(host: str) -> str:
+    """The name in a Host header, without the port."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0].lower()
+    return host.partition(":")[0].lower()

@@ -1,1 +1,0 @@
-"""A recommender behind HTTP: routes, batching, limits, and the server itself."""

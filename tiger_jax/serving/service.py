@@ -1,0 +1,109 @@
+"""A recommender and what stands between it and its clients."""
+
+import asyncio
+import dataclasses
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tiger_jax.recommending import requests as serving
+from tiger_jax.recommending.catalogue import Catalogue
+from tiger_jax.recommending.recommender import Recommender
+from tiger_jax.recommending.versions import CatalogueVersions
+from tiger_jax.serving import schemas
+from tiger_jax.serving.batching import Batcher
+from tiger_jax.serving.errors import ApiError
+from tiger_jax.serving.metrics import Metrics
+from tiger_jax.serving.settings import Limits
+
+_LOG = logging.getLogger(__name__)
+
+
+class Service:
+    """What the routes share."""
+
+    def __init__(
+        self,
+        recommender: Recommender,
+        versions: CatalogueVersions,
+        limits: Limits,
+        *,
+        token: str | None = None,
+    ) -> None:
+        """Takes a recommender; nothing is compiled yet.
+
+        Args:
+            versions: Where changes of its catalogue are kept.
+            token: See `guard.Guard`.
+        """
+        self.recommender, self.versions = recommender, versions
+        self.limits, self.token = limits, token
+        self.metrics = Metrics()
+        self.batcher = Batcher(recommender, limits, self.metrics)
+        self.status = "compiling"
+        self.on_ready: Callable[[], None] = lambda: None
+        self.on_failure: Callable[[Exception], None] = lambda error: None
+
+    async def warm_up(self) -> None:
+        """Compiles everything, then says that it is ready."""
+        try:
+            await asyncio.to_thread(self._warm_up)
+        except Exception as error:
+            _LOG.exception("compiling the searches failed")
+            self.on_failure(error)
+            return
+        if self.status == "compiling":
+            self.status = "ok"
+            self.metrics.ready.set(1)
+            self.on_ready()
+
+    def _warm_up(self) -> None:
+        catalogue = self.recommender.catalogue
+        self.recommender.warm_up()
+        some = int(catalogue.popularity.argmax())
+        history = [catalogue.item_ids[some]]
+        self.recommender.answer([serving.Request(history, 1, exact=True)])
+        self.recommender.answer([serving.Request(history, 1)])
+        catalogue.search("a")
+        self.note_catalogue()
+
+    def note_catalogue(self) -> None:
+        """Tells the metrics which catalogue is being served."""
+        catalogue = self.recommender.catalogue
+        self.metrics.version.set(catalogue.version)
+        self.metrics.items.set(catalogue.num_items)
+
+    async def answer(
+        self, asked: Sequence[schemas.RecommendRequest]
+    ) -> list[dict[str, Any]]:
+        """Answers requests together.
+
+        Raises:
+            ApiError: Not now.
+            InputError: One of the requests makes no sense.
+        """
+        self.check_ready()
+        answers = await self.batcher.answer([one.to_request() for one in asked])
+        return [dataclasses.asdict(answer) for answer in answers]
+
+    def check_ready(self) -> None:
+        """Refuses while the searches are being compiled, and at the end.
+
+        Raises:
+            ApiError: 503.
+        """
+        if self.status != "ok":
+            raise ApiError(
+                503, self.status, f"this server is {self.status}", retry_after=5.0
+            )
+
+
+def number_of(catalogue: Catalogue, item_id: str) -> int:
+    """Looks an item up.
+
+    Raises:
+        ApiError: 404.
+    """
+    if item_id not in catalogue.number_of:
+        raise ApiError(404, "unknown_item", f"there is no item {item_id[:80]!r}")
+    return catalogue.number_of[item_id]

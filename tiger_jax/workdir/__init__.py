@@ -1,0 +1,1 @@
+"""The folders on disk: manifests, hashes, arrays, chunks, the lock."""

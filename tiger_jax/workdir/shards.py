@@ -1,0 +1,275 @@
+"""A folder of shards: each written whole, counted and hashed, and found again.
+
+Beside each ``part-00003-of-00016.parquet`` lies ``part-00003-of-00016.json`` with its
+row count, its SHA-256, and the recipe that made it: a hash of the config and of the
+inputs. A run of the same recipe leaves finished shards alone; any other replaces
+them. When all are there, ``shards.json`` lists them, and the folder counts as whole.
+"""
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet
+
+from tiger_jax.errors import InputError
+from tiger_jax.workdir import artifacts
+
+_LIST = "shards.json"
+# Rows that are decoded together: who wants a few need not read a whole file.
+ROW_GROUP = 16_384
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardWriter:
+    """Where a pipeline's workers put their shards; a few strings, sent to each.
+
+    Attributes:
+        folder: One folder that all workers reach under this path.
+        num_shards: How many files.
+        recipe: Names what decides the content; see `recipe_of`.
+        suffix: The files' format.
+    """
+
+    folder: Path
+    num_shards: int
+    recipe: str
+    suffix: str = "parquet"
+
+    def path(self, shard: int) -> Path:
+        """The shard's file."""
+        return self.folder / (f"part-{shard:05}-of-{self.num_shards:05}.{self.suffix}")
+
+    def missing(self) -> list[int]:
+        """The shards that this recipe has not finished."""
+        return [s for s in range(self.num_shards) if self._facts(s) is None]
+
+    def write_table(self, shard: int, table: pa.Table, **facts: Any) -> None:
+        """Writes a shard of rows."""
+
+        def write(path: Path) -> int:
+            pa.parquet.write_table(table, path, row_group_size=ROW_GROUP)
+            return table.num_rows
+
+        self.write(shard, write, **facts)
+
+    def write(self, shard: int, write: Callable[[Path], int], **facts: Any) -> None:
+        """Writes a shard beside its place, and moves it there with its counts.
+
+        Args:
+            shard: Its number.
+            write: Writes the file that it is given, and returns its count of rows.
+            facts: Further counts.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.path(shard)
+        # Two workers may be given one shard; each has a file of its own.
+        beside = path.with_name(f"{path.name}.{os.getpid()}.{id(write)}.tmp")
+        rows = write(beside)
+        with open(beside, "rb") as file:
+            os.fsync(file.fileno())
+        known = {
+            "recipe": self.recipe,
+            "rows": rows,
+            "bytes": beside.stat().st_size,
+            "sha256": artifacts.hash_file(beside),
+            **facts,
+        }
+        _beside(path).unlink(missing_ok=True)
+        beside.replace(path)
+        artifacts.write_json(_beside(path), known)
+
+    def finish(self, **facts: Any) -> "Shards":
+        """Lists the shards and clears away what other recipes have left.
+
+        Args:
+            facts: Of the whole folder, kept in its list.
+
+        Raises:
+            InputError: A shard is missing.
+        """
+        listed = []
+        for shard in range(self.num_shards):
+            known = self._facts(shard)
+            if known is None:
+                raise InputError(
+                    f"{self.path(shard)} is missing: run the same command again"
+                )
+            listed.append({"name": self.path(shard).name, **known})
+        kept = {shard["name"] for shard in listed}
+        for other in self.folder.glob("part-*"):
+            is_half = other.suffix == ".tmp"
+            if is_half or other.with_suffix(f".{self.suffix}").name not in kept:
+                other.unlink()
+        artifacts.write_json(
+            self.folder / _LIST,
+            {
+                "recipe": self.recipe,
+                "content_hash": _hash_of(listed),
+                **facts,
+                "shards": listed,
+            },
+        )
+        return Shards.load(self.folder)
+
+    def whole(self) -> "Shards | None":
+        """The folder, if this recipe has finished it."""
+        with contextlib.suppress(InputError):
+            shards = Shards.load(self.folder)
+            is_mine = shards.facts["recipe"] == self.recipe
+            if is_mine and shards.num_shards == self.num_shards:
+                return shards
+        return None
+
+    def _facts(self, shard: int) -> dict[str, Any] | None:
+        path = self.path(shard)
+        try:
+            known = artifacts.read_json(_beside(path))
+            is_whole = path.stat().st_size == known["bytes"]
+        except (OSError, ValueError, KeyError):
+            return None
+        return known if is_whole and known.get("recipe") == self.recipe else None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Shards:
+    """A whole folder of shards.
+
+    Attributes:
+        folder: Where they lie.
+        facts: What ``shards.json`` says.
+    """
+
+    folder: Path
+    facts: Mapping[str, Any]
+
+    @classmethod
+    def load(cls, folder: Path, *, verify: bool = False) -> "Shards":
+        """Finds a folder's shards.
+
+        Args:
+            folder: What a pipeline wrote.
+            verify: Compare every file's SHA-256; otherwise only its size.
+
+        Raises:
+            InputError: No pipeline finished the folder, or a file is damaged.
+        """
+        folder = Path(folder)
+        try:
+            facts = artifacts.read_json(folder / _LIST)
+            listed = facts["shards"]
+            paths = [folder / Path(shard["name"]).name for shard in listed]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{folder} is no whole folder of shards: run the pipeline that makes "
+                f"it ({error})"
+            ) from error
+        for path, shard in zip(paths, listed, strict=True):
+            size = path.stat().st_size if path.exists() else None
+            is_whole = size == shard["bytes"]
+            if is_whole and verify:
+                is_whole = artifacts.hash_file(path) == shard["sha256"]
+            if not is_whole:
+                raise InputError(
+                    f"{path} is missing or damaged: delete it and run the pipeline "
+                    "that makes it again"
+                )
+        return cls(folder, facts)
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files, in order."""
+        return [self.folder / Path(s["name"]).name for s in self.facts["shards"]]
+
+    @property
+    def rows(self) -> list[int]:
+        """How many rows each shard has."""
+        return [shard["rows"] for shard in self.facts["shards"]]
+
+    @property
+    def num_shards(self) -> int:
+        """How many files."""
+        return len(self.facts["shards"])
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of all shards."""
+        return sum(self.rows)
+
+    @property
+    def content_hash(self) -> str:
+        """Names the shards by their bytes."""
+        return self.facts["content_hash"]
+
+    def tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """Reads one shard after the other."""
+        for path in self.paths:
+            yield pa.parquet.read_table(path, columns=columns)
+
+    def read(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """Reads all shards at once: for data that one machine holds."""
+        found = list(self.tables(columns))
+        return pa.concat_tables([t for t in found if t.num_rows] or found[:1])
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardRows:
+    """One shard, and where its rows stand among all.
+
+    Attributes:
+        path: Its file.
+        first_row: The number of its first row.
+    """
+
+    path: Path
+    first_row: int
+
+
+def rows_of(shards: Shards) -> list[ShardRows]:
+    """The shards of a folder, each with its first row's number."""
+    first, found = 0, []
+    for path, count in zip(shards.paths, shards.rows, strict=True):
+        found.append(ShardRows(path, first))
+        first += count
+    return found
+
+
+def recipe_of(config: Mapping[str, Any], *inputs: Shards | str) -> str:
+    """Names what decides a folder's content.
+
+    Args:
+        config: Everything chosen.
+        inputs: The folders that are read, or hashes of other input.
+    """
+    hashes = [i if isinstance(i, str) else i.content_hash for i in inputs]
+    return artifacts.hash_json({"config": dict(config), "inputs": hashes})
+
+
+def cut_evenly(total: int, num_shards: int) -> list[int]:
+    """Where contiguous shards begin, and the end of the last.
+
+    Example:
+        >>> cut_evenly(10, 3)
+        [0, 3, 6, 10]
+    """
+    return [total * shard // num_shards for shard in range(num_shards + 1)]
+
+
+def _beside(path: Path) -> Path:
+    return path.with_suffix(".json")
+
+
+def _hash_of(listed: Sequence[Mapping[str, Any]]) -> str:
+    return artifacts.hash_json([shard["sha256"] for shard in listed])
+
+
+def texts(table: pa.Table, name: str) -> pa.Array:
+    """A column as one Arrow array."""
+    whole = table[name].combine_chunks()
+    if isinstance(whole, pa.ChunkedArray):
+        return whole.chunk(0) if whole.num_chunks else pa.array([], whole.type)
+    return whole
