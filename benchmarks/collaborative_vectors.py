@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
+from tiger_jax.data.item_vectors import join_text
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.embedding.collaborative import (
     CollaborativeConfig,
     embed_cooccurrence,
-    join_text,
 )
 from tiger_jax.evaluation import evaluator
 from tiger_jax.evaluation.baselines.semantic_knn import build_semantic_knn

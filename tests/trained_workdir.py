@@ -12,10 +12,10 @@ import optax
 import pyarrow as pa
 from small_workdir import small_table
 
+from tiger_jax.data.item_vectors import join_text
 from tiger_jax.data.prepared import PreparedData, hash_user_ids
 from tiger_jax.data.splits import Splits
 from tiger_jax.data.statistics import compute_statistics
-from tiger_jax.embedding.collaborative import join_text
 from tiger_jax.histories import Histories
 from tiger_jax.models.tiger import Tiger, TigerConfig, init_params
 from tiger_jax.quantizers.quantizer import Quantizer

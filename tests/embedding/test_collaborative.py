@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
+from tiger_jax.data.item_vectors import join_text
 from tiger_jax.embedding.collaborative import (
     CollaborativeConfig,
     embed_cooccurrence,
-    join_text,
 )
 from tiger_jax.errors import InputError
 from tiger_jax.histories import Histories

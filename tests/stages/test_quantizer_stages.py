@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from small_workdir import make_workdir, small_table
 
+from tiger_jax.data.item_vectors import load_quantized_vectors
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.embedding.collaborative import (
     CollaborativeConfig,
@@ -20,7 +21,7 @@ from tiger_jax.quantizers.rqvae_training import RqVaeTrainer, RqVaeTraining
 from tiger_jax.semantic_ids.table import SemanticIdTable
 from tiger_jax.stages.assign_semantic_ids import assign_semantic_ids
 from tiger_jax.stages.context import RunContext
-from tiger_jax.stages.train_rqvae import load_quantized_vectors, train_rqvae
+from tiger_jax.stages.train_rqvae import train_rqvae
 from tiger_jax.workdir import artifacts
 
 TRAINING = RqVaeTraining(

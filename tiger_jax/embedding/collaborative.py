@@ -9,9 +9,10 @@ learn from its examples.
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float, Float32
+from jaxtyping import Float32
 
 from tiger_jax.config import config
+from tiger_jax.data.item_vectors import to_unit_length
 from tiger_jax.errors import InputError
 from tiger_jax.histories import Histories
 
@@ -83,16 +84,7 @@ def embed_cooccurrence(
     )
     vectors = (left * np.sqrt(values)[None]).astype(np.float32)
     vectors = np.pad(vectors, ((0, 0), (0, config.dims - dims)))
-    return _to_unit_length(vectors)
-
-
-def join_text(
-    text: Float[np.ndarray, "N E"],
-    vectors: Float32[np.ndarray, "N C"],
-) -> Float32[np.ndarray, "N joined"]:
-    """Puts text vectors, brought to length 1, and weighted others side by side."""
-    text = _to_unit_length(np.asarray(text, np.float32))
-    return np.concatenate([text, vectors], axis=1)
+    return to_unit_length(vectors)
 
 
 def _count_pairs(
@@ -131,10 +123,3 @@ def _mutual_information(
     kept = values > 0
     entries = values[kept], (pairs.row[kept], pairs.col[kept])
     return scipy.sparse.coo_array(entries, shape=pairs.shape).tocsr()
-
-
-def _to_unit_length(
-    vectors: Float32[np.ndarray, "N E"],
-) -> Float32[np.ndarray, "N E"]:
-    length = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.maximum(length, 1e-12)

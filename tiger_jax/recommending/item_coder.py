@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float32, Int32
 
-from tiger_jax.embedding.collaborative import join_text
+from tiger_jax.data.item_vectors import join_text
 from tiger_jax.errors import InputError
 from tiger_jax.quantizers.quantizer import Quantizer
 from tiger_jax.recommending.item_encoder import ItemEncoder

@@ -6,6 +6,7 @@ from typing import Any
 import gin
 import numpy as np
 
+from tiger_jax.data.item_vectors import load_embeddings, load_quantized_vectors
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.errors import InputError
 from tiger_jax.progress import say
@@ -15,7 +16,6 @@ from tiger_jax.semantic_ids.peer_codes import copy_from_nearest, load_peer_codes
 from tiger_jax.semantic_ids.quality import format_quality
 from tiger_jax.semantic_ids.table import SemanticIdTable, commit_table
 from tiger_jax.stages.context import RunContext
-from tiger_jax.stages.train_rqvae import load_embeddings, load_quantized_vectors
 from tiger_jax.workdir import artifacts
 
 # With more collisions than this, the collision level decides much of what a

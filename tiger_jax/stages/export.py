@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from tiger_jax.data.item_text import ItemTextConfig
+from tiger_jax.data.item_vectors import load_embeddings, load_quantized_vectors
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.decoding.trie.planner import make_plan, worst_case
 from tiger_jax.embedding.encoders import SentenceTransformerEncoder, TfidfEncoder
@@ -27,7 +28,6 @@ from tiger_jax.recommending.trained_model import (
 )
 from tiger_jax.semantic_ids.table import SemanticIdTable
 from tiger_jax.stages.context import RunContext
-from tiger_jax.stages.train_rqvae import load_embeddings, load_quantized_vectors
 from tiger_jax.workdir import artifacts
 
 # A text embedded again must come out as it was, but for the order of sums.

@@ -9,6 +9,7 @@ import gin
 import numpy as np
 
 from tiger_jax.config import config
+from tiger_jax.data.item_vectors import load_embeddings, load_quantized_vectors
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.errors import InputError
 from tiger_jax.evaluation import bootstrap, evaluator, fusion, metrics
@@ -23,7 +24,6 @@ from tiger_jax.reporting import tables
 from tiger_jax.stages.context import RunContext
 from tiger_jax.stages.list_candidates import load_candidates
 from tiger_jax.stages.sasrec_artifact import load_sasrec
-from tiger_jax.stages.train_rqvae import load_embeddings, load_quantized_vectors
 from tiger_jax.workdir import artifacts
 
 # Each part, and the folders that it is made from besides data/.

@@ -14,11 +14,15 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from tiger_jax.data.item_vectors import (
+    COLLABORATIVE,
+    load_embeddings,
+    load_quantized_vectors,
+)
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.embedding.collaborative import (
     CollaborativeConfig,
     embed_cooccurrence,
-    join_text,
 )
 from tiger_jax.errors import InputError
 from tiger_jax.input_pipeline.shuffled_rows import ShuffleConfig, ShuffledRows
@@ -46,13 +50,11 @@ from tiger_jax.stages.context import RunContext
 from tiger_jax.training.metric_writers import MetricWriter
 from tiger_jax.training.whole_checkpoints import open_manager, restore_newest_whole
 from tiger_jax.workdir import artifacts
-from tiger_jax.workdir.array_files import load_array
 from tiger_jax.workdir.chunk_files import save_whole
 from tiger_jax.workdir.shards import Shards
 from tiger_jax.workdir.vector_shards import VectorRows
 
 _CHECKPOINTS = "checkpoints"
-_COLLABORATIVE = "collaborative.npy"
 
 
 @gin.configurable(module="stages")
@@ -219,7 +221,7 @@ def _load_whole(
         vectors = embed_cooccurrence(
             data.train, data.num_items, collaborative, seed=seed
         )
-        save_whole(folder / _COLLABORATIVE, collaborative.weight * vectors)
+        save_whole(folder / COLLABORATIVE, collaborative.weight * vectors)
         embeddings = load_quantized_vectors(embeddings, folder)
     return _Corpus(
         np.concatenate([embeddings, *_load_others(others, embeddings.shape[1])]),
@@ -228,33 +230,6 @@ def _load_whole(
             _measure, embeddings=embeddings, categories=data.category_of_items()
         ),
     )
-
-
-def load_embeddings(folder: Path, num_items: int) -> np.ndarray:
-    """Reads `embeddings.npy`, one finite vector an item.
-
-    Raises:
-      InputError: The file is no such array.
-    """
-    path = folder / "embeddings.npy"
-    try:
-        embeddings = load_array(path)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path} can't be read ({error}): run --stage=embed_items again"
-        ) from error
-    if embeddings.ndim != 2 or len(embeddings) != num_items:
-        raise InputError(
-            f"{path} has shape {embeddings.shape}, but there are {num_items} items: "
-            "run --stage=embed_items again"
-        )
-    is_finite = np.isfinite(embeddings).all(axis=1)
-    if not is_finite.all():
-        raise InputError(
-            f"{path}: row {int(is_finite.argmin())} is not finite: run "
-            "--stage=embed_items again"
-        )
-    return embeddings
 
 
 def _load_others(workdirs: Sequence[Path], width: int) -> list[np.ndarray]:
@@ -270,14 +245,6 @@ def _load_others(workdirs: Sequence[Path], width: int) -> list[np.ndarray]:
             )
         say(f"train_rqvae: also fitted to {data.num_items:,} items of {data.name}")
     return found
-
-
-def load_quantized_vectors(embeddings: np.ndarray, folder: Path) -> np.ndarray:
-    """What the quantizer in `folder` takes: text, and what was joined to it."""
-    path = folder / _COLLABORATIVE
-    if not path.exists():
-        return embeddings
-    return join_text(embeddings, load_array(path))
 
 
 def _train(

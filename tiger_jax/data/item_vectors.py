@@ -1,0 +1,65 @@
+"""The vectors of the items on disk: of their texts, and what a quantizer takes."""
+
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Float32
+
+from tiger_jax.errors import InputError
+from tiger_jax.workdir.array_files import load_array
+
+COLLABORATIVE = "collaborative.npy"  # in rqvae/, where vectors were joined to the text
+
+
+def load_embeddings(folder: Path, num_items: int) -> Float[np.ndarray, "N E"]:
+    """Reads `embeddings.npy`, one finite vector per item.
+
+    Raises:
+        InputError: The file is no such array.
+    """
+    path = folder / "embeddings.npy"
+    try:
+        embeddings = load_array(path)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path} can't be read ({error}): run --stage=embed_items again"
+        ) from error
+    if embeddings.ndim != 2 or len(embeddings) != num_items:
+        raise InputError(
+            f"{path} has shape {embeddings.shape}, but there are {num_items} items: "
+            "run --stage=embed_items again"
+        )
+    is_finite = np.isfinite(embeddings).all(axis=1)
+    if not is_finite.all():
+        raise InputError(
+            f"{path}: row {int(is_finite.argmin())} is not finite: run "
+            "--stage=embed_items again"
+        )
+    return embeddings
+
+
+def load_quantized_vectors(
+    embeddings: Float[np.ndarray, "N E"], folder: Path
+) -> Float[np.ndarray, "N joined"]:
+    """What the quantizer in `folder` takes: text, and what was joined to it."""
+    path = folder / COLLABORATIVE
+    if not path.exists():
+        return embeddings
+    return join_text(embeddings, load_array(path))
+
+
+def join_text(
+    text: Float[np.ndarray, "N E"],
+    vectors: Float32[np.ndarray, "N C"],
+) -> Float32[np.ndarray, "N joined"]:
+    """Puts text vectors, brought to length 1, and weighted others side by side."""
+    text = to_unit_length(np.asarray(text, np.float32))
+    return np.concatenate([text, vectors], axis=1)
+
+
+def to_unit_length(
+    vectors: Float32[np.ndarray, "N E"],
+) -> Float32[np.ndarray, "N E"]:
+    """Divides each vector by its length; one of length 0 stays."""
+    length = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.maximum(length, 1e-12)
