@@ -37,7 +37,7 @@ import numpy as np
 from benchmarks.marked_sections import write_between
 from tiger_jax.data.interactions import InteractionsConfig
 from tiger_jax.data.prepare import prepare_shop
-from tiger_jax.data.readers.files import FilesConfig, read_files
+from tiger_jax.data.readers.files import FilesConfig
 from tiger_jax.data.splits import SplitsConfig
 from tiger_jax.histories import Histories
 from tiger_jax.input_pipeline.resident import ResidentConfig, ResidentInput
@@ -235,12 +235,7 @@ def measure(sides: dict[str, Side], rounds: int) -> dict:
 
 def load_histories(data_dir: Path) -> tuple[Histories, np.ndarray, np.ndarray]:
     """Training histories, an ID for each item, and each user's hash."""
-    shop = read_files(
-        data_dir / "items.jsonl",
-        data_dir / "interactions.csv",
-        FilesConfig(),
-        name=data_dir.name,
-    )
+    shop = FilesConfig().read(data_dir)
     data = prepare_shop(shop, InteractionsConfig(), SplitsConfig(), seed=0)
     # Which codes an item has makes no difference to the time a step takes.
     codes = np.random.default_rng(0).integers(0, 256, (data.num_items, 4))

@@ -23,8 +23,7 @@ from tasks.sharded import register_sharded_task
 from tiger_jax.beam.assign import load_table
 from tiger_jax.beam.prepare import read_histories
 from tiger_jax.data.interactions import InteractionsConfig
-from tiger_jax.data.readers.files import FilesConfig, read_files
-from tiger_jax.data.readers.recognise import recognise
+from tiger_jax.data.readers.files import FilesConfig
 from tiger_jax.data.synthetic import SyntheticShopConfig, generate_shop
 from tiger_jax.errors import InputError
 from tiger_jax.input_pipeline.batches import SeqioBatches, SeqioConfig
@@ -100,10 +99,7 @@ def local_demo(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def local_beauty(tmp_path_factory):
-    source = recognise(Path(DATA) / "amazon2014_beauty")
-    shop = read_files(
-        source.items, source.interactions, FilesConfig(), name="amazon2014_beauty"
-    )
+    shop = FilesConfig().read(Path(DATA) / "amazon2014_beauty")
     return LocalShop(
         shop,
         tmp_path_factory.mktemp("beauty"),

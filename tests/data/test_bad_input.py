@@ -11,19 +11,16 @@ from hypothesis import strategies as st
 from shops import INTERACTIONS_CSV, ITEMS_CSV, write, write_csv_shop
 
 from tiger_jax.data.raw_shop import RawShop
-from tiger_jax.data.readers import csv_files
-from tiger_jax.data.readers.files import FilesConfig, read_files
-from tiger_jax.data.readers.recognise import recognise
+from tiger_jax.data.readers.files import FilesConfig
+from tiger_jax.data.readers.raw_source import find_source
+from tiger_jax.data.tables import csv_files
 from tiger_jax.errors import InputError
 
 HEADER = "user_id,item_id,timestamp\n"
 
 
 def read(folder: Path, **config: object) -> RawShop:
-    found = recognise(folder)
-    return read_files(
-        found.items, found.interactions, FilesConfig(**config), name="shop"
-    )
+    return FilesConfig(**config).read(folder)
 
 
 def error_of(folder: Path, **config: object) -> str:
@@ -181,7 +178,7 @@ def test_a_bad_csv_file_gives_one_telling_line(tmp_path, items, interactions, ex
 
 
 def test_an_endless_field_is_named_by_its_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(csv_files, "_LONGEST_FIELD", 1000)
+    monkeypatch.setattr(csv_files, "_MAX_FIELD", 1000)
     rows = HEADER + "u1,a,1\nu1,a," + "7x" * 600 + "\n"
     assert error_of(write_csv_shop(tmp_path, ITEMS_CSV, rows)) == (
         "interactions.csv, line 3: a field of more than 1,000 characters: is a line's "
@@ -360,17 +357,17 @@ def test_folders_that_are_no_data_say_what_is_looked_for(tmp_path, names, expect
     for name in names:
         write(tmp_path / name, "x")
     with pytest.raises(InputError) as caught:
-        recognise(tmp_path)
+        find_source(tmp_path)
     assert expected in str(caught.value)
 
 
 def test_data_dir_must_be_a_folder(tmp_path):
     with pytest.raises(InputError, match="is a file: give --data_dir the folder"):
-        recognise(write(tmp_path / "items.csv", ITEMS_CSV))
+        find_source(write(tmp_path / "items.csv", ITEMS_CSV))
     with pytest.raises(InputError, match="can't be read"):
-        recognise(tmp_path / "nowhere")
+        find_source(tmp_path / "nowhere")
     with pytest.raises(InputError, match="can't be read"):
-        recognise(tmp_path / "null\x00byte")
+        find_source(tmp_path / "null\x00byte")
 
 
 @given(

@@ -14,7 +14,7 @@ from small_workdir import make_workdir
 from faults.campaign import FINE, Fault, Outcome
 from faults.readers import READERS, Reader
 from tiger_jax.data.prepared import PreparedData
-from tiger_jax.data.readers.files import FilesConfig, read_files
+from tiger_jax.data.readers.files import FilesConfig
 from tiger_jax.errors import InputError
 from tiger_jax.stages.context import RunContext
 from tiger_jax.stages.export_recbole import export_recbole
@@ -52,15 +52,15 @@ def _read(reader: Reader, folder: Path) -> str:
 def _zipped(name: str, piece: bytes) -> Callable[[Path], str]:
     def attempt(folder: Path) -> str:
         # The readers of Amazon's files, without the compression of `_plain`.
-        from tiger_jax.data.readers import amazon_files
+        from tiger_jax.data.readers import amazon
 
         path = folder / "bomb.json.gz"
         _write(path, _repeated(piece, _GIB // 2), is_zipped=True)
         try:
             if name == "reviews":
-                amazon_files.read_reviews(path)
+                amazon.read_reviews(path)
             else:
-                amazon_files.read_metadata(path, {"B1"})
+                amazon.read_metadata(path, {"B1"})
         except InputError:
             return ""
         return f"{path.stat().st_size:,} bytes were read to their end"
@@ -148,8 +148,7 @@ def _names_away(folder: Path) -> str:
     events = [f"user,{i},{n}" for n, i in enumerate(ids)]
     text = "user_id,item_id,timestamp\n" + "\n".join(events) + "\n"
     (folder / "interactions.csv").write_text(text)
-    paths = folder / "items.jsonl", folder / "interactions.csv"
-    shop = read_files(*paths, FilesConfig(), name="shop")
+    shop = FilesConfig().read(folder)
     return "" if shop.items["item_id"].to_pylist() == ids else "other ids"
 
 

@@ -23,9 +23,10 @@ import pyarrow.parquet as pq
 
 import run
 from tiger_jax.data.raw_shop import INTERACTION_COLUMNS, ITEM_COLUMNS, RawShop
-from tiger_jax.data.readers import amazon_files, movielens
-from tiger_jax.data.readers.files import FilesConfig, read_files
-from tiger_jax.data.readers.recbole import RecboleConfig, read_recbole
+from tiger_jax.data.readers import amazon
+from tiger_jax.data.readers.files import FilesConfig
+from tiger_jax.data.readers.movielens import MovielensConfig
+from tiger_jax.data.readers.recbole import RecboleConfig
 from tiger_jax.embedding.ready_made import load_ready_made
 from tiger_jax.errors import InputError
 from tiger_jax.semantic_ids.peer_codes import load_peer_codes
@@ -140,7 +141,7 @@ def check_shop(shop: RawShop) -> None:
 def _check_files(items: str, interactions: str) -> Callable[[Path], None]:
     def check(folder: Path) -> None:
         paths = folder / items, folder / interactions
-        shop = read_files(*paths, FilesConfig(), name="shop")
+        shop = FilesConfig().read(folder)
         check_shop(shop)
         for path, table in zip(paths, (shop.items, shop.interactions), strict=True):
             expected = _SLOW.get(path.suffix, lambda _: None)(path)
@@ -204,14 +205,11 @@ _INTER = (
 
 
 def _check_recbole(folder: Path) -> None:
-    paths = folder / "s.item", folder / "s.inter"
-    check_shop(read_recbole(*paths, RecboleConfig(), name="shop"))
+    check_shop(RecboleConfig().read(folder))
 
 
 def _check_movielens(folder: Path) -> None:
-    paths = folder / "movies.dat", folder / "ratings.dat"
-    config = movielens.MovielensConfig()
-    check_shop(movielens.read_movielens(*paths, config, name="films"))
+    check_shop(MovielensConfig().read(folder))
 
 
 # --- Amazon's raw files -------------------------------------------------------------
@@ -232,7 +230,7 @@ def _gzip(content: bytes) -> bytes:
 
 
 def _check_reviews(folder: Path) -> None:
-    reviews = amazon_files.read_reviews(folder / "reviews.json.gz")
+    reviews = amazon.read_reviews(folder / "reviews.json.gz")
     columns = dataclasses.astuple(reviews)
     assert len({len(column) for column in columns}) == 1
     assert all(isinstance(user, str) and user for user in reviews.user_ids)
@@ -241,7 +239,7 @@ def _check_reviews(folder: Path) -> None:
 
 def _check_metadata(folder: Path) -> None:
     wanted = {"B1", "B2", "B3"}
-    found, skipped = amazon_files.read_metadata(folder / "meta.json.gz", wanted)
+    found, skipped = amazon.read_metadata(folder / "meta.json.gz", wanted)
     assert set(found) <= wanted
     assert skipped == sorted(skipped)
     for about in found.values():

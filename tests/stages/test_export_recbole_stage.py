@@ -5,7 +5,7 @@ from small_workdir import make_workdir
 from trained_workdir import make_trained_workdir
 
 from tiger_jax.data.prepared import PreparedData
-from tiger_jax.data.readers.recbole import RecboleConfig, read_recbole
+from tiger_jax.data.readers.recbole import RecboleConfig
 from tiger_jax.errors import InputError
 from tiger_jax.recommending.result_files import write_atomic_file
 from tiger_jax.semantic_ids.table import SemanticIdTable
@@ -18,9 +18,7 @@ def test_the_files_read_back_as_the_prepared_shop(tmp_path):
     workdir = make_trained_workdir(tmp_path)
     export_recbole(RunContext(workdir))
     folder = workdir / "recbole" / "small"
-    shop = read_recbole(
-        folder / "small.item", folder / "small.inter", RecboleConfig(), name="small"
-    )
+    shop = RecboleConfig().read(folder)
     data = PreparedData.load(workdir / "data")
     assert shop.items["item_id"].to_pylist() == list(data.item_ids)
     assert shop.items["title"].to_pylist() == data.items["title"].to_pylist()

@@ -46,12 +46,8 @@ from tiger_jax.beam.tokens import make_tokens
 from tiger_jax.beam.workdir import FOLDERS, write_workdir
 from tiger_jax.data.interactions import InteractionsConfig
 from tiger_jax.data.item_text import ItemTextConfig
-from tiger_jax.data.readers.files import FilesConfig
-from tiger_jax.data.readers.movielens import MovielensConfig
-from tiger_jax.data.readers.raw_source import ReaderConfigs, find_source
-from tiger_jax.data.readers.recbole import RecboleConfig
+from tiger_jax.data.readers.raw_source import find_source
 from tiger_jax.data.splits import SplitsConfig
-from tiger_jax.data.synthetic import SyntheticShopConfig
 from tiger_jax.embedding.encoders import SentenceTransformerEncoder, TfidfEncoder
 from tiger_jax.errors import InputError, UserFacingError
 from tiger_jax.semantic_ids.collisions import COLLISION_LEVEL_SIZE
@@ -147,13 +143,7 @@ def _open_raw(
         return import_parquet(
             items, interactions, folder, name=given.resolve().name, runner=runner
         )
-    configs = ReaderConfigs(
-        _bound(FilesConfig),
-        _bound(RecboleConfig),
-        _bound(MovielensConfig),
-        _bound(SyntheticShopConfig),
-    )
-    source = find_source(given, "auto", configs)
+    source = find_source(given)
     return write_raw_shards(source.read(), folder, num_shards=options.num_shards)
 
 

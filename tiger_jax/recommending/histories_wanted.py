@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from tiger_jax.data.prepared import PreparedData
-from tiger_jax.data.readers.csv_files import CsvFormat, read_csv
-from tiger_jax.data.readers.text_files import (
+from tiger_jax.data.tables.csv_files import CsvFormat, read_csv
+from tiger_jax.data.tables.text_files import (
     check_encoding,
     open_text,
     raise_for_encoding,

@@ -11,7 +11,8 @@ from tiger_jax.data.interactions import InteractionsConfig
 from tiger_jax.data.prepare import prepare_shop
 from tiger_jax.data.readers.files import FilesConfig
 from tiger_jax.data.readers.movielens import MovielensConfig
-from tiger_jax.data.readers.raw_source import RawSource, ReaderConfigs, find_source
+from tiger_jax.data.readers.raw_source import RawSource, find_source
+from tiger_jax.data.readers.reader import Reader
 from tiger_jax.data.readers.recbole import RecboleConfig
 from tiger_jax.data.splits import SplitsConfig
 from tiger_jax.data.statistics import describe_statistics
@@ -29,6 +30,7 @@ def prepare_data(
     seed: int = 0,
     source: str = "auto",
     name: str | None = None,
+    reader: Reader | None = None,
     files: FilesConfig | None = None,
     recbole: RecboleConfig | None = None,
     movielens: MovielensConfig | None = None,
@@ -39,7 +41,7 @@ def prepare_data(
 ) -> None:
     """Reads a shop, filters it, numbers its items, orders and splits histories.
 
-    Each config that is None is its class's defaults.
+    Each config that is None is the one that gin configures.
 
     Args:
       context: The work directory, and the folder of raw data.
@@ -47,6 +49,7 @@ def prepare_data(
       source: "auto", or which reader to insist on; see `find_source`.
       name: The data set's name in reports (the source's own, or its
         folder's, if None).
+      reader: A reader of your own, which is then the only one asked.
       files: How to read `items.*` and `interactions.*`.
       recbole: How to read RecBole's files.
       movielens: How to read MovieLens.
@@ -60,15 +63,14 @@ def prepare_data(
       InputError: The data can't be used, isn't what was expected, or the work
         directory holds another shop's: nothing is overwritten.
     """
-    readers = ReaderConfigs(
-        files or FilesConfig(),
-        recbole or RecboleConfig(),
-        movielens or MovielensConfig(),
-        synthetic or SyntheticShopConfig(),
-    )
     interactions = interactions or InteractionsConfig()
     splits = splits or SplitsConfig()
-    found = find_source(context.data_dir, source, readers)
+    found = find_source(
+        context.data_dir,
+        source,
+        reader=reader,
+        configs=(files, recbole, movielens, synthetic),
+    )
     _refuse_other_source(context.workdir, found)
     run = artifacts.begin(
         context.workdir,

@@ -6,7 +6,7 @@ from typing import Any
 
 import gin
 
-from tiger_jax.data.readers.files import FilesConfig, read_items_file
+from tiger_jax.data.readers.files import FilesConfig
 from tiger_jax.errors import InputError
 from tiger_jax.progress import say
 from tiger_jax.recommending.bundle import BUNDLE
@@ -147,4 +147,4 @@ def _read_rows(file: str, files: FilesConfig) -> list[dict[str, Any]]:
     path = Path(file).expanduser()
     if not path.is_file():
         raise InputError(f"update_catalogue: {path} is not a file")
-    return read_items_file(path, files).to_pylist()
+    return files.read_items(path).to_pylist()

@@ -1,10 +1,10 @@
-"""The Amazon builder, on small files made here in the raw formats."""
+"""The Amazon reader and builder, on small files made here in the raw formats."""
 
+import concurrent.futures
 import gzip
 import http.server
 import json
 import math
-import shutil
 import tempfile
 import threading
 from functools import partial
@@ -17,8 +17,9 @@ import urllib3
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tiger_jax.data.readers import amazon, amazon_files
-from tiger_jax.data.readers.amazon import Amazon2014, read_amazon
+from tiger_jax.data.readers import amazon, amazon_tfds
+from tiger_jax.data.readers.amazon import AmazonConfig
+from tiger_jax.data.readers.amazon_tfds import Amazon2014, download_amazon
 from tiger_jax.errors import InputError
 
 METADATA_LINES = (
@@ -115,10 +116,8 @@ def raw_folder(tmp_path):
     return folder
 
 
-def test_reading_gives_items_in_order_of_first_review_and_counts_bad_lines(
-    raw_folder, tmp_path
-):
-    shop = read_amazon("beauty", raw_folder, data_dir=tmp_path / "tfds")
+def test_items_are_in_order_of_first_review(raw_folder):
+    shop = AmazonConfig().read(raw_folder)
     assert shop.items.to_pylist() == [
         {"item_id": "B001", "title": "", "brand": "", "price": None, "categories": []},
         {
@@ -139,8 +138,8 @@ def test_reading_gives_items_in_order_of_first_review_and_counts_bad_lines(
     )
 
 
-def test_interactions_are_sorted_by_time_and_ties_keep_file_order(raw_folder, tmp_path):
-    shop = read_amazon("beauty", raw_folder, data_dir=tmp_path / "tfds")
+def test_interactions_are_sorted_by_time_then_row(raw_folder):
+    shop = AmazonConfig().read(raw_folder)
     expected = sorted(REVIEWS, key=lambda review: review[3])  # stable
     rows = shop.interactions.to_pylist()
     assert [(r["user_id"], r["item_id"], r["timestamp"]) for r in rows] == [
@@ -148,19 +147,36 @@ def test_interactions_are_sorted_by_time_and_ties_keep_file_order(raw_folder, tm
     ]
 
 
-def test_prepared_data_are_reused_until_the_files_change(raw_folder, tmp_path, capsys):
-    first = read_amazon("beauty", raw_folder, data_dir=tmp_path / "tfds")
-    again = read_amazon("beauty", raw_folder, data_dir=tmp_path / "tfds")
-    assert again.items == first.items
-    assert again.notes == first.notes
-    assert "Reading" in capsys.readouterr().out
+def test_builder_gives_what_the_reader_gives(raw_folder, tmp_path):
+    shop = AmazonConfig().read(raw_folder)
+    builder = Amazon2014(config="beauty", data_dir=tmp_path / "tfds")
+    config = tfds.download.DownloadConfig(manual_dir=raw_folder)
+    builder.download_and_prepare(download_config=config)
+    examples = list(tfds.as_numpy(builder.as_dataset(split="items")))
+    for example, item in zip(examples, shop.items.to_pylist(), strict=True):
+        assert example["item_id"].decode() == item["item_id"]
+        assert example["title"].decode() == item["title"]
+        price = np.float32(np.nan if item["price"] is None else item["price"])
+        np.testing.assert_equal(example["price"], price)
+    num_reviews = sum(len(example["reviews"]["row"]) for example in examples)
+    assert num_reviews == shop.interactions.num_rows
+    assert builder.info.metadata["skipped_lines"] == 2
 
-    read_amazon("beauty", raw_folder, data_dir=tmp_path / "tfds")
-    assert "Reading" not in capsys.readouterr().out
-    write_gzip(raw_folder / "reviews_Beauty_5.json.gz", review_lines(REVIEWS[:3]))
-    changed = read_amazon("beauty", raw_folder, data_dir=tmp_path / "tfds")
-    assert changed.interactions.num_rows == 3
-    assert "preparing anew" in capsys.readouterr().out
+
+def test_folders_read_at_once_keep_apart(tmp_path):
+    folders = []
+    for name in "CD":
+        folder = tmp_path / name
+        folder.mkdir()
+        reviews = [(user, name + item, 5.0, time) for user, item, _, time in REVIEWS]
+        write_gzip(folder / "reviews_Beauty_5.json.gz", review_lines(reviews))
+        write_gzip(folder / "meta_Beauty.json.gz", list(METADATA_LINES))
+        folders += [folder] * 4
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        shops = list(pool.map(AmazonConfig().read, folders))
+    for folder, shop in zip(folders, shops, strict=True):
+        assert all(i.startswith(folder.name) for i in shop.items["item_id"].to_pylist())
+    assert not list(tmp_path.glob("*/*tfds*"))  # and nothing is kept for other runs
 
 
 @pytest.fixture
@@ -169,7 +185,9 @@ def host(raw_folder, monkeypatch):
     handler = partial(_QuietHandler, directory=raw_folder)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-        monkeypatch.setattr(amazon, "HOST", f"http://127.0.0.1:{server.server_port}/")
+        monkeypatch.setattr(
+            amazon_tfds, "HOST", f"http://127.0.0.1:{server.server_port}/"
+        )
         yield
         server.shutdown()
 
@@ -180,25 +198,24 @@ class _QuietHandler(http.server.SimpleHTTPRequestHandler):
 
 
 @pytest.mark.usefixtures("host")
-def test_checksums_are_recorded_at_the_first_download_and_verified_after(tmp_path):
+def test_first_download_fixes_the_checksums(tmp_path):
     data_dir = tmp_path / "tfds"
-    shop = read_amazon("beauty", data_dir=data_dir)
+    shop = download_amazon("beauty", data_dir=data_dir)
     assert shop.interactions.num_rows == len(REVIEWS)
     (record,) = data_dir.rglob("amazon2014_checksums.json")
     assert len(json.loads(record.read_text())) == 2
 
     (downloaded,) = (data_dir / "downloads").rglob("*reviews_Beauty*.gz")
-    shutil.rmtree(data_dir / "amazon2014")  # the prepared data, not the downloads
     write_gzip(downloaded, review_lines(REVIEWS[:3]))
     with pytest.raises(InputError, match="SHA-256 .* first downloaded"):
-        read_amazon("beauty", data_dir=data_dir)
+        download_amazon("beauty", data_dir=data_dir)
 
 
 @pytest.mark.usefixtures("host")
-def test_nothing_is_left_in_the_temporary_folder(raw_folder, tmp_path, monkeypatch):
+def test_nothing_is_left_in_the_temporary_folder(tmp_path, monkeypatch):
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
-    read_amazon("beauty", raw_folder, data_dir=tmp_path / "tfds")
+    download_amazon("beauty", data_dir=tmp_path / "tfds")
     assert not list((tmp_path / "temporary").iterdir())
 
 
@@ -208,11 +225,11 @@ def test_a_small_file_that_never_ends_is_refused(tmp_path):
         for _ in range(200):
             file.write(b"[" * 2**20)
     with pytest.raises(InputError, match="more than .* times its .* bytes"):
-        amazon_files.read_metadata(path, {"B001"})
+        amazon.read_metadata(path, {"B001"})
     with gzip.open(path, "wb", 1) as file:
         file.write(b"\n" * 1_100_000)
     with pytest.raises(InputError, match="more than 1,000,000 empty lines"):
-        amazon_files.read_metadata(path, {"B001"})
+        amazon.read_metadata(path, {"B001"})
 
 
 def test_what_cannot_be_downloaded_says_what_to_do(raw_folder, tmp_path, monkeypatch):
@@ -220,26 +237,26 @@ def test_what_cannot_be_downloaded_says_what_to_do(raw_folder, tmp_path, monkeyp
     monkeypatch.setattr(urllib3.util.Retry, "get_backoff_time", lambda self: 0)
     (raw_folder / "meta_Beauty.json.gz").unlink()
     with pytest.raises(InputError, match="could not be fetched .* by hand"):
-        read_amazon("beauty", data_dir=tmp_path / "tfds")
+        download_amazon("beauty", data_dir=tmp_path / "tfds")
 
 
 def test_a_folder_without_the_files_and_an_unknown_name_are_refused(tmp_path):
-    with pytest.raises(InputError, match=r"lacks reviews_Beauty_5\.json\.gz"):
-        read_amazon("beauty", tmp_path, data_dir=tmp_path)
+    with pytest.raises(InputError, match=r"reviews_NAME_5\.json\.gz"):
+        AmazonConfig().read(tmp_path)
     with pytest.raises(InputError, match="choose beauty, sports, toys"):
-        read_amazon("books", data_dir=tmp_path)
+        download_amazon("books", data_dir=tmp_path)
 
 
 @pytest.mark.parametrize("name", ["reviews_Beauty_5.json.gz", "meta_Beauty.json.gz"])
-def test_a_truncated_or_damaged_file_is_refused(raw_folder, tmp_path, name):
+def test_a_damaged_file_is_refused(raw_folder, name):
     path = raw_folder / name
     whole = path.read_bytes()
     path.write_bytes(whole[:-20])
     with pytest.raises(InputError, match=f"{name} .*(in the middle|whole gzip)"):
-        read_amazon("beauty", raw_folder, data_dir=tmp_path / "tfds")
+        AmazonConfig().read(raw_folder)
     path.write_bytes(b"<html>Not found</html>")
     with pytest.raises(InputError, match=f"{name} is not a whole gzip file"):
-        read_amazon("beauty", raw_folder, data_dir=tmp_path / "tfds")
+        AmazonConfig().read(raw_folder)
 
 
 @pytest.mark.parametrize(
@@ -257,14 +274,14 @@ def test_a_truncated_or_damaged_file_is_refused(raw_folder, tmp_path, name):
             "line 2: unixReviewTime is 'nan'",
         ),
         ("[" * 100_000, "line 2 is not valid JSON"),
-        ("x" * (amazon_files.MAX_LINE_BYTES + 5), "line 2 is longer than"),
+        ("x" * (amazon.MAX_LINE_BYTES + 5), "line 2 is longer than"),
     ],
 )
 def test_a_bad_review_names_its_line(tmp_path, line, message):
     path = tmp_path / "reviews.json.gz"
     write_gzip(path, [review_lines()[0], line])
     with pytest.raises(InputError, match=message):
-        amazon_files.read_reviews(path)
+        amazon.read_reviews(path)
 
 
 @pytest.mark.parametrize(
@@ -286,7 +303,7 @@ def test_a_bad_review_names_its_line(tmp_path, line, message):
 def test_hostile_metadata_is_counted_not_run(tmp_path, hostile):
     path = tmp_path / "meta.json.gz"
     write_gzip(path, [hostile, "{'asin': 'B1', 'title': 'Good'}"])
-    found, skipped = amazon_files.read_metadata(path, {"B1"})
+    found, skipped = amazon.read_metadata(path, {"B1"})
     assert found == {"B1": found["B1"]}
     assert found["B1"].title == "Good"
     assert skipped == [1]
@@ -294,9 +311,9 @@ def test_hostile_metadata_is_counted_not_run(tmp_path, hostile):
 
 def test_a_line_without_end_is_skipped_without_reading_it_whole(tmp_path):
     path = tmp_path / "meta.json.gz"
-    long = "{'asin': 'B1', 'title': '" + "x" * (3 * amazon_files.MAX_LINE_BYTES) + "'}"
+    long = "{'asin': 'B1', 'title': '" + "x" * (3 * amazon.MAX_LINE_BYTES) + "'}"
     write_gzip(path, [long, "{'asin': 'B1', 'title': 'Good \\ud800'}"])
-    found, skipped = amazon_files.read_metadata(path, {"B1"})
+    found, skipped = amazon.read_metadata(path, {"B1"})
     assert found["B1"].title == "Good ?"
     assert skipped == [1]
 
@@ -312,9 +329,9 @@ _literals = st.recursive(
 def test_any_literal_gives_well_formed_metadata(fields, price, paths):
     text = repr({**fields, "asin": "B1", "price": price, "categories": paths})
     if "inf" not in text and "nan" not in text:  # these two repr as names
-        parsed = amazon_files.parse_literal(text)
+        parsed = amazon.parse_literal(text)
         assert parsed is not None
-        about = amazon_files._as_metadata(parsed)
+        about = amazon._as_metadata(parsed)
         assert math.isnan(about.price) or 0 <= about.price < 2**53
         json.dumps(about.categories)
         assert np.array(about.title).dtype.kind == "U"
@@ -322,4 +339,4 @@ def test_any_literal_gives_well_formed_metadata(fields, price, paths):
 
 @given(st.text())
 def test_any_text_is_a_dictionary_or_refused(text):
-    assert isinstance(amazon_files.parse_literal(text), dict | None)
+    assert isinstance(amazon.parse_literal(text), dict | None)

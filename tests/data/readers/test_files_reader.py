@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from shops import INTERACTIONS_CSV, json_lines, write, write_csv_shop
 
 from tiger_jax.data.raw_shop import RawShop
-from tiger_jax.data.readers.files import FilesConfig, read_files
-from tiger_jax.data.readers.recognise import recognise
+from tiger_jax.data.readers.files import FilesConfig
+from tiger_jax.data.readers.raw_source import find_source
 
 ITEMS = [
     {
@@ -51,11 +51,9 @@ EVENTS = [
 
 
 def read(folder: Path, **config: object) -> RawShop:
-    found = recognise(folder)
-    assert found.kind == "files"
-    return read_files(
-        found.items, found.interactions, FilesConfig(**config), name="shop"
-    )
+    source = find_source(folder, configs=[FilesConfig(**config)])
+    assert source.kind == "files"
+    return source.read()
 
 
 def write_format(folder: Path, suffix: str) -> Path:

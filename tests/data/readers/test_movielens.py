@@ -3,8 +3,8 @@
 import pytest
 from shops import write
 
-from tiger_jax.data.readers.movielens import MovielensConfig, read_movielens
-from tiger_jax.data.readers.recognise import recognise
+from tiger_jax.data.readers.movielens import MovielensConfig
+from tiger_jax.data.readers.raw_source import find_source
 from tiger_jax.errors import InputError
 
 MOVIES_CSV = (
@@ -38,11 +38,9 @@ EXPECTED_EVENTS = [
 
 
 def read(folder, **config):
-    found = recognise(folder)
-    assert found.kind == "movielens"
-    return read_movielens(
-        found.items, found.interactions, MovielensConfig(**config), name="films"
-    )
+    source = find_source(folder, configs=[MovielensConfig(**config)])
+    assert source.kind == "movielens"
+    return source.read()
 
 
 def test_csv_files_are_read(tmp_path):

@@ -3,8 +3,8 @@
 import pytest
 from shops import write
 
-from tiger_jax.data.readers.recbole import RecboleConfig, read_recbole
-from tiger_jax.data.readers.recognise import recognise
+from tiger_jax.data.readers.raw_source import find_source
+from tiger_jax.data.readers.recbole import RecboleConfig
 from tiger_jax.errors import InputError
 
 ITEMS = (
@@ -19,11 +19,9 @@ INTERACTIONS = (
 
 
 def read(folder, **config):
-    found = recognise(folder)
-    assert found.kind == "recbole"
-    return read_recbole(
-        found.items, found.interactions, RecboleConfig(**config), name="films"
-    )
+    source = find_source(folder, configs=[RecboleConfig(**config)])
+    assert source.kind == "recbole"
+    return source.read()
 
 
 def write_films(folder, items=ITEMS, interactions=INTERACTIONS):

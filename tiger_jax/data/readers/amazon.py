@@ -1,293 +1,313 @@
-"""TFDS builder of the Amazon 2014 review data sets used in the paper (section 4).
+"""The raw files of Amazon 2014 (McAuley, UCSD), the data sets of the paper (section 4).
 
-Downloads the 5-core reviews and the metadata of a category, or takes them from a
-folder, and prepares a TFDS data set of one example an item: what is known about it,
-and its reviews. `read_amazon` turns that into a `RawShop`.
+Both files are gzipped lines. Reviews are JSON. Metadata lines are Python literals, a
+few of them with broken quoting; they are read by `ast.literal_eval`, which runs
+nothing, and what isn't a literal is counted and left out.
 """
 
+import ast
+import gzip
+import html
+import json
 import math
-import sys
+import re
+import warnings
+import zlib
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
-import tensorflow_datasets as tfds
 
+from tiger_jax.config import config
 from tiger_jax.data.raw_shop import INTERACTION_COLUMNS, ITEM_COLUMNS, RawShop
-from tiger_jax.data.readers.amazon_files import (
-    Metadata,
-    Reviews,
-    read_metadata,
-    read_reviews,
-)
+from tiger_jax.data.readers.reader import match_files, required_files
 from tiger_jax.errors import InputError
-from tiger_jax.progress import say
-from tiger_jax.workdir import artifacts
+from tiger_jax.progress import Progress
 
-HOST = "https://snap.stanford.edu/data/amazon/productGraph/categoryFiles/"
 CATEGORIES = {
     "beauty": "Beauty",
     "sports": "Sports_and_Outdoors",
     "toys": "Toys_and_Games",
 }
-_CHECKSUMS = "amazon2014_checksums.json"
-_CITATION = """
-@inproceedings{mcauley2015image,
-  title={Image-based recommendations on styles and substitutes},
-  author={McAuley, Julian and Targett, Christopher and Shi, Qinfeng and
-          van den Hengel, Anton},
-  booktitle={SIGIR},
-  year={2015}
-}
-"""
+"""The paper's categories: our names, and those in the names of the files."""
+MAX_LINE_BYTES = 1 << 20
+"""Real lines have some kilobytes; a longer one is not read into memory."""
+MAX_DEPTH = 32
+"""Deepest nesting of brackets in a metadata line; real ones have 3."""
+MAX_RATIO = 200
+"""Bytes that a compressed byte may stand for; in real files it is some 3."""
+_MIN_BYTES = 1 << 23  # below this, any ratio will do
+_MAX_EMPTY_LINES = 1_000_000  # real files have none
+_ASIN = re.compile(r"""['"]asin['"]\s*:\s*['"]([^'"]*)['"]""")
+_LINES_PER_UPDATE = 5000
+# What `literal_eval` raises on text that is no literal, or one made to break it.
+_NOT_A_LITERAL = (ValueError, SyntaxError, TypeError, MemoryError, RecursionError)
 
 
-class _LocalInfo(tfds.core.DatasetInfo):
-    """Knows what is on this disk.
+@dataclass
+class Reviews:
+    """Ratings in file order, column by column."""
 
-    TFDS's own asks a bucket on the network about every data set that isn't prepared
-    yet, and leaves an empty temporary folder behind each time.
-    """
-
-    def initialize_from_bucket(self) -> None:
-        """Looks nowhere."""
-
-
-class Amazon2014Config(tfds.core.BuilderConfig):
-    """One category; `files` names its files."""
-
-    def __init__(self, name: str) -> None:
-        """Takes one of the names in `CATEGORIES`."""
-        title = CATEGORIES[name]
-        super().__init__(
-            name=name,
-            version=tfds.core.Version("1.0.0"),
-            description=f"{title.replace('_', ' ')}, 5-core.",
-        )
-        self.files = {
-            "reviews": f"reviews_{title}_5.json.gz",
-            "metadata": f"meta_{title}.json.gz",
-        }
+    user_ids: list[str] = field(default_factory=list)
+    item_ids: list[str] = field(default_factory=list)
+    ratings: list[float] = field(default_factory=list)
+    timestamps: list[int] = field(default_factory=list)
 
 
-class Amazon2014(tfds.core.GeneratorBasedBuilder):
-    """Items of the 5-core with their metadata and reviews, in file order.
+@dataclass(frozen=True)
+class Metadata:
+    """What the shop says about an item; empty, or NaN, where it says nothing."""
 
-    `info.metadata` keeps the SHA-256 of the two files, how many metadata lines
-    could not be read, and how many items have none.
-    """
-
-    VERSION = tfds.core.Version("1.0.0")
-    BUILDER_CONFIGS = [Amazon2014Config(name) for name in CATEGORIES]
-    MANUAL_DOWNLOAD_INSTRUCTIONS = (
-        f"Place reviews_NAME_5.json.gz and meta_NAME.json.gz from {HOST} here."
-    )
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        text = tfds.features.Text()
-        return _LocalInfo(
-            builder=self,
-            description="Amazon product reviews until July 2014, users and items with "
-            "at least five reviews, with product metadata.",
-            homepage="https://cseweb.ucsd.edu/~jmcauley/datasets/amazon/links.html",
-            citation=_CITATION,
-            features=tfds.features.FeaturesDict(
-                {
-                    "item_id": text,
-                    "title": text,
-                    "brand": text,
-                    "price": np.float32,  # NaN where unknown
-                    "categories": tfds.features.Sequence(tfds.features.Sequence(text)),
-                    "reviews": tfds.features.Sequence(
-                        {
-                            "user_id": text,
-                            "rating": np.float32,
-                            "timestamp": np.int64,  # seconds
-                            "row": np.int64,  # place in the file of reviews
-                        }
-                    ),
-                }
-            ),
-            metadata=tfds.core.MetadataDict(),
-            disable_shuffling=True,
-        )
-
-    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-        paths = self._find_files(dl_manager)
-        reviews = read_reviews(paths["reviews"])
-        metadata, skipped = read_metadata(paths["metadata"], set(reviews.item_ids))
-        self.info.metadata.update(
-            sha256={key: artifacts.hash_file(path) for key, path in paths.items()},
-            skipped_lines=len(skipped),
-            first_skipped_lines=skipped[:5],
-            items_without_metadata=len(set(reviews.item_ids)) - len(metadata),
-        )
-        return {"items": self._generate_examples(reviews, metadata)}
-
-    def _find_files(self, dl_manager: Any) -> dict[str, Path]:
-        files = self.builder_config.files
-        try:
-            manual_dir = dl_manager.manual_dir
-        except AssertionError:  # TFDS's word for: there is none, or it is empty
-            manual_dir = None
-        if manual_dir is not None:
-            paths = {key: Path(manual_dir) / name for key, name in files.items()}
-            if all(path.exists() for path in paths.values()):
-                return paths
-        urls = {key: HOST + name for key, name in files.items()}
-        paths = {key: Path(path) for key, path in dl_manager.download(urls).items()}
-        _check_or_record(
-            Path(dl_manager.download_dir) / _CHECKSUMS,
-            {HOST + files[key]: path for key, path in paths.items()},
-        )
-        return paths
-
-    def _generate_examples(
-        self, reviews: Reviews, metadata: dict[str, Metadata]
-    ) -> Any:
-        rows_of: dict[str, list[int]] = {}
-        for row, item_id in enumerate(reviews.item_ids):
-            rows_of.setdefault(item_id, []).append(row)
-        for number, (item_id, rows) in enumerate(rows_of.items()):
-            about = metadata.get(item_id, Metadata())
-            yield (
-                number,
-                {
-                    "item_id": item_id,
-                    "title": about.title,
-                    "brand": about.brand,
-                    "price": about.price,
-                    "categories": [list(path) for path in about.categories],
-                    "reviews": {
-                        "user_id": [reviews.user_ids[row] for row in rows],
-                        "rating": [reviews.ratings[row] for row in rows],
-                        "timestamp": [reviews.timestamps[row] for row in rows],
-                        "row": rows,
-                    },
-                },
-            )
+    title: str = ""
+    brand: str = ""
+    price: float = math.nan
+    categories: tuple[tuple[str, ...], ...] = ()
 
 
-def read_amazon(
-    name: str, manual_dir: Path | None = None, *, data_dir: Path | None = None
-) -> RawShop:
-    """Prepares a category with TFDS, if that isn't done, and reads it.
+@config("amazon")
+class AmazonConfig:
+    """The 5-core reviews and the metadata of one category; there are no options.
 
     Items are in the order of their first review in the file. Interactions, one for
-    every review whatever its rating, are sorted by time alone, and stand in file
-    order where times are equal, as in S3-Rec's preprocessing.
-
-    Args:
-      name: "beauty", "sports" or "toys".
-      manual_dir: A folder with the two raw files; without it they are downloaded.
-        A data set that was prepared from other files is prepared again.
-      data_dir: Where TFDS keeps downloads and prepared data (its default if None,
-        which the variable TFDS_DATA_DIR sets).
-
-    Raises:
-      InputError: The name is unknown, the files can't be had, differ from those
-        downloaded first, or are damaged.
+    every review whatever its rating, are sorted by time alone, and are in file order
+    where times are equal, as in S3-Rec's preprocessing.
     """
-    if name not in CATEGORIES:
-        raise InputError(
-            f"no Amazon data set is called {name!r}: choose {', '.join(CATEGORIES)}"
-        )
-    builder = Amazon2014(config=name, data_dir=data_dir)
-    files = builder.builder_config.files
-    if manual_dir is not None:
-        for file in files.values():
-            if not (Path(manual_dir) / file).is_file():
-                raise InputError(f"{manual_dir} lacks {file}: get it from {HOST}")
-    if not sys.stderr.isatty():
-        tfds.disable_progress_bar()  # ours prints plain lines
-    mode = tfds.GenerateMode.REUSE_DATASET_IF_EXISTS
-    if manual_dir is not None and builder.is_prepared():
-        hashes = {
-            key: artifacts.hash_file(Path(manual_dir) / f) for key, f in files.items()
-        }
-        if builder.info.metadata["sha256"] != hashes:
-            say(f"{builder.info.full_name}: prepared from other files; preparing anew")
-            mode = tfds.GenerateMode.REUSE_CACHE_IF_EXISTS
-    try:
-        builder.download_and_prepare(
-            download_config=tfds.download.DownloadConfig(
-                manual_dir=manual_dir, download_mode=mode, try_download_gcs=False
-            )
-        )
-    except (tfds.download.DownloadError, OSError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(
-            f"{', '.join(files.values())} could not be fetched from {HOST} ({error}): "
-            "download them by hand and give their folder as --data_dir"
-        ) from error
-    return _as_raw_shop(builder)
+
+    kind: ClassVar = "amazon"
+    looks_for: ClassVar = "meta_NAME.json.gz and reviews_NAME_5.json.gz (Amazon 2014)"
+
+    def find(self, folder: Path) -> tuple[Path | None, ...]:
+        """See `Reader`."""
+        return match_files(folder, r"meta_.+\.json\.gz", r"reviews_.+_5\.json\.gz")
+
+    def read(self, folder: Path) -> RawShop:
+        """See `Reader`."""
+        metadata, reviews = required_files(self, folder)
+        title = metadata.name.removeprefix("meta_").removesuffix(".json.gz")
+        names = {title: name for name, title in CATEGORIES.items()}
+        return read_amazon(metadata, reviews, names.get(title, title.lower()))
 
 
-def _as_raw_shop(builder: Amazon2014) -> RawShop:
-    items: dict[str, list[Any]] = {column: [] for column in ITEM_COLUMNS}
-    lengths, users, times, rows = [], [], [], []
-    for example in tfds.as_numpy(builder.as_dataset(split="items")):
-        for column in ("item_id", "title", "brand"):
-            items[column].append(example[column].decode())
-        price = float(example["price"])
-        # TFDS stores no float64: 4.99 comes back as 4.98999977.
-        items["price"].append(None if math.isnan(price) else round(price, 2))
-        paths = example["categories"].to_list()
-        items["categories"].append([[name.decode() for name in p] for p in paths])
-        reviews = example["reviews"]
-        lengths.append(len(reviews["row"]))
-        users.append(reviews["user_id"])
-        times.append(reviews["timestamp"])
-        rows.append(reviews["row"])
-    row = np.concatenate(rows)
-    timestamp = np.concatenate(times).astype(np.float64)
-    order = np.lexsort((row, timestamp))  # by time, then by place in the file
-    interactions = pa.table(
-        {
-            "user_id": pa.array(np.concatenate(users)[order], pa.binary()).cast(
-                pa.string()
-            ),
-            "item_id": pa.array(items["item_id"], pa.string()).take(
-                pa.array(np.repeat(np.arange(len(lengths)), lengths)[order])
-            ),
-            "timestamp": pa.array(timestamp[order]),
-        },
-        schema=pa.schema(list(INTERACTION_COLUMNS.items())),
-    )
-    known = builder.info.metadata
+def read_amazon(metadata_path: Path, reviews_path: Path, category: str) -> RawShop:
+    """Makes a shop of the two files of a category; see `AmazonConfig`."""
+    reviews = read_reviews(reviews_path)
+    item_ids = list(dict.fromkeys(reviews.item_ids))
+    metadata, skipped = read_metadata(metadata_path, set(item_ids))
+    about = [metadata.get(item_id, Metadata()) for item_id in item_ids]
+    items: dict[str, list[Any]] = {
+        "item_id": item_ids,
+        "title": [item.title for item in about],
+        "brand": [item.brand for item in about],
+        "price": [None if math.isnan(item.price) else item.price for item in about],
+        "categories": [item.categories for item in about],
+    }
+    events = {
+        "user_id": reviews.user_ids,
+        "item_id": reviews.item_ids,
+        "timestamp": np.asarray(reviews.timestamps, np.float64),
+    }
+    by_time = np.argsort(events["timestamp"], kind="stable")
     notes = []
-    if known["skipped_lines"]:
+    if skipped:
         notes.append(
-            f"{builder.builder_config.files['metadata']}: {known['skipped_lines']:,} "
-            "lines are no Python literals and are left out (the first at "
-            f"{', '.join(map(str, known['first_skipped_lines']))})"
+            f"{metadata_path.name}: {len(skipped):,} lines are no Python literals and "
+            f"are left out (the first at {', '.join(map(str, skipped[:5]))})"
         )
-    if known["items_without_metadata"]:
+    if num_unknown := len(item_ids) - len(metadata):
         notes.append(
-            f"{known['items_without_metadata']:,} of {len(lengths):,} items have no "
-            "metadata, and so no text"
+            f"{num_unknown:,} of {len(item_ids):,} items have no metadata, and so no "
+            "text"
         )
     return RawShop(
-        name=f"amazon2014_{builder.builder_config.name}",
-        items=pa.table(
-            {column: pa.array(items[column], t) for column, t in ITEM_COLUMNS.items()}
+        f"amazon2014_{category}",
+        pa.table(items, schema=pa.schema(list(ITEM_COLUMNS.items()))),
+        pa.table(events, schema=pa.schema(list(INTERACTION_COLUMNS.items()))).take(
+            by_time
         ),
-        interactions=interactions,
-        notes=tuple(notes),
+        tuple(notes),
     )
 
 
-def _check_or_record(record: Path, paths: dict[str, Path]) -> None:
-    """Compares downloads with the checksums of the first ones, or writes these down."""
-    known = artifacts.read_json(record) if record.exists() else {}
-    for url, path in paths.items():
-        digest = artifacts.hash_file(path)
-        if known.setdefault(url, digest) != digest:
+def read_reviews(path: Path) -> Reviews:
+    """Reads reviews: who rated what, how, and when, one JSON object a line.
+
+    Raises:
+      InputError: A line isn't such an object, or the file is damaged.
+    """
+    reviews = Reviews()
+    for line, data in _read_lines(path):
+        if data is None:
             raise InputError(
-                f"{path} (from {url}) has SHA-256 {digest}, but the file first "
-                f"downloaded from there had {known[url]}: delete it to fetch it "
-                f"again, or delete {record} if the source has changed"
+                f"{path}, line {line} is longer than {MAX_LINE_BYTES:,} bytes: this is "
+                "no file of Amazon reviews"
             )
-    artifacts.write_json(record, known)
+        try:
+            review = json.loads(data)
+            user_id, item_id = review["reviewerID"], review["asin"]
+            rating, timestamp = review["overall"], review["unixReviewTime"]
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path}, line {line} is not valid JSON: {error}") from (
+                error
+            )
+        except (KeyError, TypeError) as error:
+            raise InputError(
+                f"{path}, line {line}: a review needs reviewerID, asin, overall and "
+                f"unixReviewTime, but reading it gives {error!r}"
+            ) from error
+        for name, value in (("reviewerID", user_id), ("asin", item_id)):
+            if not isinstance(value, str) or not value or value != _clean(value):
+                raise InputError(f"{path}, line {line}: {name} is {str(value)[:60]!r}")
+        for name, value in (("overall", rating), ("unixReviewTime", timestamp)):
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not is_number or not abs(value) < 2**53:
+                raise InputError(f"{path}, line {line}: {name} is {str(value)[:60]!r}")
+        reviews.user_ids.append(user_id)
+        reviews.item_ids.append(item_id)
+        reviews.ratings.append(float(rating))
+        reviews.timestamps.append(int(timestamp))
+    if not reviews.user_ids:
+        raise InputError(f"{path} holds no reviews")
+    return reviews
+
+
+def read_metadata(
+    path: Path, wanted: Collection[str]
+) -> tuple[dict[str, Metadata], list[int]]:
+    """Reads the metadata of the wanted items, one Python literal a line.
+
+    The first line about an item counts. Lines about other items (nineteen in
+    twenty, in these files) aren't evaluated.
+
+    Args:
+      path: A `meta_*.json.gz`.
+      wanted: Item identifiers.
+
+    Returns:
+      What was found, by item identifier; and the numbers of the lines left out,
+      since they are no literal of a dictionary with an asin, too long or too
+      deeply nested.
+
+    Raises:
+      InputError: The file is damaged.
+    """
+    found: dict[str, Metadata] = {}
+    skipped = []
+    with warnings.catch_warnings():
+        # Old descriptions are full of "\d" and the like.
+        warnings.simplefilter("ignore", SyntaxWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        for line, data in _read_lines(path):
+            text = None if data is None else data.decode("utf-8", errors="replace")
+            if text is not None:
+                asin = _ASIN.search(text)
+                if asin and (asin[1] not in wanted or asin[1] in found):
+                    continue
+            fields = None if text is None else parse_literal(text)
+            if fields is None or not isinstance(fields.get("asin"), str):
+                skipped.append(line)
+            elif fields["asin"] in wanted:
+                found.setdefault(fields["asin"], _as_metadata(fields))
+    return found, skipped
+
+
+def parse_literal(text: str) -> dict[Any, Any] | None:
+    """Evaluates a dictionary written as a Python literal; None if it isn't one.
+
+    Runs no code. Text nested deeper than `MAX_DEPTH` is refused unparsed.
+
+    Example:
+      >>> parse_literal("{'asin': 'B1', 'price': 3.5}")
+      {'asin': 'B1', 'price': 3.5}
+      >>> parse_literal("{'title': 'broken 'quoting''}") is None
+      True
+    """
+    depth = 0
+    for bracket in re.findall(r"[\[\](){}]", text):
+        depth += 1 if bracket in "[({" else -1
+        if depth > MAX_DEPTH:
+            return None
+    try:
+        value = ast.literal_eval(text.strip())
+    except _NOT_A_LITERAL:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _as_metadata(fields: dict[Any, Any]) -> Metadata:
+    price: Any = fields.get("price")
+    is_number = isinstance(price, int | float) and not isinstance(price, bool)
+    is_price = is_number and 0 <= price < 2**53
+    paths = fields.get("categories")
+    return Metadata(
+        title=_clean(fields.get("title")),
+        brand=_clean(fields.get("brand")),
+        price=float(price) if is_price else math.nan,
+        categories=tuple(
+            tuple(name for name in map(_clean, path) if name)
+            for path in (paths if isinstance(paths, list) else [])
+            if isinstance(path, list)
+        ),
+    )
+
+
+def _clean(value: Any) -> str:
+    """Text without HTML entities, outer space, or what UTF-8 can't hold."""
+    if not isinstance(value, str):
+        return ""
+    text = value.encode("utf-8", errors="replace").decode("utf-8")
+    return " ".join(html.unescape(text).split())
+
+
+def _read_lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
+    """Yields line numbers from 1 and lines; None for a line that is too long."""
+    size = path.stat().st_size
+    with (
+        path.open("rb") as raw,
+        gzip.GzipFile(fileobj=raw, mode="rb") as file,
+        Progress(size, f"Reading {path.name}", unit="byte") as bar,
+    ):
+        line = num_empty = 0
+        try:
+            while data := file.readline(MAX_LINE_BYTES + 1):
+                line += 1
+                is_too_long = len(data) > MAX_LINE_BYTES
+                while len(data) > MAX_LINE_BYTES and not data.endswith(b"\n"):
+                    data = file.readline(MAX_LINE_BYTES + 1)
+                    _refuse_bomb(path, file.tell(), size)
+                if is_too_long:
+                    yield line, None
+                elif data.strip():
+                    yield line, data
+                else:
+                    num_empty += 1
+                    if num_empty > _MAX_EMPTY_LINES:
+                        raise InputError(
+                            f"{path} holds more than {_MAX_EMPTY_LINES:,} empty "
+                            "lines: this is no file of Amazon's"
+                        )
+                if line % _LINES_PER_UPDATE == 0:
+                    _refuse_bomb(path, file.tell(), size)
+                    bar.advance(raw.tell() - bar.done)
+        except EOFError as error:
+            raise InputError(
+                f"{path} ends in the middle (after line {line:,}): the download was "
+                "cut off; delete the file and fetch it again"
+            ) from error
+        except (gzip.BadGzipFile, zlib.error) as error:
+            raise InputError(
+                f"{path} is not a whole gzip file (after line {line:,}: {error}): "
+                "delete it and fetch it again"
+            ) from error
+        bar.advance(size - bar.done)
+
+
+def _refuse_bomb(path: Path, num_bytes: int, size: int) -> None:
+    """Stops at a small file that would be read for hours."""
+    if num_bytes > max(_MIN_BYTES, MAX_RATIO * size):
+        raise InputError(
+            f"{path} holds more than {num_bytes // size:,} times its {size:,} bytes: "
+            "this is no file of Amazon's"
+        )

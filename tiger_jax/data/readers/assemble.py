@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 
 from tiger_jax.data.raw_shop import CATEGORY_PATHS, RawShop
 from tiger_jax.data.readers import columns
-from tiger_jax.data.readers.tables import SourceTable
+from tiger_jax.data.tables.table import SourceTable
 from tiger_jax.errors import InputError
 
 UNKNOWN_ITEMS = ("error", "drop")
@@ -19,19 +19,26 @@ class ColumnNames:
     """Which of a source's columns plays which part; None is a column it lacks.
 
     Attributes:
-      options: Where a user can change the names ("files.FilesConfig"), if anywhere.
+        interaction_item_id: The interactions' column of item identifiers, if it has
+            another name than the items'.
+        options: Where a user can change the names ("files.FilesConfig"), if anywhere.
     """
 
     item_id: str
     user_id: str
-    interaction_item_id: str
+    interaction_item_id: str | None = None
     title: str | None = None
     brand: str | None = None
     price: str | None = None
     categories: str | None = None
     timestamp: str | None = None
-    rating: str | None = None
+    rating: str = "rating"
     options: str | None = None
+
+    @property
+    def event_item_id(self) -> str:
+        """The interactions' column of item identifiers."""
+        return self.interaction_item_id or self.item_id
 
 
 def assemble_shop(
@@ -71,13 +78,12 @@ def assemble_shop(
 
     events = {
         "user_id": columns.read_ids(interactions, names.user_id),
-        "item_id": columns.read_ids(interactions, names.interaction_item_id),
+        "item_id": columns.read_ids(interactions, names.event_item_id),
         "timestamp": _read_times(interactions, names, notes),
     }
     event_table = pa.table(events)
     is_kept = np.ones(event_table.num_rows, bool)
     if min_rating is not None:
-        assert names.rating is not None
         ratings = columns.read_numbers(interactions, names.rating)
         is_kept &= ratings.to_numpy() >= min_rating
         notes.append(
@@ -107,16 +113,13 @@ def _check_columns_exist(
     of_items = ("item_id", "title", "brand", "price", "categories")
     of_events = ["user_id", "interaction_item_id", "timestamp"]
     if min_rating is not None:
-        if names.rating is None:
-            raise InputError(
-                f"{interactions.path} has no ratings, so none can be below min_rating: "
-                "set min_rating to None"
-            )
         of_events.append("rating")
     for source, roles in ((items, of_items), (interactions, of_events)):
-        found = [*source.table.column_names, *source.unusable]
+        found = source.column_names
         for role in roles:
             column = getattr(names, role)
+            if role == "interaction_item_id":
+                column = names.event_item_id
             if column is None or column in found:
                 continue
             shown = ", ".join(columns.shown(c) for c in found[:20])
@@ -211,7 +214,7 @@ def _report_unknown_items(
     if unknown_items == "drop":
         return
     row = int(np.argmin(is_known))
-    example = interactions.table[names.interaction_item_id][row].as_py()
+    example = interactions.table[names.event_item_id][row].as_py()
     option = names.options or "the reader's option"
     raise InputError(
         f"{interactions.where(row)}: item {str(example)[:60]!r} is not in {items.path} "

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tiger_jax.data.raw_shop import CATEGORY_PATHS
-from tiger_jax.data.readers.tables import SourceTable
+from tiger_jax.data.tables.table import SourceTable
 from tiger_jax.errors import InputError
 
 _BETWEEN_PATHS = "|"

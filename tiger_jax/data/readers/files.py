@@ -2,14 +2,16 @@
 
 import dataclasses
 from pathlib import Path
+from typing import ClassVar
 
 import pyarrow as pa
 
 from tiger_jax.config import config
 from tiger_jax.data.raw_shop import RawShop
 from tiger_jax.data.readers.assemble import ColumnNames, assemble_shop, read_items
-from tiger_jax.data.readers.csv_files import CsvFormat
-from tiger_jax.data.readers.tables import SourceTable, read_table
+from tiger_jax.data.readers.reader import match_files, required_files
+from tiger_jax.data.tables.csv_files import CsvFormat
+from tiger_jax.data.tables.table import SourceTable, read_table
 
 
 @config("files")
@@ -50,69 +52,69 @@ class FilesConfig:
     delimiter: str = ","
     encoding: str = "utf-8"
 
+    kind: ClassVar = "files"
+    looks_for: ClassVar = "items.csv and interactions.csv (or .jsonl, .parquet)"
 
-def read_files(
-    items_path: Path, interactions_path: Path, config: FilesConfig, *, name: str
-) -> RawShop:
-    """Reads a CSV, JSON-lines or Parquet file of items and one of interactions.
+    def find(self, folder: Path) -> tuple[Path | None, ...]:
+        """See `Reader`."""
+        kinds = r"\.(csv|jsonl|parquet)"
+        return match_files(folder, f"items{kinds}", f"interactions{kinds}")
 
-    Raises:
-      InputError: Something is wrong with a file: names it, the line or column,
-        and what to do.
-    """
-    csv_format = CsvFormat(delimiter=config.delimiter, encoding=config.encoding)
-    items = read_table(items_path, csv_format=csv_format)
-    event_item_id = config.interaction_item_id or config.item_id
-    wanted = [config.user_id, event_item_id, config.timestamp]
-    if config.min_rating is not None:
-        wanted.append(config.rating)
-    interactions = read_table(interactions_path, columns=wanted, csv_format=csv_format)
-    names = ColumnNames(
-        item_id=config.item_id,
-        user_id=config.user_id,
-        interaction_item_id=event_item_id,
-        title=_optional(config, "title", items),
-        brand=_optional(config, "brand", items),
-        price=_optional(config, "price", items),
-        categories=_optional(config, "categories", items),
-        timestamp=_optional(config, "timestamp", interactions),
-        rating=config.rating,
-        options="files.FilesConfig",
-    )
-    return assemble_shop(
-        name,
-        items,
-        interactions,
-        names,
-        unknown_items=config.unknown_items,
-        min_rating=config.min_rating,
-    )
+    def read(self, folder: Path) -> RawShop:
+        """See `Reader`."""
+        items_path, interactions_path = required_files(self, folder)
+        wanted = [
+            self.user_id,
+            self.interaction_item_id or self.item_id,
+            self.timestamp,
+        ]
+        if self.min_rating is not None:
+            wanted.append(self.rating)
+        items = read_table(items_path, csv_format=self._csv_format)
+        interactions = read_table(
+            interactions_path, columns=wanted, csv_format=self._csv_format
+        )
+        return assemble_shop(
+            folder.resolve().name,
+            items,
+            interactions,
+            self._names(items, interactions),
+            unknown_items=self.unknown_items,
+            min_rating=self.min_rating,
+        )
 
+    def read_items(self, path: Path) -> pa.Table:
+        """Reads a file of items alone, with the columns of `RawShop.items`.
 
-def read_items_file(path: Path, config: FilesConfig) -> pa.Table:
-    """Reads a file of items alone, with the columns of `RawShop.items`.
+        Raises:
+            InputError: Something is wrong with the file: names the line or column.
+        """
+        items = read_table(path, csv_format=self._csv_format)
+        return read_items(items, self._names(items))[0]
 
-    Raises:
-      InputError: Something is wrong with the file: names the line or column.
-    """
-    csv_format = CsvFormat(delimiter=config.delimiter, encoding=config.encoding)
-    items = read_table(path, csv_format=csv_format)
-    names = ColumnNames(
-        item_id=config.item_id,
-        user_id=config.user_id,
-        interaction_item_id=config.item_id,
-        title=_optional(config, "title", items),
-        brand=_optional(config, "brand", items),
-        price=_optional(config, "price", items),
-        categories=_optional(config, "categories", items),
-        options="files.FilesConfig",
-    )
-    return read_items(items, names)[0]
+    @property
+    def _csv_format(self) -> CsvFormat:
+        return CsvFormat(delimiter=self.delimiter, encoding=self.encoding)
 
-
-def _optional(config: FilesConfig, field: str, source: SourceTable) -> str | None:
-    """A column's name, or None if it has its default name and isn't there."""
-    column = getattr(config, field)
-    default = next(f.default for f in dataclasses.fields(config) if f.name == field)
-    is_there = column in source.table.column_names or column in source.unusable
-    return column if is_there or column != default else None
+    def _names(
+        self, items: SourceTable, interactions: SourceTable | None = None
+    ) -> ColumnNames:
+        """The columns, leaving out those of a default name that aren't there."""
+        sources = dict.fromkeys(("title", "brand", "price", "categories"), items)
+        if interactions is not None:
+            sources["timestamp"] = interactions
+        defaults = {f.name: f.default for f in dataclasses.fields(self)}
+        optional = {
+            role: column
+            for role, source in sources.items()
+            if (column := getattr(self, role)) != defaults[role]
+            or column in source.column_names
+        }
+        return ColumnNames(
+            item_id=self.item_id,
+            user_id=self.user_id,
+            interaction_item_id=self.interaction_item_id,
+            rating=self.rating,
+            options="files.FilesConfig",
+            **optional,
+        )

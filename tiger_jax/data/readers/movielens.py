@@ -6,8 +6,8 @@ Each rating is an interaction, whatever its stars. The genres of a film are
 categories side by side: paths of one level.
 """
 
-import dataclasses
 from pathlib import Path
+from typing import ClassVar
 
 import pyarrow as pa
 import pyarrow.csv
@@ -15,8 +15,9 @@ import pyarrow.csv
 from tiger_jax.config import config
 from tiger_jax.data.raw_shop import CATEGORY_PATHS, RawShop
 from tiger_jax.data.readers.assemble import ColumnNames, assemble_shop
-from tiger_jax.data.readers.tables import SourceTable, read_table
-from tiger_jax.data.readers.text_files import one_line
+from tiger_jax.data.readers.reader import match_files, required_files
+from tiger_jax.data.tables.table import SourceTable, read_table
+from tiger_jax.data.tables.text_files import one_line
 from tiger_jax.errors import InputError
 
 _NO_GENRES = "(no genres listed)"
@@ -36,52 +37,47 @@ class MovielensConfig:
     min_rating: float | None = None
     unknown_items: str = "error"
 
+    kind: ClassVar = "movielens"
+    looks_for: ClassVar = "movies.csv and ratings.csv, or .dat (MovieLens)"
 
-def read_movielens(
-    movies_path: Path, ratings_path: Path, config: MovielensConfig, *, name: str
-) -> RawShop:
-    """Reads the films and ratings of a MovieLens folder.
+    def find(self, folder: Path) -> tuple[Path | None, ...]:
+        """See `Reader`."""
+        return match_files(folder, r"movies\.(csv|dat)", r"ratings\.(csv|dat)")
 
-    Raises:
-      InputError: Something is wrong with a file: names it, the line or column,
-        and what to do.
-    """
-    if movies_path.suffix == ".dat":
-        movies = _read_dat(movies_path, _MOVIES)
-        ratings = _read_dat(ratings_path, _RATINGS)
-    else:
-        movies, ratings = read_table(movies_path), read_table(ratings_path)
-    names = ColumnNames(
-        item_id="movieId",
-        user_id="userId",
-        interaction_item_id="movieId",
-        title="title",
-        categories="genres",
-        timestamp="timestamp",
-        rating="rating",
-    )
-    if "genres" in movies.table.column_names:
-        movies = _with_genre_lists(movies)
-    return assemble_shop(
-        name,
-        movies,
-        ratings,
-        names,
-        unknown_items=config.unknown_items,
-        min_rating=config.min_rating,
-    )
+    def read(self, folder: Path) -> RawShop:
+        """See `Reader`."""
+        movies_path, ratings_path = required_files(self, folder)
+        if movies_path.suffix == ".dat":
+            movies = _read_dat(movies_path, _MOVIES)
+            ratings = _read_dat(ratings_path, _RATINGS)
+        else:
+            movies, ratings = read_table(movies_path), read_table(ratings_path)
+        if "genres" in movies.table.column_names:
+            movies = movies.with_column("genres", _genre_lists)
+        names = ColumnNames(
+            item_id="movieId",
+            user_id="userId",
+            title="title",
+            categories="genres",
+            timestamp="timestamp",
+            rating="rating",
+        )
+        return assemble_shop(
+            folder.resolve().name,
+            movies,
+            ratings,
+            names,
+            unknown_items=self.unknown_items,
+            min_rating=self.min_rating,
+        )
 
 
-def _with_genre_lists(movies: SourceTable) -> SourceTable:
+def _genre_lists(texts: pa.ChunkedArray) -> pa.Array:
     paths = [
         [[genre] for genre in text.split("|") if genre != _NO_GENRES]
-        for text in movies.table["genres"].to_pylist()
+        for text in texts.to_pylist()
     ]
-    index = movies.table.column_names.index("genres")
-    genres = pa.array(paths, CATEGORY_PATHS)
-    return dataclasses.replace(
-        movies, table=movies.table.set_column(index, "genres", genres)
-    )
+    return pa.array(paths, CATEGORY_PATHS)
 
 
 def _read_dat(path: Path, columns: tuple[str, ...]) -> SourceTable:

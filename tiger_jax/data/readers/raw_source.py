@@ -1,37 +1,39 @@
 """Where a run's raw data come from: a folder, a download, or the generator."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import gin
+
 from tiger_jax.data.raw_shop import RawShop
-from tiger_jax.data.readers.files import FilesConfig, read_files
-from tiger_jax.data.readers.movielens import MovielensConfig, read_movielens
-from tiger_jax.data.readers.recbole import RecboleConfig, read_recbole
-from tiger_jax.data.readers.recognise import recognise
+from tiger_jax.data.readers import amazon
+from tiger_jax.data.readers.amazon import AmazonConfig
+from tiger_jax.data.readers.files import FilesConfig
+from tiger_jax.data.readers.movielens import MovielensConfig
+from tiger_jax.data.readers.reader import Reader, kind_of, no_data_error
+from tiger_jax.data.readers.recbole import RecboleConfig
 from tiger_jax.data.synthetic import SyntheticShopConfig, generate_shop
 from tiger_jax.errors import InputError
 from tiger_jax.workdir import artifacts
 
-_AMAZON = {
-    "amazon_beauty": "Beauty",
-    "amazon_sports": "Sports_and_Outdoors",
-    "amazon_toys": "Toys_and_Games",
-}
+READERS = (FilesConfig, RecboleConfig, MovielensConfig, AmazonConfig)
+"""The built-in readers, in the order in which they are asked."""
+_AMAZON = {f"amazon_{name}": title for name, title in amazon.CATEGORIES.items()}
 SOURCES = ("auto", "synthetic", "files", "recbole", "movielens", *_AMAZON)
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class RawSource:
     """Where the raw data come from.
 
     Attributes:
-      kind: Which reader it is for.
-      place: Its folder, or what else names it; for messages.
-      config: The reader's config.
-      external: SHA-256 of each raw file, by name.
-      read: Reads it.
+        kind: Which reader it is for.
+        place: Its folder, or what else names it; for messages.
+        config: The reader's config, or None if it has no options.
+        external: SHA-256 of each raw file, by name.
+        read: Reads it.
     """
 
     kind: str
@@ -41,79 +43,104 @@ class RawSource:
     read: Callable[[], RawShop]
 
 
-@dataclass(frozen=True)
-class ReaderConfigs:
-    """One config for each reader that has any."""
-
-    files: FilesConfig
-    recbole: RecboleConfig
-    movielens: MovielensConfig
-    synthetic: SyntheticShopConfig
-
-
-def find_source(folder: Path | None, source: str, configs: ReaderConfigs) -> RawSource:
+def find_source(
+    folder: Path | None,
+    source: str = "auto",
+    *,
+    reader: Reader | None = None,
+    configs: Sequence[Any] = (),
+) -> RawSource:
     """Decides on a reader, without reading more than the files' hashes.
 
     Args:
-      folder: `--data_dir`, if any.
-      source: One of `SOURCES`: "auto" recognises what the folder holds, and without
-        one means the synthetic shop; a reader's name insists on that reader; an
-        Amazon set is downloaded without a folder, and with one may be in any form.
-      configs: The readers' configs.
+        folder: `--data_dir`, if any.
+        source: One of `SOURCES`: "auto" recognises what the folder holds, and without
+            one means the synthetic shop; a reader's name insists on that reader; an
+            Amazon set is downloaded without a folder, and with one may be in any form.
+        reader: A reader of the user's own, which is the only one asked.
+        configs: Built-in readers, or a `SyntheticShopConfig`, to take in place of
+            those that gin configures.
 
     Raises:
-      InputError: The folder holds nothing known, or not what `source` insists on.
+        InputError: The folder holds nothing known, or not what `source` insists on.
     """
     if source not in SOURCES:
         raise InputError(
             f"prepare_data.source is {source!r}: choose one of {', '.join(SOURCES)}"
         )
+    if reader is not None and (source != "auto" or folder is None):
+        raise InputError(
+            "prepare_data.reader is given, which needs --data_dir and goes only with "
+            "prepare_data.source = 'auto'"
+        )
     if folder is None:
-        if source in ("auto", "synthetic"):
-            place = "the synthetic shop"
-            config = configs.synthetic
-            return RawSource(
-                "synthetic", place, config, {}, lambda: generate_shop(config)
-            )
-        if source in _AMAZON:
-            return RawSource(source, source, None, {}, _amazon_reader(source, None))
-        raise InputError(f"prepare_data.source is {source!r}, which needs --data_dir")
+        return _without_folder(source, configs)
     if source == "synthetic":
         raise InputError(
             f"--data_dir={folder} is given, but prepare_data.source is 'synthetic', "
             "which reads no files: leave out one of the two"
         )
-    found = recognise(folder)
-    may_be_amazon = found.kind in ("amazon", "files", "recbole")
-    if source not in ("auto", found.kind, *(_AMAZON if may_be_amazon else ())):
+    readers = [_configured(c, configs) for c in READERS] if reader is None else [reader]
+    readers.sort(key=lambda reader: kind_of(reader) != source)
+    reader, files = _recognise(folder, readers)
+    kind = kind_of(reader)
+    may_be_amazon = kind in ("amazon", "files", "recbole") and source in _AMAZON
+    if source not in ("auto", kind) and not may_be_amazon:
         raise InputError(
-            f"prepare_data.source is {source!r}, but {folder} holds {found.kind} data "
-            f"({found.items.name}): set it to 'auto', or give another --data_dir"
+            f"prepare_data.source is {source!r}, but {folder} holds {kind} data "
+            f"({files[0].name}): set it to 'auto', or give another --data_dir"
         )
-    paths = (found.items, found.interactions)
+    if isinstance(reader, AmazonConfig):
+        kind = _amazon_category(files[0], source)
     try:
-        external = {path.name: artifacts.hash_file(path) for path in paths}
+        external = {
+            path.relative_to(folder).as_posix(): artifacts.hash_file(path)
+            for path in files
+        }
     except OSError as error:
         raise InputError(f"{error.filename} can't be read: {error.strerror}") from error
-    place = str(folder.resolve())
-    if found.kind == "amazon":
-        category = _amazon_category(found.items, source)
-        return RawSource(
-            category, place, None, external, _amazon_reader(category, folder)
-        )
-    readers: dict[str, Callable[..., RawShop]] = {
-        "files": read_files,
-        "recbole": read_recbole,
-        "movielens": read_movielens,
-    }
-    reader, config = readers[found.kind], getattr(configs, found.kind)
     return RawSource(
-        found.kind,
-        place,
-        config,
+        kind,
+        str(folder.resolve()),
+        reader if dataclasses.fields(reader) else None,  # type: ignore[arg-type]
         external,
-        lambda: reader(*paths, config, name=folder.resolve().name),
+        lambda: reader.read(folder),
     )
+
+
+def _without_folder(source: str, configs: Sequence[Any]) -> RawSource:
+    if source in ("auto", "synthetic"):
+        config = _configured(SyntheticShopConfig, configs)
+        place = "the synthetic shop"
+        return RawSource("synthetic", place, config, {}, lambda: generate_shop(config))
+    if source not in _AMAZON:
+        raise InputError(f"prepare_data.source is {source!r}, which needs --data_dir")
+
+    def download() -> RawShop:
+        # TensorFlow Datasets is slow to import, and only downloads need it.
+        from tiger_jax.data.readers.amazon_tfds import download_amazon
+
+        return download_amazon(source.removeprefix("amazon_"))
+
+    return RawSource(source, source, None, {}, download)
+
+
+def _configured(kind: type, configs: Sequence[Any]) -> Any:
+    """The config of a kind that was given, or else the one that gin binds."""
+    given = (config for config in configs if isinstance(config, kind))
+    return next(given, None) or gin.get_configurable(kind)()
+
+
+def _recognise(folder: Path, readers: list[Reader]) -> tuple[Reader, list[Path]]:
+    """The first reader that has all its files in the folder, and these."""
+    halves: list[Path] = []
+    for reader in readers:
+        found = reader.find(folder)
+        files = [path for path in found if path is not None]
+        if files and len(files) == len(found):
+            return reader, files
+        halves += files
+    raise no_data_error(folder, halves, readers)
 
 
 def _amazon_category(meta: Path, source: str) -> str:
@@ -122,13 +149,3 @@ def _amazon_category(meta: Path, source: str) -> str:
         wanted = _AMAZON.get(source, " or ".join(_AMAZON.values()))
         raise InputError(f"{meta} is not the metadata of {wanted}")
     return found[0]
-
-
-def _amazon_reader(category: str, folder: Path | None) -> Callable[[], RawShop]:
-    def read() -> RawShop:
-        # TensorFlow Datasets is slow to import, and only this reader needs it.
-        from tiger_jax.data.readers.amazon import read_amazon
-
-        return read_amazon(category.removeprefix("amazon_"), folder)
-
-    return read

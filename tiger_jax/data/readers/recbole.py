@@ -7,15 +7,17 @@ A data set `shop` is a folder with `shop.inter` (`user_id:token`, `item_id:token
 
 import dataclasses
 from pathlib import Path
+from typing import ClassVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from tiger_jax.config import config
-from tiger_jax.data.raw_shop import RawShop
+from tiger_jax.data.raw_shop import CATEGORY_PATHS, RawShop
 from tiger_jax.data.readers.assemble import ColumnNames, assemble_shop
-from tiger_jax.data.readers.csv_files import CsvFormat
-from tiger_jax.data.readers.tables import SourceTable, read_table
+from tiger_jax.data.readers.reader import match_files, required_files
+from tiger_jax.data.tables.csv_files import CsvFormat
+from tiger_jax.data.tables.table import SourceTable, read_table
 from tiger_jax.errors import InputError
 
 _TYPES = ("token", "token_seq", "float", "float_seq")
@@ -50,40 +52,38 @@ class RecboleConfig:
     min_rating: float | None = None
     unknown_items: str = "error"
 
+    kind: ClassVar = "recbole"
+    looks_for: ClassVar = "NAME.item and NAME.inter (RecBole)"
 
-def read_recbole(
-    item_path: Path, inter_path: Path, config: RecboleConfig, *, name: str
-) -> RawShop:
-    """Reads a `.item` and a `.inter` file.
+    def find(self, folder: Path) -> tuple[Path | None, ...]:
+        """See `Reader`."""
+        return match_files(folder, r".+\.item", r".+\.inter")
 
-    Raises:
-      InputError: Something is wrong with a file: names it, the line or column,
-        and what to do.
-    """
-    items, interactions = _read_atomic(item_path), _read_atomic(inter_path)
-    categories = _first_of(config.categories, items)
-    if categories is not None:
-        items = _with_separated_categories(items, categories)
-    names = ColumnNames(
-        item_id=config.item_id,
-        user_id=config.user_id,
-        interaction_item_id=config.item_id,
-        title=_first_of(config.title, items),
-        brand=_first_of(config.brand, items),
-        price=_first_of(config.price, items),
-        categories=categories,
-        timestamp=_first_of((config.timestamp,), interactions),
-        rating=config.rating,
-        options="recbole.RecboleConfig",
-    )
-    return assemble_shop(
-        name,
-        items,
-        interactions,
-        names,
-        unknown_items=config.unknown_items,
-        min_rating=config.min_rating,
-    )
+    def read(self, folder: Path) -> RawShop:
+        """See `Reader`."""
+        items, interactions = map(_read_atomic, required_files(self, folder))
+        categories = _first_of(self.categories, items)
+        if categories is not None:
+            items = items.with_column(categories, _separate)
+        names = ColumnNames(
+            item_id=self.item_id,
+            user_id=self.user_id,
+            title=_first_of(self.title, items),
+            brand=_first_of(self.brand, items),
+            price=_first_of(self.price, items),
+            categories=categories,
+            timestamp=_first_of((self.timestamp,), interactions),
+            rating=self.rating,
+            options="recbole.RecboleConfig",
+        )
+        return assemble_shop(
+            folder.resolve().name,
+            items,
+            interactions,
+            names,
+            unknown_items=self.unknown_items,
+            min_rating=self.min_rating,
+        )
 
 
 def _read_atomic(path: Path) -> SourceTable:
@@ -108,15 +108,10 @@ def _first_of(candidates: tuple[str, ...], source: SourceTable) -> str | None:
     return next((name for name in candidates if name in found), None)
 
 
-def _with_separated_categories(source: SourceTable, column: str) -> SourceTable:
-    """Splits a sequence of categories into one path."""
-    texts = source.table[column]
+def _separate(texts: pa.ChunkedArray) -> pa.Array:
+    """Splits each sequence of categories into one path."""
     has_commas = pc.any(pc.match_substring(texts, ",")).as_py()
     split = (text.split("," if has_commas else " ") for text in texts.to_pylist())
     # Some of RecBole's own conversions left Python's quotes around the names.
     paths = [[[name.strip().strip("'\"") for name in names]] for names in split]
-    index = source.table.column_names.index(column)
-    lists = pa.array(paths, pa.list_(pa.list_(pa.string())))
-    return dataclasses.replace(
-        source, table=source.table.set_column(index, column, lists)
-    )
+    return pa.array(paths, CATEGORY_PATHS)

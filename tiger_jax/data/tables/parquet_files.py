@@ -1,92 +1,35 @@
-"""One file of a shop as a table, whatever its format, that knows where rows stand."""
+"""Reads Parquet, and refuses files that would fill the memory."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet
 
-from tiger_jax.data.readers.csv_files import CsvFormat, line_of_csv_row, read_csv
-from tiger_jax.data.readers.json_lines import (
-    array_of_objects,
-    line_of_json_row,
-    read_json_lines,
-)
-from tiger_jax.data.readers.text_files import one_line
+from tiger_jax.data.tables.json_lines import array_of_objects
+from tiger_jax.data.tables.text_files import one_line
 from tiger_jax.errors import InputError
 
 # A Parquet file may take this many times its size in memory, and always this much.
-_MAX_RATIO, _LEAST_BYTES = 500, 1 << 28
+_MAX_RATIO, _MIN_BYTES = 500, 1 << 28
 
 
-@dataclass(frozen=True)
-class SourceTable:
-    """A file's rows, and where in the file each of them stands.
-
-    Attributes:
-      path: The file.
-      table: Its columns: texts, numbers, booleans, times, or lists of paths
-        (`RawShop`'s categories).
-      unusable: Columns that hold something else, and what they hold.
-      where: Names a row, from 0, for an error message ("items.csv, line 7"). It
-        may read the whole file again.
-    """
-
-    path: Path
-    table: pa.Table
-    unusable: dict[str, str]
-    where: Callable[[int], str]
-
-
-def read_table(
-    path: Path,
-    *,
-    columns: Sequence[str] | None = None,
-    csv_format: CsvFormat | None = None,
-) -> SourceTable:
-    """Reads a file by its suffix; what isn't `.jsonl` or `.parquet` is read as CSV.
-
-    Args:
-      path: The file.
-      columns: Read only these if the file has them all, otherwise everything.
-      csv_format: How a CSV file is written; its encoding holds for JSON too.
-
-    Raises:
-      InputError: The file can't be read, is empty, or is malformed: names the
-        line, and for a wrong encoding the byte.
-    """
-    csv_format = csv_format or CsvFormat()
-    unusable: dict[str, str] = {}
-    try:
-        if path.stat().st_size == 0:
-            raise InputError(f"{path} is empty: it should hold a table")
-        if path.suffix == ".parquet":
-            table, unusable = _read_parquet(path, columns)
-        elif path.suffix == ".jsonl":
-            table, unusable = read_json_lines(path, columns, csv_format.encoding)
-        else:
-            table = read_csv(path, columns, csv_format)
-    except OSError as error:
-        reason = error.strerror or one_line(error)
-        raise InputError(f"{path} can't be read: {reason}") from error
-    if table.num_rows == 0:
-        raise InputError(f"{path} has no rows: it should hold a table")
-
-    def where(row: int) -> str:
-        if path.suffix == ".parquet":
-            return f"{path}, row {row + 1}"
-        if path.suffix == ".jsonl":
-            return f"{path}, line {line_of_json_row(path, row)}"
-        return f"{path}, line {line_of_csv_row(path, row, csv_format)}"
-
-    return SourceTable(path, table, unusable, where)
-
-
-def _read_parquet(
+def read_parquet(
     path: Path, columns: Sequence[str] | None
 ) -> tuple[pa.Table, dict[str, str]]:
+    """Reads a table of texts, numbers, booleans, times and lists of paths.
+
+    Args:
+        path: The file.
+        columns: Read only these if the file has them all, otherwise everything.
+
+    Returns:
+        The table; and the columns that hold anything else, with what they hold.
+
+    Raises:
+        InputError: The file is malformed, or would fill the memory.
+    """
     try:
         metadata = pa.parquet.read_metadata(path)
         schema = metadata.schema.to_arrow_schema()
@@ -139,7 +82,7 @@ def _decoded_bytes(column: pa.ChunkedArray) -> int:
 
 def _refuse_bomb(path: Path, num_bytes: int) -> None:
     size = path.stat().st_size
-    if num_bytes > max(_LEAST_BYTES, _MAX_RATIO * size):
+    if num_bytes > max(_MIN_BYTES, _MAX_RATIO * size):
         raise InputError(
             f"{path} has {size:,} bytes and would take {num_bytes:,} in memory: "
             "write it again without repeating long texts, or as CSV"

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.json
 
-from tiger_jax.data.readers.text_files import (
+from tiger_jax.data.tables.text_files import (
     check_encoding,
     one_line,
     open_text,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.csv
 
-from tiger_jax.data.readers.text_files import (
+from tiger_jax.data.tables.text_files import (
     check_encoding,
     one_line,
     open_text,
@@ -18,10 +18,10 @@ from tiger_jax.data.readers.text_files import (
 from tiger_jax.errors import InputError
 
 _BLOCK_BYTES = 2**23
-_LARGEST_BLOCK = 2**31 - 1
+_MAX_BLOCK_BYTES = 2**31 - 1
 # Python's own limit would be 128 KiB; with none, a field of 1 GiB makes its reader ask
 # for more than 10 GiB.
-_LONGEST_FIELD = 2**26
+_MAX_FIELD = 2**26
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def read_csv(
             if not re.search("straddling|Could not skip", str(error)):
                 raise
             # A field or a header longer than a block: take all as one block.
-            table = parse(min(path.stat().st_size + 1, _LARGEST_BLOCK))
+            table = parse(min(path.stat().st_size + 1, _MAX_BLOCK_BYTES))
     except (pa.ArrowException, UnicodeError) as error:
         if re.search("Empty CSV|Could not skip", str(error)):
             raise InputError(f"{path} has a header but no rows") from error
@@ -105,7 +105,7 @@ def _rows(
     path: Path, csv_format: CsvFormat, *, strict: bool = False
 ) -> Iterator[tuple[int, list[str]]]:
     """Yields each row's first line and its fields, from the header on."""
-    csv.field_size_limit(_LONGEST_FIELD)
+    csv.field_size_limit(_MAX_FIELD)
     with open_text(path, csv_format.encoding) as file:
         reader = csv.reader(
             file,
@@ -123,7 +123,7 @@ def _rows(
             if "field limit" in str(error):
                 raise InputError(
                     f"{path}, line {line}: a field of more than "
-                    f"{_LONGEST_FIELD:,} characters: is a line's end or a closing "
+                    f"{_MAX_FIELD:,} characters: is a line's end or a closing "
                     "quote missing?"
                 ) from error
             raise InputError(

@@ -1,0 +1,94 @@
+"""What a reader of raw shops is, and finding its files in a folder."""
+
+import re
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from tiger_jax.data.raw_shop import RawShop
+from tiger_jax.errors import InputError
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """A reader and its config in one: a class made by `tiger_jax.config.config`.
+
+    Two class attributes are optional: `kind`, a short name (the class's otherwise),
+    and `looks_for`, its files in words, for messages.
+    """
+
+    def find(self, folder: Path) -> tuple[Path | None, ...]:
+        """The files it needs, with None for each that the folder lacks.
+
+        Where all are there, the folder is for this reader; the files' hashes tell
+        whether the data have changed.
+        """
+
+    def read(self, folder: Path) -> RawShop:
+        """Reads the folder.
+
+        Raises:
+            InputError: Something is wrong with a file: names it, the place and what
+                to do.
+        """
+
+
+def match_files(folder: Path, *patterns: str) -> tuple[Path | None, ...]:
+    """Finds the file whose name matches, for each regular expression.
+
+    Other files may lie beside them.
+
+    Raises:
+        InputError: The folder can't be read, or a pattern has two files to choose
+            from while the others have one.
+    """
+    try:
+        names = sorted(p.name for p in folder.iterdir() if p.is_file())
+    except NotADirectoryError as error:
+        raise InputError(
+            f"{folder} is a file: give --data_dir the folder that holds it"
+        ) from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(
+            f"{folder} can't be read ({reason}): give --data_dir the folder of a "
+            "shop's data"
+        ) from error
+    found = [[n for n in names if re.fullmatch(p, n)] for p in patterns]
+    for matching in found if all(found) else ():
+        if len(matching) > 1:
+            raise InputError(
+                f"{folder} holds {' and '.join(matching)}: leave only one of them"
+            )
+    return tuple(folder / matching[0] if matching else None for matching in found)
+
+
+def required_files(reader: Reader, folder: Path) -> list[Path]:
+    """The files that a reader needs.
+
+    Raises:
+        InputError: One is missing: says what is looked for.
+    """
+    found = reader.find(folder)
+    files = [path for path in found if path is not None]
+    if len(files) == len(found) and files:
+        return files
+    raise no_data_error(folder, files, [reader])
+
+
+def no_data_error(
+    folder: Path, halves: list[Path], readers: list[Reader]
+) -> InputError:
+    """What to say of a folder that is for none of the readers."""
+    what = "no data that is known"
+    if halves:
+        what = f"{halves[0].name} but not what belongs to it"
+    looked_for = [
+        getattr(reader, "looks_for", f"the files of {kind_of(reader)}")
+        for reader in readers
+    ]
+    return InputError(f"{folder} holds {what}; looked for {'; '.join(looked_for)}")
+
+
+def kind_of(reader: Reader) -> str:
+    """A reader's short name."""
+    return getattr(reader, "kind", type(reader).__name__)

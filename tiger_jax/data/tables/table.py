@@ -1,0 +1,90 @@
+"""One file as a table, whatever its format, that knows where each row is."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pyarrow as pa
+
+from tiger_jax.data.tables.csv_files import CsvFormat, line_of_csv_row, read_csv
+from tiger_jax.data.tables.json_lines import line_of_json_row, read_json_lines
+from tiger_jax.data.tables.parquet_files import read_parquet
+from tiger_jax.data.tables.text_files import one_line
+from tiger_jax.errors import InputError
+
+
+@dataclass(frozen=True)
+class SourceTable:
+    """A file's rows, and where in the file each of them stands.
+
+    Attributes:
+      path: The file.
+      table: Its columns: texts, numbers, booleans, times, or lists of paths
+        (`RawShop`'s categories).
+      unusable: Columns that hold something else, and what they hold.
+      where: Names a row, from 0, for an error message ("items.csv, line 7"). It
+        may read the whole file again.
+    """
+
+    path: Path
+    table: pa.Table
+    unusable: dict[str, str]
+    where: Callable[[int], str]
+
+    @property
+    def column_names(self) -> list[str]:
+        """All columns of the file, the unusable ones last."""
+        return [*self.table.column_names, *self.unusable]
+
+    def with_column(
+        self, column: str, convert: Callable[[pa.ChunkedArray], pa.Array]
+    ) -> "SourceTable":
+        """Replaces a column's values."""
+        table = self.table.set_column(
+            self.table.column_names.index(column), column, convert(self.table[column])
+        )
+        return replace(self, table=table)
+
+
+def read_table(
+    path: Path,
+    *,
+    columns: Sequence[str] | None = None,
+    csv_format: CsvFormat | None = None,
+) -> SourceTable:
+    """Reads a file by its suffix; what isn't `.jsonl` or `.parquet` is read as CSV.
+
+    Args:
+      path: The file.
+      columns: Read only these if the file has them all, otherwise everything.
+      csv_format: How a CSV file is written; its encoding holds for JSON too.
+
+    Raises:
+      InputError: The file can't be read, is empty, or is malformed: names the
+        line, and for a wrong encoding the byte.
+    """
+    csv_format = csv_format or CsvFormat()
+    unusable: dict[str, str] = {}
+    try:
+        if path.stat().st_size == 0:
+            raise InputError(f"{path} is empty: it should hold a table")
+        if path.suffix == ".parquet":
+            table, unusable = read_parquet(path, columns)
+        elif path.suffix == ".jsonl":
+            table, unusable = read_json_lines(path, columns, csv_format.encoding)
+        else:
+            table = read_csv(path, columns, csv_format)
+    except OSError as error:
+        reason = error.strerror or one_line(error)
+        raise InputError(f"{path} can't be read: {reason}") from error
+    if table.num_rows == 0:
+        raise InputError(f"{path} has no rows: it should hold a table")
+
+    def where(row: int) -> str:
+        if path.suffix == ".parquet":
+            return f"{path}, row {row + 1}"
+        if path.suffix == ".jsonl":
+            return f"{path}, line {line_of_json_row(path, row)}"
+        return f"{path}, line {line_of_csv_row(path, row, csv_format)}"
+
+    return SourceTable(path, table, unusable, where)
