@@ -72,8 +72,8 @@ reproduce-beauty: $(BIN)/.demo  ## The README's Beauty rows from the data up (tr
 	$(REPRODUCE)
 	$(REPRODUCE) --stage=list_candidates
 	$(REPRODUCE) --stage=fuse
-	$(BIN)/python -m benchmarks.results_rows --workdir=$(BEAUTY_RUN) --rows=$(BEAUTY_RUN)/results.jsonl
-	$(BIN)/python -m benchmarks.results_table --rows=$(BEAUTY_RUN)/results.jsonl
+	$(BIN)/python -m benchmarks.paper.results_rows --workdir=$(BEAUTY_RUN) --rows=$(BEAUTY_RUN)/results.jsonl
+	$(BIN)/python -m benchmarks.paper.results_table --rows=$(BEAUTY_RUN)/results.jsonl
 
 requirements:  ## Resolve requirements/*.in again (needs uv, and UV_FIND_LINKS with torch's CPU build).
 	for name in core demo test beam; do \

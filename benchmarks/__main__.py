@@ -14,8 +14,8 @@ BEAUTY = Path(os.environ.get("TIGER_DATA") or "nowhere") / "amazon2014_beauty"
 REAL = [f"--data_dir={BEAUTY}"] if BEAUTY.is_dir() else []
 
 SMALL = {
-    "train_step": [*REAL, "--cases=buckets", "--dtypes=float32", "--rounds=3"],
-    "decode": ["--quick"],
+    "training.step": [*REAL, "--cases=buckets", "--dtypes=float32", "--rounds=3"],
+    "decoding": ["--quick"],
 }
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import jax
 
-from benchmarks.marked_sections import write_between
+from benchmarks.lib import write_between
 from faults import shop
 from faults.campaign import (
     REPOSITORY,

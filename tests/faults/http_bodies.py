@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, Phase
 from hypothesis import strategies as st
 from served import Running, make_recommender, run_in_thread
 
-from benchmarks.serving_clients import hostile_requests
+from benchmarks.serving.clients import hostile_requests
 from faults.campaign import Fault, Outcome
 from faults.fuzzing import TOKENS, _changed
 

@@ -7,7 +7,7 @@ import dataclasses
 import importlib.metadata
 import re
 
-from benchmarks.marked_sections import write_between
+from benchmarks.lib import write_between
 from faults.campaign import REPOSITORY
 
 DOCUMENT = REPOSITORY / "docs" / "licences.md"

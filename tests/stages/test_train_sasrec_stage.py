@@ -8,7 +8,7 @@ import pytest
 from compile_once import compile_once
 from trained_workdir import NUM_ITEMS, make_trained_workdir
 
-from benchmarks.results_rows import collect_rows, merge_rows
+from benchmarks.paper.results_rows import collect_rows, merge_rows
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.errors import Preempted
 from tiger_jax.evaluation import evaluator

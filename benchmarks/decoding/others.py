@@ -1,0 +1,91 @@
+"""Other ways to the same items: Hugging Face `generate`, and dense vectors."""
+
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks.decoding.cases import RealModel
+from tiger_jax.models.t5_weights import t5_config
+
+
+def is_installed(name: str) -> bool:
+    """Whether a package can be imported."""
+    return importlib.util.find_spec(name) is not None
+
+
+class HfGenerate:
+    """`generate` of a T5 of the same sizes, on the same histories."""
+
+    def __init__(self, model: RealModel, codes: np.ndarray, beams: int) -> None:
+        """Builds the model and, as a dictionary, the constraint."""
+        import torch
+        import transformers
+
+        transformers.logging.set_verbosity_error()
+        config, layout = model.config, model.layout
+        self.torch, self.beams = torch, beams
+        self.length = layout.semantic_id_length
+        torch.manual_seed(0)
+        self.model = transformers.T5ForConditionalGeneration(
+            transformers.T5Config(**t5_config(config, layout))
+        ).eval()
+        self.children: dict[tuple[int, ...], list[int]] = {}
+        for row in layout.tokens_of(codes).tolist():
+            for level, token in enumerate(row):
+                self.children.setdefault(tuple(row[:level]), []).append(token)
+        for prefix, tokens in self.children.items():
+            self.children[prefix] = sorted(set(tokens))
+
+    def run(self, inputs: jax.Array, *, is_constrained: bool) -> Callable[[], Any]:
+        """A function that decodes the batch."""
+        torch = self.torch
+        tokens = torch.tensor(np.asarray(inputs), dtype=torch.long)
+        options: dict[str, Any] = {}
+        if is_constrained:
+
+            def allowed(batch: int, decoded: Any) -> list[int]:
+                del batch
+                return self.children.get(tuple(decoded.tolist()[1:]), [0])
+
+            options["prefix_allowed_tokens_fn"] = allowed
+
+        def decode() -> Any:
+            with torch.inference_mode():
+                return self.model.generate(
+                    input_ids=tokens,
+                    attention_mask=tokens != 0,
+                    num_beams=self.beams,
+                    num_return_sequences=self.beams,
+                    max_new_tokens=self.length,
+                    min_new_tokens=self.length,
+                    do_sample=False,
+                    early_stopping=True,
+                    **options,
+                )
+
+        return decode
+
+
+class FaissIndex:
+    """Nearest neighbours among dense vectors of the items; no model is run."""
+
+    def __init__(self, items: int, kind: str, dim: int = 64) -> None:
+        """Draws the vectors and builds the index."""
+        import faiss
+
+        rng = np.random.default_rng(0)
+        vectors = rng.normal(size=(items, dim)).astype(np.float32)
+        if kind == "flat":
+            self.index = faiss.IndexFlatIP(dim)
+        else:
+            self.index = faiss.IndexHNSWFlat(dim, 32, faiss.METRIC_INNER_PRODUCT)
+        self.index.add(vectors)
+        self.rng, self.dim = rng, dim
+
+    def run(self, batch: int, results: int) -> Callable[[], Any]:
+        """A function that finds the nearest items of a batch of queries."""
+        queries = self.rng.normal(size=(batch, self.dim)).astype(np.float32)
+        return lambda: self.index.search(queries, results)

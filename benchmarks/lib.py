@@ -1,0 +1,263 @@
+"""What the benchmarks share: command lines, rows, tables in documents, turns, plots."""
+
+import argparse
+import contextlib
+import functools
+import gc
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tiger_jax.errors import InputError, UserFacingError
+from tiger_jax.workdir import artifacts
+
+ROOT = Path(__file__).resolve().parents[1]
+Row = dict[str, Any]
+
+
+# --- Command lines ------------------------------------------------------------------
+
+
+def make_parser(doc: str | None, *options: str) -> argparse.ArgumentParser:
+    """A parser whose help is the module's docstring, with the options named.
+
+    Args:
+        doc: The docstring.
+        *options: Of `workdir`, `seed`, `rows`, `document` and `plot`.
+    """
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    known: dict[str, dict[str, Any]] = {
+        "workdir": {"type": Path, "required": True, "help": "a trained one"},
+        "seed": {"type": int, "default": 0},
+        "rows": {"type": Path, "help": "keep the rows in this file"},
+        "document": {"type": Path, "help": "a Markdown file with marks for the table"},
+        "plot": {"type": Path, "help": "a PNG file"},
+    }
+    for name in options:
+        parser.add_argument(f"--{name}", **known[name])
+    return parser
+
+
+def words(text: str) -> list[str]:
+    """The words of a list with commas."""
+    return text.split(",")
+
+
+def numbers(text: str) -> list[int]:
+    """The whole numbers of a list with commas, such as 12000,1e6."""
+    return [int(float(word)) for word in text.split(",")]
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs a command; a failure for its user is one line, and its exit code."""
+    try:
+        main()
+    except UserFacingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def find_data(folder: Path | None, name: str, option: str) -> Path:
+    """A folder or file that was given, or the one of that name in $TIGER_DATA.
+
+    Raises:
+        InputError: There is none.
+    """
+    data = os.environ.get("TIGER_DATA")
+    found = folder or (Path(data, name) if data else None)
+    if found is None or not found.exists():
+        raise InputError(
+            f"no {name} at {found or '$TIGER_DATA, which is not set'}: give {option}"
+        )
+    return found
+
+
+# --- Rows ---------------------------------------------------------------------------
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Reads a file of rows, one JSON object per line; no file is no rows."""
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines if line.strip()]
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Writes a file of rows."""
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    path.write_text("".join(lines), encoding="utf-8")
+
+
+def report(row: Row, path: Path | None = None) -> None:
+    """Prints a row and, if a file is given, appends it there."""
+    line = json.dumps(row, ensure_ascii=False)
+    print(line, flush=True)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+
+def newest_rows(path: Path, key: Callable[[Row], Any]) -> list[Row]:
+    """The last row of each key, in the order in which the keys first appear."""
+    found = {json.dumps(key(row), sort_keys=True): row for row in read_rows(path)}
+    return list(found.values())
+
+
+@functools.cache
+def environment() -> Row:
+    """The machine, the versions and the allocator's settings."""
+    import jax
+
+    device, count = jax.devices()[0], jax.device_count()
+    return {
+        "commit": artifacts.code_version(),
+        "packages": artifacts.package_versions(),
+        "device": f"{count} x {device.device_kind}",
+        "processor": _processor(),
+        "platform": device.platform,
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "glibc_tunables": os.environ.get("GLIBC_TUNABLES", ""),
+    }
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if "model name" in line:
+                return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
+# --- Documents ----------------------------------------------------------------------
+
+
+def write_between(file: Path, name: str, text: str) -> None:
+    """Replaces what stands between <!-- name --> and <!-- /name --> in a file.
+
+    Raises:
+        InputError: The file has no such marks, or has them more than once.
+    """
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    old = file.read_text(encoding="utf-8")
+    before, has_begin, rest = old.partition(begin)
+    _, has_end, after = rest.partition(end)
+    if not (has_begin and has_end) or old.count(begin) + old.count(end) != 2:
+        raise InputError(f"{file} needs one {begin} and, after it, one {end}")
+    file.write_text(f"{before}{begin}\n{text.strip()}\n{end}{after}", encoding="utf-8")
+
+
+def markdown_table(
+    titles: Sequence[str], rows: Iterable[Sequence[Any]], align: str = "|--"
+) -> list[str]:
+    """The lines of a Markdown table.
+
+    Args:
+        titles: Of the columns.
+        rows: Cells, as many as there are titles.
+        align: The second line's beginning; its last column's stands for those after.
+
+    Example:
+        >>> markdown_table(["a", "b"], [[1, 2]], "|---|--:")
+        ['| a | b |', '|---|--:|', '| 1 | 2 |']
+    """
+    marks = align.strip("|").split("|")
+    marks += marks[-1:] * (len(titles) - len(marks))
+    lines = [f"| {' | '.join(titles)} |", f"|{'|'.join(marks)}|"]
+    return lines + [f"| {' | '.join(map(str, cells))} |" for cells in rows]
+
+
+def format_short(value: float) -> str:
+    """Three places above one, four below it."""
+    return f"{value:.2f}" if value >= 1 else f"{value:.4f}".removeprefix("0")
+
+
+def format_interval(value: float, ends: Sequence[float] | None) -> str:
+    """A value and its interval.
+
+    Example:
+        >>> format_interval(0.05, (0.04, 0.06)), format_interval(1.5, None)
+        ('.0500 (.0400–.0600)', '1.50')
+    """
+    if ends is None:
+        return format_short(value)
+    return f"{format_short(value)} ({'–'.join(map(format_short, ends))})"
+
+
+# --- Turns --------------------------------------------------------------------------
+
+
+def race(
+    sides: dict[str, Callable[[], Any]],
+    rounds: int,
+    turn_seconds: float,
+    *,
+    weigh: Callable[[Any], Sequence[float]] = lambda result: (1.0,),
+) -> dict[str, np.ndarray]:
+    """Runs the sides in turns, so that a machine that slows down does so for all.
+
+    A turn is one call, which isn't timed, and calls for `turn_seconds` after it: what a
+    side finds in the caches, and in memory that the system hasn't taken back, is then
+    its own. With 0 seconds it is one call, timed: a build, done once, finds nothing
+    ready. A side's method `prepare`, if it has one, is called before and not timed.
+
+    Args:
+        sides: What is called.
+        rounds: R, how many turns each has.
+        turn_seconds: A turn's least length.
+        weigh: The work, W numbers, that a call's result stands for.
+
+    Returns:
+        Per side float64 [R 2+W]: each turn's wall seconds, processor seconds (summed
+        over cores, which other programs on the machine disturb less), and work.
+    """
+    import jax
+
+    def call(side: Callable[[], Any]) -> np.ndarray:
+        getattr(side, "prepare", lambda: None)()
+        wall, cpu = time.perf_counter(), time.process_time()
+        result = jax.block_until_ready(side())
+        spent = (time.perf_counter() - wall, time.process_time() - cpu)
+        return np.array([*spent, *weigh(result)])
+
+    turns: dict[str, list[np.ndarray]] = {name: [] for name in sides}
+    for side in sides.values():
+        call(side)
+    gc.collect()
+    for _ in range(rounds):
+        for name, side in sides.items():
+            if turn_seconds:
+                call(side)
+            turn = call(side)
+            while turn[0] < turn_seconds:
+                turn += call(side)
+            turns[name].append(turn)
+    return {name: np.stack(own) for name, own in turns.items()}
+
+
+# --- Plots --------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def draw(file: Path, *grid: int, dpi: int = 144, **options: Any) -> Iterator[Any]:
+    """Yields a figure and its axes [rows, columns]; saves it into a PNG file."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(*grid, layout="constrained", squeeze=False, **options)
+    yield figure, axes
+    figure.savefig(file, dpi=dpi)
+    plt.close(figure)

@@ -1,0 +1,85 @@
+"""Nearest neighbours over text, collaborative and joined vectors, one row each.
+
+    python -m benchmarks.paper.collaborative_vectors --workdir=runs/beauty
+
+What codes can say is bounded by the vectors that they quantize; this measures those
+vectors by themselves, in seconds and without training, on validation users with
+their own items masked. The collaborative vectors come from training histories only.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from tiger_jax.data.item_vectors import join_text
+from tiger_jax.data.prepared import PreparedData
+from tiger_jax.embedding.collaborative import (
+    CollaborativeConfig,
+    embed_cooccurrence,
+)
+from tiger_jax.evaluation import evaluator
+from tiger_jax.evaluation.baselines.semantic_knn import build_semantic_knn
+from tiger_jax.workdir import artifacts
+
+METRICS = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
+
+
+def measure(
+    workdir: Path, *, dims: int, weight: float, max_users: int, seed: int
+) -> list[dict]:
+    """One row for each kind of vector."""
+    data = PreparedData.load(workdir / "data")
+    text = np.load(workdir / "embeddings" / "embeddings.npy", allow_pickle=False)
+    users, _ = evaluator.sample_users(data.validation, max_users, seed=seed)
+    config = CollaborativeConfig(dims=dims, weight=weight)
+    vectors = embed_cooccurrence(data.train, data.num_items, config, seed=seed)
+    kinds = {
+        "text": text,
+        "collaborative": vectors,
+        "joined": join_text(text, weight * vectors),
+    }
+    rows = []
+    for name, items in kinds.items():
+        found = evaluator.evaluate(
+            build_semantic_knn(items),
+            users,
+            num_items=data.num_items,
+            exclude_seen=True,
+            description=f"nearest by {name}",
+        )
+        means, intervals = found.compute_metrics(), found.compute_intervals(seed)
+        rows.append(
+            {
+                "vectors": name,
+                "data": data.name,
+                "split": "validation, masked",
+                "users": len(users.targets),
+                "seed": seed,
+                "commit": artifacts.code_version(),
+                "dims": dims,
+                "weight": weight,
+                "metrics": {m: means[m] for m in METRICS},
+                "intervals": {m: intervals[m] for m in METRICS},
+            }
+        )
+    return rows
+
+
+def main() -> int:
+    """Prints the rows as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--workdir", type=Path, required=True)
+    parser.add_argument("--dims", type=int, default=128)
+    parser.add_argument("--weight", type=float, default=1.0)
+    parser.add_argument("--max_users", type=int, default=4000)
+    parser.add_argument("--seed", type=int, default=0)
+    for row in measure(**vars(parser.parse_args())):
+        print(json.dumps(row))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,417 @@
+"""Runs the paper's ablations in a reduced form, side by side, and writes their table.
+
+    python -m benchmarks.paper.experiments --data_dir=beauty --embeddings=beauty.npy \
+        --workdir=runs/experiments --other_data_dir=sports \
+        --other_embeddings=sports.npy --rows=docs/paper_experiments.jsonl \
+        --document=docs/experiments.md --plot=docs/paper_experiments.png
+
+Every experiment is a file of `gin_configs/experiments/`, followed by
+`base/reduced.gin`, and here and there by bindings that this size asks for. Each
+trains in a work directory of its own; what it shares with the first one, `reduced`, is
+taken from there. What is finished is kept: the same command goes on. All are measured
+on the same validation users, nothing masked, so that each can be compared with its
+counterpart user by user; the test split stays unread.
+"""
+
+import argparse
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import run
+from benchmarks.lib import write_between
+from benchmarks.paper.analyses import Row, Study, format_short, recall_facts
+from benchmarks.paper.results_rows import command_of, read_rows, write_rows
+from tiger_jax.evaluation import bootstrap
+from tiger_jax.progress import say
+from tiger_jax.workdir import artifacts
+
+ROOT = Path(__file__).resolve().parents[2]
+NUM_BEAMS = 21  # one more than the largest cutoff, to see ties
+STAGES = run.STAGES[: run.STAGES.index("train_recommender") + 1]
+# Folders that a run takes over from the first one. A stage whose configuration
+# differs after all replaces what it was given.
+DATA = ("data", "embeddings")
+CODES = (*DATA, "rqvae", "semantic_ids")
+FIRST = "reduced"
+OPTIMIZER = "optimizers.OptimizerConfig"
+SIZES = "rqvae.RqVaeConfig.codebook_sizes"
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """One training.
+
+    Attributes:
+        name: Of its work directory and rows.
+        title: In the table.
+        gin_file: Under `gin_configs/experiments/`.
+        bindings: What comes after `base/reduced.gin`.
+        shares: Folders that are the same as in the first experiment.
+        against: The experiment that it is compared with.
+        has_own_text: Embeds the items' text by TF-IDF instead of taking ready vectors.
+        is_combined: Its quantizer is also fitted to another shop's items.
+    """
+
+    name: str
+    title: str
+    gin_file: str = "beauty_paper"
+    bindings: tuple[str, ...] = ()
+    shares: tuple[str, ...] = CODES
+    against: str = FIRST
+    has_own_text: bool = False
+    is_combined: bool = False
+
+
+def _of_codes(name: str, title: str, **what: Any) -> Experiment:
+    return Experiment(name, title, f"ablations/{name}", shares=DATA, **what)
+
+
+def _of_sizes(name: str, *sizes: int) -> Experiment:
+    title = " × ".join(map(str, sizes))
+    return Experiment(name, title, bindings=(f"{SIZES}={sizes}",), shares=DATA)
+
+
+def _of_text(name: str, title: str, gin_file: str) -> Experiment:
+    return Experiment(
+        name,
+        title,
+        gin_file,
+        ("embed_items.encoder=@encoders.TfidfEncoder()",),
+        shares=("data",),
+        against="content_all",
+        has_own_text=True,
+    )
+
+
+GROUPS: dict[str, tuple[Experiment, ...]] = {
+    "Semantic IDs": (
+        Experiment(FIRST, "RQ-VAE, 256 × 256 × 256; 4 + 4 layers; user token"),
+        _of_codes("ids_random", "random codes"),
+        _of_codes("ids_lsh", "LSH"),
+        _of_codes("ids_kmeans", "residual k-means"),
+        _of_codes(
+            "combined_corpus",
+            "RQ-VAE of the combined corpus",
+            bindings=("train_rqvae.accept_poor_codebooks=True",),
+            is_combined=True,
+        ),
+        Experiment(
+            "collaborative",
+            "RQ-VAE of text and co-occurrence",
+            bindings=(
+                "train_rqvae.collaborative=@collaborative.CollaborativeConfig()",
+                "rqvae_training.RqVaeTraining.standardize_each=False",
+            ),
+            shares=DATA,
+        ),
+    ),
+    "Codebooks": (
+        _of_sizes("codebooks_64", 64, 64, 64),
+        _of_sizes("codebooks_1024", 1024, 1024, 1024),
+        _of_sizes("codebooks_2_levels", 256, 256),
+        _of_sizes("codebooks_4_levels", 256, 256, 256, 256),
+        _of_codes("codebooks_falling", "512 × 256 × 128 × 64"),
+    ),
+    "Transformer": (
+        Experiment("layers_3", "3 + 3 layers", "ablations/layers_3"),
+        Experiment("layers_5", "5 + 5 layers", "ablations/layers_5"),
+        Experiment("no_user_token", "no user token", "ablations/no_user_token"),
+        Experiment("parameters_13m", "width 384", "unstated/parameters_13m"),
+    ),
+    "Content": (
+        _of_text("content_all", "all fields, by TF-IDF", "beauty_paper"),
+        _of_text("content_brand", "title, brand", "ablations/content_brand"),
+        _of_text("content_title", "title", "ablations/content_title"),
+    ),
+    "Unstated": (
+        Experiment(
+            "optimizer_adamw",
+            "AdamW, .001",
+            "unstated/optimizer_adamw",
+            (f"{OPTIMIZER}.learning_rate=0.001",),
+        ),
+        Experiment(
+            "optimizer_no_scale",
+            "Adafactor without parameter scale, .003",
+            "unstated/optimizer_no_scale",
+            (f"{OPTIMIZER}.learning_rate=0.003",),
+        ),
+        Experiment(
+            "training_pairs_last", "one pair a user", "unstated/training_pairs_last"
+        ),
+    ),
+    "Cold start": tuple(
+        Experiment(
+            f"cold_start_{percent}",
+            f"{percent} % of the test items unseen",
+            f"ablations/cold_start_{percent}",
+            shares=(),
+        )
+        for percent in (5, 10, 20)
+    ),
+}
+EXPERIMENTS = {e.name: e for group in GROUPS.values() for e in group}
+
+
+@dataclasses.dataclass(frozen=True)
+class Shop:
+    """Where a shop lies."""
+
+    data_dir: Path
+    embeddings: Path
+
+
+def command(
+    experiment: Experiment, root: Path, shop: Shop, other: Shop | None
+) -> list[str]:
+    """The command line that makes an experiment's work directory."""
+    words = [
+        "run.py",
+        f"--gin_file=experiments/{experiment.gin_file}.gin",
+        "--gin_file=base/reduced.gin",
+        f"--data_dir={shop.data_dir}",
+        f"--workdir={root / experiment.name}",
+        f"--stage={','.join(STAGES)}",
+        *(f"--gin.{binding}" for binding in experiment.bindings),
+    ]
+    if not experiment.has_own_text:
+        words.append(f"--embeddings={shop.embeddings}")
+    if experiment.is_combined:
+        if other is None:
+            raise SystemExit(
+                f"{experiment.name} needs --other_data_dir and --other_embeddings; "
+                "--without combined_corpus leaves it out"
+            )
+        words.append(f"--gin.train_rqvae.also_fitted_to=('{root / 'other_shop'}',)")
+    return words
+
+
+def train(experiment: Experiment, root: Path, shop: Shop, other: Shop | None) -> None:
+    """Makes an experiment's work directory, or goes on with it."""
+    if experiment.is_combined and other is not None:
+        run_stages(
+            [
+                "run.py",
+                "--gin_file=experiments/own_data.gin",
+                f"--data_dir={other.data_dir}",
+                f"--embeddings={other.embeddings}",
+                f"--workdir={root / 'other_shop'}",
+                "--stage=prepare_data,embed_items",
+            ]
+        )
+    workdir = root / experiment.name
+    if experiment.name != FIRST:
+        for folder in experiment.shares:
+            target = workdir / folder
+            if not target.exists():
+                shutil.copytree(root / FIRST / folder, target)
+    run_stages(command(experiment, root, shop, other))
+
+
+def run_stages(words: Sequence[str]) -> None:
+    """Runs one command line of run.py.
+
+    Raises:
+        SystemExit: It failed; it has said why.
+    """
+    say(f"python {' '.join(words)}")
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, check=False)
+    if done.returncode:
+        raise SystemExit(done.returncode)
+
+
+def measure(experiment: Experiment, root: Path, max_users: int, seed: int) -> Row:
+    """An experiment's row; its ranks are kept beside the work directories."""
+    workdir = root / experiment.name
+    study = Study(workdir, max_users=max_users, seed=seed)
+    found = study.evaluate(
+        study.load(NUM_BEAMS), NUM_BEAMS, f"{experiment.name}, validation"
+    )
+    users = study.users.user_numbers
+    (root / "ranks").mkdir(exist_ok=True)
+    np.savez(_ranks_file(root, experiment), users=users, ranks=found.ranks)
+    made = artifacts.load_manifest(workdir / "recommender", verify=False)
+    codes = artifacts.load_manifest(workdir / "rqvae", verify=False).summary
+    return {
+        "benchmark": "paper_experiments",
+        "experiment": experiment.name,
+        "title": experiment.title,
+        "group": next(g for g, members in GROUPS.items() if experiment in members),
+        **recall_facts(found, seed),
+        "against": experiment.against,
+        "difference": _difference(root, experiment, seed),
+        **study.about,
+        "collision_rate": codes["collision_rate"],
+        "first_code_purity": codes["category_purity"],
+        "config_hash": made.fingerprint[:12],
+        "commit": made.made["commit"],
+        "device": made.made["devices"],
+        "minutes": round(made.summary["seconds"] / 60, 1),
+        "updates": made.summary["steps"],
+        "parameters": made.summary["parameters"],
+        "command": command_of(made.made),
+    }
+
+
+def _ranks_file(root: Path, experiment: Experiment) -> Path:
+    return root / "ranks" / f"{experiment.name}.npz"
+
+
+def _difference(root: Path, experiment: Experiment, seed: int) -> Row | None:
+    """How much recall@10 and NDCG@10 are above the counterpart's, user by user."""
+    if experiment.against == experiment.name:
+        return None
+    ours, theirs = (
+        np.load(_ranks_file(root, one))
+        for one in (experiment, EXPERIMENTS[experiment.against])
+    )
+    common, mine, other = np.intersect1d(
+        ours["users"], theirs["users"], return_indices=True
+    )
+    found: Row = {"users": len(common)}
+    for metric in ("recall@10", "ndcg@10"):
+        found[metric] = bootstrap.paired_difference(
+            ours["ranks"][mine], theirs["ranks"][other], metric, seed=seed
+        )
+    return found
+
+
+def build_table(rows: Sequence[Row]) -> str:
+    """A table, and what the rows have in common."""
+    lines = [
+        "| | recall@10 | NDCG@10 | recall@10 against its counterpart "
+        "| collisions | parameters |",
+        "|---|---|---|---|--:|--:|",
+    ]
+    by_name = {row["experiment"]: row for row in rows}
+    for group, members in GROUPS.items():
+        lines.append(f"| **{group}** | | | | | |")
+        for experiment in members:
+            row = by_name.get(experiment.name)
+            if row is None:
+                lines.append(f"| {experiment.title} | *not run* | | | | |")
+                continue
+            lines.append(
+                f"| {row['title']} | {_cell(row, 'recall@10')} "
+                f"| {_cell(row, 'ndcg@10')} | {_signed(row['difference'])} "
+                f"| {row['collision_rate']:.1%} | {row['parameters'] / 1e6:.2f}M |"
+            )
+    first = rows[0]
+    commits = ", ".join(f"`{c}`" for c in dict.fromkeys(r["commit"] for r in rows))
+    about = (
+        f"{first['data']}, {first['users']:,} validation users, nothing masked, "
+        f"{NUM_BEAMS} beams, seed {first['seed']}; {first['updates']} updates of 256 "
+        "examples each, learned from by the recipe of `gin_configs/base/reduced.gin`; "
+        "95 % bootstrap intervals over users, the differences' paired. *Counterpart*: "
+        "the first row, for content the TF-IDF row with all fields. One seed: what "
+        "another would give is not in the intervals. Between "
+        f"{min(r['minutes'] for r in rows):g} and "
+        f"{max(r['minutes'] for r in rows):g} minutes of training each on "
+        f"{first['device']}, beside other work; commit {commits}; by `python -m "
+        "benchmarks.paper.experiments`, from its rows."
+    )
+    return "\n".join([*lines, "", about])
+
+
+def _cell(row: Row, metric: str) -> str:
+    low, high = (format_short(end) for end in row["intervals"][metric])
+    return f"{format_short(row['metrics'][metric])} ({low}–{high})"
+
+
+def _signed(difference: Row | None) -> str:
+    if difference is None:
+        return ""
+    mean, low, high = (
+        f"{value:+.4f}".replace("0.", ".").replace("-", "−")
+        for value in difference["recall@10"]
+    )
+    return f"{mean} ({low} to {high})"
+
+
+def draw(rows: Sequence[Row], file: Path) -> None:
+    """The differences from the counterparts, as points with intervals."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    shown = [row for row in rows if row["difference"]][::-1]
+    figure, axes = plt.subplots(
+        figsize=(7.5, 1 + 0.28 * len(shown)), layout="constrained"
+    )
+    groups = list(GROUPS)
+    for at, row in enumerate(shown):
+        mean, low, high = row["difference"]["recall@10"]
+        colour = f"C{groups.index(row['group'])}"
+        axes.plot([low, high], [at, at], color=colour, linewidth=2)
+        axes.plot(mean, at, "o", color=colour)
+    axes.set_yticks(range(len(shown)), [row["title"] for row in shown])
+    axes.axvline(0, color="0.5", linewidth=1)
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_xlabel("recall@10 above its counterpart's, validation")
+    figure.savefig(file, dpi=144)
+    plt.close(figure)
+
+
+def main() -> int:
+    """Trains what is missing, measures it, and writes what was asked for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--data_dir", type=Path, required=True)
+    add("--embeddings", type=Path, required=True)
+    add("--other_data_dir", type=Path, help="of the combined corpus")
+    add("--other_embeddings", type=Path)
+    add("--workdir", type=Path, required=True, help="one folder an experiment below")
+    add("--only", nargs="+", choices=list(EXPERIMENTS), metavar="NAME")
+    add("--without", nargs="+", choices=list(EXPERIMENTS), metavar="NAME", default=[])
+    add("--max_users", type=int, default=5000)
+    add("--seed", type=int, default=0)
+    add("--rows", type=Path, help="keep the rows in this file")
+    add("--document", type=Path, help="a Markdown file with marks for the table")
+    add("--plot", type=Path, help="a PNG file")
+    options = parser.parse_args()
+    root = options.workdir.resolve()
+    shop = Shop(options.data_dir.resolve(), options.embeddings.resolve())
+    other = None
+    if options.other_data_dir and options.other_embeddings:
+        other = Shop(
+            options.other_data_dir.resolve(), options.other_embeddings.resolve()
+        )
+    rows_file = options.rows or root / "rows.jsonl"
+    root.mkdir(parents=True, exist_ok=True)
+    chosen = [e for n, e in EXPERIMENTS.items() if n not in options.without]
+    if options.only:
+        chosen = [e for e in chosen if e.name in options.only]
+    for experiment in chosen:
+        train(experiment, root, shop, other)
+        manifest = artifacts.load_manifest(
+            root / experiment.name / "recommender", verify=False
+        )
+        rows = {row["experiment"]: row for row in read_rows(rows_file)}
+        known = rows.get(experiment.name)
+        if known is None or known["recommender"] != manifest.content_hash:
+            rows[experiment.name] = measure(
+                experiment, root, options.max_users, options.seed
+            )
+            print(json.dumps(rows[experiment.name]), flush=True)
+            write_rows(rows_file, [rows[n] for n in EXPERIMENTS if n in rows])
+    rows_now = read_rows(rows_file)
+    if options.plot:
+        draw(rows_now, options.plot)
+    if options.document:
+        write_between(options.document, "paper_experiments", build_table(rows_now))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

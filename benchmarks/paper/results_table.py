@@ -1,0 +1,230 @@
+"""Writes the README's results from rows that `benchmarks.paper.results_rows` collected.
+
+    python -m benchmarks.paper.results_table --rows=docs/results.jsonl --write
+
+Nothing is typed in: our cells come from the rows, published ones from
+`tiger_jax.reporting.paper_rows`, and why a recipe has no cell from the header of its
+gin file. Runs that differ in their seed alone become one row, with their mean and the
+95 % interval of that mean. Without --write the table is printed.
+"""
+
+import argparse
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.lib import write_between
+from benchmarks.paper.results_rows import Row, read_rows
+from tiger_jax.reporting import paper_rows
+from tiger_jax.reporting.tables import BASELINE_NAMES
+
+ROOT = Path(__file__).resolve().parents[2]
+METRICS = paper_rows.METRICS
+SPLITS = ("test", "test_masked")
+METHODS = (*BASELINE_NAMES, "tiger", "fusion")  # in the order of the table
+
+
+def build_results(rows: Sequence[Row]) -> str:
+    """The section of every data set that there are rows of, or published numbers."""
+    by_data: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        by_data[row["data"]].append(row)
+    parts = [_section(own) for own in by_data.values()]
+    seen = {known.name for own in by_data.values() if (known := _known(own))}
+    for known in paper_rows.KNOWN_DATA:
+        if known.name not in seen:
+            parts.append(f"**{known.title}**: *not run: {_why_not(known.name)}*.")
+    parts.append(
+        "Made by `python -m benchmarks.paper.results_table` from "
+        "[docs/results.jsonl](docs/results.jsonl), which "
+        "`python -m benchmarks.paper.results_rows` collects."
+    )
+    return "\n\n".join(parts)
+
+
+def _section(rows: Sequence[Row]) -> str:
+    """One data set: its table, and what made the rows."""
+    known, first = _known(rows), rows[0]
+    titles = [*METRICS, *(f"{metric}, masked" for metric in METRICS)]
+    lines = [
+        f"| {known.title if known else first['data']}, test | seeds "
+        f"| {' | '.join(titles)} |",
+        f"|---|--:|{'--:|' * len(titles)}",
+    ]
+    groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[row["method"], row["experiment"]].append(row)
+    notes = []
+    for (method, experiment), own in sorted(
+        groups.items(), key=lambda item: METHODS.index(item[0][0])
+    ):
+        name = _name(method, experiment, own[0])
+        lines.append(f"| {name} | {_seeds(own)} | {' | '.join(_cells(own))} |")
+        notes += _notes(name, own)
+    if known:
+        lines += _published(known.name)
+    whom = f"{first['users']:,} test users drawn by seed"
+    if first["users"] >= first["data_users"]:
+        whom = "all of them"
+    about = (
+        f"{first['data_users']:,} users, {first['data_items']:,} items; measured on "
+        f"{whom}. *Masked*: items that the user already has are left out. A tie "
+        "counts against the target. Every model was chosen on validation, its test "
+        "split read once. Mean ± 95 % interval of the mean over seeds, where there "
+        "are several. Published rows don't say whether they mask."
+    )
+    for caveat in dict.fromkeys(map(_caveat, (row["experiment"] for row in rows))):
+        about += caveat
+    if notes:
+        title = "What each run took, how sure it is, and the command that made it"
+        notes = [f"<details><summary>{title}</summary>", "", *notes, "", "</details>"]
+    return "\n".join([*lines, "", about, "", *notes]).rstrip()
+
+
+def _caveat(experiment: str) -> str:
+    """What the header of an experiment's gin file says of its data, if anything."""
+    name = experiment.partition(",")[0]
+    path = ROOT / "gin_configs" / "experiments" / f"{name}.gin"
+    if not name or not path.is_file():
+        return ""
+    header = path.read_text(encoding="utf-8")
+    found = re.search(r"# Data: +(.*?)\n# \w+:", header, re.DOTALL)
+    if found is None:
+        return ""
+    return f" *`{name}`*: " + " ".join(found[1].replace("\n#", " ").split())
+
+
+def _known(rows: Sequence[Row]) -> paper_rows.KnownData | None:
+    sizes = (rows[0][f"data_{what}"] for what in ("users", "items", "interactions"))
+    return paper_rows.recognise(*sizes)
+
+
+def _name(method: str, experiment: str, row: Row) -> str:
+    if method == "tiger":
+        return f"**TIGER, `{experiment}`**"
+    if method == "fusion":
+        parts = [
+            "TIGER" if part == "tiger" else BASELINE_NAMES[part]
+            for part, weight in row["weights"].items()
+            if weight
+        ]
+        return f"**Fusion** of {', '.join(parts)} (`{experiment}`)"
+    return BASELINE_NAMES[method]
+
+
+def _seeds(rows: Sequence[Row]) -> str:
+    seeds = {row["seed"] for row in rows}
+    return "–" if seeds == {None} else str(len(seeds))
+
+
+def _cells(rows: Sequence[Row]) -> list[str]:
+    return [
+        format_mean([r["metrics"][metric] for r in rows if r["split"] == split])
+        for split in SPLITS
+        for metric in METRICS
+    ]
+
+
+def format_mean(values: Sequence[float]) -> str:
+    """A mean over seeds, with the half width of its 95 % t interval from two on.
+
+    Example:
+        >>> format_mean([0.0665]), format_mean([0.0660, 0.0670, 0.0665])
+        ('.0665', '.0665 ± .0012')
+    """
+    if not values:
+        return "*not run*"
+    mean = f"{np.mean(values):.4f}".removeprefix("0")
+    if len(values) < 2:
+        return mean
+    from scipy import stats
+
+    error = np.std(values, ddof=1) / np.sqrt(len(values))
+    half = stats.t.ppf(0.975, len(values) - 1) * error
+    return f"{mean} ± {half:.4f}".replace("± 0", "± ")
+
+
+def _published(name: str) -> list[str]:
+    """The published rows, and that the paper's recipe has not been run here."""
+    lines = []
+    for row in paper_rows.PUBLISHED[name]:
+        cells = [f"{value:.4f}".removeprefix("0") for value in row.values]
+        unstated = [""] * len(METRICS)
+        lines.append(
+            f"| *{row.method}* ({row.source}) | | {' | '.join([*cells, *unstated])} |"
+        )
+    nothing = " |" * (2 * len(METRICS) - 1)
+    lines.append(f"| `{name}_paper` here | 0 | *not run: {_why_not(name)}* |{nothing}")
+    return lines
+
+
+def _why_not(name: str) -> str:
+    """What the paper's recipe needs, as the header of its gin file says."""
+    path = ROOT / "gin_configs" / "experiments" / f"{name}_paper.gin"
+    header = path.read_text(encoding="utf-8").replace("\n#", " ")
+    found = re.search(r"Not run here: ([^.]+)\.", header)
+    if found is None:
+        raise ValueError(f"{path} doesn't say why it was not run")
+    return " ".join(found[1].split())
+
+
+def _notes(name: str, rows: Sequence[Row]) -> list[str]:
+    """Per run: intervals over users, cost, and the command."""
+    notes = []
+    runs: dict[int, dict[str, Row]] = defaultdict(dict)
+    for row in rows:
+        if row["seed"] is not None:
+            runs[row["seed"]][row["split"]] = row
+    for seed, by_split in sorted(runs.items()):
+        row = next(iter(by_split.values()))
+        ends = [
+            f"{'masked ' if split == 'test_masked' else ''}{metric} "
+            + "–".join(f"{e:.4f}".removeprefix("0") for e in own["intervals"][metric])
+            for split, own in by_split.items()
+            for metric in ("recall@10", "ndcg@10")
+        ]
+        facts = [", ".join(ends) + " over users"]
+        if "updates" in row:
+            facts.append(
+                f"{row['parameters'] / 1e6:.2f}M parameters, {row['updates']:,} "
+                f"updates, {row['examples']:,} examples"
+            )
+        if "gflops_per_s" in row:
+            facts.append(
+                f"{row['gflop_per_example']:.2f} GFLOP an example, "
+                f"{row['gflops_per_s']:.0f} GFLOP/s"
+            )
+        if "weights" in row:
+            weights = ", ".join(f"{part} {w:g}" for part, w in row["weights"].items())
+            facts.append(f"weights over {row['normalization']}: {weights}")
+        facts.append(
+            f"{row['minutes']:.0f} minutes of wall time on {row['hardware']}, seed "
+            f"{seed}, commit `{row['commit']}`, configuration `{row['config_hash']}`, "
+            f"by `{row['command']}`"
+        )
+        notes.append(f"- {name}: {'; '.join(facts)}.")
+    return notes
+
+
+def main() -> int:
+    """Prints the table, or puts it between the README's marks."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rows", type=Path, default=ROOT / "docs" / "results.jsonl")
+    parser.add_argument("--write", action="store_true", help="into README.md")
+    options = parser.parse_args()
+    text = build_results(read_rows(options.rows))
+    if not options.write:
+        print(text)
+        return 0
+    write_between(ROOT / "README.md", "results", f"## Results\n\n{text}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""Measures how each stage grows with the catalogue: `make scale`.
+
+    python -m benchmarks.scale --rows=scale.jsonl               all that is missing
+    python -m benchmarks.scale --rows=scale.jsonl --parts=local --stages=trie
+    python -m benchmarks.scale --rows=scale.jsonl --document=docs/scale.md
+
+Every measurement is one JSON row, appended to the file as soon as it is made; a row
+of this commit that is there already is not made again (--any_commit: of whichever).
+Shops, embeddings and codes are generated: popularity falls by Zipf's law, users have
+ten interactions. --document writes tables, fitted exponents, the plot and the plan
+for a billion items between the document's marks.
+
+Parts:
+    local       The local stages (`benchmarks.scale.local`), a process each, --sizes
+                in items.
+    shards      The steps of the pipelines before training over shards of one size,
+                --sizes in interactions (`benchmarks.scale.shards`). Needs Apache Beam.
+    end_to_end  Generated embeddings -> Semantic IDs -> trie -> search, --sizes in
+                items (`benchmarks.scale.end_to_end`). Needs Apache Beam.
+"""
+
+import importlib.util
+import json
+import multiprocessing
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from benchmarks import lib
+from benchmarks.scale.local import STAGES, measure
+from benchmarks.scale.rows import MeasuredRows
+from tiger_jax.errors import InputError
+from tiger_jax.progress import say
+
+SIZES = {
+    "local": (10_000, 100_000, 300_000, 1_000_000, 10_000_000),
+    "shards": (1_000_000, 10_000_000, 100_000_000),
+    "end_to_end": (1_000_000, 10_000_000),
+}
+# Beyond this the local stage doesn't fit beside others: shards are for that.
+_MAX_SIZES = {"histories": 1_000_000}
+
+
+def main() -> None:
+    """Measures what is missing, or writes the document."""
+    parser = lib.make_parser(__doc__)
+    add = parser.add_argument
+    add("--rows", type=Path, default=Path("runs/scale/rows.jsonl"))
+    add("--parts", type=lib.words, default=list(SIZES), help="some of these")
+    add("--sizes", type=lib.numbers, help="other sizes, as 1e4,1e5")
+    add("--stages", type=lib.words, default=list(STAGES), help="of the local part")
+    add("--any_commit", action="store_true", help="keep older rows")
+    add("--document", type=Path, help="write these rows into it")
+    add("--one", nargs=2, metavar=("STAGE", "SIZE"), help="print one local row")
+    options = parser.parse_args()
+    for name, known in (("parts", SIZES), ("stages", STAGES)):
+        if not set(getattr(options, name)) <= set(known):
+            parser.error(f"--{name} are some of {', '.join(known)}")
+    if options.one:
+        stage, size = options.one
+        print(json.dumps(measure(stage, int(size))))
+        return
+    if options.document:
+        from benchmarks.scale.document import write_document
+
+        write_document(options.rows, options.document)
+        return
+    if options.parts != ["local"] and not importlib.util.find_spec("apache_beam"):
+        raise InputError("shards and end_to_end need Apache Beam; or --parts=local")
+    rows = MeasuredRows(options.rows, options.any_commit)
+    for part in options.parts:
+        for size in options.sizes or SIZES[part]:
+            if part != "local":
+                _measure_steps(rows, part, size)
+                continue
+            for stage in options.stages:
+                if size <= _MAX_SIZES.get(stage, size):
+                    _measure_alone(rows, stage, size)
+
+
+def _measure_alone(rows: MeasuredRows, stage: str, size: int) -> None:
+    """One local stage, in a process of its own."""
+    if rows.has("local", stage, size):
+        return
+    say(f"{stage} at {size:,} items")
+    command = [sys.executable, "-m", "benchmarks.scale", "--one", stage, str(size)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        say(f"{stage} at {size:,}: failed\n{result.stderr[-2000:]}")
+        return
+    rows.add(json.loads(result.stdout.splitlines()[-1]))
+
+
+def _measure_steps(rows: MeasuredRows, part: str, size: int) -> None:
+    """All steps of a part; its last row tells that it went to its end."""
+    if rows.has(part, "end", size):
+        return
+    from benchmarks.scale import end_to_end, shards
+
+    work = {
+        "shards": shards.measure_shards,
+        "end_to_end": end_to_end.measure_end_to_end,
+    }[part]
+    say(f"{part} at {size:,}")
+    start = time.perf_counter()
+    # In a process that no smaller size has used: what it holds is measured too.
+    process = multiprocessing.get_context("spawn").Process(
+        target=work, args=(size, rows.add)
+    )
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise SystemExit(f"{part} at {size:,} failed: see the error above")
+    seconds = time.perf_counter() - start
+    rows.add({"part": part, "stage": "end", "rows": size, "seconds": seconds})
+
+
+if __name__ == "__main__":
+    lib.run(main)

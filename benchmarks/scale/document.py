@@ -1,0 +1,250 @@
+"""The rows of `benchmarks.scale` as tables and a plot."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.lib import Row, write_between
+from benchmarks.scale.plan import plan_lines
+from benchmarks.scale.rows import (
+    FIT_FROM,
+    by_stage,
+    fit_exponent,
+    micros_a_row,
+    peak_above_start,
+    read_rows,
+    where,
+)
+
+# By what the names of their steps begin with.
+_STAGES = {
+    "join with items": ("joined",),
+    "k-core": ("round", "survivors"),
+    "items": ("items",),
+    "histories": ("histories",),
+    "tokens": ("tokens",),
+    "embed (TF-IDF)": ("texts", "embeddings"),
+    "encode": ("encode",),
+    "collisions": ("collision level", "write Semantic IDs"),
+}
+
+
+def write_document(rows_file: Path, document: Path) -> None:
+    """Puts tables, exponents, plot and plan between the document's marks."""
+    rows = read_rows(rows_file)
+    picture = document.with_name(document.stem + ".png")
+    local = [row for row in rows if row["part"] == "local"]
+    sharded = sorted(filter(is_sharded, rows), key=lambda row: row["part"] != "shards")
+    end_to_end = [row for row in rows if row["part"] == "end_to_end"]
+    draw(local, sharded, picture)
+    for mark, lines in (
+        ("scale", _local_table(local, picture.name)),
+        ("shards", shards_table(sharded)),
+        ("end_to_end", _end_to_end_table(end_to_end)),
+        ("billion", plan_lines(rows)),
+    ):
+        write_between(document, mark, "\n".join(lines))
+
+
+def _local_table(rows: list[Row], picture: str) -> list[str]:
+    lines = [
+        f"{where(rows)} Seconds are of one process's CPU (other work shared the "
+        "machine), medians of 50 for `decode`, the fastest of two for `histories` and "
+        "of three for `collisions`; memory is the process's peak, input and "
+        "interpreter included.",
+        "",
+        "| stage | items | CPU seconds | µs an item | peak MB | bytes an item |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for own in by_stage(rows).values():
+        for row in own:
+            items, seconds, peak = row["items"], row["cpu_seconds"], row["peak_bytes"]
+            lines.append(
+                f"| {row['stage']} | {items:,} | {seconds:.4g} | "
+                f"{1e6 * seconds / items:.3g} | {peak / 1e6:,.0f} | "
+                f"{peak / items:,.0f} |"
+            )
+    lines += [
+        "",
+        f"Fitted from {FIT_FROM:,} items on, quantity ~ items^exponent:",
+        "",
+        "| stage | time | peak memory |",
+        "|---|--:|--:|",
+    ]
+    for stage, own in by_stage(rows).items():
+        shown = []
+        for quantity in ("cpu_seconds", "peak_bytes"):
+            exponent = fit_exponent(own, quantity)
+            shown.append("" if exponent is None else f"{exponent:.2f}")
+        lines.append(f"| {stage} | {shown[0]} | {shown[1]} |")
+    return [*lines, "", f"![time and memory over the number of items]({picture})"]
+
+
+def shards_table(rows: list[Row]) -> list[str]:
+    """Each step from the smallest to its largest size: what grew."""
+    if not rows:
+        return []
+    sizes = sorted({row["rows"] for row in rows})
+    steps = {step: own for step, own in by_stage(rows).items() if len(own) > 1}
+    lines = [
+        f"{where(rows)} {_listed(f'{size:,}' for size in sizes)} rows in all, in "
+        "shards of 250,000: of interactions, with a tenth as many items, or, from "
+        "`texts` on, of items. One process a step works through all shards (`tokens`: "
+        "through the number given).",
+        "",
+        "| step | shards | peak MB | larger by | above the start | larger by |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for step, own in steps.items():
+        shards = ", ".join(str(row["shards"]) for row in own)
+        peaks = _megabytes([row["peak_bytes"] for row in own])
+        above = _megabytes([peak_above_start(row) for row in own])
+        lines.append(f"| {step} | {shards} | {peaks} | {above} |")
+    sizes_up = sizes[1:]
+    head = ["stage", "steps", *(f"µs a row of {size:,}" for size in sizes)]
+    head += [f"time exponent to {size:,}" for size in sizes_up]
+    lines += ["", f"| {' | '.join(head)} |", "|---" + "|--:" * (len(head) - 1) + "|"]
+    for stage, beginnings in _STAGES.items():
+        own = [row for row in rows if row["stage"].startswith(beginnings)]
+        micros, count = {}, 0
+        for size in sizes:
+            found = [row for row in own if row["rows"] == size]
+            if found:
+                # The k-core takes more rounds of a larger shop.
+                micros[size], count = sum(map(micros_a_row, found)), len(found)
+        if not micros:
+            continue
+        shown = [f"{micros[size]:.3g}" if size in micros else "–" for size in sizes]
+        for before, size in zip(sizes, sizes_up, strict=False):
+            if size in micros and before in micros:
+                growth = np.log(micros[size] / micros[before]) / np.log(size / before)
+                shown.append(f"{1 + growth:.2f}")
+            else:
+                shown.append("–")
+        lines.append(f"| {stage} | {count} | {' | '.join(shown)} |")
+    return lines
+
+
+def _listed(names: Iterable[str]) -> str:
+    """Names in a sentence.
+
+    Example:
+        >>> _listed(["1", "2", "3"])
+        '1, 2 and 3'
+    """
+    *most, last = names
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def _megabytes(values: list[int]) -> str:
+    shown = ", ".join(f"{value / 1e6:.0f}" for value in values)
+    return f"{shown} | {values[-1] / values[0] - 1:+.0%}"
+
+
+def is_sharded(row: Row) -> bool:
+    """Whether a row is of a step that works shard by shard."""
+    own = ("encode", "collision level", "write Semantic IDs")
+    is_step = row["part"] == "end_to_end" and row["stage"] in own
+    return row["part"] == "shards" or is_step
+
+
+def _end_to_end_table(rows: list[Row]) -> list[str]:
+    if not rows:
+        return []
+    most = max(row["rows"] for row in rows)
+    own = [row for row in rows if row["rows"] == most]
+    by_step = {row["stage"]: row for row in own}
+    peak = max(row["peak_bytes"] for row in own)
+    total = sum(row["cpu_seconds"] for row in own)
+    seconds = own[0]["part_seconds"]
+    lines = [
+        f"{where(own)} {most:,} items, {total:,.0f} CPU seconds in all"
+        + (f" ({seconds / 60:,.0f} minutes beside other work)" if seconds else "")
+        + f", no process above {peak / 1e9:.1f} GB. Each step is a process of its own; "
+        "embeddings have 32 dimensions in float16.",
+        "",
+        "| step | CPU seconds | µs an item | peak MB | bytes an item |",
+        "|---|--:|--:|--:|--:|",
+    ]
+    for row in own:
+        cpu, memory = row["cpu_seconds"], row["peak_bytes"]
+        lines.append(
+            f"| {row['stage']} | {cpu:.3g} | {1e6 * cpu / most:.3g} | "
+            f"{memory / 1e6:,.0f} | {memory / most:,.0f} |"
+        )
+    train, table = by_step.get("train RQ-VAE", {}), by_step.get("table", {})
+    if "sample" in train and "collision_rate" in table:
+        lines += [
+            "",
+            f"Of {train['sample']:,} items' codes, `plan_semantic_ids` foretold "
+            f"{train['planned_collision_rate']:.2%} collisions and a collision level "
+            f"of {train['collision_level_size']:,}; {table['collision_rate']:.2%} "
+            f"collide, and {table['largest_collision_codeword'] + 1:,} codewords of it "
+            "are used.",
+        ]
+    if "device_bytes" in by_step.get("trie", {}):
+        each = by_step["trie"]["device_bytes"] / most
+        lines.append(f"The trie takes {each:.1f} bytes an item.")
+    for row in own:
+        if "search_cpu_seconds" in row:
+            milliseconds = 1e3 * row["search_cpu_seconds"]
+            lines.append(
+                f"A search of 20 beams takes {milliseconds:.3g} CPU milliseconds "
+                f"({row['stage']})."
+            )
+    return lines
+
+
+def draw(local: list[Row], shards: list[Row], path: Path) -> None:
+    """Time and memory of the local stages, and memory a shard, over the size."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 3, figsize=(14, 4.4), layout="constrained")
+    for stage, own in by_stage(local).items():
+        items = [row["items"] for row in own]
+        axes[0].loglog(items, [r["cpu_seconds"] for r in own], "o-", label=stage)
+        axes[1].loglog(items, [r["peak_bytes"] / 1e6 for r in own], "o-", label=stage)
+    for axis, title, up in zip(
+        axes,
+        ("local stages: time", "local stages: memory"),
+        ("CPU seconds", "peak MB"),
+        strict=False,
+    ):
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("items")
+        axis.set_ylabel(up)
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize=8)
+    _draw_steps(axes[2], shards)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _draw_steps(axis: Any, shards: list[Row]) -> None:
+    """Each step's memory a shard at every size, on one line."""
+    steps = {step: own for step, own in by_stage(shards).items() if len(own) > 1}
+    places = {step: place for place, step in enumerate(steps)}
+    for number, size in enumerate(sorted({row["rows"] for row in shards})):
+        rows = [row for own in steps.values() for row in own if row["rows"] == size]
+        axis.scatter(
+            [peak_above_start(row) / 1e6 for row in rows],
+            [places[row["stage"]] for row in rows],
+            marker="os^Dv"[number % 5],
+            s=42 - 10 * min(number, 3),
+            facecolors="none",
+            edgecolors=f"C{number}",
+            label=f"{size:,} rows in all",
+        )
+    axis.set_yticks(list(places.values()), list(places), fontsize=7)
+    axis.invert_yaxis()
+    axis.set_xlim(left=0)
+    axis.set_title("a shard of 250,000 rows: memory", fontsize=10)
+    axis.set_xlabel("peak MB above the start")
+    axis.grid(alpha=0.3)
+    if steps:
+        axis.legend(fontsize=8)

@@ -1,0 +1,262 @@
+"""A generated catalogue from embeddings to recommended items, on one machine.
+
+Embeddings are drawn shard by shard and never held as a whole; an RQ-VAE is trained on
+a seeded sample and frozen; `assign`'s steps give each shard its Semantic IDs; the
+table of all of them becomes a trie, and the trie is searched: with a model that only
+reads a table, and with TIGER's decoder in the paper's sizes and random weights.
+Every step is a process of its own.
+"""
+
+import functools
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+
+from benchmarks.scale.worker import Measured, OneWorker, Spool, emit_into, write_from
+from tiger_jax.beam import assign
+from tiger_jax.beam.steps import write_items
+from tiger_jax.models.rqvae import RqVaeConfig
+from tiger_jax.quantizers.rqvae_quantizer import save_quantizer
+from tiger_jax.quantizers.rqvae_training import RqVaeTraining
+from tiger_jax.semantic_ids.planning import CodeSpread, plan_semantic_ids
+from tiger_jax.workdir.shards import ShardWriter, cut_evenly, rows_of
+from tiger_jax.workdir.vector_shards import read_vectors, vector_array
+
+SHARD_ITEMS = 250_000
+DIMS = 32
+SAMPLE = 50_000
+CODEBOOKS = (256,) * 4
+NUM_BEAMS = 20
+SEARCHES = 10
+
+
+def measure_end_to_end(num_items: int, add: Callable[[dict[str, Any]], None]) -> None:
+    """Adds one row a step."""
+
+    def tell(step: str, measured: Measured) -> None:
+        add(
+            {
+                "part": "end_to_end",
+                "stage": step,
+                "items": num_items,
+                "rows": num_items,
+                "shards": measured.shards,
+                "cpu_seconds": measured.cpu_seconds,
+                "peak_bytes": measured.peak_bytes,
+                "start_bytes": measured.start_bytes,
+                **(measured.result or {}),
+            }
+        )
+
+    with tempfile.TemporaryDirectory() as name:
+        _run(OneWorker(Path(name) / "spool", tell), Path(name), num_items)
+
+
+def _run(worker: OneWorker, folder: Path, num_items: int) -> None:
+    num_shards = max(num_items // SHARD_ITEMS, 1)
+    every = range(num_shards)
+    ends = cut_evenly(num_items, num_shards)
+
+    embeddings = ShardWriter(folder / "embeddings", num_shards, "drawn")
+    draw = functools.partial(_draw_shard, ends=ends)
+    worker.run(
+        "draw embeddings", [functools.partial(draw, s, embeddings) for s in every]
+    )
+    drawn = embeddings.finish()
+
+    rqvae = folder / "rqvae"
+    train = functools.partial(_train, drawn.paths, rqvae, num_items)
+    planned = worker.run("train RQ-VAE", [train])
+    sizes = (*CODEBOOKS, planned["collision_level_size"])
+
+    by_code, by_number = Spool(folder / "by_code"), Spool(folder / "by_number")
+    emit = functools.partial(assign._emit_codes, rqvae=rqvae, num_buckets=num_shards)
+    worker.run(
+        "encode",
+        [functools.partial(emit_into, by_code, emit, r, every) for r in rows_of(drawn)],
+    )
+    number = functools.partial(assign._number, sizes=sizes, ends=ends, missing=every)
+    worker.run(
+        "collision level",
+        [functools.partial(_number, by_code, by_number, number, b) for b in every],
+    )
+    written = ShardWriter(folder / "semantic_ids", num_shards, "assigned")
+    write = write_items
+    worker.run(
+        "write Semantic IDs",
+        [functools.partial(write_from, by_number, write, s, written) for s in every],
+    )
+    written.finish(codebook_sizes=sizes, num_levels=len(CODEBOOKS))
+
+    for step, work in (
+        ("table", _save_table),
+        ("trie", _build_trie),
+        ("decode, model that reads a table", functools.partial(_decode, _trivial)),
+        ("decode, TIGER's decoder", functools.partial(_decode, _tiger)),
+    ):
+        worker.run(step, [functools.partial(work, folder)])
+
+
+# --- Embeddings to Semantic IDs -----------------------------------------------------
+
+
+def _draw_shard(shard: int, writer: ShardWriter, *, ends: list[int]) -> None:
+    """Clusters of clusters of clusters, and noise; larger ones are drawn more often."""
+    books = np.random.default_rng(11).standard_normal((3, 512, DIMS), np.float32)
+    rng = np.random.default_rng([12, shard])
+    count = ends[shard + 1] - ends[shard]
+    vectors = 0.3 * rng.standard_normal((count, DIMS), np.float32)
+    for level, book in enumerate(books):
+        chosen = (len(book) * rng.random(count) ** 1.5).astype(np.int64)
+        vectors += book[chosen] / 2**level
+    ids = [f"item-{number:08}" for number in range(ends[shard], ends[shard + 1])]
+    table = {"item_id": ids, "embedding": vector_array(vectors.astype(np.float16))}
+    writer.write_table(shard, pa.table(table))
+
+
+def _train(paths: list[Path], folder: Path, num_items: int) -> dict[str, Any]:
+    """Trains on the same share of every shard, and plans the collision level."""
+    rng = np.random.default_rng(13)
+    parts = []
+    for path in paths:
+        vectors = read_vectors(pa.parquet.read_table(path), "embedding")
+        count = min(-(-SAMPLE // len(paths)), len(vectors))
+        rows = rng.choice(len(vectors), count, replace=False)
+        parts.append(vectors[np.sort(rows)])
+    sample = np.concatenate(parts)
+    model = RqVaeConfig(CODEBOOKS, hidden_sizes=(64,), latent_size=16)
+    quantizer = RqVaeTraining(model, num_steps=300).fit(sample)
+    folder.mkdir()
+    save_quantizer(quantizer, folder)
+    spread = CodeSpread.measure(quantizer.encode(sample), CODEBOOKS)
+    plan = plan_semantic_ids(num_items, num_levels=len(CODEBOOKS), spread=spread)
+    return {
+        "sample": len(sample),
+        "planned_collision_rate": plan.collision_rate,
+        "collision_level_size": plan.codebook_sizes[-1],
+    }
+
+
+def _number(
+    by_code: Spool, by_number: Spool, number: Callable[..., Any], bucket: int
+) -> None:
+    blocks = by_code.take(bucket)
+    if blocks:
+        by_number.put(number((bucket, blocks)))
+
+
+# --- Semantic IDs to items ----------------------------------------------------------
+
+
+def _save_table(folder: Path) -> dict[str, Any]:
+    from tiger_jax.semantic_ids.collisions import count_distinct
+    from tiger_jax.workdir.shards import Shards
+
+    table = assign.load_table(Shards.load(folder / "semantic_ids"))
+    table.save(folder / "table")
+    distinct = count_distinct(table.codes[:, :-1])
+    return {
+        "table_bytes": table.codes.nbytes,
+        "collision_rate": 1 - distinct / table.num_items,
+        "largest_collision_codeword": int(table.codes[:, -1].max()),
+    }
+
+
+def _build_trie(folder: Path) -> dict[str, Any]:
+    from tiger_jax.decoding.trie.trie import Trie
+
+    facts = json.loads((folder / "table" / "table.json").read_text())
+    codes = np.load(folder / "table" / "codes.npy", mmap_mode="r")
+    trie = Trie.build(codes, facts["codebook_sizes"])
+    trie.save(folder / "trie", content_hash=facts["content_hash"])
+    return {"device_bytes": sum(trie.nbytes.values())}
+
+
+def _decode(make_model: Callable[..., Any], folder: Path) -> dict[str, Any]:
+    """Median CPU seconds of a search for one request; every list is checked."""
+    import jax
+
+    from tiger_jax.decoding.search.beam_search import beam_search
+    from tiger_jax.decoding.trie.trie import Trie
+
+    facts = json.loads((folder / "table" / "table.json").read_text())
+    trie = Trie.load(folder / "trie", content_hash=facts["content_hash"])
+    codes = np.load(folder / "table" / "codes.npy", mmap_mode="r")
+    init_decode, decode_step, params, inputs = make_model(
+        tuple(facts["codebook_sizes"]), codes
+    )
+
+    @jax.jit
+    def search(params: Any, inputs: Any, trie: Trie) -> Any:
+        return beam_search(
+            params,
+            inputs,
+            trie,
+            init_decode=init_decode,
+            decode_step=decode_step,
+            num_beams=NUM_BEAMS,
+        )
+
+    seconds = []
+    for number in range(SEARCHES + 1):
+        start = time.process_time()
+        found = jax.block_until_ready(search(params, inputs[number], trie))
+        seconds.append(time.process_time() - start)
+        items = np.asarray(found.item_numbers)[0]
+        if len(set(items.tolist())) != NUM_BEAMS or items.min() < 0:
+            raise RuntimeError(f"not {NUM_BEAMS} items: {items}")
+    return {"search_cpu_seconds": float(np.median(seconds[1:]))}
+
+
+def _trivial(sizes: tuple[int, ...], codes: np.ndarray) -> tuple[Any, ...]:
+    import jax.numpy as jnp
+
+    del codes
+    widest = max(sizes)
+    rng = np.random.default_rng(14)
+    params = [
+        jnp.asarray(rng.normal(size=(widest, size)).astype(np.float32))
+        for size in sizes
+    ]
+
+    def decode_step(
+        params: Any, request: Any, codewords: Any, parents: Any, level: int
+    ) -> tuple[Any, Any]:
+        del parents
+        return params[level][(codewords + request[:, None]) % widest], request
+
+    inputs = [jnp.full((1,), number, jnp.int32) for number in range(SEARCHES + 1)]
+    return (lambda params, request: request), decode_step, params, inputs
+
+
+def _tiger(sizes: tuple[int, ...], codes: np.ndarray) -> tuple[Any, ...]:
+    import jax
+    import jax.numpy as jnp
+    from flax import linen as nn
+
+    from tiger_jax.models.tiger import (
+        Tiger,
+        TigerConfig,
+        init_params,
+        make_decode_fns,
+    )
+    from tiger_jax.semantic_ids.token_ids import TokenLayout
+
+    layout = TokenLayout(sizes, num_user_tokens=2000)
+    model = Tiger(TigerConfig(), layout)
+    params = nn.unbox(init_params(model, jax.random.key(0)))
+    rng = np.random.default_rng(15)
+    inputs = []
+    for _ in range(SEARCHES + 1):
+        history = np.array(codes[rng.integers(0, len(codes), 20)])
+        tokens = layout.tokens_of(history).reshape(1, -1)
+        user = np.full((1, 1), layout.first_user_token)
+        inputs.append(jnp.asarray(np.concatenate([user, tokens], axis=1), jnp.int32))
+    return (*make_decode_fns(model), params, inputs)

@@ -1,0 +1,65 @@
+"""The README's results are what the rows say."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.paper import results_table
+from benchmarks.paper.results_rows import KEY, read_rows
+
+ROOT = Path(__file__).resolve().parents[3]
+ROWS = read_rows(ROOT / "docs" / "results.jsonl")
+
+
+def test_the_readme_has_the_table_that_the_rows_give():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert results_table.build_results(ROWS) in readme
+
+
+def test_every_row_says_what_made_it():
+    assert len({json.dumps([row[k] for k in KEY]) for row in ROWS}) == len(ROWS)
+    for row in ROWS:
+        for name, (low, high) in row["intervals"].items():
+            assert low <= row["metrics"][name] <= high
+        if row["seed"] is not None:
+            for fact in ("config_hash", "commit", "hardware", "minutes", "command"):
+                assert row[fact] or row[fact] == 0
+        assert "/tmp" not in json.dumps(row)
+
+
+def test_seeds_become_a_mean_with_an_interval_and_gaps_say_so():
+    one = next(r for r in ROWS if r["method"] == "tiger" and r["split"] == "test")
+    two = {
+        **one,
+        "seed": 99,
+        "metrics": {k: v + 0.002 for k, v in one["metrics"].items()},
+    }
+    table = results_table.build_results([one, two])
+    line = next(x for x in table.splitlines() if x.startswith("| **TIGER"))
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[1] == "2"
+    mean = one["metrics"]["recall@5"] + 0.001
+    assert cells[2].startswith(f"{mean:.4f}".removeprefix("0") + " ± ")
+    assert cells[6:] == ["*not run*"] * 4  # no masked row was given
+    assert "not run: needs Sentence-T5 weights" in table
+
+
+def test_a_data_set_nobody_published_on_has_its_own_rows_alone():
+    row = {**ROWS[0], "data": "mine", "data_users": 7}
+    table = results_table.build_results([row]).splitlines()
+    assert table[0].startswith("| mine, test |")
+    assert not any("Rajput" in line for line in table[:5])
+
+
+@pytest.mark.parametrize("name", ["beauty", "sports", "toys"])
+def test_the_papers_recipe_says_what_it_needs(name):
+    assert results_table._why_not(name).startswith("needs ")
+
+
+def test_what_a_header_says_of_its_data_stands_under_the_table():
+    table = results_table.build_results(
+        [row for row in ROWS if row["experiment"].startswith("sports_best")]
+    )
+    assert "*`sports_best`*: where this was measured, each item's text was" in table
+    assert results_table._caveat("beauty_best, max_minutes=None") == ""
