@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import functools
 import gc
+import itertools
 import json
 import os
 import platform
@@ -98,6 +99,17 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
     path.write_text("".join(lines), encoding="utf-8")
 
 
+def merge_rows(old: Iterable[Row], new: Iterable[Row], *names: str) -> list[Row]:
+    """Puts new rows in place of those alike in the named fields, others at the end."""
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for rows in (old, new):
+        own: dict[tuple[Any, ...], list[Row]] = {}
+        for row in rows:
+            own.setdefault(tuple(row[name] for name in names), []).append(row)
+        groups |= own
+    return list(itertools.chain.from_iterable(groups.values()))
+
+
 def report(row: Row, path: Path | None = None) -> None:
     """Prints a row and, if a file is given, appends it there."""
     line = json.dumps(row, ensure_ascii=False)
@@ -158,6 +170,20 @@ def write_between(file: Path, name: str, text: str) -> None:
     file.write_text(f"{before}{begin}\n{text.strip()}\n{end}{after}", encoding="utf-8")
 
 
+def publish(
+    options: argparse.Namespace,
+    mark: str,
+    rows: Sequence[Row],
+    table: Callable[[Sequence[Row]], str],
+    plot: Callable[[Sequence[Row], Path], None] | None = None,
+) -> None:
+    """Draws rows and writes their table, where the command line asks for it."""
+    if plot and options.plot:
+        plot(rows, options.plot)
+    if options.document:
+        write_between(options.document, mark, table(rows))
+
+
 def markdown_table(
     titles: Sequence[str], rows: Iterable[Sequence[Any]], align: str = "|--"
 ) -> list[str]:
@@ -174,8 +200,13 @@ def markdown_table(
     """
     marks = align.strip("|").split("|")
     marks += marks[-1:] * (len(titles) - len(marks))
-    lines = [f"| {' | '.join(titles)} |", f"|{'|'.join(marks)}|"]
-    return lines + [f"| {' | '.join(map(str, cells))} |" for cells in rows]
+    lines = [table_line(titles), f"|{'|'.join(marks)}|"]
+    return lines + [table_line(cells) for cells in rows]
+
+
+def table_line(cells: Iterable[Any]) -> str:
+    """One row of a Markdown table."""
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def format_short(value: float) -> str:

@@ -8,26 +8,22 @@ Training keeps the checkpoint with the best recall@10 of a sample of users
 that was kept is measured on all validation users, by the same search: where the chosen
 one isn't the best of them, the sample was too small. The test split stays unread.
 
-One row of JSON a checkpoint; rows of the same recommender are replaced in the file.
+One row of JSON per checkpoint; rows of the same recommender are replaced in the file.
 --document writes the table of all rows between <!-- checkpoint_choice --> marks.
 """
 
-import argparse
-import json
 import operator
 import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from benchmarks.lib import write_between
-from benchmarks.paper.analyses import Row, Study, format_short, recall_facts
-from benchmarks.paper.results_rows import read_rows, write_rows
+from benchmarks import lib
+from benchmarks.lib import Row
+from benchmarks.paper.study import Study, metric_cell, recall_facts
 from tiger_jax.recommending.trained_model import CHECKPOINTS, ModelCard
 from tiger_jax.training.checkpoints import STEP_PREFIX
-from tiger_jax.workdir import artifacts
 
 NUM_BEAMS = 20  # as training validates
 ALL_USERS = sys.maxsize
@@ -41,23 +37,15 @@ def kept_steps(recommender: Path) -> list[int]:
     return sorted(int(match[1]) for match in found if match)
 
 
-def sampled_metrics(recommender: Path) -> dict[int, dict[str, float]]:
-    """By step, what training saw of its sample."""
-    lines = (recommender / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
-    return {
-        row["step"]: {name: row[f"validation/{name}"] for name in (*SHOWN, "loss")}
-        for row in rows
-        if "validation/loss" in row
-    }
-
-
 def measure(study: Study) -> Iterator[Row]:
     """A row for each kept checkpoint."""
     recommender = study.workdir / "recommender"
-    trained = artifacts.load_manifest(recommender, verify=False)
     chosen = ModelCard.load(recommender).best_step
-    sampled = sampled_metrics(recommender)
+    sampled = {
+        row["step"]: {name: row[f"validation/{name}"] for name in (*SHOWN, "loss")}
+        for row in lib.read_rows(recommender / "metrics.jsonl")
+        if "validation/loss" in row
+    }
     for step in kept_steps(recommender):
         started = time.perf_counter()
         ours = study.load(NUM_BEAMS, step)
@@ -67,34 +55,31 @@ def measure(study: Study) -> Iterator[Row]:
             "workdir": study.workdir.name,
             "step": step,
             "is_chosen": step == chosen,
-            "sampled_users": trained.config["validation"]["num_users"],
+            "sampled_users": study.trained.config["validation"]["num_users"],
             "sampled": sampled[step],
             **recall_facts(found, study.seed),
             "minutes": round((time.perf_counter() - started) / 60, 2),
             **study.about,
-            "seed": trained.config["seed"],
+            "seed": study.trained.config["seed"],
         }
 
 
 def build_table(rows: Sequence[Row]) -> str:
-    """A line a checkpoint, the sample's word beside everybody's."""
-    lines = [
-        "| seed | step | loss | recall@10, ndcg@10 of the sample "
-        "| recall@10 of all | ndcg@10 of all |",
-        "|--:|--:|--:|---|---|---|",
-    ]
+    """A line per checkpoint, the sample's word beside everybody's."""
+    cells = []
     for row in rows:
-        step = f"{row['step']:,}"
-        sampled = " / ".join(format_short(row["sampled"][name]) for name in SHOWN)
-        cells = [
-            f"{format_short(row['metrics'][name])} "
-            f"({'–'.join(format_short(end) for end in row['intervals'][name])})"
-            for name in SHOWN
-        ]
-        lines.append(
-            f"| {row['seed']} | {f'**{step}**' if row['is_chosen'] else step} "
-            f"| {row['sampled']['loss']:.3f} | {sampled} | {' | '.join(cells)} |"
+        step, sampled = f"{row['step']:,}", row["sampled"]
+        cells.append(
+            [
+                row["seed"],
+                f"**{step}**" if row["is_chosen"] else step,
+                f"{sampled['loss']:.3f}",
+                " / ".join(lib.format_short(sampled[name]) for name in SHOWN),
+                *(metric_cell(row, name) for name in SHOWN),
+            ]
         )
+    titles = ["seed", "step", "loss", "recall@10, ndcg@10 of the sample"]
+    titles += [f"{name} of all" for name in SHOWN]
     first = rows[0]
     about = (
         f"{first['data']}, validation, nothing masked, {NUM_BEAMS} beams; the sample "
@@ -103,37 +88,27 @@ def build_table(rows: Sequence[Row]) -> str:
         f"{first['device']}, commit `{first['commit']}`; by "
         "`python -m benchmarks.paper.checkpoint_choice --workdir=…`."
     )
-    return "\n".join([*lines, "", about])
+    table = lib.markdown_table(titles, cells, "|--:|--:|--:|---|")
+    return "\n".join([*table, "", about])
 
 
-def main() -> int:
+def main() -> None:
     """Prints the rows as JSON, and writes what was asked for."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--workdir", type=Path, required=True)
-    add("--max_users", type=int, default=ALL_USERS, help="of all validation users")
-    add("--rows", type=Path, help="merge the rows into this file")
-    add("--document", type=Path, help="a Markdown file with marks for the table")
+    parser = lib.make_parser(__doc__, "workdir", "rows", "document")
+    help = "of all validation users"
+    parser.add_argument("--max_users", type=int, default=ALL_USERS, help=help)
     options = parser.parse_args()
-    study = Study(options.workdir, max_users=options.max_users, seed=0)
     rows = []
-    for row in measure(study):
-        print(json.dumps(row), flush=True)
+    for row in measure(Study(options.workdir, max_users=options.max_users, seed=0)):
+        lib.report(row)
         rows.append(row)
     if options.rows:
-        others = [
-            row
-            for row in read_rows(options.rows)
-            if row["recommender"] != rows[0]["recommender"]
-        ]
-        rows = sorted([*others, *rows], key=operator.itemgetter("seed", "step"))
-        write_rows(options.rows, rows)
-    if options.document:
-        write_between(options.document, "checkpoint_choice", build_table(rows))
-    return 0
+        known = lib.read_rows(options.rows)
+        rows = lib.merge_rows(known, rows, "recommender")
+        rows.sort(key=operator.itemgetter("seed", "step"))
+        lib.write_rows(options.rows, rows)
+    lib.publish(options, "checkpoint_choice", rows, build_table)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    lib.run(main)

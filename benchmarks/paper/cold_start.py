@@ -15,9 +15,6 @@ Rows with the same work directory name are replaced in the file. --document writ
 table of all rows between <!-- cold_start --> marks.
 """
 
-import argparse
-import json
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,13 +22,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.lib import write_between
-from benchmarks.paper.analyses import Row, Study, format_short, interval
-from benchmarks.paper.results_rows import read_rows, write_rows
+from benchmarks import lib
+from benchmarks.lib import Row
+from benchmarks.paper.study import Study, interval
 from tiger_jax.evaluation import evaluator, metrics
 from tiger_jax.evaluation.baselines.semantic_knn import build_semantic_knn
 from tiger_jax.histories import HeldOut
-from tiger_jax.recommending.searcher import Recommendation
 from tiger_jax.workdir.array_files import load_array
 
 CUTOFFS = (5, 10, 20, 30, 40, 50)
@@ -40,7 +36,7 @@ SHOWN_AT = 10
 KNN = "semantic_knn"
 
 
-def list_both(ours: Recommendation, users: HeldOut, k: int) -> tuple[np.ndarray, ...]:
+def list_both(ours: Any, users: HeldOut, k: int) -> tuple[np.ndarray, ...]:
     """Ranks [U] of the targets among k seen and among k unseen items, by one search."""
 
     def recommend(
@@ -87,49 +83,37 @@ def measure(study: Study, epsilons: Sequence[float], max_users: int) -> list[Row
     data, seed = study.data, study.seed
     is_unseen_target = np.isin(data.test.targets, data.unseen_items)
     cold = data.test.select(np.flatnonzero(is_unseen_target))
-    samples: dict[str, HeldOut] = {}
-    samples["unseen"], _ = evaluator.sample_users(cold, max_users, seed=seed)
-    samples["all"], _ = evaluator.sample_users(data.test, max_users, seed=seed)
-    longest = max(CUTOFFS)
-    ours = study.load(longest)
+    samples = {
+        name: evaluator.sample_users(users, max_users, seed=seed)[0]
+        for name, users in (("unseen", cold), ("all", data.test))
+    }
+    width = max(CUTOFFS) + 1
+    ours = study.load(width - 1)
     knn = build_semantic_knn(
         load_array(study.workdir / "embeddings" / "embeddings.npy")
     )
     started = time.perf_counter()
-    found: dict[str, list[Row]] = {}
+    cases = [{"method": KNN}, *({"method": "tiger", "epsilon": e} for e in epsilons)]
+    rows: list[Row] = [
+        {"benchmark": "cold_start", "workdir": study.workdir.name, "case": case}
+        for case in cases
+    ]
     for name, users in samples.items():
         study.users = users
-        knn_ranks = study.evaluate(knn, longest + 1, f"{KNN}, {name}").ranks
-        by_group = list_both(ours, users, longest + 1)
-        found[name] = [
-            _recalls({k: knn_ranks for k in CUTOFFS}, seed),
-            *(
-                _recalls({k: ranks_at(e, k, *by_group) for k in CUTOFFS}, seed)
-                for e in epsilons
-            ),
-        ]
-        found[name][0]["users"] = len(users.targets)
-    cases = [{"method": KNN}, *({"method": "tiger", "epsilon": e} for e in epsilons)]
+        knn_ranks = study.evaluate(knn, width, f"{KNN}, {name}").ranks
+        by_group = list_both(ours, users, width)
+        rows[0][name] = _recalls(dict.fromkeys(CUTOFFS, knn_ranks), seed)
+        for row, e in zip(rows[1:], epsilons, strict=True):
+            ranks = {k: ranks_at(e, k, *by_group) for k in CUTOFFS}
+            row[name] = _recalls(ranks, seed)
     about = {
         **study.about,
         "split": "test",
         "unseen_items": len(data.unseen_items),
-        "users": {name: own[0]["users"] for name, own in found.items()},
+        "users": {name: len(users.targets) for name, users in samples.items()},
         "minutes": round((time.perf_counter() - started) / 60, 1),
     }
-    return [
-        {
-            "benchmark": "cold_start",
-            "workdir": study.workdir.name,
-            "case": case,
-            **{
-                n: {k: own[i][k] for k in ("recall", "intervals")}
-                for n, own in found.items()
-            },
-            **about,
-        }
-        for i, case in enumerate(cases)
-    ]
+    return [row | about for row in rows]
 
 
 def _recalls(ranks: dict[int, np.ndarray], seed: int) -> Row:
@@ -146,20 +130,21 @@ def _recalls(ranks: dict[int, np.ndarray], seed: int) -> Row:
 
 def build_table(rows: Sequence[Row]) -> str:
     """Recall at 10 for every share of unseen items, and what was measured."""
-    lines = [
-        f"| unseen test items | list | recall@{SHOWN_AT}, target unseen "
-        f"| recall@{CUTOFFS[-1]}, target unseen | recall@{SHOWN_AT}, all users |",
-        "|--:|---|---|---|---|",
+
+    def cell(side: Row, k: int) -> str:
+        name = f"recall@{k}"
+        return lib.format_interval(side["recall"][name], side["intervals"][name])
+
+    shown = (("unseen", SHOWN_AT), ("unseen", CUTOFFS[-1]), ("all", SHOWN_AT))
+    titles = ["unseen test items", "list"]
+    titles += [f"recall@{k}, target unseen" for _, k in shown[:2]]
+    cells = [
+        [f"{row['unseen_items']:,}", _name(row), *(cell(row[n], k) for n, k in shown)]
+        for row in rows
     ]
-    for row in rows:
-        cells = [
-            _cell(row["unseen"], SHOWN_AT),
-            _cell(row["unseen"], CUTOFFS[-1]),
-            _cell(row["all"], SHOWN_AT),
-        ]
-        lines.append(
-            f"| {row['unseen_items']:,} | {_name(row)} | {' | '.join(cells)} |"
-        )
+    table = lib.markdown_table(
+        [*titles, f"recall@{SHOWN_AT}, all users"], cells, "|--:|---|"
+    )
     groups = {row["workdir"]: row for row in rows}
     measured = "; ".join(
         f"{row['unseen_items']:,} items: {row['users']['unseen']:,} users whose target "
@@ -174,7 +159,7 @@ def build_table(rows: Sequence[Row]) -> str:
         f"benchmarks.paper.cold_start --workdir=…` for "
         f"{', '.join(f'`{g}`' for g in groups)}."
     )
-    return "\n".join([*lines, "", about])
+    return "\n".join([*table, "", about])
 
 
 def _name(row: Row) -> str:
@@ -183,72 +168,44 @@ def _name(row: Row) -> str:
     return f"TIGER, ε = {row['case']['epsilon']:g}"
 
 
-def _cell(side: Row, k: int) -> str:
-    low, high = (format_short(end) for end in side["intervals"][f"recall@{k}"])
-    return f"{format_short(side['recall'][f'recall@{k}'])} ({low}–{high})"
-
-
 def draw(rows: Sequence[Row], file: Path) -> None:
-    """Recall@K of unseen targets over K; one picture a work directory."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    """Recall@K of unseen targets over K; one picture per work directory."""
     groups = list(dict.fromkeys(row["workdir"] for row in rows))
-    figure, axes = plt.subplots(
-        1,
-        len(groups),
-        figsize=(2 + 4.0 * len(groups), 3.4),
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
-    )
-    for place, group in zip(axes[0], groups, strict=True):
-        own = [row for row in rows if row["workdir"] == group]
-        for row in own:
-            is_knn = row["case"]["method"] == KNN
-            values = [row["unseen"]["recall"][f"recall@{k}"] for k in CUTOFFS]
-            style = {"color": "0.4", "linestyle": "--"} if is_knn else {"marker": "o"}
-            place.plot(CUTOFFS, values, label=_name(row), **style)
-        place.set(xlabel="K", title=f"{own[0]['unseen_items']:,} unseen items")
-        place.grid(alpha=0.3)
-    axes[0][0].set(ylabel="recall@K, target unseen", ylim=(0, None))
-    lines, names = axes[0][-1].get_legend_handles_labels()
-    figure.legend(lines, names, frameon=False, loc="outside right center")
-    figure.savefig(file, dpi=144)
-    plt.close(figure)
+    size = (2 + 4.0 * len(groups), 3.4)
+    with lib.draw(file, 1, len(groups), figsize=size, sharey=True) as (figure, axes):
+        for place, group in zip(axes[0], groups, strict=True):
+            own = [row for row in rows if row["workdir"] == group]
+            for row in own:
+                is_knn = row["case"]["method"] == KNN
+                values = [row["unseen"]["recall"][f"recall@{k}"] for k in CUTOFFS]
+                style: Row = {"marker": "o"}
+                if is_knn:
+                    style = {"color": "0.4", "linestyle": "--"}
+                place.plot(CUTOFFS, values, label=_name(row), **style)
+            place.set(xlabel="K", title=f"{own[0]['unseen_items']:,} unseen items")
+            place.grid(alpha=0.3)
+        axes[0][0].set(ylabel="recall@K, target unseen", ylim=(0, None))
+        lines, names = axes[0][-1].get_legend_handles_labels()
+        figure.legend(lines, names, frameon=False, loc="outside right center")
 
 
-def main() -> int:
+def main() -> None:
     """Prints the rows as JSON."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = lib.make_parser(__doc__, "workdir", "seed", "rows", "plot", "document")
     add = parser.add_argument
-    add("--workdir", type=Path, required=True)
     add("--max_users", type=int, default=2000, help="of each sample")
-    add("--seed", type=int, default=0)
     add("--epsilons", type=float, nargs="+", default=EPSILONS)
-    add("--rows", type=Path, help="merge the rows into this file")
-    add("--plot", type=Path, help="a PNG file, of all rows")
-    add("--document", type=Path, help="a Markdown file with marks for the table")
     options = parser.parse_args()
     study = Study(options.workdir, max_users=options.max_users, seed=options.seed)
     rows = measure(study, options.epsilons, options.max_users)
     for row in rows:
-        print(json.dumps(row), flush=True)
+        lib.report(row)
     if options.rows:
-        name = options.workdir.name
-        others = [r for r in read_rows(options.rows) if r["workdir"] != name]
-        rows = sorted([*others, *rows], key=lambda row: row["unseen_items"])
-        write_rows(options.rows, rows)
-    if options.plot:
-        draw(rows, options.plot)
-    if options.document:
-        write_between(options.document, "cold_start", build_table(rows))
-    return 0
+        rows = lib.merge_rows(lib.read_rows(options.rows), rows, "workdir")
+        rows.sort(key=lambda row: row["unseen_items"])
+        lib.write_rows(options.rows, rows)
+    lib.publish(options, "cold_start", rows, build_table, draw)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    lib.run(main)

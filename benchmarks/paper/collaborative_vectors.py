@@ -7,13 +7,13 @@ vectors by themselves, in seconds and without training, on validation users with
 their own items masked. The collaborative vectors come from training histories only.
 """
 
-import argparse
-import json
-import sys
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks import lib
+from benchmarks.lib import Row
+from benchmarks.paper.study import recall_facts
 from tiger_jax.data.item_vectors import join_text
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.embedding.collaborative import (
@@ -29,7 +29,7 @@ METRICS = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
 
 def measure(
     workdir: Path, *, dims: int, weight: float, max_users: int, seed: int
-) -> list[dict]:
+) -> list[Row]:
     """One row for each kind of vector."""
     data = PreparedData.load(workdir / "data")
     text = np.load(workdir / "embeddings" / "embeddings.npy", allow_pickle=False)
@@ -50,7 +50,6 @@ def measure(
             exclude_seen=True,
             description=f"nearest by {name}",
         )
-        means, intervals = found.compute_metrics(), found.compute_intervals(seed)
         rows.append(
             {
                 "vectors": name,
@@ -61,25 +60,21 @@ def measure(
                 "commit": artifacts.code_version(),
                 "dims": dims,
                 "weight": weight,
-                "metrics": {m: means[m] for m in METRICS},
-                "intervals": {m: intervals[m] for m in METRICS},
+                **recall_facts(found, seed, METRICS),
             }
         )
     return rows
 
 
-def main() -> int:
+def main() -> None:
     """Prints the rows as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--workdir", type=Path, required=True)
+    parser = lib.make_parser(__doc__, "workdir", "seed")
     parser.add_argument("--dims", type=int, default=128)
     parser.add_argument("--weight", type=float, default=1.0)
     parser.add_argument("--max_users", type=int, default=4000)
-    parser.add_argument("--seed", type=int, default=0)
     for row in measure(**vars(parser.parse_args())):
-        print(json.dumps(row))
-    return 0
+        lib.report(row)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    lib.run(main)

@@ -13,9 +13,7 @@ on the same validation users, nothing masked, so that each can be compared with 
 counterpart user by user; the test split stays unread.
 """
 
-import argparse
 import dataclasses
-import json
 import shutil
 import subprocess
 import sys
@@ -26,14 +24,15 @@ from typing import Any
 import numpy as np
 
 import run
-from benchmarks.lib import write_between
-from benchmarks.paper.analyses import Row, Study, format_short, recall_facts
-from benchmarks.paper.results_rows import command_of, read_rows, write_rows
+from benchmarks import lib
+from benchmarks.lib import ROOT, Row
+from benchmarks.paper.results_rows import command_of
+from benchmarks.paper.study import Study, metric_cell, recall_facts
+from tiger_jax.errors import InputError
 from tiger_jax.evaluation import bootstrap
 from tiger_jax.progress import say
 from tiger_jax.workdir import artifacts
 
-ROOT = Path(__file__).resolve().parents[2]
 NUM_BEAMS = 21  # one more than the largest cutoff, to see ties
 STAGES = run.STAGES[: run.STAGES.index("train_recommender") + 1]
 # Folders that a run takes over from the first one. A stage whose configuration
@@ -41,6 +40,7 @@ STAGES = run.STAGES[: run.STAGES.index("train_recommender") + 1]
 DATA = ("data", "embeddings")
 CODES = (*DATA, "rqvae", "semantic_ids")
 FIRST = "reduced"
+COMPARED = ("recall@10", "ndcg@10")
 OPTIMIZER = "optimizers.OptimizerConfig"
 SIZES = "rqvae.RqVaeConfig.codebook_sizes"
 
@@ -186,7 +186,7 @@ def command(
         words.append(f"--embeddings={shop.embeddings}")
     if experiment.is_combined:
         if other is None:
-            raise SystemExit(
+            raise InputError(
                 f"{experiment.name} needs --other_data_dir and --other_embeddings; "
                 "--without combined_corpus leaves it out"
             )
@@ -238,7 +238,7 @@ def measure(experiment: Experiment, root: Path, max_users: int, seed: int) -> Ro
     users = study.users.user_numbers
     (root / "ranks").mkdir(exist_ok=True)
     np.savez(_ranks_file(root, experiment), users=users, ranks=found.ranks)
-    made = artifacts.load_manifest(workdir / "recommender", verify=False)
+    made = study.trained
     codes = artifacts.load_manifest(workdir / "rqvae", verify=False).summary
     return {
         "benchmark": "paper_experiments",
@@ -277,7 +277,7 @@ def _difference(root: Path, experiment: Experiment, seed: int) -> Row | None:
         ours["users"], theirs["users"], return_indices=True
     )
     found: Row = {"users": len(common)}
-    for metric in ("recall@10", "ndcg@10"):
+    for metric in COMPARED:
         found[metric] = bootstrap.paired_difference(
             ours["ranks"][mine], theirs["ranks"][other], metric, seed=seed
         )
@@ -299,13 +299,17 @@ def build_table(rows: Sequence[Row]) -> str:
             if row is None:
                 lines.append(f"| {experiment.title} | *not run* | | | | |")
                 continue
-            lines.append(
-                f"| {row['title']} | {_cell(row, 'recall@10')} "
-                f"| {_cell(row, 'ndcg@10')} | {_signed(row['difference'])} "
-                f"| {row['collision_rate']:.1%} | {row['parameters'] / 1e6:.2f}M |"
+            cells = (
+                row["title"],
+                *(metric_cell(row, metric) for metric in COMPARED),
+                _signed(row["difference"]),
+                f"{row['collision_rate']:.1%}",
+                f"{row['parameters'] / 1e6:.2f}M",
             )
+            lines.append(lib.table_line(cells))
     first = rows[0]
     commits = ", ".join(f"`{c}`" for c in dict.fromkeys(r["commit"] for r in rows))
+    minutes = [row["minutes"] for row in rows]
     about = (
         f"{first['data']}, {first['users']:,} validation users, nothing masked, "
         f"{NUM_BEAMS} beams, seed {first['seed']}; {first['updates']} updates of 256 "
@@ -313,17 +317,11 @@ def build_table(rows: Sequence[Row]) -> str:
         "95 % bootstrap intervals over users, the differences' paired. *Counterpart*: "
         "the first row, for content the TF-IDF row with all fields. One seed: what "
         "another would give is not in the intervals. Between "
-        f"{min(r['minutes'] for r in rows):g} and "
-        f"{max(r['minutes'] for r in rows):g} minutes of training each on "
+        f"{min(minutes):g} and {max(minutes):g} minutes of training each on "
         f"{first['device']}, beside other work; commit {commits}; by `python -m "
         "benchmarks.paper.experiments`, from its rows."
     )
     return "\n".join([*lines, "", about])
-
-
-def _cell(row: Row, metric: str) -> str:
-    low, high = (format_short(end) for end in row["intervals"][metric])
-    return f"{format_short(row['metrics'][metric])} ({low}–{high})"
 
 
 def _signed(difference: Row | None) -> str:
@@ -338,80 +336,68 @@ def _signed(difference: Row | None) -> str:
 
 def draw(rows: Sequence[Row], file: Path) -> None:
     """The differences from the counterparts, as points with intervals."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
     shown = [row for row in rows if row["difference"]][::-1]
-    figure, axes = plt.subplots(
-        figsize=(7.5, 1 + 0.28 * len(shown)), layout="constrained"
-    )
     groups = list(GROUPS)
-    for at, row in enumerate(shown):
-        mean, low, high = row["difference"]["recall@10"]
-        colour = f"C{groups.index(row['group'])}"
-        axes.plot([low, high], [at, at], color=colour, linewidth=2)
-        axes.plot(mean, at, "o", color=colour)
-    axes.set_yticks(range(len(shown)), [row["title"] for row in shown])
-    axes.axvline(0, color="0.5", linewidth=1)
-    axes.grid(axis="x", alpha=0.3)
-    axes.set_xlabel("recall@10 above its counterpart's, validation")
-    figure.savefig(file, dpi=144)
-    plt.close(figure)
+    with lib.draw(file, figsize=(7.5, 1 + 0.28 * len(shown))) as (_, ((axes,),)):
+        for at, row in enumerate(shown):
+            mean, low, high = row["difference"]["recall@10"]
+            colour = f"C{groups.index(row['group'])}"
+            axes.plot([low, high], [at, at], color=colour, linewidth=2)
+            axes.plot(mean, at, "o", color=colour)
+        axes.set_yticks(range(len(shown)), [row["title"] for row in shown])
+        axes.axvline(0, color="0.5", linewidth=1)
+        axes.grid(axis="x", alpha=0.3)
+        axes.set_xlabel("recall@10 above its counterpart's, validation")
 
 
-def main() -> int:
+def main() -> None:
     """Trains what is missing, measures it, and writes what was asked for."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = lib.make_parser(__doc__, "workdir", "seed", "rows", "plot", "document")
     add = parser.add_argument
     add("--data_dir", type=Path, required=True)
     add("--embeddings", type=Path, required=True)
     add("--other_data_dir", type=Path, help="of the combined corpus")
     add("--other_embeddings", type=Path)
-    add("--workdir", type=Path, required=True, help="one folder an experiment below")
-    add("--only", nargs="+", choices=list(EXPERIMENTS), metavar="NAME")
-    add("--without", nargs="+", choices=list(EXPERIMENTS), metavar="NAME", default=[])
+    add("--only", nargs="+", choices=EXPERIMENTS, metavar="NAME", default=EXPERIMENTS)
+    add("--without", nargs="+", choices=EXPERIMENTS, metavar="NAME", default=[])
     add("--max_users", type=int, default=5000)
-    add("--seed", type=int, default=0)
-    add("--rows", type=Path, help="keep the rows in this file")
-    add("--document", type=Path, help="a Markdown file with marks for the table")
-    add("--plot", type=Path, help="a PNG file")
     options = parser.parse_args()
     root = options.workdir.resolve()
-    shop = Shop(options.data_dir.resolve(), options.embeddings.resolve())
-    other = None
-    if options.other_data_dir and options.other_embeddings:
-        other = Shop(
-            options.other_data_dir.resolve(), options.other_embeddings.resolve()
+    shop, other = (
+        Shop(data_dir.resolve(), embeddings.resolve())
+        if data_dir and embeddings
+        else None
+        for data_dir, embeddings in (
+            (options.data_dir, options.embeddings),
+            (options.other_data_dir, options.other_embeddings),
         )
+    )
+    assert shop is not None
+    chosen = [
+        e
+        for name, e in EXPERIMENTS.items()
+        if name in options.only and name not in options.without
+    ]
+    for experiment in chosen:  # says what is missing before it starts
+        command(experiment, root, shop, other)
     rows_file = options.rows or root / "rows.jsonl"
     root.mkdir(parents=True, exist_ok=True)
-    chosen = [e for n, e in EXPERIMENTS.items() if n not in options.without]
-    if options.only:
-        chosen = [e for e in chosen if e.name in options.only]
     for experiment in chosen:
         train(experiment, root, shop, other)
         manifest = artifacts.load_manifest(
             root / experiment.name / "recommender", verify=False
         )
-        rows = {row["experiment"]: row for row in read_rows(rows_file)}
+        rows = {row["experiment"]: row for row in lib.read_rows(rows_file)}
         known = rows.get(experiment.name)
         if known is None or known["recommender"] != manifest.content_hash:
-            rows[experiment.name] = measure(
-                experiment, root, options.max_users, options.seed
-            )
-            print(json.dumps(rows[experiment.name]), flush=True)
-            write_rows(rows_file, [rows[n] for n in EXPERIMENTS if n in rows])
-    rows_now = read_rows(rows_file)
-    if options.plot:
-        draw(rows_now, options.plot)
-    if options.document:
-        write_between(options.document, "paper_experiments", build_table(rows_now))
-    return 0
+            row = measure(experiment, root, options.max_users, options.seed)
+            lib.report(row)
+            rows[experiment.name] = row
+            lib.write_rows(rows_file, [rows[n] for n in EXPERIMENTS if n in rows])
+    lib.publish(
+        options, "paper_experiments", lib.read_rows(rows_file), build_table, draw
+    )
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    lib.run(main)

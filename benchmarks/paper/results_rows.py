@@ -10,20 +10,19 @@ from ``metrics.json``, ``details.json`` and the manifests. A row that is in the 
 already, by data set, method, experiment, seed and split, is replaced.
 """
 
-import argparse
 import functools
-import json
 import re
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks import lib
+from benchmarks.lib import Row
 from benchmarks.training.work_done import measure_work
+from tiger_jax.errors import InputError
 from tiger_jax.reporting.tables import BASELINE_NAMES
 from tiger_jax.workdir import artifacts
 
-Row = dict[str, Any]
 # Bindings that leave an experiment the same: its seed, and where a start lies.
 _SAME_RECIPE = ("--gin.SEED=", "--gin.train_recommender.starts_from=")
 KEY = ("data", "method", "experiment", "seed", "split")
@@ -35,34 +34,16 @@ ONLY_FUSED = ("dense_knn", "sasrec")
 
 
 def collect_rows(workdir: Path) -> list[Row]:
-    """The rows of one work directory."""
+    """The rows of one work directory.
+
+    Raises:
+        InputError: Nothing was evaluated there.
+    """
     rows = [*_of_evaluation(workdir), *_of_fusion(workdir)]
-    return list({_key(row): row for row in reversed(rows)}.values())[::-1]
-
-
-def merge_rows(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:
-    """Puts new rows in place of those with the same key, others at the end."""
-    merged = {_key(row): row for row in old}
-    merged.update({_key(row): row for row in new})
-    return list(merged.values())
-
-
-def read_rows(path: Path) -> list[Row]:
-    """Reads a file of rows; no file is no rows."""
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines if line.strip()]
-
-
-def write_rows(path: Path, rows: Sequence[Row]) -> None:
-    """Writes a file of rows."""
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-    path.write_text("".join(lines), encoding="utf-8")
-
-
-def _key(row: Row) -> tuple[Any, ...]:
-    return tuple(row[name] for name in KEY)
+    if not rows:
+        raise InputError(f"nothing was evaluated in {workdir}: run its evaluate stage")
+    # A fusion's part that the evaluation measured too is taken from there.
+    return list({tuple(r[k] for k in KEY): r for r in reversed(rows)}.values())[::-1]
 
 
 def _of_evaluation(workdir: Path) -> Iterator[Row]:
@@ -71,23 +52,12 @@ def _of_evaluation(workdir: Path) -> Iterator[Row]:
         return
     metrics = artifacts.read_json(folder / "metrics.json")
     details = artifacts.read_json(folder / "details.json")
-    manifest = artifacts.load_manifest(folder, verify=False)
+    row = functools.partial(_row, workdir, folder, metrics)
     for name, by_split in metrics["baselines"].items():
-        intervals = details["baseline_intervals"][name]
         for split in SPLITS:
-            yield _row(
-                workdir, manifest, metrics, name, split, by_split[split], intervals
-            )
+            yield row(name, split, by_split, details["baseline_intervals"][name])
     for split in SPLITS:
-        yield _row(
-            workdir,
-            manifest,
-            metrics,
-            "tiger",
-            split,
-            metrics[split],
-            metrics["intervals"],
-        )
+        yield row("tiger", split, metrics, metrics["intervals"])
 
 
 def _of_fusion(workdir: Path) -> Iterator[Row]:
@@ -95,42 +65,30 @@ def _of_fusion(workdir: Path) -> Iterator[Row]:
     if not (folder / artifacts.MANIFEST).is_file():
         return
     metrics = artifacts.read_json(folder / "metrics.json")
-    manifest = artifacts.load_manifest(folder, verify=False)
+    row = functools.partial(_row, workdir, folder, metrics)
     for name in ONLY_FUSED:
-        for split in SPLITS if name in metrics["parts"] else ():
-            yield _row(
-                workdir,
-                manifest,
-                metrics,
-                name,
-                split,
-                metrics["parts"][name][split],
-                metrics["part_intervals"][name],
-            )
-    weights = {"weights": metrics["settings"]["weights"]}
-    weights["normalization"] = metrics["settings"]["normalization"]
+        if name in metrics["parts"]:
+            parts, intervals = metrics["parts"][name], metrics["part_intervals"][name]
+            for split in SPLITS:
+                yield row(name, split, parts, intervals)
+    settings = {
+        name: metrics["settings"][name] for name in ("weights", "normalization")
+    }
     for split in SPLITS:
-        row = _row(
-            workdir,
-            manifest,
-            metrics,
-            "fusion",
-            split,
-            metrics[split],
-            metrics["intervals"],
-        )
-        yield {**row, **weights}
+        yield row("fusion", split, metrics, metrics["intervals"]) | settings
 
 
 def _row(
     workdir: Path,
-    measured: artifacts.Manifest,
-    metrics: dict[str, Any],
+    folder: Path,
+    metrics: Row,
     method: str,
     split: str,
-    values: dict[str, float],
-    intervals: dict[str, Any],
+    values: Row,
+    intervals: Row,
 ) -> Row:
+    """A method on a split; `values` and `intervals` are by split and metric."""
+    measured = artifacts.load_manifest(folder, verify=False)
     data = artifacts.read_json(workdir / "data" / "statistics.json")
     row = {
         "data": data["name"],
@@ -143,7 +101,7 @@ def _row(
         "seed": None,
         "split": split,
         "users": metrics["settings"]["users"],
-        "metrics": {name: round(value, 6) for name, value in values.items()},
+        "metrics": {name: round(value, 6) for name, value in values[split].items()},
         "intervals": {
             name: [round(end, 6) for end in ends]
             for name, ends in intervals[split].items()
@@ -206,22 +164,19 @@ def command_of(made: dict[str, Any]) -> str:
     return " ".join(["python run.py", *words])
 
 
-def main() -> int:
+def main() -> None:
     """Prints the rows, or merges them into a file."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = lib.make_parser(__doc__, "rows")
     parser.add_argument("--workdir", type=Path, required=True, action="append")
-    parser.add_argument("--rows", type=Path, help="merge the rows into this file")
     options = parser.parse_args()
     rows = [row for workdir in options.workdir for row in collect_rows(workdir)]
-    if options.rows is None:
+    if options.rows:
+        rows = lib.merge_rows(lib.read_rows(options.rows), rows, *KEY)
+        lib.write_rows(options.rows, rows)
+    else:
         for row in rows:
-            print(json.dumps(row, ensure_ascii=False))
-        return 0
-    write_rows(options.rows, merge_rows(read_rows(options.rows), rows))
-    return 0
+            lib.report(row)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    lib.run(main)

@@ -8,23 +8,21 @@ gin file. Runs that differ in their seed alone become one row, with their mean a
 95 % interval of that mean. Without --write the table is printed.
 """
 
-import argparse
 import re
-import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.lib import write_between
-from benchmarks.paper.results_rows import Row, read_rows
+from benchmarks import lib
+from benchmarks.lib import ROOT, Row
+from benchmarks.paper.results_rows import SPLITS
+from tiger_jax.errors import InputError
 from tiger_jax.reporting import paper_rows
 from tiger_jax.reporting.tables import BASELINE_NAMES
 
-ROOT = Path(__file__).resolve().parents[2]
 METRICS = paper_rows.METRICS
-SPLITS = ("test", "test_masked")
 METHODS = (*BASELINE_NAMES, "tiger", "fusion")  # in the order of the table
 
 
@@ -49,22 +47,19 @@ def build_results(rows: Sequence[Row]) -> str:
 def _section(rows: Sequence[Row]) -> str:
     """One data set: its table, and what made the rows."""
     known, first = _known(rows), rows[0]
-    titles = [*METRICS, *(f"{metric}, masked" for metric in METRICS)]
-    lines = [
-        f"| {known.title if known else first['data']}, test | seeds "
-        f"| {' | '.join(titles)} |",
-        f"|---|--:|{'--:|' * len(titles)}",
-    ]
+    title = f"{known.title if known else first['data']}, test"
+    titles = [title, "seeds", *METRICS, *(f"{metric}, masked" for metric in METRICS)]
     groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in rows:
         groups[row["method"], row["experiment"]].append(row)
-    notes = []
+    notes, cells = [], []
     for (method, experiment), own in sorted(
         groups.items(), key=lambda item: METHODS.index(item[0][0])
     ):
         name = _name(method, experiment, own[0])
-        lines.append(f"| {name} | {_seeds(own)} | {' | '.join(_cells(own))} |")
+        cells.append([name, _seeds(own), *_cells(own)])
         notes += _notes(name, own)
+    lines = lib.markdown_table(titles, cells, "|---|--:|")
     if known:
         lines += _published(known.name)
     whom = f"{first['users']:,} test users drawn by seed"
@@ -85,14 +80,16 @@ def _section(rows: Sequence[Row]) -> str:
     return "\n".join([*lines, "", about, "", *notes]).rstrip()
 
 
+def _header(experiment: str) -> str:
+    """The text of an experiment's gin file; without one, nothing."""
+    path = ROOT / "gin_configs" / "experiments" / f"{experiment}.gin"
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
 def _caveat(experiment: str) -> str:
     """What the header of an experiment's gin file says of its data, if anything."""
     name = experiment.partition(",")[0]
-    path = ROOT / "gin_configs" / "experiments" / f"{name}.gin"
-    if not name or not path.is_file():
-        return ""
-    header = path.read_text(encoding="utf-8")
-    found = re.search(r"# Data: +(.*?)\n# \w+:", header, re.DOTALL)
+    found = re.search(r"# Data: +(.*?)\n# \w+:", _header(name), re.DOTALL)
     if found is None:
         return ""
     return f" *`{name}`*: " + " ".join(found[1].replace("\n#", " ").split())
@@ -164,11 +161,10 @@ def _published(name: str) -> list[str]:
 
 def _why_not(name: str) -> str:
     """What the paper's recipe needs, as the header of its gin file says."""
-    path = ROOT / "gin_configs" / "experiments" / f"{name}_paper.gin"
-    header = path.read_text(encoding="utf-8").replace("\n#", " ")
+    header = _header(f"{name}_paper").replace("\n#", " ")
     found = re.search(r"Not run here: ([^.]+)\.", header)
     if found is None:
-        raise ValueError(f"{path} doesn't say why it was not run")
+        raise InputError(f"experiments/{name}_paper.gin doesn't say why it was not run")
     return " ".join(found[1].split())
 
 
@@ -210,21 +206,18 @@ def _notes(name: str, rows: Sequence[Row]) -> list[str]:
     return notes
 
 
-def main() -> int:
+def main() -> None:
     """Prints the table, or puts it between the README's marks."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = lib.make_parser(__doc__)
     parser.add_argument("--rows", type=Path, default=ROOT / "docs" / "results.jsonl")
     parser.add_argument("--write", action="store_true", help="into README.md")
     options = parser.parse_args()
-    text = build_results(read_rows(options.rows))
-    if not options.write:
+    text = build_results(lib.read_rows(options.rows))
+    if options.write:
+        lib.write_between(ROOT / "README.md", "results", f"## Results\n\n{text}")
+    else:
         print(text)
-        return 0
-    write_between(ROOT / "README.md", "results", f"## Results\n\n{text}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    lib.run(main)

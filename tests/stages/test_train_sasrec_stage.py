@@ -8,7 +8,8 @@ import pytest
 from compile_once import compile_once
 from trained_workdir import NUM_ITEMS, make_trained_workdir
 
-from benchmarks.paper.results_rows import collect_rows, merge_rows
+from benchmarks.lib import merge_rows
+from benchmarks.paper.results_rows import KEY, collect_rows
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.errors import Preempted
 from tiger_jax.evaluation import evaluator
@@ -111,7 +112,7 @@ def test_evaluate_shows_it_where_it_is_there(workdir):
     found = metrics["baselines"]["sasrec"]["test_masked"]
     assert row["metrics"] == pytest.approx(found, abs=1e-6)
     assert (row["updates"], row["examples"], row["seed"]) == (8, 8 * 16, 0)
-    assert merge_rows([row], [row | {"minutes": 7}]) == [row | {"minutes": 7}]
+    assert merge_rows([row], [row | {"minutes": 7}], *KEY) == [row | {"minutes": 7}]
 
 
 def test_only_the_last_items_of_a_history_are_read():

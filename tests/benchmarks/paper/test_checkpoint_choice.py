@@ -5,7 +5,7 @@ import pytest
 from trained_workdir import make_trained_workdir
 
 from benchmarks.paper import checkpoint_choice
-from benchmarks.paper.analyses import Study
+from benchmarks.paper.study import Study
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import pytest
 from trained_workdir import NUM_ITEMS, make_trained_workdir
 
 from benchmarks.paper import cold_start
-from benchmarks.paper.analyses import Study
+from benchmarks.paper.study import Study
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.errors import InputError
 from tiger_jax.evaluation.metrics import MISS

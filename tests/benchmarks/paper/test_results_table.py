@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.lib import read_rows
 from benchmarks.paper import results_table
-from benchmarks.paper.results_rows import KEY, read_rows
+from benchmarks.paper.results_rows import KEY
 
 ROOT = Path(__file__).resolve().parents[3]
 ROWS = read_rows(ROOT / "docs" / "results.jsonl")

@@ -1,0 +1,98 @@
+"""A trained work directory, its validation users, and how rows of it are made."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks import lib
+from benchmarks.lib import Row
+from tiger_jax.data.prepared import PreparedData
+from tiger_jax.errors import InputError
+from tiger_jax.evaluation import bootstrap, evaluator
+from tiger_jax.histories import HeldOut
+from tiger_jax.recommending.searcher import (
+    Recommendation,
+    SearchConfig,
+    load_recommendation,
+)
+from tiger_jax.workdir import artifacts
+
+METRICS = ("recall@5", "recall@10", "ndcg@10")
+
+
+class Study:
+    """What is measured of a trained work directory, on validation users."""
+
+    def __init__(self, workdir: Path, *, max_users: int, seed: int) -> None:
+        """Loads the data and draws the users.
+
+        Raises:
+            InputError: Nothing is trained there.
+        """
+        if not (workdir / "recommender" / artifacts.MANIFEST).is_file():
+            raise InputError(f"no trained recommender in {workdir}: train one there")
+        self.workdir, self.seed = workdir, seed
+        self.data = PreparedData.load(workdir / "data")
+        self.users: HeldOut
+        self.users, _ = evaluator.sample_users(
+            self.data.validation, max_users, seed=seed
+        )
+        self.trained = artifacts.load_manifest(workdir / "recommender", verify=False)
+        self.about = {
+            "data": self.data.name,
+            "split": "validation",
+            "users": len(self.users.targets),
+            "seed": seed,
+            "recommender": self.trained.content_hash,
+            "commit": artifacts.code_version(),
+            "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        }
+
+    def load(self, num_beams: int, step: int | None = None) -> Recommendation:
+        """The recommender with a search of its own, or another step's."""
+        search = SearchConfig(num_beams=num_beams)
+        return load_recommendation(self.workdir, self.data, search, step=step)
+
+    def evaluate(self, recommend: Any, k: int, what: str) -> evaluator.Evaluation:
+        """Lists of k - 1 items per user: one more is asked for, to see ties."""
+        return evaluator.evaluate(
+            recommend,
+            self.users,
+            num_items=self.data.num_items,
+            exclude_seen=False,
+            k=k - 1,
+            count_invalid=True,
+            batch_size=128,
+            description=what,
+        )
+
+
+def interval(values: np.ndarray, seed: int) -> list[float]:
+    """95 % bootstrap interval of a mean over users."""
+    means = bootstrap.resampled_means(
+        values[:, None].astype(np.float64),
+        num_resamples=bootstrap.NUM_RESAMPLES,
+        seed=seed,
+    )
+    tail = 50 * (1 - bootstrap.CONFIDENCE)
+    return [float(x) for x in np.percentile(means, [tail, 100 - tail])]
+
+
+def recall_facts(
+    found: evaluator.Evaluation, seed: int, metrics: Iterable[str] = METRICS
+) -> Row:
+    """Means and intervals of the metrics."""
+    means, intervals = found.compute_metrics(), found.compute_intervals(seed)
+    return {
+        "metrics": {name: means[name] for name in metrics},
+        "intervals": {name: intervals[name] for name in metrics},
+    }
+
+
+def metric_cell(row: Row, metric: str) -> str:
+    """A metric of a row with its interval, as a table shows it."""
+    ends = row["intervals"].get(metric)
+    return lib.format_interval(row["metrics"][metric], ends)
