@@ -107,7 +107,7 @@ def test_a_bare_machine_trains_decodes_and_evaluates_from_arrays(tmp_path):
             evaluate_fn=lambda params: {{"loss": 0.0}},
             partitioner=Partitioner(),
             config=LoopConfig(total_steps=150, log_every=50, evaluate_every=150,
-                              checkpoint_every=150),
+                              checkpoint_every=150, best_metric="loss"),
             folder=Path({str(tmp_path)!r}),
         )
         inputs = encode_histories(histories.last(3), codes, layout)

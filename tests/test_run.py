@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tiger_jax import cli
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -68,12 +70,7 @@ def test_a_disk_that_fails_is_one_line(tmp_path):
 
 
 def test_gin_bindings_on_the_command_line_are_split_off():
-    sys.path.insert(0, str(ROOT))
-    try:
-        import run as command
-    finally:
-        sys.path.remove(str(ROOT))
-    bindings, rest = command._take_gin_bindings(
+    bindings, rest = cli._take_gin_bindings(
         ["run.py", "--gin.a.B.c='x=1'", "--stage=evaluate", "-gin.SEED=3"]
     )
     assert bindings == ["a.B.c = 'x=1'", "SEED = 3"]

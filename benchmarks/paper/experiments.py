@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 
-import run
 from benchmarks import lib
 from benchmarks.lib import ROOT, Row
 from benchmarks.paper.results_rows import command_of
@@ -31,10 +30,11 @@ from benchmarks.paper.study import Study, metric_cell, recall_facts
 from tiger_jax.errors import InputError
 from tiger_jax.evaluation import bootstrap
 from tiger_jax.progress import say
+from tiger_jax.stage_table import PIPELINE
 from tiger_jax.workdir import artifacts
 
 NUM_BEAMS = 21  # one more than the largest cutoff, to see ties
-STAGES = run.STAGES[: run.STAGES.index("train_recommender") + 1]
+STAGES = PIPELINE[: PIPELINE.index("train_recommender") + 1]
 # Folders that a run takes over from the first one. A stage whose configuration
 # differs after all replaces what it was given.
 DATA = ("data", "embeddings")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from faults import shop
 from faults.campaign import FINE, REPOSITORY, Fault, Outcome
-from run import STAGES
+from tiger_jax.stage_table import PIPELINE
 from tiger_jax.workdir.lock import LOCK_FILE
 
 # What a process that was asked to end may answer: it died of the signal, or saved
@@ -82,7 +82,7 @@ def kill_command(number: int, folder: Path) -> Outcome:
     command.append(f"--gin_file={shop.GIN_FILE}")
     # One device, as the undisturbed stages had: more add up in another order.
     environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1"}
-    usual = sum(whole.seconds[stage] for stage in STAGES) / 2
+    usual = sum(whole.seconds[stage] for stage in PIPELINE) / 2
     for _ in range(20):
         process = subprocess.Popen(
             command,

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-import run
+from tiger_jax import cli
 from tiger_jax.data.raw_shop import INTERACTION_COLUMNS, ITEM_COLUMNS, RawShop
 from tiger_jax.data.readers import amazon
 from tiger_jax.data.readers.files import FilesConfig
@@ -290,10 +290,8 @@ def _npy(array: np.ndarray, **options) -> bytes:
 
 
 def _check_gin(folder: Path) -> None:
-    import tiger_jax.stages.train_recommender  # noqa: F401, registers names
-
     try:
-        run._parse_gin([str(folder / "run.gin")], [], False)
+        cli.parse_gin([str(folder / "run.gin")], [])
         gin.config_str()
     finally:
         gin.clear_config()

@@ -22,25 +22,17 @@ import jax
 from jax._src import xla_bridge
 
 from faults.campaign import REPOSITORY
-from run import STAGES
+from tiger_jax.stage_table import PIPELINE, STAGES
 from tiger_jax.workdir import artifacts
 
 GIN_FILE = Path(__file__).with_name("shop.gin")
-_FOLDER_OF = {stage: folder for folder, stage in artifacts.MADE_BY.items()}
 UPDATE = "update_catalogue"
-ON_REQUEST = (
-    "export",
-    "train_sasrec",
-    "list_candidates",
-    "fuse",
-    "export_t5",
-    "export_recbole",
-    UPDATE,
-)
-# Stage and the folder that it writes, each after those that it reads. What answers a
-# request comes last: `evaluate` and `report` would otherwise show it.
-_FOLDER_OF[UPDATE] = "bundle.catalogue/version_000001"
-FOLDERS = {stage: _FOLDER_OF[stage] for stage in (*STAGES, *ON_REQUEST)}
+# Stages with a folder of their own, each after those that it reads. What a whole run
+# leaves out comes last: `evaluate` and `report` would otherwise show it.
+_WRITES = {name: stage.writes for name, stage in STAGES.items() if stage.writes}
+_WRITES[UPDATE] += "/version_000001"
+ON_REQUEST = tuple(name for name in _WRITES if name not in PIPELINE)
+FOLDERS = {name: _WRITES[name] for name in (*PIPELINE, *ON_REQUEST)}
 _NEW_ITEMS = Path(__file__).with_name("new_items.csv")
 # Its page says how long each stage took, so that it is another one where a stage
 # was run again.
@@ -260,7 +252,7 @@ def wrong_folders(
 
 def _forks() -> Any:
     """Processes forked from this one, or from a server where JAX has threads here."""
-    modules = ["run", "gin", *_IMPORTED_LATE]
+    modules = ["tiger_jax.cli", "gin", *_IMPORTED_LATE]
     modules += [f"tiger_jax.stages.{stage}" for stage in FOLDERS]
     if xla_bridge.backends_are_initialized():
         context = multiprocessing.get_context("forkserver")
@@ -307,13 +299,13 @@ def _run(
     jax.config.update("jax_num_cpu_devices", num_devices)
     os.chdir(REPOSITORY)
     sys.path.insert(0, str(REPOSITORY))
-    import run
+    from tiger_jax import cli
 
     sys.argv = argv
     made = itertools.count(1)
     _at_each_change(workdir, lambda: _die(next(made), dies_at))
     began = time.process_time()  # the imports were the server's
-    code = run.main(argv)
+    code = cli.main(argv)
     counts = [next(made) - 1, time.process_time() - began]
     sys.stdout.flush()
     os.write(1, f"{_COUNTS}{json.dumps(counts)}".encode())

@@ -20,6 +20,7 @@ from tiger_jax.errors import InputError
 from tiger_jax.models.rqvae import RqVaeConfig
 from tiger_jax.quantizers.rqvae_training import RqVaeTraining
 from tiger_jax.recommending.bundle import Bundle
+from tiger_jax.stage_table import MADE_BY
 from tiger_jax.stages import train_rqvae
 from tiger_jax.training.checkpoints import Checkpointer
 from tiger_jax.training.optimizers import make_optimizer
@@ -258,7 +259,7 @@ def damage_input(number: int, folder: Path) -> Outcome:
     if str(workdir / damaged) not in refused.output:
         return Outcome(wrong=1, note=f"{stage} doesn't name {done}: {refused.output}")
     shutil.rmtree(workdir / damaged)
-    for again in (artifacts.MADE_BY[damaged], stage):
+    for again in (MADE_BY[damaged], stage):
         ended = shop.run_stage(again, workdir)
         if ended.code:
             return Outcome(lost=1, note=f"{again} after {done}: {ended.output[-500:]}")

@@ -132,6 +132,7 @@ def _train_with_ours(folder: Path, workdir: Path, steps: int) -> dict[int, float
             evaluate_every=HALF,
             checkpoint_every=HALF,
             keep_checkpoints=10,
+            best_metric="loss",
         ),
         folder=folder,
         seed=0,

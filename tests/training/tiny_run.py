@@ -163,6 +163,8 @@ def run(
         "log_every": 5,
         "evaluate_every": 10,
         "checkpoint_every": 5,
+        "best_metric": "loss",
+        "patience": None,
     }
     config = LoopConfig(**{**defaults, **loop})
     return train(

@@ -12,10 +12,10 @@ from tiger_jax.data.prepared import PreparedData
 from tiger_jax.errors import InputError
 from tiger_jax.reporting.training_plots import Curve, read_curves
 from tiger_jax.semantic_ids.table import SemanticIdTable
+from tiger_jax.stage_table import STAGES
 from tiger_jax.workdir import artifacts
 
-# In the order of the pipeline; the report itself is not among its inputs.
-FOLDERS = tuple(name for name in artifacts.MADE_BY if name != "report")
+FOLDERS = STAGES["report"].reads
 NUM_SAMPLES_READ = 2000
 
 

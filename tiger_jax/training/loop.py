@@ -83,14 +83,14 @@ class LoopConfig:
         peak_flops: FLOP/s of one device, where its kind isn't known.
     """
 
-    total_steps: int = 20_000
+    total_steps: int = 200_000
     max_minutes: float | None = None
     log_every: int = 100
     evaluate_every: int = 1000
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2
-    best_metric: str = "loss"
-    patience: int | None = None
+    best_metric: str = "recall@10"
+    patience: int | None = 20
     steps_per_dispatch: int = 1
     max_loss_ratio: float = 2.0
     profile_at: int | None = None

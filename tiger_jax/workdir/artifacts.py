@@ -34,6 +34,7 @@ import numpy as np
 
 from tiger_jax.errors import InputError
 from tiger_jax.progress import say
+from tiger_jax.stage_table import MADE_BY
 from tiger_jax.workdir.array_files import load_array, save_array
 
 MANIFEST = "manifest.json"
@@ -44,22 +45,6 @@ _PACKAGES = (
     "jax jaxlib flax optax orbax-checkpoint numpy gin-config scikit-learn pyarrow "
     "tensorflow seqio sentence-transformers torch"
 ).split()
-# Which stage makes which folder: for messages, and for the order of stages.
-MADE_BY = {
-    "data": "prepare_data",
-    "embeddings": "embed_items",
-    "rqvae": "train_rqvae",
-    "semantic_ids": "assign_semantic_ids",
-    "recommender": "train_recommender",
-    "sasrec": "train_sasrec",
-    "evaluation": "evaluate",
-    "candidates": "list_candidates",
-    "fusion": "fuse",
-    "report": "report",
-    "bundle": "export",
-    "t5": "export_t5",
-    "recbole": "export_recbole",
-}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from trained_workdir import make_trained_workdir
 
-import run as command_line
 from benchmarks.paper import experiments
+from tiger_jax import cli as command_line
 from tiger_jax.workdir import artifacts
 
 # A name and its value, which may be a tuple over several lines; no configurable.
@@ -27,7 +27,7 @@ def test_an_experiment_is_small_and_keeps_what_its_file_binds(name, tmp_path):
     assert files[-1] == "base/reduced.gin"
     gin.clear_config()
     try:
-        command_line._parse_gin(files, bindings, True)
+        command_line.parse_gin(files, bindings)
         loop = gin.query_parameter("train_recommender.loop").scoped_configurable_fn()
         assert loop.total_steps == 300
         own = command_line.GIN_CONFIGS / "experiments" / f"{experiment.gin_file}.gin"
