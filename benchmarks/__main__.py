@@ -2,25 +2,30 @@
 
 Each prints JSON rows; the comparisons with other code are left out where that code
 isn't installed, and say so on standard error. Every benchmark has a command of its
-own for the full sizes: python -m benchmarks.NAME --help.
+own for the full sizes, with --help:
+
+    python -m benchmarks.decoding
+    python -m benchmarks.training.step, .quantizers
+    python -m benchmarks.serving
+    python -m benchmarks.scale
+    python -m benchmarks.paper.analyses, .checkpoint_choice, .cold_start,
+        .collaborative_vectors, .experiments, .results_rows, .results_table
 """
 
-import os
 import subprocess
 import sys
-from pathlib import Path
 
-BEAUTY = Path(os.environ.get("TIGER_DATA") or "nowhere") / "amazon2014_beauty"
-REAL = [f"--data_dir={BEAUTY}"] if BEAUTY.is_dir() else []
+from benchmarks import lib
 
 SMALL = {
-    "training.step": [*REAL, "--cases=buckets", "--dtypes=float32", "--rounds=3"],
+    "training.step": ["--cases=buckets", "--dtypes=float32", "--rounds=3"],
     "decoding": ["--quick"],
 }
 
 
-def main() -> int:
+def main() -> None:
     """Runs one after the other; a failing one doesn't keep the next from running."""
+    lib.make_parser(__doc__).parse_args()
     failed = []
     for name, arguments in SMALL.items():
         print(f"benchmarks.{name} {' '.join(arguments)}", file=sys.stderr)
@@ -28,9 +33,8 @@ def main() -> int:
         if subprocess.run(command, check=False).returncode:
             failed.append(name)
     if failed:
-        print(f"failed: {', '.join(failed)}", file=sys.stderr)
-    return bool(failed)
+        sys.exit(f"failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    lib.run(main)

@@ -33,8 +33,11 @@ def make_parser(doc: str | None, *options: str) -> argparse.ArgumentParser:
         doc: The docstring.
         *options: Of `workdir`, `seed`, `rows`, `document` and `plot`.
     """
+    spec = sys.modules["__main__"].__spec__
     parser = argparse.ArgumentParser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=spec and f"python -m {spec.name.removesuffix('.__main__')}",
+        description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     known: dict[str, dict[str, Any]] = {
         "workdir": {"type": Path, "required": True, "help": "a trained one"},

@@ -23,12 +23,9 @@ disturb less.
 
 import argparse
 import functools
-import gc
+import importlib.util
 import itertools
-import json
-import os
 import resource
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -39,72 +36,34 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.decoding import static as decode_static
+from benchmarks import lib
+from benchmarks.decoding import static
 from benchmarks.decoding.cases import (
     Case,
+    Catalogue,
     RealModel,
     TrivialModel,
+    around,
     draw_codes,
-    sort_codes,
 )
-from benchmarks.decoding.others import FaissIndex, HfGenerate, is_installed
-from benchmarks.decoding.static import StaticIndex
+from benchmarks.decoding.others import FaissIndex, HfGenerate
 from benchmarks.decoding.table import write_table
+from benchmarks.lib import Row
 from tiger_jax.decoding.search.beam_search import beam_search
 from tiger_jax.decoding.search.candidates import Beams, best_children
 from tiger_jax.decoding.search.exact_scoring import CatalogueWalk, exact_search
 from tiger_jax.decoding.search.restrictions import Restriction
 from tiger_jax.decoding.search.unconstrained import unconstrained_search
 from tiger_jax.decoding.trie.trie import Trie
+from tiger_jax.errors import InputError
 from tiger_jax.models.tiger import TigerConfig
-from tiger_jax.workdir.artifacts import code_version, package_versions
 
 Side = Callable[[], Any]
 TURN_SECONDS = 0.3
-SIDES = ("static", "hf", "exact", "faiss", "unconstrained")
-
-
-def race(
-    sides: dict[str, Side], rounds: int, turn_seconds: float
-) -> dict[str, tuple[float, float]]:
-    """Runs the sides in turns; median wall and processor milliseconds of each.
-
-    A turn is one call, which isn't timed, and calls for `turn_seconds` after it: what a
-    side finds in the caches, and in memory that the system hasn't taken back, is then
-    its own, as it is for a decoder at work. With 0 seconds it is one call, timed: a
-    build, done once, finds nothing ready.
-    """
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
-    for side in sides.values():
-        jax.block_until_ready(side())
-    gc.collect()
-    for _ in range(rounds):
-        for name, side in sides.items():
-            if turn_seconds:
-                jax.block_until_ready(side())
-            calls, wall, cpu = 0, 0.0, 0.0
-            while not calls or wall < turn_seconds:
-                cpu_before, before = time.process_time(), time.perf_counter()
-                jax.block_until_ready(side())
-                wall += time.perf_counter() - before
-                cpu += time.process_time() - cpu_before
-                calls += 1
-            found[name].append((1e3 * wall / calls, 1e3 * cpu / calls))
-    return {name: tuple(np.median(times, axis=0)) for name, times in found.items()}
-
-
-@functools.cache
-def environment() -> dict[str, Any]:
-    """The machine, the versions and the allocator's settings."""
-    devices = jax.devices()
-    return {
-        "commit": code_version(),
-        "packages": package_versions(),
-        "device": f"{len(devices)} x {devices[0].device_kind}",
-        "platform": devices[0].platform,
-        "cores": os.cpu_count(),
-        "glibc_tunables": os.environ.get("GLIBC_TUNABLES", ""),
-    }
+# Who is compared with, and the package that has it.
+PACKAGES = {"static": "static_decoding", "hf": "transformers", "faiss": "faiss"}
+SIDES = (*PACKAGES, "exact", "unconstrained")
+MAX_ITEMS = {"exact": 100_000, "hf": 100_000, "hnsw": 1_000_000}
 
 
 def compare(
@@ -115,11 +74,15 @@ def compare(
     *,
     turn_seconds: float = TURN_SECONDS,
     **facts: Any,
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Row]:
     """One row for each other side."""
     if not others:
         return
-    times = race({"ours": ours, **others}, rounds, turn_seconds)
+    turns = lib.race({"ours": ours, **others}, rounds, turn_seconds)
+    times = {  # wall and processor milliseconds per call
+        name: 1e3 * np.median(own[:, :2] / own[:, 2:], axis=0)
+        for name, own in turns.items()
+    }
     for name in others:
         yield {
             "benchmark": "decode",
@@ -130,57 +93,50 @@ def compare(
             "ratio": round(times[name][0] / times["ours"][0], 3),
             "ours_cpu_ms": round(times["ours"][1], 3),
             "theirs_cpu_ms": round(times[name][1], 3),
-            "environment": environment(),
+            "environment": lib.environment(),
         }
 
 
 # --- The four parts -------------------------------------------------------------
 
 
-def measure_build(case: Case, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def measure_build(case: Case, options: argparse.Namespace) -> Iterator[Row]:
     """From a table in any order; STATIC asks its user to sort first."""
-    codes = draw_codes(case.items, case.codebook_size, case.length, case.distribution)
-    sizes = (case.codebook_size,) * case.length
-    trie = Trie.build(codes, sizes, exclusion=False)
-    others, facts = {}, {"bytes_per_item": round(trie_bytes(trie) / case.items, 2)}
-    facts["levels_bytes_per_item"] = round(trie.nbytes["levels"] / case.items, 2)
+    catalogue, codes = case.catalogue, case.catalogue.codes
+    build = functools.partial(Trie.build, codes, catalogue.sizes, exclusion=False)
+    nbytes = build().nbytes
+    others: dict[str, Side] = {}
+    facts = {
+        "bytes_per_item": round(sum(nbytes.values()) / catalogue.items, 2),
+        "levels_bytes_per_item": round(nbytes["levels"] / catalogue.items, 2),
+    }
     if "static" in options.against:
         from static_decoding.csr_utils import build_static_index
 
-        def build(d_dense: int) -> Any:
-            return build_static_index(sort_codes(codes), case.codebook_size, d_dense)
-
         started = time.perf_counter()
-        by_id = sort_codes(codes)
+        _ = catalogue.sorted_codes
         facts["their_sort_ms"] = round(1e3 * (time.perf_counter() - started))
         for d_dense in (1, 2):
-            index = StaticIndex(by_id, case.codebook_size, d_dense)
-            name = f"static_d{d_dense}_bytes_per_item"
-            facts[name] = round(index.nbytes / case.items, 2)
-            del index
-            others[f"static_d{d_dense}"] = functools.partial(build, d_dense)
-    del trie
-    ours = functools.partial(Trie.build, codes, sizes, exclusion=False)
+            own = static.StaticIndex(catalogue, d_dense).nbytes
+            name = f"static_d{d_dense}"
+            facts[f"{name}_bytes_per_item"] = round(own / catalogue.items, 2)
+            others[name] = lambda d_dense=d_dense: build_static_index(
+                catalogue.sorted_codes, catalogue.codebook_size, d_dense
+            )
     rounds = max(2, options.rounds // 4)
-    yield from compare(case, ours, others, rounds, turn_seconds=0.0, **facts)
+    yield from compare(case, build, others, rounds, turn_seconds=0.0, **facts)
 
 
-def trie_bytes(trie: Trie) -> int:
-    """Bytes of all that a search reads."""
-    return sum(trie.nbytes.values())
-
-
-def measure_step(case: Case, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def measure_step(case: Case, options: argparse.Namespace) -> Iterator[Row]:
     """One level, from logits and beams at random items' ancestors to their children."""
-    codes = draw_codes(case.items, case.codebook_size, case.length, case.distribution)
-    size, level = case.codebook_size, case.level
-    trie = cached_trie(case)
+    catalogue, trie, level = case.catalogue, case.catalogue.trie, case.level
     rng = np.random.default_rng(0)
-    leaves = rng.integers(0, case.items, (case.batch, 4 * case.beams))
+    leaves = rng.integers(0, catalogue.items, (case.batch, 4 * case.beams))
     nodes = trie.exclusion.ancestors_of(jnp.asarray(leaves, jnp.int32), level)
     nodes = pick_distinct(np.asarray(nodes), case.beams)
     shape = (case.batch, nodes.shape[1])
-    logits = jnp.asarray(rng.normal(size=(*shape, size)), jnp.float32)
+    logits = rng.normal(size=(*shape, catalogue.codebook_size))
+    logits = jnp.asarray(logits, jnp.float32)
     scores = jnp.asarray(rng.normal(size=shape), jnp.float32)
     beams = Beams(jnp.asarray(nodes), scores, jnp.asarray(nodes), jnp.asarray(nodes))
 
@@ -199,7 +155,7 @@ def measure_step(case: Case, options: argparse.Namespace) -> Iterator[dict[str, 
     ours = functools.partial(step, trie, logits, beams)
     others, expected = {}, np.sort(np.asarray(ours().scores), axis=1)
     for d_dense in (1, 2) if "static" in options.against else ():
-        index = cached_static(case, d_dense)
+        index = static.static_index(catalogue, d_dense)
         states = jnp.asarray(nodes) + index.first_state[level]
         side = functools.partial(index.step(level, case.beams), logits, scores, states)
         np.testing.assert_allclose(
@@ -209,7 +165,6 @@ def measure_step(case: Case, options: argparse.Namespace) -> Iterator[dict[str, 
     plan = trie.plan.levels[level]
     facts = {"kind": plan.kind, "max_fan_out": plan.max_fan_out}
     yield from compare(case, ours, others, options.rounds, **facts)
-    del codes
 
 
 def pick_distinct(nodes: np.ndarray, beams: int) -> np.ndarray:
@@ -218,43 +173,6 @@ def pick_distinct(nodes: np.ndarray, beams: int) -> np.ndarray:
     width = min(beams, min(len(row) for row in rows))
     rng = np.random.default_rng(0)
     return np.stack([np.sort(rng.choice(row, width, replace=False)) for row in rows])
-
-
-@functools.lru_cache(maxsize=1)
-def _trie(items: int, size: int, length: int, distribution: str) -> Trie:
-    codes = draw_codes(items, size, length, distribution)
-    return Trie.build(codes, (size,) * length)
-
-
-def cached_trie(case: Case) -> Trie:
-    """The case's trie; the last one is kept."""
-    return _trie(case.items, case.codebook_size, case.length, case.distribution)
-
-
-@functools.lru_cache(maxsize=2)
-def _static(
-    items: int, size: int, length: int, distribution: str, d_dense: int
-) -> StaticIndex:
-    by_id = sort_codes(draw_codes(items, size, length, distribution))
-    return StaticIndex(by_id, size, d_dense)
-
-
-def cached_static(case: Case, d_dense: int) -> StaticIndex:
-    """The case's index in STATIC's form; the last two are kept."""
-    return _static(
-        case.items, case.codebook_size, case.length, case.distribution, d_dense
-    )
-
-
-def jitted_search(model: Any, trie: Trie, inputs: jax.Array, beams: int) -> Side:
-    """Our whole loop."""
-    run = functools.partial(
-        beam_search,
-        init_decode=model.init_decode,
-        decode_step=model.decode_step,
-        num_beams=beams,
-    )
-    return functools.partial(jax.jit(run), model.params, inputs, trie)
 
 
 def check_same(codes: np.ndarray, ours: Any, theirs: np.ndarray) -> None:
@@ -268,91 +186,84 @@ def check_same(codes: np.ndarray, ours: Any, theirs: np.ndarray) -> None:
         raise AssertionError(f"only {shared} of {total} items are the same")
 
 
-def measure_loop_trivial(
-    case: Case, options: argparse.Namespace
-) -> Iterator[dict[str, Any]]:
+def measure_loop_trivial(case: Case, options: argparse.Namespace) -> Iterator[Row]:
     """The whole loop around a model that only reads a table."""
-    codes = draw_codes(case.items, case.codebook_size, case.length, case.distribution)
-    model, trie = TrivialModel(case.codebook_size), cached_trie(case)
-    inputs = model.inputs(case.batch)
-    ours = jitted_search(model, trie, inputs, case.beams)
+    catalogue = case.catalogue
+    model, trie = TrivialModel(catalogue.sizes), catalogue.trie
+    inputs = jnp.arange(case.batch, dtype=jnp.int32)
+    ours = around(model, beam_search, inputs, trie, num_beams=case.beams)
     others = {}
-    for d_dense in (1, 2) if "static" in options.against else ():
-        if case.beams > case.codebook_size:
-            continue  # STATIC takes no more beams than codewords
-        index = cached_static(case, d_dense)
-        side = index.search(model, model.params, case.batch, case.beams, case.length)
-        check_same(codes, ours(), np.asarray(side()))
+    for d_dense in _static_settings(case, options):
+        index = static.static_index(catalogue, d_dense)
+        side = index.search(model.params, case.batch, case.beams, catalogue.length)
+        check_same(catalogue.codes, ours(), np.asarray(side()))
         others[f"static_d{d_dense}"] = side
-    if "exact" in options.against and case.items <= 100_000:
+    if _has("exact", case, options):
         others["exact"] = exact_side(model, trie, inputs, case.beams)
     yield from compare(case, ours, others, options.rounds)
 
 
+def _static_settings(case: Case, options: argparse.Namespace) -> tuple[int, ...]:
+    """STATIC takes no more beams than codewords."""
+    fits = case.beams <= case.catalogue.codebook_size
+    return (1, 2) if "static" in options.against and fits else ()
+
+
+def _has(side: str, case: Case, options: argparse.Namespace) -> bool:
+    return side in options.against and case.catalogue.items <= MAX_ITEMS[side]
+
+
 def exact_side(model: Any, trie: Trie, inputs: jax.Array, results: int) -> Side:
     """Our exact scorer of the whole catalogue."""
-    run = functools.partial(
-        exact_search,
-        init_decode=model.init_decode,
-        decode_step=model.decode_step,
-        num_results=results,
-    )
     walk = CatalogueWalk.build(trie)
-    return functools.partial(jax.jit(run), model.params, inputs, walk)
+    return around(model, exact_search, inputs, walk, num_results=results)
 
 
-def measure_loop_real(
-    case: Case, options: argparse.Namespace
-) -> Iterator[dict[str, Any]]:
+def measure_loop_real(case: Case, options: argparse.Namespace) -> Iterator[Row]:
     """The whole loop with TIGER and random weights.
 
     Other searches around the same model start, as ours, from encoded histories; the
     other ways from history to items are compared with ours, encoder included.
     """
-    codes = draw_codes(case.items, case.codebook_size, case.length, case.distribution)
-    trie = cached_trie(case)
-    config = TigerConfig(dtype=options.dtype)
-    model = RealModel(case.codebook_size, case.length, config)
+    catalogue, codes, trie = case.catalogue, case.catalogue.codes, case.catalogue.trie
+    model = RealModel(catalogue.sizes, TigerConfig(dtype=options.dtype))
     inputs = model.inputs(case.batch, codes)
     rounds = max(3, options.rounds // 3)
     encoded = model.encoded()
     memory = jax.jit(model.init_decode)(model.params, inputs)
-    ours = jitted_search(encoded, trie, memory, case.beams)
+    ours = around(encoded, beam_search, memory, trie, num_beams=case.beams)
     others: dict[str, Side] = {}
-    if "static" in options.against and case.beams <= case.codebook_size:
-        for d_dense, is_tiled in ((1, False), (2, False), (2, True)):
-            index = cached_static(case, d_dense)
-            run = decode_static.static_real_search(
-                index, encoded, case.beams, case.length, is_tiled=is_tiled
-            )
-            side = functools.partial(run, model.params, memory)
-            check_same(codes, ours(), np.asarray(side()[0]))
-            others["static_tiled" if is_tiled else f"static_d{d_dense}"] = side
-    if "unconstrained" in options.against:
-        run = functools.partial(
-            unconstrained_search,
-            init_decode=encoded.init_decode,
-            decode_step=encoded.decode_step,
-            num_beams=case.beams,
+    settings = [(d, f"static_d{d}") for d in _static_settings(case, options)]
+    for d_dense, name in [*settings, *((d, "static_tiled") for d, _ in settings[1:])]:
+        run = static.static_real_search(
+            static.static_index(catalogue, d_dense),
+            encoded,
+            case.beams,
+            catalogue.length,
+            is_tiled=name == "static_tiled",
         )
-        others["unconstrained"] = functools.partial(
-            jax.jit(run), model.params, memory, trie
+        side = functools.partial(run, model.params, memory)
+        check_same(codes, ours(), np.asarray(side()[0]))
+        others[name] = side
+    if "unconstrained" in options.against:
+        others["unconstrained"] = around(
+            encoded, unconstrained_search, memory, trie, num_beams=case.beams
         )
     facts = {"dtype": options.dtype}
     yield from compare(case, ours, others, rounds, encoder=False, **facts)
-    ours = jitted_search(model, trie, inputs, case.beams)
+    ours = around(model, beam_search, inputs, trie, num_beams=case.beams)
     others = {}
-    if "hf" in options.against and case.items <= 100_000:
+    if _has("hf", case, options):
         hf = HfGenerate(model, codes, case.beams)
         others["hf_generate"] = hf.run(inputs, is_constrained=False)
         others["hf_constrained"] = hf.run(inputs, is_constrained=True)
     if "faiss" in options.against:
         for kind in ("flat", "hnsw"):
-            if kind == "flat" or case.items <= 1_000_000:
-                index = FaissIndex(case.items, kind)
+            if kind == "flat" or catalogue.items <= MAX_ITEMS["hnsw"]:
+                index = FaissIndex(catalogue.items, kind)
                 others[f"faiss_{kind}"] = index.run(case.batch, case.beams)
     yield from compare(case, ours, others, rounds, encoder=True, **facts)
-    if "exact" in options.against and case.items <= 100_000:
+    if _has("exact", case, options):
         # Seconds a call, so once in turns has to do.
         others = {"exact": exact_side(model, trie, inputs, case.beams)}
         yield from compare(case, ours, others, 1, encoder=True, **facts)
@@ -374,38 +285,23 @@ def list_cases(options: argparse.Namespace) -> Iterator[Case]:
     grid = itertools.product(
         options.distributions, options.items, options.sizes, options.lengths
     )
+    small = list(itertools.product(options.batches, options.beams))
+    real = list(itertools.product(options.real_batches, options.real_beams))
     for distribution, items, size, length in grid:
         if items > 0.5 * size**length:
             continue
-
-        def case(part: str, **sizes: Any) -> Case:
-            return Case(part, items, size, length, distribution, **sizes)  # noqa: B023
-
-        if "build" in options.parts:
-            yield case("build")
-        for batch, beams in itertools.product(options.batches, options.beams):
-            if "step" in options.parts:
-                for level in range(1, min(length, 5)):
-                    yield case("step", batch=batch, beams=beams, level=level)
-            if "loop_trivial" in options.parts:
-                yield case("loop_trivial", batch=batch, beams=beams)
-        if "loop_real" in options.parts:
-            for batch, beams in itertools.product(
-                options.real_batches, options.real_beams
-            ):
-                yield case("loop_real", batch=batch, beams=beams)
+        catalogue = Catalogue(items, size, length, distribution)
+        cases = [Case("build", catalogue)]
+        for pair in small:
+            levels = range(1, min(length, 5))
+            cases += [Case("step", catalogue, *pair, level) for level in levels]
+            cases.append(Case("loop_trivial", catalogue, *pair))
+        cases += [Case("loop_real", catalogue, *pair) for pair in real]
+        yield from (case for case in cases if case.part in options.parts)
 
 
-def measure_peak(items: int, size: int, length: int) -> dict[str, Any]:
-    """Peak memory of a build in a process of its own, the codes included."""
-    command = [sys.executable, "-m", "benchmarks.decoding", "--peak"]
-    command += [str(items), str(size), str(length)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return json.loads(done.stdout)
-
-
-def build_and_report(items: int, size: int, length: int) -> None:
-    """Builds one trie of random Semantic IDs, and prints its peak and bytes.
+def measure_peak(items: int, size: int, length: int) -> Row:
+    """Builds one trie of random Semantic IDs: its time, bytes and peak of memory.
 
     The peak is that of the whole program, the drawing of the Semantic IDs included,
     which takes little where they are too many for two to be alike.
@@ -418,98 +314,75 @@ def build_and_report(items: int, size: int, length: int) -> None:
         for level in range(length):
             codes[:, level] = rng.integers(0, size, items, dtype=np.int32)
     started = time.perf_counter()
-    trie = Trie.build(codes, (size,) * length)
+    nbytes = Trie.build(codes, (size,) * length).nbytes
     seconds = time.perf_counter() - started
     peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    row = {
+    total = sum(nbytes.values())
+    without = (total - nbytes["exclusion"]) / items
+    return {
         "benchmark": "decode",
         "case": {
-            "part": "build",
-            "items": items,
-            "codebook_size": size,
-            "length": length,
-            "distribution": "random",
+            **Case("build", Catalogue(items, size, length, "random")).describe(),
             "codes_gb": round(codes.nbytes / 1e9, 2),
-            "bytes_per_item": round(trie_bytes(trie) / items, 2),
-            "bytes_per_item_without_exclusion": round(
-                (trie_bytes(trie) - trie.nbytes["exclusion"]) / items, 2
-            ),
+            "bytes_per_item": round(total / items, 2),
+            "bytes_per_item_without_exclusion": round(without, 2),
         },
         "against": None,
         "ours_ms": round(1e3 * seconds, 1),
         "ours_peak_gb": round(peak / 1e9, 2),
-        "environment": environment(),
+        "environment": lib.environment(),
     }
-    print(json.dumps(row))
 
 
 def parse() -> argparse.Namespace:
     """The command line; sides that aren't installed are taken out."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-
-    def words(text: str) -> list[str]:
-        return text.split(",")
-
-    def numbers(text: str) -> list[int]:
-        return [int(float(word)) for word in text.split(",")]
-
+    parser = lib.make_parser(__doc__, "rows")
     add = parser.add_argument
-    add("--against", type=words, default=["static", "exact", "unconstrained"])
-    add("--parts", type=words, default=list(PARTS))
-    add("--items", type=numbers, default=[12_000, 1_000_000, 10_000_000])
-    add("--sizes", type=numbers, default=[256, 2048], help="codewords a level")
-    add("--lengths", type=numbers, default=[4, 8], help="levels")
-    add("--distributions", type=words, default=["random", "zipf"])
-    add("--batches", type=numbers, default=[32, 256])
-    add("--beams", type=numbers, default=[10, 50])
-    add("--real_batches", type=numbers, default=[16, 32])
-    add("--real_beams", type=numbers, default=[20, 50])
+    add("--against", type=lib.words, default=["static", "exact", "unconstrained"])
+    add("--parts", type=lib.words, default=list(PARTS))
+    add("--items", type=lib.numbers, default=[12_000, 1_000_000, 10_000_000])
+    add("--sizes", type=lib.numbers, default=[256, 2048], help="codewords per level")
+    add("--lengths", type=lib.numbers, default=[4, 8], help="levels")
+    add("--distributions", type=lib.words, default=["random", "zipf"])
+    add("--batches", type=lib.numbers, default=[32, 256])
+    add("--beams", type=lib.numbers, default=[10, 50])
+    add("--real_batches", type=lib.numbers, default=[16, 32])
+    add("--real_beams", type=lib.numbers, default=[20, 50])
     add("--dtype", default="float32", help="of the real decoder")
     add("--rounds", type=int, default=15)
-    add("--rows", type=Path, help="append the rows to this file")
-    add(
-        "--table",
-        type=Path,
-        help="a Markdown file that takes tables of all --rows between its marks",
-    )
+    add("--table", type=Path, help="a Markdown file for the table of all --rows")
     add("--quick", action="store_true", help="small sizes, a minute")
-    add("--peak", type=int, nargs=3, metavar=("ITEMS", "K", "T"))
+    add("--peak", type=int, nargs=3, metavar=("ITEMS", "K", "T"), help="one build")
     options = parser.parse_args()
     if options.quick:
         options.items, options.sizes, options.lengths = [12_000], [256], [4]
         options.batches = options.real_batches = [32]
         options.beams = options.real_beams = [20]
         options.rounds = min(options.rounds, 5)
-    packages = {"static": "static_decoding", "hf": "transformers", "faiss": "faiss"}
-    for side, package in packages.items():
-        if side in options.against and not is_installed(package):
+    for side, package in PACKAGES.items():
+        if side in options.against and not importlib.util.find_spec(package):
             print(f"without {side}: {package} is not installed", file=sys.stderr)
             options.against.remove(side)
     unknown = set(options.against) - set(SIDES) | set(options.parts) - set(PARTS)
     if unknown:
         parser.error(f"unknown: {', '.join(sorted(unknown))}")
+    if options.table and not options.rows:
+        raise InputError("--table is written from --rows: give both")
     return options
 
 
-def main() -> int:
+def main() -> None:
     """Runs the cases and prints a row for each comparison."""
     options = parse()
     if options.peak:
-        build_and_report(*options.peak)
-        return 0
+        lib.report(measure_peak(*options.peak), options.rows)
+        return
     for case in list_cases(options):
         for row in PARTS[case.part](case, options):
-            line = json.dumps(row)
-            print(line, flush=True)
-            if options.rows:
-                with open(options.rows, "a", encoding="utf-8") as file:
-                    file.write(line + "\n")
+            lib.report(row, options.rows)
     if options.table:
         write_table(options.rows, options.table)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    lib.run(main)

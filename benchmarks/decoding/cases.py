@@ -2,13 +2,15 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
+from tiger_jax.decoding.trie.trie import Trie
 from tiger_jax.models.tiger import Tiger, TigerConfig, init_params, make_decode_fns
 from tiger_jax.semantic_ids.token_ids import TokenLayout
 
@@ -17,14 +19,46 @@ NUM_USER_TOKENS = 2000
 
 
 @dataclasses.dataclass(frozen=True)
-class Case:
-    """One measurement's sizes; also what a row says of it."""
+class Catalogue:
+    """Drawn Semantic IDs, and the trie of them; the last one used is kept."""
 
-    part: str
     items: int
     codebook_size: int
     length: int
     distribution: str
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Of the codebooks."""
+        return (self.codebook_size,) * self.length
+
+    @property
+    def codes(self) -> np.ndarray:
+        """In any order, int32 [N T]."""
+        return draw_codes(*dataclasses.astuple(self))
+
+    @property
+    def sorted_codes(self) -> np.ndarray:
+        """In lexicographic order, as STATIC needs them."""
+        return self.codes[np.lexsort(self.codes.T[::-1])]
+
+    @property
+    def trie(self) -> Trie:
+        """Of all items."""
+        return _build_trie(self)
+
+
+@functools.lru_cache(maxsize=1)
+def _build_trie(catalogue: Catalogue) -> Trie:
+    return Trie.build(catalogue.codes, catalogue.sizes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One measurement's sizes; also what a row says of it."""
+
+    part: str
+    catalogue: Catalogue
     batch: int = 0
     beams: int = 0
     level: int | None = None
@@ -32,7 +66,8 @@ class Case:
     def describe(self) -> dict[str, Any]:
         """The fields that are used."""
         found = dataclasses.asdict(self)
-        return {k: v for k, v in found.items() if v is not None and v != 0}
+        sizes = {"part": self.part, **found.pop("catalogue"), **found}
+        return {k: v for k, v in sizes.items() if v is not None and v != 0}
 
 
 @functools.lru_cache(maxsize=1)
@@ -75,19 +110,23 @@ def draw_codes(
     return codes
 
 
-def sort_codes(codes: np.ndarray) -> np.ndarray:
-    """In lexicographic order, as STATIC needs them."""
-    return codes[np.lexsort(codes.T[::-1])]
+def around(
+    model: Any, search: Callable[..., Any], *arguments: Any, **options: Any
+) -> Callable[[], Any]:
+    """A jitted search by a model's decoder, of inputs and what is searched."""
+    run = functools.partial(
+        search, init_decode=model.init_decode, decode_step=model.decode_step, **options
+    )
+    return functools.partial(jax.jit(run), model.params, *arguments)
 
 
 class TrivialModel:
     """Logits read from a table: the request and the last codeword choose the row."""
 
-    def __init__(self, codebook_size: int) -> None:
-        """Draws the table."""
-        size = (codebook_size, codebook_size)
-        self.size = codebook_size
-        self.params = jax.random.normal(jax.random.key(0), size)
+    def __init__(self, sizes: Sequence[int]) -> None:
+        """Draws the table for codebooks of these sizes."""
+        self.sizes, self.rows = tuple(sizes), max(sizes)
+        self.params = jax.random.normal(jax.random.key(0), (self.rows, self.rows))
 
     def init_decode(self, params: jax.Array, requests: jax.Array) -> jax.Array:
         """Requests are int32 [B]."""
@@ -103,28 +142,21 @@ class TrivialModel:
         level: int,
     ) -> tuple[jax.Array, jax.Array]:
         """The seam of `beam_search`."""
-        del parents, level
-        row = (codewords + requests[:, None]) % self.size
-        return params.at[row].get(mode="promise_in_bounds"), requests
-
-    def inputs(self, batch: int) -> jax.Array:
-        """Requests."""
-        return jnp.arange(batch, dtype=jnp.int32)
+        del parents
+        row = (codewords + requests[:, None]) % self.rows
+        logits = params.at[row].get(mode="promise_in_bounds")
+        return logits[..., : self.sizes[level]], requests
 
 
 class RealModel:
     """TIGER with random weights, in the sizes of the paper."""
 
-    def __init__(self, codebook_size: int, length: int, config: TigerConfig) -> None:
-        """Draws the weights."""
-        self.layout = TokenLayout((codebook_size,) * length, NUM_USER_TOKENS)
+    def __init__(self, sizes: Sequence[int], config: TigerConfig) -> None:
+        """Draws the weights for codebooks of these sizes."""
+        self.layout = TokenLayout(tuple(sizes), NUM_USER_TOKENS)
         model = Tiger(config, self.layout)
         self.config = config
-        self.params = jax.tree.map(
-            lambda x: x.value if hasattr(x, "value") else x,
-            init_params(model, jax.random.key(0)),
-            is_leaf=lambda x: hasattr(x, "value"),
-        )
+        self.params = nn.unbox(init_params(model, jax.random.key(0)))
         self.init_decode: Callable[..., Any]
         self.decode_step: Callable[..., Any]
         self.init_decode, self.decode_step = make_decode_fns(model)

@@ -1,6 +1,5 @@
 """Other ways to the same items: Hugging Face `generate`, and dense vectors."""
 
-import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -9,11 +8,6 @@ import numpy as np
 
 from benchmarks.decoding.cases import RealModel
 from tiger_jax.models.t5_weights import t5_config
-
-
-def is_installed(name: str) -> bool:
-    """Whether a package can be imported."""
-    return importlib.util.find_spec(name) is not None
 
 
 class HfGenerate:

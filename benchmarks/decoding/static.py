@@ -11,23 +11,23 @@ exact only if `tokens_per_beam` is at least the number of beams; that is what it
 """
 
 import functools
-import importlib.util
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-IS_INSTALLED = importlib.util.find_spec("static_decoding") is not None
+from benchmarks.decoding.cases import Catalogue
 
 
 class StaticIndex:
     """An index built by STATIC."""
 
-    def __init__(self, sorted_codes: np.ndarray, size: int, d_dense: int) -> None:
+    def __init__(self, catalogue: Catalogue, d_dense: int) -> None:
         """Builds it and moves it to the device."""
         from static_decoding.csr_utils import build_static_index
 
+        size, sorted_codes = catalogue.codebook_size, catalogue.sorted_codes
         self.size, self.d_dense = size, d_dense
         found = build_static_index(sorted_codes, size, dense_lookup_layers=d_dense)
         self.branches = tuple(int(b) for b in found[2])
@@ -52,7 +52,7 @@ class StaticIndex:
         """Bytes of its arrays."""
         return sum(array.nbytes for array in self.arrays.values())
 
-    def search(self, model: Any, params: Any, batch: int, beams: int, length: int):
+    def search(self, params: Any, batch: int, beams: int, length: int):
         """A jitted whole loop around a `TrivialModel`; returns tokens [B M T]."""
         from static_decoding.decoding_jax import sparse_transition_jax
 
@@ -86,6 +86,12 @@ class StaticIndex:
             return static_step(self, arrays, level, beams, logits, scores, states)
 
         return functools.partial(jax.jit(run), arrays=self.arrays)
+
+
+@functools.lru_cache(maxsize=2)
+def static_index(catalogue: Catalogue, d_dense: int) -> StaticIndex:
+    """A catalogue's index; the last two are kept."""
+    return StaticIndex(catalogue, d_dense)
 
 
 def static_step(

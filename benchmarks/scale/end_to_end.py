@@ -19,7 +19,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
-from benchmarks.scale.worker import Measured, OneWorker, Spool, emit_into, write_from
+from benchmarks.scale.worker import (
+    Measured,
+    OneWorker,
+    Spool,
+    emit_into,
+    pass_on,
+    write_from,
+)
 from tiger_jax.beam import assign
 from tiger_jax.beam.steps import write_items
 from tiger_jax.models.rqvae import RqVaeConfig
@@ -41,19 +48,9 @@ def measure_end_to_end(num_items: int, add: Callable[[dict[str, Any]], None]) ->
     """Adds one row a step."""
 
     def tell(step: str, measured: Measured) -> None:
-        add(
-            {
-                "part": "end_to_end",
-                "stage": step,
-                "items": num_items,
-                "rows": num_items,
-                "shards": measured.shards,
-                "cpu_seconds": measured.cpu_seconds,
-                "peak_bytes": measured.peak_bytes,
-                "start_bytes": measured.start_bytes,
-                **(measured.result or {}),
-            }
-        )
+        sizes = {"items": num_items, "rows": num_items}
+        found = measured.result or {}
+        add({"part": "end_to_end", "stage": step, **sizes, **measured.row(), **found})
 
     with tempfile.TemporaryDirectory() as name:
         _run(OneWorker(Path(name) / "spool", tell), Path(name), num_items)
@@ -65,34 +62,25 @@ def _run(worker: OneWorker, folder: Path, num_items: int) -> None:
     ends = cut_evenly(num_items, num_shards)
 
     embeddings = ShardWriter(folder / "embeddings", num_shards, "drawn")
-    draw = functools.partial(_draw_shard, ends=ends)
-    worker.run(
-        "draw embeddings", [functools.partial(draw, s, embeddings) for s in every]
-    )
+    draw = functools.partial(_draw_shard, embeddings, ends)
+    worker.run("draw embeddings", draw, every)
     drawn = embeddings.finish()
 
     rqvae = folder / "rqvae"
-    train = functools.partial(_train, drawn.paths, rqvae, num_items)
-    planned = worker.run("train RQ-VAE", [train])
+    train = functools.partial(_train, drawn.paths, num_items)
+    planned = worker.run("train RQ-VAE", train, [rqvae])
     sizes = (*CODEBOOKS, planned["collision_level_size"])
 
     by_code, by_number = Spool(folder / "by_code"), Spool(folder / "by_number")
     emit = functools.partial(assign._emit_codes, rqvae=rqvae, num_buckets=num_shards)
-    worker.run(
-        "encode",
-        [functools.partial(emit_into, by_code, emit, r, every) for r in rows_of(drawn)],
-    )
+    encode = functools.partial(emit_into, by_code, emit, every)
+    worker.run("encode", encode, rows_of(drawn))
     number = functools.partial(assign._number, sizes=sizes, ends=ends, missing=every)
-    worker.run(
-        "collision level",
-        [functools.partial(_number, by_code, by_number, number, b) for b in every],
-    )
+    number = functools.partial(pass_on, by_code.take, number, by_number)
+    worker.run("collision level", number, every)
     written = ShardWriter(folder / "semantic_ids", num_shards, "assigned")
-    write = write_items
-    worker.run(
-        "write Semantic IDs",
-        [functools.partial(write_from, by_number, write, s, written) for s in every],
-    )
+    write = functools.partial(write_from, by_number, write_items, written)
+    worker.run("write Semantic IDs", write, every)
     written.finish(codebook_sizes=sizes, num_levels=len(CODEBOOKS))
 
     for step, work in (
@@ -101,13 +89,13 @@ def _run(worker: OneWorker, folder: Path, num_items: int) -> None:
         ("decode, model that reads a table", functools.partial(_decode, _trivial)),
         ("decode, TIGER's decoder", functools.partial(_decode, _tiger)),
     ):
-        worker.run(step, [functools.partial(work, folder)])
+        worker.run(step, work, [folder])
 
 
 # --- Embeddings to Semantic IDs -----------------------------------------------------
 
 
-def _draw_shard(shard: int, writer: ShardWriter, *, ends: list[int]) -> None:
+def _draw_shard(writer: ShardWriter, ends: list[int], shard: int) -> None:
     """Clusters of clusters of clusters, and noise; larger ones are drawn more often."""
     books = np.random.default_rng(11).standard_normal((3, 512, DIMS), np.float32)
     rng = np.random.default_rng([12, shard])
@@ -121,7 +109,7 @@ def _draw_shard(shard: int, writer: ShardWriter, *, ends: list[int]) -> None:
     writer.write_table(shard, pa.table(table))
 
 
-def _train(paths: list[Path], folder: Path, num_items: int) -> dict[str, Any]:
+def _train(paths: list[Path], num_items: int, folder: Path) -> dict[str, Any]:
     """Trains on the same share of every shard, and plans the collision level."""
     rng = np.random.default_rng(13)
     parts = []
@@ -142,14 +130,6 @@ def _train(paths: list[Path], folder: Path, num_items: int) -> dict[str, Any]:
         "planned_collision_rate": plan.collision_rate,
         "collision_level_size": plan.codebook_sizes[-1],
     }
-
-
-def _number(
-    by_code: Spool, by_number: Spool, number: Callable[..., Any], bucket: int
-) -> None:
-    blocks = by_code.take(bucket)
-    if blocks:
-        by_number.put(number((bucket, blocks)))
 
 
 # --- Semantic IDs to items ----------------------------------------------------------
@@ -183,31 +163,19 @@ def _decode(make_model: Callable[..., Any], folder: Path) -> dict[str, Any]:
     """Median CPU seconds of a search for one request; every list is checked."""
     import jax
 
+    from benchmarks.decoding.cases import around
     from tiger_jax.decoding.search.beam_search import beam_search
     from tiger_jax.decoding.trie.trie import Trie
 
     facts = json.loads((folder / "table" / "table.json").read_text())
     trie = Trie.load(folder / "trie", content_hash=facts["content_hash"])
     codes = np.load(folder / "table" / "codes.npy", mmap_mode="r")
-    init_decode, decode_step, params, inputs = make_model(
-        tuple(facts["codebook_sizes"]), codes
-    )
-
-    @jax.jit
-    def search(params: Any, inputs: Any, trie: Trie) -> Any:
-        return beam_search(
-            params,
-            inputs,
-            trie,
-            init_decode=init_decode,
-            decode_step=decode_step,
-            num_beams=NUM_BEAMS,
-        )
-
+    model, requests = make_model(tuple(facts["codebook_sizes"]), codes)
+    search = around(model, beam_search, num_beams=NUM_BEAMS)
     seconds = []
-    for number in range(SEARCHES + 1):
+    for request in np.asarray(requests):
         start = time.process_time()
-        found = jax.block_until_ready(search(params, inputs[number], trie))
+        found = jax.block_until_ready(search(request[None], trie))
         seconds.append(time.process_time() - start)
         items = np.asarray(found.item_numbers)[0]
         if len(set(items.tolist())) != NUM_BEAMS or items.min() < 0:
@@ -215,48 +183,16 @@ def _decode(make_model: Callable[..., Any], folder: Path) -> dict[str, Any]:
     return {"search_cpu_seconds": float(np.median(seconds[1:]))}
 
 
-def _trivial(sizes: tuple[int, ...], codes: np.ndarray) -> tuple[Any, ...]:
-    import jax.numpy as jnp
+def _trivial(sizes: tuple[int, ...], codes: np.ndarray) -> tuple[Any, Any]:
+    from benchmarks.decoding.cases import TrivialModel
 
     del codes
-    widest = max(sizes)
-    rng = np.random.default_rng(14)
-    params = [
-        jnp.asarray(rng.normal(size=(widest, size)).astype(np.float32))
-        for size in sizes
-    ]
-
-    def decode_step(
-        params: Any, request: Any, codewords: Any, parents: Any, level: int
-    ) -> tuple[Any, Any]:
-        del parents
-        return params[level][(codewords + request[:, None]) % widest], request
-
-    inputs = [jnp.full((1,), number, jnp.int32) for number in range(SEARCHES + 1)]
-    return (lambda params, request: request), decode_step, params, inputs
+    return TrivialModel(sizes), np.arange(SEARCHES + 1, dtype=np.int32)
 
 
-def _tiger(sizes: tuple[int, ...], codes: np.ndarray) -> tuple[Any, ...]:
-    import jax
-    import jax.numpy as jnp
-    from flax import linen as nn
+def _tiger(sizes: tuple[int, ...], codes: np.ndarray) -> tuple[Any, Any]:
+    from benchmarks.decoding.cases import RealModel
+    from tiger_jax.models.tiger import TigerConfig
 
-    from tiger_jax.models.tiger import (
-        Tiger,
-        TigerConfig,
-        init_params,
-        make_decode_fns,
-    )
-    from tiger_jax.semantic_ids.token_ids import TokenLayout
-
-    layout = TokenLayout(sizes, num_user_tokens=2000)
-    model = Tiger(TigerConfig(), layout)
-    params = nn.unbox(init_params(model, jax.random.key(0)))
-    rng = np.random.default_rng(15)
-    inputs = []
-    for _ in range(SEARCHES + 1):
-        history = np.array(codes[rng.integers(0, len(codes), 20)])
-        tokens = layout.tokens_of(history).reshape(1, -1)
-        user = np.full((1, 1), layout.first_user_token)
-        inputs.append(jnp.asarray(np.concatenate([user, tokens], axis=1), jnp.int32))
-    return (*make_decode_fns(model), params, inputs)
+    model = RealModel(sizes, TigerConfig())
+    return model, model.inputs(SEARCHES + 1, codes)

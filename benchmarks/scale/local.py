@@ -115,33 +115,16 @@ def _decode(num_items: int, rng: np.random.Generator) -> Callable[[], Any]:
     import jax
     import jax.numpy as jnp
 
+    from benchmarks.decoding.cases import TrivialModel, around
     from tiger_jax.decoding.search.beam_search import beam_search
     from tiger_jax.decoding.trie.trie import Trie
 
     sizes = (*[CODEWORDS] * LEVELS, COLLISIONS)
     trie = Trie.build(_draw_ids(num_items, rng), sizes)
-    tables = rng.normal(size=(len(sizes), CODEWORDS, CODEWORDS)).astype(np.float32)
-
-    def decode_step(
-        params: jax.Array, cache: Any, codewords: jax.Array, parents: Any, level: int
-    ) -> tuple[jax.Array, Any]:
-        del parents
-        return params[level][codewords], cache
-
-    @jax.jit
-    def search(params: jax.Array, request: jax.Array, trie: Trie) -> Any:
-        return beam_search(
-            params,
-            request,
-            trie,
-            init_decode=lambda params, inputs: (),
-            decode_step=decode_step,
-            num_beams=20,
-        )
-
-    params, request = jnp.asarray(tables), jnp.zeros((1,), jnp.int32)
-    jax.block_until_ready(search(params, request, trie))
-    return lambda: jax.block_until_ready(search(params, request, trie))
+    request = jnp.zeros((1,), jnp.int32)
+    search = around(TrivialModel(sizes), beam_search, request, trie, num_beams=20)
+    jax.block_until_ready(search())
+    return lambda: jax.block_until_ready(search())
 
 
 STAGES: dict[str, Callable[[int, np.random.Generator], Callable[[], Any]]] = {

@@ -27,6 +27,7 @@ from benchmarks.scale.worker import (
     Spool,
     emit_into,
     forget_peak,
+    pass_on,
     peak_bytes,
     write_from,
 )
@@ -47,9 +48,9 @@ SHARD_ROWS = 250_000
 TOKEN_SHARDS = 2
 _CODEBOOKS = (256,) * 4
 # More items' embeddings would take tens of gigabytes of disk.
-MOST_TEXTS = 10_000_000
+MAX_TEXTS = 10_000_000
 # Of the items' texts, and of their embeddings.
-_WORDS, _WORDS_A_TEXT, _DIMS = 50_000, 6, 64
+_WORDS, _WORDS_PER_TEXT, _DIMS = 50_000, 6, 64
 
 
 def measure_shards(num_rows: int, add: Callable[[dict[str, Any]], None]) -> None:
@@ -60,32 +61,28 @@ def measure_shards(num_rows: int, add: Callable[[dict[str, Any]], None]) -> None
     def tell(step: str, measured: Measured) -> None:
         if step.startswith("generate"):
             return
-        is_catalogue = step.startswith(EMBED_STEPS)
-        add(
-            {
-                "part": "shards",
-                "stage": step,
-                "items": num_rows if is_catalogue else num_items,
-                "rows": num_rows,
-                "shards_in_all": num_shards,
-                "shards": measured.shards,
-                "cpu_seconds": measured.cpu_seconds,
-                "peak_bytes": measured.peak_bytes,
-                "start_bytes": measured.start_bytes,
-            }
-        )
+        items = num_rows if step.startswith(EMBED_STEPS) else num_items
+        sizes = {"items": items, "rows": num_rows, "shards_in_all": num_shards}
+        add({"part": "shards", "stage": step, **sizes, **measured.row()})
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         worker = OneWorker(folder / "spool", tell)
-        raw = _generate(worker, folder / "raw", num_rows, num_items, num_shards)
+        generate = functools.partial(_generate, worker, folder / "raw")
+        events = functools.partial(_interactions, num_rows=num_rows)
+        raw = RawShards(
+            generate("items", _items, num_items, num_shards),
+            generate("interactions", events, num_rows, num_shards),
+            "scale",
+        )
         with _leading("prepare", num_shards, tell):
             data = _prepare(worker, raw, folder / "data", num_shards)
         _tokens(worker, data, folder / "tokens")
-        if num_rows > MOST_TEXTS:
+        if num_rows > MAX_TEXTS:
             return
         shutil.rmtree(folder / "raw")
-        catalogue = _generate_catalogue(worker, folder / "items", num_rows, num_shards)
+        titled = functools.partial(_items, titled=True)
+        catalogue = generate("titles", titled, num_rows, num_shards)
         with _leading("embed", num_shards, tell):
             _embed(worker, catalogue, folder / "embedded", num_shards)
 
@@ -107,84 +104,73 @@ def _leading(
 
 
 def _generate(
-    worker: OneWorker, folder: Path, num_rows: int, num_items: int, num_shards: int
-) -> RawShards:
-    recipe = recipe_of({"rows": num_rows})
-    found = []
-    for kind, make, total in (
-        ("items", _items, num_items),
-        ("interactions", _interactions, num_rows),
-    ):
-        writer = ShardWriter(folder / kind, num_shards, recipe)
-        ends = cut_evenly(total, num_shards)
-        work = functools.partial(make, ends=ends, num_items=num_items)
-        worker.run(
-            f"generate {kind}",
-            [functools.partial(work, s, writer) for s in range(num_shards)],
-        )
-        found.append(writer.finish())
-    return RawShards(found[0], found[1], "scale")
-
-
-def _items(shard: int, writer: ShardWriter, *, ends: list[int], num_items: int) -> None:
-    del num_items
-    count = ends[shard + 1] - ends[shard]
-    _write_items(shard, writer, ends, pa.array([""] * count, pa.string()))
-
-
-def _write_items(
-    shard: int, writer: ShardWriter, ends: list[int], titles: pa.Array
-) -> None:
-    count = ends[shard + 1] - ends[shard]
-    ids = np.char.add("i", np.arange(ends[shard], ends[shard + 1]).astype(str))
-    table = {
-        "item_id": pa.array(ids),
-        "title": titles,
-        "brand": pa.array([""] * count, pa.string()),
-        "price": pa.nulls(count, pa.float64()),
-        "categories": pa.nulls(count, CATEGORY_PATHS),
-    }
-    writer.write_table(shard, pa.table(table))
-
-
-def _interactions(
-    shard: int, writer: ShardWriter, *, ends: list[int], num_items: int
-) -> None:
-    count = ends[shard + 1] - ends[shard]
-    rng = np.random.default_rng([shard, 7])
-    upto = np.cumsum(1 / np.arange(1, num_items + 1))
-    ranks = np.searchsorted(upto, rng.random(count) * upto[-1])
-    table = {
-        "user_id": pa.array(rng.integers(0, ends[-1] // HISTORY, count)),
-        "item_id": pa.array(np.char.add("i", ranks.astype(str))),
-        "timestamp": pa.array(
-            rng.integers(1_300_000_000, 1_500_000_000, count).astype(float)
-        ),
-    }
-    table["user_id"] = table["user_id"].cast(pa.string())
-    writer.write_table(shard, pa.table(table))
-
-
-def _generate_catalogue(
-    worker: OneWorker, folder: Path, num_items: int, num_shards: int
+    worker: OneWorker,
+    folder: Path,
+    kind: str,
+    make: Callable[[int, int, np.random.Generator], pa.Table],
+    total: int,
+    num_shards: int,
 ) -> Shards:
-    """Items with titles, as `embed` reads them."""
-    writer = ShardWriter(folder, num_shards, recipe_of({"titled": num_items}))
-    work = functools.partial(_titled_items, ends=cut_evenly(num_items, num_shards))
-    tasks = [functools.partial(work, s, writer) for s in range(num_shards)]
-    worker.run("generate titles", tasks)
+    """Rows made shard by shard: `make(first, last, rng)`."""
+    writer = ShardWriter(folder / kind, num_shards, recipe_of({kind: total}))
+    work = functools.partial(
+        _generate_shard, make, writer, cut_evenly(total, num_shards)
+    )
+    worker.run(f"generate {kind}", work, range(num_shards))
     return writer.finish()
 
 
-def _titled_items(shard: int, writer: ShardWriter, *, ends: list[int]) -> None:
-    count = ends[shard + 1] - ends[shard]
-    rng = np.random.default_rng([shard, 8])
-    upto = np.cumsum(1 / np.arange(1, _WORDS + 1))
-    words = pa.array(np.char.add("w", np.arange(_WORDS).astype(str)))
-    draws = rng.random((_WORDS_A_TEXT, count)) * upto[-1]
-    columns = [words.take(pa.array(np.searchsorted(upto, row))) for row in draws]
-    titles = pa.compute.binary_join_element_wise(*columns, " ")
-    _write_items(shard, writer, ends, titles)
+def _generate_shard(
+    make: Any, writer: ShardWriter, ends: list[int], shard: int
+) -> None:
+    rng = np.random.default_rng([shard, 7])
+    writer.write_table(shard, make(ends[shard], ends[shard + 1], rng))
+
+
+def _zipf(size: int, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Numbers below `size` by Zipf's law."""
+    upto = np.cumsum(1 / np.arange(1, size + 1))
+    return np.searchsorted(upto, rng.random(count) * upto[-1])
+
+
+def _items(
+    first: int, last: int, rng: np.random.Generator, titled: bool = False
+) -> pa.Table:
+    """Items, with titles if `embed` is to read them."""
+    count = last - first
+    empty = titles = pa.array([""] * count, pa.string())
+    if titled:
+        words = pa.array(np.char.add("w", np.arange(_WORDS).astype(str)))
+        columns = (
+            words.take(pa.array(_zipf(_WORDS, count, rng)))
+            for _ in range(_WORDS_PER_TEXT)
+        )
+        titles = pa.compute.binary_join_element_wise(*columns, " ")
+    return pa.table(
+        {
+            "item_id": np.char.add("i", np.arange(first, last).astype(str)),
+            "title": titles,
+            "brand": empty,
+            "price": pa.nulls(count, pa.float64()),
+            "categories": pa.nulls(count, CATEGORY_PATHS),
+        }
+    )
+
+
+def _interactions(
+    first: int, last: int, rng: np.random.Generator, *, num_rows: int
+) -> pa.Table:
+    count = last - first
+    ranks = _zipf(num_rows // HISTORY, count, rng)
+    users = rng.integers(0, num_rows // HISTORY, count)
+    times = rng.integers(1_300_000_000, 1_500_000_000, count).astype(float)
+    return pa.table(
+        {
+            "user_id": pa.array(users).cast(pa.string()),
+            "item_id": np.char.add("i", ranks.astype(str)),
+            "timestamp": times,
+        }
+    )
 
 
 # --- The steps ----------------------------------------------------------------------
@@ -230,53 +216,36 @@ def _join(
     """`join_interactions`, by one worker."""
     del runner
     writer = ShardWriter(folder, num_buckets, recipe_of({"joined": num_buckets}))
-    every = range(num_buckets)
-    spools = {n: Spool(folder / n) for n in ("items", "asked")}
+    every, shards = range(num_buckets), rows_of(raw.interactions)
+    items, asked = Spool(folder / "items"), Spool(folder / "asked")
     answered, by_user = Spool(folder / "answered"), Spool(folder / "by_user")
-    shards = rows_of(raw.interactions)
-    steps: dict[str, list[Any]] = {
-        "items": [
-            functools.partial(
-                emit_into, spools["items"], joined.emit_items, rows, every
-            )
-            for rows in rows_of(raw.items)
-        ],
-        "ask": [
-            functools.partial(
-                emit_into, spools["asked"], joined.emit_asked, shard, every
-            )
-            for shard in joined.number_shards(raw.interactions)
-        ],
-        "look up": [functools.partial(_look_up, spools, answered, b) for b in every],
-        "join": [
-            functools.partial(_join_shard, answered, by_user, n, shards, num_buckets)
-            for n in range(len(shards))
-        ],
-        "write": [
-            functools.partial(write_from, by_user, joined.write_bucket, b, writer)
-            for b in every
-        ],
-    }
-    for name, tasks in steps.items():
-        worker.run(f"joined, {name}", tasks)
+    emit_items = functools.partial(emit_into, items, joined.emit_items, every)
+    emit_asked = functools.partial(emit_into, asked, joined.emit_asked, every)
+    both = functools.partial(_take_both, items, asked)
+    join = functools.partial(
+        joined.join_shard, shards=shards, num_buckets=num_buckets, missing=every
+    )
+    for name, work, inputs in (
+        ("items", emit_items, rows_of(raw.items)),
+        ("ask", emit_asked, joined.number_shards(raw.interactions)),
+        ("look up", functools.partial(pass_on, both, joined.look_up, answered), every),
+        (
+            "join",
+            functools.partial(pass_on, answered.take, join, by_user),
+            range(len(shards)),
+        ),
+        (
+            "write",
+            functools.partial(write_from, by_user, joined.write_bucket, writer),
+            every,
+        ),
+    ):
+        worker.run(f"joined, {name}", work, inputs)
     return writer.finish()
 
 
-def _look_up(spools: dict[str, Spool], answered: Spool, bucket: int) -> None:
-    parts: dict[str, Any] = {name: s.take(bucket) for name, s in spools.items()}
-    answered.put(joined.look_up((bucket, parts)))
-
-
-def _join_shard(
-    answered: Spool, by_user: Spool, number: int, shards: Any, num_buckets: int
-) -> None:
-    blocks = joined.join_shard(
-        (number, answered.take(number)),
-        shards=shards,
-        num_buckets=num_buckets,
-        missing=range(num_buckets),
-    )
-    by_user.put(blocks)
+def _take_both(items: Spool, asked: Spool, bucket: int) -> dict[str, list[bytes]]:
+    return {"items": items.take(bucket), "asked": asked.take(bucket)}
 
 
 def _tokens(worker: OneWorker, data: prepare.PreparedShards, folder: Path) -> None:
@@ -298,9 +267,12 @@ def _tokens(worker: OneWorker, data: prepare.PreparedShards, folder: Path) -> No
         shards = data.histories.num_shards
         writer = ShardWriter(folder / split, shards, "tokens", "tfrecord")
         sample = range(min(TOKEN_SHARDS, shards))
-        worker.run(
-            f"tokens, {split}", [functools.partial(work, s, writer) for s in sample]
-        )
+        write = functools.partial(_write_tokens, work, writer)
+        worker.run(f"tokens, {split}", write, sample)
+
+
+def _write_tokens(work: Any, writer: ShardWriter, shard: int) -> None:
+    work(shard, writer)
 
 
 def _embed(worker: OneWorker, items: Shards, folder: Path, num_shards: int) -> None:
@@ -334,17 +306,10 @@ def _embed_distinct(
     del runner
     spool, every = Spool(writer.folder / "spool"), range(writer.num_shards)
     emit = functools.partial(embed._emit_texts, text=text, num_buckets=len(every))
-    worker.run(
-        "texts, take apart",
-        [
-            functools.partial(emit_into, spool, emit, rows, every)
-            for rows in rows_of(data.items)
-        ],
-    )
-    worker.run(
-        "texts, embed",
-        [functools.partial(_embed_bucket, spool, writer, encoder, b) for b in every],
-    )
+    emit = functools.partial(emit_into, spool, emit, every)
+    worker.run("texts, take apart", emit, rows_of(data.items))
+    embedding = functools.partial(_embed_bucket, spool, writer, encoder)
+    worker.run("texts, embed", embedding, every)
     return writer.finish()
 
 

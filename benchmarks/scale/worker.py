@@ -14,10 +14,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.lib import Row
+
 _LENGTH = struct.Struct("<q")
 _PIPELINES = ("assign", "embed", "prepare", "tokens")
 _IMPORTS = [f"tiger_jax.beam.{name}" for name in _PIPELINES]
-Task = Callable[[], Any]
+Task = Callable[..., Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +41,10 @@ class Measured:
     start_bytes: int
     result: Any = None
 
+    def row(self) -> Row:
+        """All but the result."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if k != "result"}
+
 
 def run_tasks(tasks: Sequence[Task], name: str) -> Measured:
     """Runs tasks one after the other in a new process.
@@ -55,12 +61,11 @@ def run_tasks(tasks: Sequence[Task], name: str) -> Measured:
     process.start()
     theirs.close()
     try:
-        found = ours.recv()
+        return ours.recv()
     except EOFError as error:
-        process.join()
         raise RuntimeError(f"{name}: the worker failed") from error
-    process.join()
-    return Measured(**found)
+    finally:
+        process.join()
 
 
 def peak_bytes() -> int:
@@ -82,15 +87,8 @@ def _run(tasks: list[Task], pipe: Any) -> None:
     result = None
     for task in tasks:
         result = task()
-    pipe.send(
-        {
-            "result": result,
-            "shards": len(tasks),
-            "cpu_seconds": time.process_time() - cpu_start,
-            "peak_bytes": peak_bytes(),
-            "start_bytes": start,
-        }
-    )
+    seconds = time.process_time() - cpu_start
+    pipe.send(Measured(len(tasks), seconds, peak_bytes(), start, result))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,14 +126,25 @@ class Spool:
 
 
 def emit_into(
-    spool: Spool, emit: Callable[..., Iterator[Any]], value: Any, wanted: range
+    spool: Spool, emit: Callable[..., Iterator[Any]], wanted: range, value: Any
 ) -> None:
     """The first half of an exchange, for one input."""
     spool.put(emit(value, wanted))
 
 
+def pass_on(
+    take: Callable[[int], Any],
+    answer: Callable[[tuple[int, Any]], Iterable[Any]],
+    spool: Spool,
+    key: int,
+) -> None:
+    """What lies between two exchanges, for one key; with nothing taken, nothing."""
+    if taken := take(key):
+        spool.put(answer((key, taken)))
+
+
 def write_from(
-    spool: Spool, write: Callable[..., None], shard: int, writer: Any
+    spool: Spool, write: Callable[..., None], writer: Any, shard: int
 ) -> None:
     """The second half, for one shard."""
     write(shard, spool.take(shard), writer)
@@ -148,9 +157,9 @@ class OneWorker:
         """Takes a folder for what is exchanged, and who is told of each step."""
         self._spool, self._tell = spool, tell
 
-    def run(self, name: str, tasks: Sequence[Task]) -> Any:
-        """Runs tasks, tells what they took, and gives the last one's result."""
-        measured = run_tasks(tasks, name)
+    def run(self, name: str, work: Task, inputs: Iterable[Any]) -> Any:
+        """Works on each input, tells what all took, and gives the last one's result."""
+        measured = run_tasks([functools.partial(work, each) for each in inputs], name)
         self._tell(name, measured)
         return measured.result
 
@@ -165,17 +174,12 @@ class OneWorker:
     ) -> Any:
         """`tiger_jax.beam.steps.exchange`, by one worker."""
         del runner
-        name = writer.folder.name
+        name, every = writer.folder.name, range(writer.num_shards)
         spool = Spool(self._spool / name)
-        every = range(writer.num_shards)
-        self.run(
-            f"{name}, take apart",
-            [functools.partial(emit_into, spool, emit, i, every) for i in inputs],
-        )
-        self.run(
-            f"{name}, write",
-            [functools.partial(write_from, spool, write, s, writer) for s in every],
-        )
+        emitting = functools.partial(emit_into, spool, emit, every)
+        self.run(f"{name}, take apart", emitting, inputs)
+        writing = functools.partial(write_from, spool, write, writer)
+        self.run(f"{name}, write", writing, every)
         return writer.finish(**facts)
 
     def each_shard(
@@ -184,6 +188,9 @@ class OneWorker:
         """`tiger_jax.beam.steps.each_shard`, by one worker."""
         del runner
         every = range(writer.num_shards)
-        tasks = [functools.partial(work, shard, writer) for shard in every]
-        self.run(writer.folder.name, tasks)
+        self.run(writer.folder.name, functools.partial(_to, writer, work), every)
         return writer.finish(**facts)
+
+
+def _to(writer: Any, work: Callable[..., None], shard: int) -> None:
+    work(shard, writer)

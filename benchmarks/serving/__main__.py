@@ -1,10 +1,10 @@
-"""Loads a server from a second process, and tries to break it: one JSON row a phase.
+"""Loads a server from a second process, and tries to break it: a JSON row per phase.
 
     python -m benchmarks.serving --bundle=runs/demo/bundle --minutes=3 \
         --rows=rows.jsonl --table=benchmarks/README.md
 
 *   load: clients that ask as fast as they are answered; every answer is compared
-    with Python's (`serving_clients.Question.judge`).
+    with Python's (`clients.Question.judge`).
 *   overload: batches of many more clients than it takes; it must refuse, not hang,
     and answer as before when they are gone.
 *   hostile: requests that make no sense, each of which must get a clear 4xx.
@@ -14,10 +14,10 @@ The server runs as `run.py --stage=serve` does, in a process of its own, on the 
 machine: client and server share its cores.
 """
 
-import argparse
 import collections
 import concurrent.futures
 import contextlib
+import functools
 import json
 import os
 import random
@@ -34,7 +34,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.lib import write_between
+from benchmarks import lib
+from benchmarks.lib import ROOT, Row
 from benchmarks.serving.clients import (
     Client,
     Question,
@@ -43,13 +44,11 @@ from benchmarks.serving.clients import (
     make_questions,
     wait_for_port,
 )
+from tiger_jax.errors import InputError
 from tiger_jax.recommending.recommender import Recommender
 from tiger_jax.workdir import artifacts
 
-ROOT = Path(__file__).resolve().parents[2]
-PHASES = ("load", "overload", "hostile", "swaps")
 READ_SECONDS, DEADLINE_SECONDS = 3.0, 10.0
-Row = dict[str, Any]
 
 
 class Server:
@@ -109,19 +108,26 @@ class Tally:
     """What many threads saw."""
 
     def __init__(self) -> None:
-        """Nothing yet."""
-        self._lock = threading.Lock()
+        """Starts the clock."""
+        self._lock, self._start = threading.Lock(), time.perf_counter()
         self.seen: collections.Counter[str] = collections.Counter()
         self.seconds: list[float] = []
 
-    def note(self, what: str, seconds: float) -> None:
-        """Counts one request."""
+    def ask(self, question: Callable[[], str]) -> None:
+        """Sends one request, and counts what came of it."""
+        begun = time.perf_counter()
+        try:
+            what = question()
+        except Exception as error:  # counted; the row shows it
+            what = f"lost ({type(error).__name__})"
+        seconds = time.perf_counter() - begun
         with self._lock:
             self.seen[what] += 1
             self.seconds.append(seconds)
 
-    def row(self, seconds: float) -> Row:
+    def row(self) -> Row:
         """Counts, rate and quantiles."""
+        seconds = time.perf_counter() - self._start
         quantiles = np.quantile(self.seconds, [0.5, 0.99, 1.0]) * 1e3
         names = ("p50_ms", "p99_ms", "longest_ms")
         return {
@@ -132,6 +138,22 @@ class Tally:
         }
 
 
+def ask_in_threads(
+    server: Server, count: int, is_over: Callable[[], bool], ask: Callable[..., str]
+) -> Row:
+    """Many clients, each asking again once it has an answer: `ask(client, rng)`."""
+    tally = Tally()
+
+    def work(number: int) -> None:
+        client, rng = server.client(), random.Random(number)
+        while not is_over():
+            tally.ask(lambda: ask(client, rng))
+
+    with concurrent.futures.ThreadPoolExecutor(count) as pool:
+        list(pool.map(work, range(count)))
+    return {"clients": count} | tally.row()
+
+
 def ask_until(
     server: Server,
     questions: Sequence[Question],
@@ -140,27 +162,16 @@ def ask_until(
     *,
     judged: bool = True,
 ) -> Row:
-    """Many clients, each asking the next question once it has an answer."""
-    tally, start = Tally(), time.perf_counter()
+    """Clients that ask one question after the other."""
 
-    def ask(number: int) -> None:
-        client, rng = server.client(), random.Random(number)
-        while not is_over():
-            question = rng.choice(questions)
-            begun = time.perf_counter()
-            try:
-                status, content = client.ask("POST", "/recommend", question.body)
-                what = f"status {status}"
-                if status == 200:
-                    reply = json.loads(content)
-                    what = question.judge(reply) if judged else "answered"
-            except Exception as error:  # counted; the row shows it
-                what = f"lost ({type(error).__name__})"
-            tally.note(what, time.perf_counter() - begun)
+    def ask(client: Client, rng: random.Random) -> str:
+        question = rng.choice(questions)
+        status, content = client.ask("POST", "/recommend", question.body)
+        if status != 200:
+            return f"status {status}"
+        return question.judge(json.loads(content)) if judged else "answered"
 
-    with concurrent.futures.ThreadPoolExecutor(clients) as pool:
-        list(pool.map(ask, range(clients)))
-    return {"clients": clients} | tally.row(time.perf_counter() - start)
+    return ask_in_threads(server, clients, is_over, ask)
 
 
 def for_seconds(seconds: float) -> Callable[[], bool]:
@@ -179,27 +190,15 @@ def load(server: Server, questions: Sequence[Question], options: Any) -> Row:
 def overload(server: Server, questions: Sequence[Question], options: Any) -> Row:
     """Far more than it takes, and then little again."""
     before = ask_until(server, questions, 4, for_seconds(8))
-    tally, is_over = Tally(), for_seconds(25)
 
-    def flood(number: int) -> None:
-        client, rng = server.client(), random.Random(number)
-        while not is_over():
-            asked = [rng.choice(questions).body for _ in range(16)]
-            begun = time.perf_counter()
-            try:
-                status, _ = client.ask("POST", "/recommend/batch", {"requests": asked})
-                what = f"status {status}"
-                if status == 429:
-                    time.sleep(0.05)
-            except Exception as error:
-                what = f"lost ({type(error).__name__})"
-            tally.note(what, time.perf_counter() - begun)
+    def flood(client: Client, rng: random.Random) -> str:
+        asked = [rng.choice(questions).body for _ in range(16)]
+        status, _ = client.ask("POST", "/recommend/batch", {"requests": asked})
+        if status == 429:
+            time.sleep(0.05)
+        return f"status {status}"
 
-    start = time.perf_counter()
-    with concurrent.futures.ThreadPoolExecutor(100) as pool:
-        list(pool.map(flood, range(100)))
-    row = {"clients": 100, "histories_each": 16}
-    row |= tally.row(time.perf_counter() - start)
+    row = ask_in_threads(server, 100, for_seconds(25), flood) | {"histories_each": 16}
     after = ask_until(server, questions, 4, for_seconds(8))
     for name, calm in (("before", before), ("after", after)):
         row[f"p50_ms_{name}"] = calm["p50_ms"]
@@ -209,12 +208,12 @@ def overload(server: Server, questions: Sequence[Question], options: Any) -> Row
 
 def hostile(server: Server, questions: Sequence[Question], options: Any) -> Row:
     """Senseless requests, a hundredth of them slow; then a sensible one."""
-    before, tally = server.megabytes, Tally()
+    before = server.megabytes
     unclear: collections.Counter[str] = collections.Counter()
     slow = options.hostile // 100
     source = hostile_requests(random.Random(options.seed))
     waiting = iter([next(source) for _ in range(options.hostile - slow)])
-    lock = threading.Lock()
+    lock, tally = threading.Lock(), Tally()
 
     def check(kind: str, status: int, content: bytes) -> str:
         is_clear = False
@@ -224,33 +223,31 @@ def hostile(server: Server, questions: Sequence[Question], options: Any) -> Row:
             unclear[f"{kind}: {status}"] += 1
         return f"status {status}"
 
-    def ask(_: int) -> None:
+    def ask_next(client: Client, asked: Any) -> str:
+        kind, method, path, body, headers = asked
+        try:
+            return check(kind, *client.ask(method, path, body, **headers))
+        except Exception as error:
+            unclear[f"{kind}: {type(error).__name__}"] += 1
+            return "lost"
+
+    def ask_all(_: int) -> None:
         client = server.client()
         while True:
             with lock:
                 asked = next(waiting, None)
             if asked is None:
                 return
-            kind, method, path, body, headers = asked
-            begun = time.perf_counter()
-            try:
-                what = check(kind, *client.ask(method, path, body, **headers))
-            except Exception as error:
-                unclear[f"{kind}: {type(error).__name__}"] += 1
-                what = "lost"
-            tally.note(what, time.perf_counter() - begun)
+            tally.ask(functools.partial(ask_next, client, asked))
 
     def ask_slow(number: int) -> None:
-        begun = time.perf_counter()
-        what = check("slow", *ask_slowly(server.port, number))
-        tally.note(what, time.perf_counter() - begun)
+        tally.ask(lambda: check("slow", *ask_slowly(server.port, number)))
 
-    start = time.perf_counter()
     with concurrent.futures.ThreadPoolExecutor(8 + 20) as pool:
         slow_ones = pool.map(ask_slow, range(slow))
-        list(pool.map(ask, range(8)))
+        list(pool.map(ask_all, range(8)))
         list(slow_ones)
-    row = {"slow": slow} | tally.row(time.perf_counter() - start)
+    row = {"slow": slow} | tally.row()
     calm = ask_until(server, questions, 2, for_seconds(5))
     return row | {
         "unclear": dict(unclear),
@@ -313,23 +310,31 @@ def _changes(options: Any, rng: Any) -> Iterator[tuple[str, str, Any]]:
             yield "POST", "/rollback", {"version": 0}
 
 
+RUN: dict[str, Callable[[Server, Sequence[Question], Any], Row]] = {
+    "load": load,
+    "overload": overload,
+    "hostile": hostile,
+    "swaps": swaps,
+}
+
+
 def main() -> None:
     """Starts a server and runs the phases asked for."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--bundle", type=Path, required=True)
-    parser.add_argument("--phases", default=",".join(PHASES))
-    parser.add_argument("--minutes", type=float, default=1.0, help="of the load")
-    parser.add_argument("--clients", type=int, default=32)
-    parser.add_argument("--questions", type=int, default=200)
-    parser.add_argument("--hostile", type=int, default=10_000)
-    parser.add_argument("--swaps", type=int, default=1_000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--rows", type=Path, help="a file to add the rows to")
-    parser.add_argument("--table", type=Path, help="a Markdown file with marks")
+    parser = lib.make_parser(__doc__, "seed", "rows")
+    add = parser.add_argument
+    add("--bundle", type=Path, required=True)
+    add("--phases", type=lib.words, default=list(RUN))
+    add("--minutes", type=float, default=1.0, help="of the load")
+    add("--clients", type=int, default=32)
+    add("--questions", type=int, default=200)
+    add("--hostile", type=int, default=10_000)
+    add("--swaps", type=int, default=1_000)
+    add("--table", type=Path, help="a Markdown file for the table of all --rows")
     options = parser.parse_args()
-    phases = options.phases.split(",")
-    if not set(phases) <= set(PHASES):
-        parser.error(f"--phases are some of {', '.join(PHASES)}")
+    if not set(options.phases) <= set(RUN):
+        parser.error(f"--phases are some of {', '.join(RUN)}")
+    if options.table and not options.rows:
+        raise InputError("--table is written from --rows: give both")
     recommender = Recommender.load(options.bundle, version=0)
     engine, catalogue = recommender.engine, recommender.catalogue
     vectors = catalogue.embeddings
@@ -350,45 +355,34 @@ def main() -> None:
         shutil.copytree(options.bundle, bundle)
         server = Server(bundle, Path(folder) / "log")
         try:
-            for phase in phases:
-                row = globals()[phase](server, questions, options)
-                _tell({"phase": phase, **row, **common}, options.rows)
+            for phase in options.phases:
+                row = RUN[phase](server, questions, options)
+                lib.report({"phase": phase, **row, **common}, options.rows)
         finally:
             ended = server.stop()
-        _tell({"phase": "stop", **ended, **common}, options.rows)
-    if options.table is not None:
+        lib.report({"phase": "stop", **ended, **common}, options.rows)
+    if options.table:
         write_table(options.rows, options.table)
-
-
-def _tell(row: Row, file: Path | None) -> None:
-    line = json.dumps(row)
-    print(line, flush=True)
-    if file is not None:
-        with open(file, "a", encoding="utf-8") as out:
-            out.write(line + "\n")
 
 
 def write_table(rows_file: Path, table_file: Path) -> None:
     """Puts the newest row of every phase between the file's marks."""
-    lines = rows_file.read_text(encoding="utf-8").splitlines()
-    newest = {row["phase"]: row for row in map(json.loads, lines)}
+    newest = {row["phase"]: row for row in lib.read_rows(rows_file)}
     some = next(iter(newest.values()))
-    text = [
+    about = (
         f"{some['items']:,} items, {some['beams']} beams; {some['devices']}, "
         f"{some['cores']} cores shared by server and clients; commit "
-        f"`{some['commit']}`.",
-        "",
-        "| phase | clients | requests | a second | p50 ms | p99 ms | longest ms | what "
-        "came back | server MB |",
-        "|---|--:|--:|--:|--:|--:|--:|---|--:|",
-    ]
-    for phase in PHASES:
-        if phase in newest:
-            text.append(_table_line(newest[phase]))
-    write_between(table_file, "serving", "\n".join(text))
+        f"`{some['commit']}`."
+    )
+    titles = ["phase", "clients", "requests", "a second", "p50 ms", "p99 ms"]
+    titles += ["longest ms", "what came back", "server MB"]
+    cells = [_table_cells(newest[phase]) for phase in RUN if phase in newest]
+    align = "|---|--:|--:|--:|--:|--:|--:|---|--:|"
+    lines = [about, "", *lib.markdown_table(titles, cells, align)]
+    lib.write_between(table_file, "serving", "\n".join(lines))
 
 
-def _table_line(row: Row) -> str:
+def _table_cells(row: Row) -> list[Any]:
     outcomes = ("right", "wrong", "invalid", "answered", "lost", "status")
     told = [f"{v:,} {k}" for k, v in row.items() if k.startswith(outcomes)]
     for key in ("not_right_after", "swaps", "swaps_failed"):
@@ -396,17 +390,15 @@ def _table_line(row: Row) -> str:
             told.append(f"{row[key]:,} {key.replace('_', ' ')}")
     if "unclear" in row:
         told.append(f"{sum(row['unclear'].values())} unclear")
-    cells = [
+    numbers = ("requests", "requests_per_second", "p50_ms", "p99_ms", "longest_ms")
+    return [
         row["phase"],
-        str(row.get("clients", "")),
-        f"{row['requests']:,}",
-        f"{row['requests_per_second']:,}",
-        *(f"{row[k]:,}" for k in ("p50_ms", "p99_ms", "longest_ms")),
+        row.get("clients", ""),
+        *(f"{row[name]:,}" for name in numbers),
         ", ".join(told),
         f"{row['server_mb']:,.0f}",
     ]
-    return f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":
-    main()
+    lib.run(main)

@@ -1,6 +1,7 @@
 """Measures quantizers on real items: one JSON row each.
 
-    python -m benchmarks.training.quantizers --data_dir=$TIGER_DATA/amazon2014_beauty \
+    python -m benchmarks.training.quantizers \
+        --data_dir=$TIGER_DATA/amazon2014_beauty \
         --embeddings=$TIGER_DATA/embeddings/beauty_minilm_f16.npy [NAME ...]
 
 Each row has the seconds of the whole stage, and per level the share of codewords
@@ -8,13 +9,13 @@ used, perplexity, distinct prefixes, reconstruction error and category purity be
 its value for shuffled categories. `collision_rate` is 1 - distinct codes / items.
 """
 
-import argparse
 import dataclasses
-import json
 import tempfile
 import time
 from pathlib import Path
 
+from benchmarks import lib
+from benchmarks.lib import Row
 from tiger_jax.models.rqvae import RqVaeConfig
 from tiger_jax.quantizers.hashing import Lsh, RandomCodes
 from tiger_jax.quantizers.residual_kmeans import FlatVq, ResidualKMeans
@@ -51,15 +52,14 @@ QUANTIZERS = {
 
 def main() -> None:
     """Prepares the items once, then fits what was asked for."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = lib.make_parser(__doc__, "seed")
     parser.add_argument("--data_dir", type=Path, required=True)
     parser.add_argument("--embeddings", type=Path)
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("names", nargs="*", metavar="NAME", help=" ".join(QUANTIZERS))
     arguments = parser.parse_args()
-    for name in arguments.names:
-        if name not in QUANTIZERS:
-            parser.error(f"{name!r} is none of {', '.join(QUANTIZERS)}")
+    if unknown := set(arguments.names) - set(QUANTIZERS):
+        parser.error(f"{sorted(unknown)} are none of {', '.join(QUANTIZERS)}")
+    lib.find_data(arguments.data_dir, "data", "--data_dir")
     with tempfile.TemporaryDirectory() as folder:
         context = RunContext(Path(folder), arguments.data_dir, arguments.embeddings)
         prepare_data(context)
@@ -73,10 +73,10 @@ def main() -> None:
                 accept_poor_codebooks=True,
             )
             seconds = time.perf_counter() - start
-            print(json.dumps(describe(context.workdir / "rqvae", name, seconds)))
+            lib.report(describe(context.workdir / "rqvae", name, seconds))
 
 
-def describe(folder: Path, name: str, seconds: float) -> dict[str, object]:
+def describe(folder: Path, name: str, seconds: float) -> Row:
     """One row: what was measured, on what."""
     quality = artifacts.read_json(folder / "quality.json")
     levels = quality.pop("levels")
@@ -89,4 +89,4 @@ def describe(folder: Path, name: str, seconds: float) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    main()
+    lib.run(main)

@@ -16,17 +16,23 @@ matrix product take all cores as they like. One JSON row a case:
     {"benchmark": "train_step", "case": {...}, "against": "hf_t5" | "matmul_peak",
      "examples_per_s": ..., "theirs_examples_per_s": ..., "ratio": ours / theirs,
      "matmul_share": our FLOP/s / the matrix product's,
-     "input_share": seconds an update's input takes, nothing of it hidden behind the
-                    step / seconds of an update, "environment": {...}}
+     "input_share": seconds of an update's input, nothing of it hidden behind the step /
+                    seconds of an update, "environment": {...}}
+
+`matmul_share` counts the operations that the model executes, `textbook_share` those of
+the textbook Transformer, three forward passes' worth, as model-FLOP utilisation does;
+the model executes fewer, because cross-attention needs neither keys nor values. By
+CPU time (`matmul_share_by_cpu_time`), programs that run beside this one disturb less,
+and cores that wait for each other aren't seen. The cases are `buckets` (as a training
+runs), `padded` (every row to 20 items) and `each_bucket` (each length by itself,
+against the matrix product alone).
 """
 
-import argparse
-import gc
-import json
+import importlib.util
 import os
-import platform
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +40,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.lib import write_between
+from benchmarks import lib
 from tiger_jax.data.interactions import InteractionsConfig
 from tiger_jax.data.prepare import prepare_shop
 from tiger_jax.data.readers.files import FilesConfig
 from tiger_jax.data.splits import SplitsConfig
+from tiger_jax.errors import InputError
 from tiger_jax.histories import Histories
 from tiger_jax.input_pipeline.resident import ResidentConfig, ResidentInput
 from tiger_jax.models.t5_weights import t5_config
@@ -49,33 +56,48 @@ from tiger_jax.training.optimizers import OptimizerConfig, make_optimizer
 from tiger_jax.training.partitioning import Partitioner, use_cpu_cores
 from tiger_jax.training.train_state import init_train_state, split_seed
 from tiger_jax.training.train_step import make_train_step
-from tiger_jax.workdir.artifacts import code_version, package_versions
 
 LAYOUT = TokenLayout((256,) * 4, num_user_tokens=2000)
 BUCKETS = (2, 3, 5, 7, 10, 14)
+MAX_ITEMS = 20
 TURN_SECONDS = 3.0
 OPTIMIZER = OptimizerConfig(
     name="adamw", schedule="constant", learning_rate=1e-3, warmup_steps=0
 )
 
 
-class Side:
-    """One of the things that run in turns."""
+def textbook_flops(config: TigerConfig, length: int) -> int:
+    """Floating-point operations of one example's training step.
 
-    def prepare(self) -> None:
-        """Does what is not to be timed."""
+    Two for each weight and token, and for each pair of positions and feature; three
+    times that with the backward pass. Norms, softmax and embeddings aren't counted.
+    """
+    joined = config.num_heads * config.head_dim
+    attention, mlp = 4 * config.d_model * joined, 2 * config.d_model * config.mlp_dim
+    targets = LAYOUT.semantic_id_length
+    encoder = length * (attention + mlp + 2 * length * joined)
+    decoder = targets * (attention + mlp + 2 * targets * joined)
+    cross = (targets + length) * attention // 2 + 2 * targets * length * joined
+    heads = config.d_model * sum(LAYOUT.codebook_sizes)
+    blocks = config.num_encoder_layers * encoder
+    blocks += config.num_decoder_layers * (decoder + cross)
+    return 3 * 2 * (blocks + heads)
 
-    def __call__(self) -> tuple[int, float]:
-        """Runs once; returns its examples and floating-point operations."""
-        raise NotImplementedError
+
+# A side, called, gives examples, and operations as executed and as in textbooks.
 
 
-class Ours(Side):
+class Ours:
     """Our step on one input; called, it makes one update, drawing it included."""
 
-    def __init__(self, model: Tiger, input: Any) -> None:
-        """Compiles nothing yet; the first call does."""
+    def __init__(
+        self, config: TigerConfig, input: Any, lengths: Sequence[int], rows: int
+    ) -> None:
+        """Compiles nothing yet; the first call does. Lengths are in items."""
+        model = Tiger(config, LAYOUT)
         self.input, self.partitioner = input, Partitioner()
+        own = [textbook_flops(config, 1 + 4 * items) for items in lengths]
+        self.textbook = rows * np.array(own, float)
         loss_fn, optimizer = make_loss_fn(model), make_optimizer(OPTIMIZER)
         init_key, self.key = split_seed(0)
         self.state = init_train_state(
@@ -102,7 +124,7 @@ class Ours(Side):
             self.partitioner,
         )
 
-    def __call__(self) -> tuple[int, float]:
+    def __call__(self) -> tuple[int, float, float]:
         """Makes one update."""
         update, arrays, buckets = self._draw()
         self.state, metrics = self.step(
@@ -110,7 +132,7 @@ class Ours(Side):
         )
         jax.block_until_ready(metrics)
         flops = sum(self.flops[bucket] for bucket in update.buckets)
-        return update.num_examples, flops
+        return update.num_examples, flops, self.textbook[update.buckets].sum()
 
     def time_input(self, updates: int) -> float:
         """Seconds an update takes to draw and to bring to the device.
@@ -137,7 +159,7 @@ class Ours(Side):
         )
 
 
-class HfT5(Side):
+class HfT5:
     """PyTorch's T5 of the same size on whole batches of the same pairs."""
 
     def __init__(self, config: TigerConfig, input: ResidentInput, dtype: str) -> None:
@@ -172,7 +194,7 @@ class HfT5(Side):
             for x in (tokens, batch["decoder_target_tokens"])
         )
 
-    def __call__(self) -> tuple[int, float]:
+    def __call__(self) -> tuple[int, float, float]:
         """Makes one update; its operations are not counted."""
         torch, tokens, labels = self.torch, self.tokens, self.labels
         self.optimizer.zero_grad(set_to_none=True)
@@ -185,10 +207,10 @@ class HfT5(Side):
         loss.backward()
         self.optimizer.step()
         loss.item()  # waits for the device
-        return self.num_examples, 0.0
+        return self.num_examples, 0.0, 0.0
 
 
-class MatmulPeak(Side):
+class MatmulPeak:
     """The rate of a large matrix product."""
 
     def __init__(self, dtype: str) -> None:
@@ -198,39 +220,12 @@ class MatmulPeak(Side):
         self.a = jnp.ones((self.size, self.size), dtype)
         self.matmul = jax.jit(lambda a: a @ a)
 
-    def __call__(self) -> tuple[int, float]:
+    def __call__(self) -> tuple[int, float, float]:
         """Multiplies a few times."""
         for _ in range(self.repeats):
             self.matmul(self.a).block_until_ready()
-        return 0, 2.0 * self.size**3 * self.repeats
-
-
-def measure(sides: dict[str, Side], rounds: int) -> dict:
-    """Runs the sides in turns; medians of examples/s and FLOP/s, by side.
-
-    A turn begins with an update that isn't timed, since a training doesn't stand idle
-    between its updates, and goes on for `TURN_SECONDS`, since one draw of pairs is
-    longer than another.
-    """
-    rates: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
-    for side in sides.values():
-        for _ in range(2):
-            side.prepare()
-            side()
-    gc.collect()
-    for _ in range(rounds):
-        for name, side in sides.items():
-            side.prepare()
-            side()
-            examples, flops, seconds = 0, 0.0, 0.0
-            while seconds < TURN_SECONDS:
-                side.prepare()
-                started = time.perf_counter()
-                more_examples, more_flops = side()
-                seconds += time.perf_counter() - started
-                examples, flops = examples + more_examples, flops + more_flops
-            rates[name].append((examples / seconds, flops / seconds))
-    return {name: np.median(values, axis=0) for name, values in rates.items()}
+        flops = 2.0 * self.size**3 * self.repeats
+        return 0, flops, flops
 
 
 def load_histories(data_dir: Path) -> tuple[Histories, np.ndarray, np.ndarray]:
@@ -256,148 +251,149 @@ def open_stream(workdir: Path, batch_size: int, rows: int) -> Any:
     )
 
 
+def list_cases(options: Any) -> Iterator[tuple[str, str, str, tuple[int, ...], str]]:
+    """Against, input, shape, its lengths in items, dtype."""
+    inputs = ("resident", "seqio") if options.workdir else ("resident",)
+    for dtype in options.dtypes:
+        if "buckets" in options.cases:
+            for input in inputs:
+                yield "hf_t5", input, "buckets", (*BUCKETS, MAX_ITEMS), dtype
+        if "padded" in options.cases:
+            yield "hf_t5", "resident", "padded", (MAX_ITEMS,), dtype
+        if "each_bucket" in options.cases:
+            for items in (*BUCKETS, MAX_ITEMS):
+                yield "matmul_peak", "resident", "one bucket", (items,), dtype
+
+
 def main() -> None:
     """Measures all cases that the arguments leave."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data_dir", type=Path, default=None)
-    parser.add_argument("--workdir", type=Path, default=None)
-    parser.add_argument("--batch_size", type=int, default=256)
-    parser.add_argument("--microbatch_size", type=int, default=None)
-    parser.add_argument("--d_model", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--dtypes", default="float32,bfloat16")
-    parser.add_argument("--cases", default="buckets,padded,each_bucket")
-    parser.add_argument("--rows", type=Path, default=None)
-    parser.add_argument("--table", type=Path, default=None)
-    arguments = parser.parse_args()
+    parser = lib.make_parser(__doc__, "rows")
+    add = parser.add_argument
+    add("--data_dir", type=Path, help="or amazon2014_beauty in $TIGER_DATA")
+    add("--workdir", type=Path, help="a prepared one, for the seqio input")
+    add("--batch_size", type=int, default=256)
+    add("--microbatch_size", type=int)
+    add("--d_model", type=int, default=128)
+    add("--dropout", type=float, default=TigerConfig().dropout_rate)
+    add("--rounds", type=int, default=7)
+    add("--turn_seconds", type=float, default=TURN_SECONDS)
+    add("--dtypes", type=lib.words, default=["float32", "bfloat16"])
+    add("--cases", type=lib.words, default=["buckets", "padded", "each_bucket"])
+    add("--table", type=Path, help="a Markdown file for the table of all --rows")
+    options = parser.parse_args()
+    if options.table and not options.rows:
+        raise InputError("--table is written from --rows: give both")
+    data_dir = lib.find_data(options.data_dir, "amazon2014_beauty", "--data_dir")
+    has_torch = all(map(importlib.util.find_spec, ("torch", "transformers")))
+    if not has_torch:
+        print("without hf_t5: torch or transformers isn't installed", file=sys.stderr)
     use_cpu_cores()
-    data_dir = arguments.data_dir or Path(os.environ["TIGER_DATA"], "amazon2014_beauty")
-    microbatch = arguments.microbatch_size or (
-        32 if jax.default_backend() == "cpu" else arguments.batch_size
+    microbatch = options.microbatch_size or (
+        32 if jax.default_backend() == "cpu" else options.batch_size
     )
     histories, codes, hashes = load_histories(data_dir)
 
-    def make_input(buckets: tuple[int, ...], max_items: int, rows: int) -> Any:
+    def make_input(lengths: Sequence[int], rows: int) -> Any:
+        *buckets, longest = lengths
         config = ResidentConfig(
-            batch_size=arguments.batch_size,
+            batch_size=options.batch_size,
             microbatch_size=rows,
-            max_items=max_items,
-            bucket_items=buckets,
+            max_items=longest,
+            bucket_items=tuple(buckets),
         )
         return ResidentInput(histories, codes, LAYOUT, config, user_hashes=hashes)
 
-    # (against, input, shape, buckets, longest history, dtype)
-    cases: list[tuple[str, str, str, tuple[int, ...], int, str]] = []
-    for dtype in arguments.dtypes.split(","):
-        if "buckets" in arguments.cases.split(","):
-            inputs = ("resident", "seqio") if arguments.workdir else ("resident",)
-            cases += [("hf_t5", i, "buckets", BUCKETS, 20, dtype) for i in inputs]
-        if "padded" in arguments.cases.split(","):
-            cases.append(("hf_t5", "resident", "padded", (), 20, dtype))
-        if "each_bucket" in arguments.cases.split(","):
-            cases += [
-                ("matmul_peak", "resident", "one bucket", (), n, dtype)
-                for n in (*BUCKETS, 20)
-            ]
-    for against, source, shape, buckets, max_items, dtype in cases:
-        config = TigerConfig(d_model=arguments.d_model, dtype=dtype)
+    for against, source, shape, lengths, dtype in list_cases(options):
+        config = TigerConfig(
+            d_model=options.d_model, dropout_rate=options.dropout, dtype=dtype
+        )
         if source == "resident":
-            input = make_input(buckets, max_items, microbatch)
+            input = make_input(lengths, microbatch)
         else:
-            input = open_stream(arguments.workdir, arguments.batch_size, microbatch)
-        ours = Ours(Tiger(config, LAYOUT), input)
-        sides: dict[str, Side] = {"ours": ours, "matmul_peak": MatmulPeak(dtype)}
-        if against == "hf_t5":
-            rows = arguments.batch_size
-            sides["hf_t5"] = HfT5(config, make_input((), max_items, rows), dtype)
+            input = open_stream(options.workdir, options.batch_size, microbatch)
+        ours = Ours(config, input, lengths, microbatch)
+        sides = {"ours": ours, "matmul_peak": MatmulPeak(dtype)}
+        if against == "hf_t5" and has_torch:
+            whole = make_input((MAX_ITEMS,), options.batch_size)
+            sides["hf_t5"] = HfT5(config, whole, dtype)
         started = time.perf_counter()
-        rates = measure(sides, arguments.rounds)
-        examples_per_s, flops_per_s = rates["ours"]
-        theirs = rates["hf_t5"][0] if against == "hf_t5" else None
-        update_seconds = arguments.batch_size / examples_per_s
+        turns = lib.race(sides, options.rounds, options.turn_seconds, weigh=tuple)
+        rates, by_cpu = (  # of examples, operations, textbook operations
+            {
+                name: np.median(own[:, 2:] / own[:, [clock]], axis=0)
+                for name, own in turns.items()
+            }
+            for clock in (0, 1)
+        )
+        peak, theirs = rates["matmul_peak"][1], None
+        if "hf_t5" in rates:
+            theirs = float(rates["hf_t5"][0])
+        examples_per_s, flops_per_s, textbook_per_s = map(float, rates["ours"])
+        cpu_share = by_cpu["ours"][1] / by_cpu["matmul_peak"][1]
         input_seconds = ours.time_input(100)
         row = {
             "benchmark": "train_step",
             "case": {
                 "input": source,
                 "shape": shape,
-                "items": [*buckets, max_items],
+                "items": list(lengths),
                 "dtype": dtype,
-                "d_model": arguments.d_model,
-                "batch_size": arguments.batch_size,
+                "d_model": options.d_model,
+                "batch_size": options.batch_size,
                 "microbatch_size": microbatch,
             },
             "against": against,
-            "examples_per_s": round(float(examples_per_s), 1),
-            "theirs_examples_per_s": theirs and round(float(theirs), 1),
-            "ratio": theirs and round(float(examples_per_s / theirs), 2),
-            "matmul_share": round(float(flops_per_s / rates["matmul_peak"][1]), 3),
-            "matmul_gflops_per_s": round(float(rates["matmul_peak"][1] / 1e9), 1),
+            "dropout": options.dropout,
+            "examples_per_s": round(examples_per_s, 1),
+            "theirs_examples_per_s": theirs and round(theirs, 1),
+            "ratio": theirs and round(examples_per_s / theirs, 2),
+            "matmul_share": round(flops_per_s / peak, 3),
+            "matmul_share_by_cpu_time": round(float(cpu_share), 3),
+            "textbook_share": round(textbook_per_s / peak, 3),
+            "matmul_gflops_per_s": round(float(peak / 1e9), 1),
             "input_ms": round(1e3 * input_seconds, 3),
-            "input_share": round(input_seconds / update_seconds, 4),
+            "input_share": round(
+                input_seconds * examples_per_s / options.batch_size, 4
+            ),
             "seconds": round(time.perf_counter() - started, 1),
-            "environment": describe_environment(),
+            "environment": lib.environment(),
         }
-        sys.stdout.write(json.dumps(row) + "\n")
-        sys.stdout.flush()
-        if arguments.rows:
-            with arguments.rows.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-    if arguments.rows and arguments.table:
-        write_table(arguments.rows, arguments.table)
+        lib.report(row, options.rows)
+    if options.table:
+        write_table(options.rows, options.table)
 
 
 def write_table(rows_file: Path, table_file: Path) -> None:
     """Puts the newest row of every case between the marks of a Markdown file."""
-    newest = {}
-    for line in rows_file.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        newest[json.dumps([row["case"], row["against"]])] = row
-    lines = [
-        "| input | padded to | dtype | d_model | microbatch | examples/s "
-        "| Hugging Face T5 | ratio | share of matmul rate | input's share |",
-        "|---|---|---|--:|--:|--:|--:|--:|--:|--:|",
-    ]
-    for row in newest.values():
+    newest = lib.newest_rows(rows_file, lambda row: [row["case"], row["against"]])
+    titles = ["input", "padded to", "dtype", "d_model", "microbatch", "examples/s"]
+    titles += ["Hugging Face T5", "ratio", "share of matmul rate", "input's share"]
+    cells = []
+    for row in newest:
         case, theirs = row["case"], row["theirs_examples_per_s"]
-        items = ", ".join(map(str, case["items"]))
-        lines.append(
-            f"| {case['input']} | {items} items | {case['dtype']} | {case['d_model']} "
-            f"| {case['microbatch_size']} | {row['examples_per_s']:.0f} "
-            f"| {f'{theirs:.0f}' if theirs else '–'} "
-            f"| {row['ratio'] or '–'} | {row['matmul_share']:.0%} of "
-            f"{row['matmul_gflops_per_s']:.0f} GFLOP/s | {row['input_share']:.2%} |"
+        cells.append(
+            [
+                case["input"],
+                f"{', '.join(map(str, case['items']))} items",
+                *(case[name] for name in ("dtype", "d_model", "microbatch_size")),
+                f"{row['examples_per_s']:.0f}",
+                f"{theirs:.0f}" if theirs else "–",
+                row["ratio"] or "–",
+                f"{row['matmul_share']:.0%} of {row['matmul_gflops_per_s']:.0f} "
+                "GFLOP/s",
+                f"{row['input_share']:.2%}",
+            ]
         )
+    lines = lib.markdown_table(titles, cells, "|---|---|---|--:|")
     environments = {
-        f"{e['device']}, {e['cores']} cores, commit {e['commit']}, jax "
-        f"{e['packages'].get('jax')}, torch {e['packages'].get('torch')}"
-        for e in (row["environment"] for row in newest.values())
+        f"{e['processor'] if e['platform'] == 'cpu' else e['device']}, "
+        f"{e['cores']} cores, commit {e['commit']}, jax {e['packages'].get('jax')}, "
+        f"torch {e['packages'].get('torch')}"
+        for e in (row["environment"] for row in newest)
     }
     lines += ["", *(f"{text}." for text in sorted(environments))]
-    write_between(table_file, "train_step", "\n".join(lines))
-
-
-def describe_environment() -> dict[str, Any]:
-    """What a reader needs to judge the numbers."""
-    device = jax.devices()[0]
-    return {
-        "commit": code_version(),
-        "device": device.device_kind if device.platform != "cpu" else _cpu_name(),
-        "cores": os.cpu_count(),
-        "devices": jax.device_count(),
-        "allocator": os.environ.get("GLIBC_TUNABLES", "default"),
-        "packages": package_versions(),
-    }
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.split(":", 1)[1].strip() for line in lines if "model name" in line]
-    return names[0] if names else platform.processor()
+    lib.write_between(table_file, "train_step", "\n".join(lines))
 
 
 if __name__ == "__main__":
-    main()
+    lib.run(main)

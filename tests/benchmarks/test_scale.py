@@ -121,9 +121,9 @@ def hold(num_bytes):
 def test_a_worker_hands_blocks_over_in_files_and_forgets_them(tmp_path):
     spool = Spool(tmp_path / "spool")
     for value in (1, 2):
-        emit_into(spool, double, value, range(2))
+        emit_into(spool, double, range(2), value)
     for shard in range(3):
-        write_from(spool, write, shard, tmp_path)
+        write_from(spool, write, tmp_path, shard)
     assert (tmp_path / "1").read_bytes() == b"1:1 1:2"
     assert (tmp_path / "2").read_bytes() == b""
     assert not list((tmp_path / "spool").iterdir())
@@ -134,7 +134,7 @@ def test_a_worker_tells_the_most_that_a_task_held(tmp_path):
     told = {}
     worker = OneWorker(tmp_path, lambda step, measured: told.update({step: measured}))
     small, large = 1 << 20, 300 << 20
-    found = worker.run("large", [partial(hold, large), partial(hold, small)])
+    found = worker.run("large", hold, [large, small])
     assert found == small - 1
     measured = told["large"]
     assert measured.shards == 2
