@@ -1,12 +1,14 @@
 """The rows of `benchmarks.scale` as tables and a plot."""
 
+import itertools
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.lib import Row, write_between
+from benchmarks import lib
+from benchmarks.lib import Row
 from benchmarks.scale.plan import plan_lines
 from benchmarks.scale.rows import (
     FIT_FROM,
@@ -45,41 +47,37 @@ def write_document(rows_file: Path, document: Path) -> None:
         ("end_to_end", _end_to_end_table(end_to_end)),
         ("billion", plan_lines(rows)),
     ):
-        write_between(document, mark, "\n".join(lines))
+        lib.write_between(document, mark, "\n".join(lines))
 
 
 def _local_table(rows: list[Row], picture: str) -> list[str]:
-    lines = [
+    cells, exponents = [], []
+    for stage, own in by_stage(rows).items():
+        for row in own:
+            items, seconds, peak = row["items"], row["cpu_seconds"], row["peak_bytes"]
+            each = (f"{1e6 * seconds / items:.3g}", f"{peak / 1e6:,.0f}")
+            cells.append(
+                (stage, f"{items:,}", f"{seconds:.4g}", *each, f"{peak / items:,.0f}")
+            )
+        fits = [fit_exponent(own, name) for name in ("cpu_seconds", "peak_bytes")]
+        exponents.append(
+            (stage, *("" if fit is None else f"{fit:.2f}" for fit in fits))
+        )
+    titles = ["stage", "items", "CPU seconds", "µs an item", "peak MB", "bytes an item"]
+    return [
         f"{where(rows)} Seconds are of one process's CPU (other work shared the "
         "machine), medians of 50 for `decode`, the fastest of two for `histories` and "
         "of three for `collisions`; memory is the process's peak, input and "
         "interpreter included.",
         "",
-        "| stage | items | CPU seconds | µs an item | peak MB | bytes an item |",
-        "|---|--:|--:|--:|--:|--:|",
-    ]
-    for own in by_stage(rows).values():
-        for row in own:
-            items, seconds, peak = row["items"], row["cpu_seconds"], row["peak_bytes"]
-            lines.append(
-                f"| {row['stage']} | {items:,} | {seconds:.4g} | "
-                f"{1e6 * seconds / items:.3g} | {peak / 1e6:,.0f} | "
-                f"{peak / items:,.0f} |"
-            )
-    lines += [
+        *lib.markdown_table(titles, cells, "|---|--:|"),
         "",
         f"Fitted from {FIT_FROM:,} items on, quantity ~ items^exponent:",
         "",
-        "| stage | time | peak memory |",
-        "|---|--:|--:|",
+        *lib.markdown_table(["stage", "time", "peak memory"], exponents, "|---|--:|"),
+        "",
+        f"![time and memory over the number of items]({picture})",
     ]
-    for stage, own in by_stage(rows).items():
-        shown = []
-        for quantity in ("cpu_seconds", "peak_bytes"):
-            exponent = fit_exponent(own, quantity)
-            shown.append("" if exponent is None else f"{exponent:.2f}")
-        lines.append(f"| {stage} | {shown[0]} | {shown[1]} |")
-    return [*lines, "", f"![time and memory over the number of items]({picture})"]
 
 
 def shards_table(rows: list[Row]) -> list[str]:
@@ -87,44 +85,46 @@ def shards_table(rows: list[Row]) -> list[str]:
     if not rows:
         return []
     sizes = sorted({row["rows"] for row in rows})
-    steps = {step: own for step, own in by_stage(rows).items() if len(own) > 1}
+    cells = [
+        (
+            step,
+            ", ".join(str(row["shards"]) for row in own),
+            _megabytes([row["peak_bytes"] for row in own]),
+            _megabytes([peak_above_start(row) for row in own]),
+        )
+        for step, own in by_stage(rows).items()
+        if len(own) > 1
+    ]
+    titles = ["step", "shards", "peak MB", "larger by", "above the start", "larger by"]
     lines = [
         f"{where(rows)} {_listed(f'{size:,}' for size in sizes)} rows in all, in "
         "shards of 250,000: of interactions, with a tenth as many items, or, from "
         "`texts` on, of items. One process a step works through all shards (`tokens`: "
         "through the number given).",
         "",
-        "| step | shards | peak MB | larger by | above the start | larger by |",
-        "|---|--:|--:|--:|--:|--:|",
+        *lib.markdown_table(titles, cells, "|---|--:|"),
+        "",
     ]
-    for step, own in steps.items():
-        shards = ", ".join(str(row["shards"]) for row in own)
-        peaks = _megabytes([row["peak_bytes"] for row in own])
-        above = _megabytes([peak_above_start(row) for row in own])
-        lines.append(f"| {step} | {shards} | {peaks} | {above} |")
-    sizes_up = sizes[1:]
-    head = ["stage", "steps", *(f"µs a row of {size:,}" for size in sizes)]
-    head += [f"time exponent to {size:,}" for size in sizes_up]
-    lines += ["", f"| {' | '.join(head)} |", "|---" + "|--:" * (len(head) - 1) + "|"]
+    stages = []
     for stage, beginnings in _STAGES.items():
         own = [row for row in rows if row["stage"].startswith(beginnings)]
-        micros, count = {}, 0
-        for size in sizes:
-            found = [row for row in own if row["rows"] == size]
-            if found:
-                # The k-core takes more rounds of a larger shop.
-                micros[size], count = sum(map(micros_a_row, found)), len(found)
-        if not micros:
+        by_size = {n: [row for row in own if row["rows"] == n] for n in sizes}
+        micros = {n: sum(map(micros_a_row, found)) for n, found in by_size.items()}
+        if not any(micros.values()):
             continue
-        shown = [f"{micros[size]:.3g}" if size in micros else "–" for size in sizes]
-        for before, size in zip(sizes, sizes_up, strict=False):
-            if size in micros and before in micros:
-                growth = np.log(micros[size] / micros[before]) / np.log(size / before)
-                shown.append(f"{1 + growth:.2f}")
-            else:
-                shown.append("–")
-        lines.append(f"| {stage} | {count} | {' | '.join(shown)} |")
-    return lines
+        # The k-core takes more rounds of a larger shop.
+        steps = len(next(found for found in reversed(by_size.values()) if found))
+        shown = [f"{value:.3g}" if value else "–" for value in micros.values()]
+        for before, size in itertools.pairwise(sizes):
+            growth = "–"
+            if micros[size] and micros[before]:
+                slope = np.log(micros[size] / micros[before]) / np.log(size / before)
+                growth = f"{1 + slope:.2f}"
+            shown.append(growth)
+        stages.append((stage, steps, *shown))
+    titles = ["stage", "steps", *(f"µs a row of {size:,}" for size in sizes)]
+    titles += [f"time exponent to {size:,}" for size in sizes[1:]]
+    return lines + lib.markdown_table(titles, stages, "|---|--:|")
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -159,21 +159,20 @@ def _end_to_end_table(rows: list[Row]) -> list[str]:
     peak = max(row["peak_bytes"] for row in own)
     total = sum(row["cpu_seconds"] for row in own)
     seconds = own[0]["part_seconds"]
+    titles = ["step", "CPU seconds", "µs an item", "peak MB", "bytes an item"]
+    cells = []
+    for row in own:
+        cpu, memory = row["cpu_seconds"], row["peak_bytes"]
+        each = (f"{1e6 * cpu / most:.3g}", f"{memory / 1e6:,.0f}")
+        cells.append((row["stage"], f"{cpu:.3g}", *each, f"{memory / most:,.0f}"))
     lines = [
         f"{where(own)} {most:,} items, {total:,.0f} CPU seconds in all"
         + (f" ({seconds / 60:,.0f} minutes beside other work)" if seconds else "")
         + f", no process above {peak / 1e9:.1f} GB. Each step is a process of its own; "
         "embeddings have 32 dimensions in float16.",
         "",
-        "| step | CPU seconds | µs an item | peak MB | bytes an item |",
-        "|---|--:|--:|--:|--:|",
+        *lib.markdown_table(titles, cells, "|---|--:|"),
     ]
-    for row in own:
-        cpu, memory = row["cpu_seconds"], row["peak_bytes"]
-        lines.append(
-            f"| {row['stage']} | {cpu:.3g} | {1e6 * cpu / most:.3g} | "
-            f"{memory / 1e6:,.0f} | {memory / most:,.0f} |"
-        )
     train, table = by_step.get("train RQ-VAE", {}), by_step.get("table", {})
     if "sample" in train and "collision_rate" in table:
         lines += [
@@ -199,30 +198,21 @@ def _end_to_end_table(rows: list[Row]) -> list[str]:
 
 def draw(local: list[Row], shards: list[Row], path: Path) -> None:
     """Time and memory of the local stages, and memory a shard, over the size."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 3, figsize=(14, 4.4), layout="constrained")
-    for stage, own in by_stage(local).items():
-        items = [row["items"] for row in own]
-        axes[0].loglog(items, [r["cpu_seconds"] for r in own], "o-", label=stage)
-        axes[1].loglog(items, [r["peak_bytes"] / 1e6 for r in own], "o-", label=stage)
-    for axis, title, up in zip(
-        axes,
-        ("local stages: time", "local stages: memory"),
-        ("CPU seconds", "peak MB"),
-        strict=False,
-    ):
-        axis.set_title(title, fontsize=10)
-        axis.set_xlabel("items")
-        axis.set_ylabel(up)
-        axis.grid(alpha=0.3)
-    axes[0].legend(fontsize=8)
-    _draw_steps(axes[2], shards)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    with lib.draw(path, 1, 3, dpi=110, figsize=(14, 4.4)) as (_, (axes,)):
+        for stage, own in by_stage(local).items():
+            items = [row["items"] for row in own]
+            seconds = [row["cpu_seconds"] for row in own]
+            memory = [row["peak_bytes"] / 1e6 for row in own]
+            axes[0].loglog(items, seconds, "o-", label=stage)
+            axes[1].loglog(items, memory, "o-", label=stage)
+        for axis, what, up in zip(
+            axes, ("time", "memory"), ("CPU seconds", "peak MB"), strict=False
+        ):
+            axis.set_title(f"local stages: {what}", fontsize=10)
+            axis.set(xlabel="items", ylabel=up)
+            axis.grid(alpha=0.3)
+        axes[0].legend(fontsize=8)
+        _draw_steps(axes[2], shards)
 
 
 def _draw_steps(axis: Any, shards: list[Row]) -> None:
