@@ -31,7 +31,7 @@ def make_parser(doc: str | None, *options: str) -> argparse.ArgumentParser:
 
     Args:
         doc: The docstring.
-        *options: Of `workdir`, `seed`, `rows`, `document` and `plot`.
+        *options: Of `workdir`, `seed`, `rows`, `document`, `table` and `plot`.
     """
     spec = sys.modules["__main__"].__spec__
     parser = argparse.ArgumentParser(
@@ -43,12 +43,20 @@ def make_parser(doc: str | None, *options: str) -> argparse.ArgumentParser:
         "workdir": {"type": Path, "required": True, "help": "a trained one"},
         "seed": {"type": int, "default": 0},
         "rows": {"type": Path, "help": "keep the rows in this file"},
-        "document": {"type": Path, "help": "a Markdown file with marks for the table"},
+        "document": {"type": existing, "help": "a Markdown file with marks for tables"},
+        "table": {"type": existing, "help": "the same, for a table of all --rows"},
         "plot": {"type": Path, "help": "a PNG file"},
     }
     for name in options:
         parser.add_argument(f"--{name}", **known[name])
     return parser
+
+
+def existing(path: str) -> Path:
+    """A file that is written into at the end, so it has to be there at the start."""
+    if not Path(path).is_file():
+        raise argparse.ArgumentTypeError(f"there is no file {path}")
+    return Path(path)
 
 
 def words(text: str) -> list[str]:

@@ -29,7 +29,6 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -336,7 +335,7 @@ def measure_peak(items: int, size: int, length: int) -> Row:
 
 def parse() -> argparse.Namespace:
     """The command line; sides that aren't installed are taken out."""
-    parser = lib.make_parser(__doc__, "rows")
+    parser = lib.make_parser(__doc__, "rows", "table")
     add = parser.add_argument
     add("--against", type=lib.words, default=["static", "exact", "unconstrained"])
     add("--parts", type=lib.words, default=list(PARTS))
@@ -350,7 +349,6 @@ def parse() -> argparse.Namespace:
     add("--real_beams", type=lib.numbers, default=[20, 50])
     add("--dtype", default="float32", help="of the real decoder")
     add("--rounds", type=int, default=15)
-    add("--table", type=Path, help="a Markdown file for the table of all --rows")
     add("--quick", action="store_true", help="small sizes, a minute")
     add("--peak", type=int, nargs=3, metavar=("ITEMS", "K", "T"), help="one build")
     options = parser.parse_args()

@@ -364,7 +364,10 @@ def main() -> None:
     options = parser.parse_args()
     root = options.workdir.resolve()
     shop, other = (
-        Shop(data_dir.resolve(), embeddings.resolve())
+        Shop(
+            lib.find_data(data_dir, "data", "--data_dir").resolve(),
+            lib.find_data(embeddings, "vectors", "--embeddings").resolve(),
+        )
         if data_dir and embeddings
         else None
         for data_dir, embeddings in (

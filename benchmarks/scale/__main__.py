@@ -44,14 +44,13 @@ _MAX_SIZES = {"histories": 1_000_000}
 
 def main() -> None:
     """Measures what is missing, or writes the document."""
-    parser = lib.make_parser(__doc__)
+    parser = lib.make_parser(__doc__, "document")
     add = parser.add_argument
     add("--rows", type=Path, default=Path("runs/scale/rows.jsonl"))
     add("--parts", type=lib.words, default=list(SIZES), help="some of these")
     add("--sizes", type=lib.numbers, help="other sizes, as 1e4,1e5")
     add("--stages", type=lib.words, default=list(STAGES), help="of the local part")
     add("--any_commit", action="store_true", help="keep older rows")
-    add("--document", type=Path, help="write these rows into it")
     add("--one", nargs=2, metavar=("STAGE", "SIZE"), help="print one local row")
     options = parser.parse_args()
     for name, known in (("parts", SIZES), ("stages", STAGES)):
@@ -64,6 +63,8 @@ def main() -> None:
     if options.document:
         from benchmarks.scale.document import write_document
 
+        if not options.rows.is_file():
+            raise InputError(f"no rows in {options.rows}: measure without --document")
         write_document(options.rows, options.document)
         return
     if options.parts != ["local"] and not importlib.util.find_spec("apache_beam"):

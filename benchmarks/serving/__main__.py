@@ -320,7 +320,7 @@ RUN: dict[str, Callable[[Server, Sequence[Question], Any], Row]] = {
 
 def main() -> None:
     """Starts a server and runs the phases asked for."""
-    parser = lib.make_parser(__doc__, "seed", "rows")
+    parser = lib.make_parser(__doc__, "seed", "rows", "table")
     add = parser.add_argument
     add("--bundle", type=Path, required=True)
     add("--phases", type=lib.words, default=list(RUN))
@@ -329,7 +329,6 @@ def main() -> None:
     add("--questions", type=int, default=200)
     add("--hostile", type=int, default=10_000)
     add("--swaps", type=int, default=1_000)
-    add("--table", type=Path, help="a Markdown file for the table of all --rows")
     options = parser.parse_args()
     if not set(options.phases) <= set(RUN):
         parser.error(f"--phases are some of {', '.join(RUN)}")

@@ -267,7 +267,7 @@ def list_cases(options: Any) -> Iterator[tuple[str, str, str, tuple[int, ...], s
 
 def main() -> None:
     """Measures all cases that the arguments leave."""
-    parser = lib.make_parser(__doc__, "rows")
+    parser = lib.make_parser(__doc__, "rows", "table")
     add = parser.add_argument
     add("--data_dir", type=Path, help="or amazon2014_beauty in $TIGER_DATA")
     add("--workdir", type=Path, help="a prepared one, for the seqio input")
@@ -279,7 +279,6 @@ def main() -> None:
     add("--turn_seconds", type=float, default=TURN_SECONDS)
     add("--dtypes", type=lib.words, default=["float32", "bfloat16"])
     add("--cases", type=lib.words, default=["buckets", "padded", "each_bucket"])
-    add("--table", type=Path, help="a Markdown file for the table of all --rows")
     options = parser.parse_args()
     if options.table and not options.rows:
         raise InputError("--table is written from --rows: give both")
