@@ -4,6 +4,7 @@ import pytest
 from served import make_recommender
 from trained_workdir import make_trained_workdir
 
+from tiger_jax.recommending.bundle import Bundle
 from tiger_jax.recommending.recommender import Recommender
 from tiger_jax.stages.context import RunContext
 from tiger_jax.stages.export import export
@@ -21,6 +22,12 @@ def folder(tmp_path_factory):
 def recommender(folder):
     """Recommends from that bundle; nobody exchanges its catalogue."""
     return Recommender.load(folder, version=0)
+
+
+@pytest.fixture(scope="session")
+def coder(folder):
+    """Gives new items the codes that this bundle's quantizer gives them."""
+    return Bundle.load(folder).parts.coder()
 
 
 @pytest.fixture(scope="session")

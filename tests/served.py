@@ -10,16 +10,13 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import uvicorn
 from trained_workdir import make_trained_workdir
 
 from tiger_jax.recommending.bundle import Bundle
-from tiger_jax.recommending.programs import Found
-from tiger_jax.recommending.recommender import Engine, Recommender
-from tiger_jax.recommending.searcher import SearchConfig
+from tiger_jax.recommending.recommender import Recommender
+from tiger_jax.recommending.searcher import Found, SearchConfig
 from tiger_jax.recommending.versions import CatalogueVersions
 from tiger_jax.serving.app import create_app
 from tiger_jax.serving.protocol import with_limits
@@ -60,17 +57,10 @@ def make_recommender(folder: Path) -> tuple[Recommender, CatalogueVersions]:
     workdir = make_trained_workdir(folder, with_quantizer=True)
     parts = read_parts(workdir, room=1.5)
     shapes = make_shapes(parts, SearchConfig(num_beams=20), (1, 4), 8)
-    engine = Engine(
-        model=parts.model,
-        params=jax.tree.map(jnp.asarray, parts.params),
-        max_items=parts.max_items,
-        user_hashes=parts.user_hashes,
-        programs=DrawnPrograms(parts.table.num_items, shapes.num_beams),
-        shapes=shapes,
-        coder=parts.coder(),
-    )
+    programs = DrawnPrograms(parts.table.num_items, shapes.num_beams)
     bundle = Bundle(workdir / "bundle", parts, shapes, "the bundle's hash")
-    return Recommender(engine, parts.catalogue()), CatalogueVersions(bundle)
+    recommender = Recommender.of_parts(parts, shapes, programs=programs)
+    return recommender, CatalogueVersions(bundle)
 
 
 @dataclasses.dataclass

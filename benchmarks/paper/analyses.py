@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
+import numpy as np
 
 from benchmarks import lib
 from benchmarks.lib import Row
@@ -66,8 +66,11 @@ def measure_diversity(
         started = time.perf_counter()
         recommend: Any = ours
         if temperature:
-            keys = iter(jax.random.split(jax.random.key(study.seed), 100_000))
-            recommend = _drawn(ours, temperature, keys)
+            recommend = functools.partial(
+                ours.sample,
+                temperature=temperature,
+                rng=np.random.default_rng(study.seed),
+            )
         found = study.evaluate(recommend, longest, f"temperature {temperature:g}")
         facts = recall_facts(found, study.seed)
         for k in CUTOFFS:
@@ -78,15 +81,6 @@ def measure_diversity(
                 found.item_numbers, study.data.num_items, k
             )
         yield _row(study, "diversity", {"temperature": temperature}, facts, started)
-
-
-def _drawn(ours: Any, temperature: float, keys: Iterator[jax.Array]) -> Callable:
-    """A recommender that draws; a new key for every batch."""
-
-    def recommend(*arguments: Any) -> Any:
-        return ours.sample(*arguments, temperature=temperature, key=next(keys))
-
-    return recommend
 
 
 ANALYSES: dict[str, Callable[..., Iterator[Row]]] = {

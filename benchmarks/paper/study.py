@@ -13,11 +13,11 @@ from tiger_jax.data.prepared import PreparedData
 from tiger_jax.errors import InputError
 from tiger_jax.evaluation import bootstrap, evaluator
 from tiger_jax.histories import HeldOut
-from tiger_jax.recommending.searcher import (
-    Recommendation,
-    SearchConfig,
-    load_recommendation,
+from tiger_jax.recommending.numbered_recommender import (
+    NumberedRecommender,
+    load_numbered_recommender,
 )
+from tiger_jax.recommending.searcher import SearchConfig
 from tiger_jax.workdir import artifacts
 
 METRICS = ("recall@5", "recall@10", "ndcg@10")
@@ -51,10 +51,10 @@ class Study:
             "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         }
 
-    def load(self, num_beams: int, step: int | None = None) -> Recommendation:
+    def load(self, num_beams: int, step: int | None = None) -> NumberedRecommender:
         """The recommender with a search of its own, or another step's."""
         search = SearchConfig(num_beams=num_beams)
-        return load_recommendation(self.workdir, self.data, search, step=step)
+        return load_numbered_recommender(self.workdir, self.data, search, step=step)
 
     def evaluate(self, recommend: Any, k: int, what: str) -> evaluator.Evaluation:
         """Lists of k - 1 items per user: one more is asked for, to see ties."""

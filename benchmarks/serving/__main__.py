@@ -46,6 +46,7 @@ from benchmarks.serving.clients import (
 )
 from tiger_jax.errors import InputError
 from tiger_jax.recommending.recommender import Recommender
+from tiger_jax.recommending.versions import CatalogueVersions
 from tiger_jax.workdir import artifacts
 
 READ_SECONDS, DEADLINE_SECONDS = 3.0, 10.0
@@ -334,17 +335,18 @@ def main() -> None:
         parser.error(f"--phases are some of {', '.join(RUN)}")
     if options.table and not options.rows:
         raise InputError("--table is written from --rows: give both")
-    recommender = Recommender.load(options.bundle, version=0)
-    engine, catalogue = recommender.engine, recommender.catalogue
+    versions = CatalogueVersions.open(options.bundle)
+    recommender = Recommender.load(versions, version=0)
+    catalogue = recommender.catalogue
     vectors = catalogue.embeddings
     options.embedding_width = 0
-    if vectors is not None and engine.coder.encoder is None:
+    if vectors is not None and versions.bundle.parts.encoder is None:
         options.embedding_width = vectors.shape[1]
     questions = make_questions(recommender, options.questions, options.seed)
     environment = artifacts.describe_environment()
     common = {
         "items": catalogue.num_items,
-        "beams": engine.shapes.num_beams,
+        "beams": recommender.shapes.num_beams,
         "cores": len(os.sched_getaffinity(0)),
         **{key: environment[key] for key in ("commit", "devices")},
     }

@@ -53,7 +53,7 @@ def make_questions(recommender: Recommender, number: int, seed: int) -> list[Que
     categories = list(catalogue.values_of("category"))[:20]
     questions = []
     for index in range(number):
-        length = rng.randint(1, 2 * recommender.engine.max_items)
+        length = rng.randint(1, 2 * recommender.max_items)
         history = rng.choices(catalogue.item_ids, weights, k=length)
         body: dict[str, Any] = {"history": history, "k": rng.choice((5, 10, 20))}
         match index % 20:

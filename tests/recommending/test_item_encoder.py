@@ -1,7 +1,5 @@
 """New items' texts become vectors and codes as the training's did."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 from joining import HISTORIES
@@ -11,7 +9,6 @@ from tiger_jax.embedding.encoders import TfidfEncoder
 from tiger_jax.errors import InputError
 from tiger_jax.recommending.item_coder import ItemCoder
 from tiger_jax.recommending.item_encoder import ItemEncoder
-from tiger_jax.recommending.recommender import Recommender
 from tiger_jax.recommending.updates import update
 
 TEMPLATE = ItemTextConfig(("{title}", "{brand}"))
@@ -24,32 +21,27 @@ def encoder(recommender):
 
 
 @pytest.fixture(scope="module")
-def live(recommender, encoder):
-    quantizer = recommender.engine.coder.quantizer
-    engine = dataclasses.replace(
-        recommender.engine, coder=ItemCoder(encoder, quantizer, 6)
-    )
-    return Recommender(engine, recommender.catalogue)
+def text_coder(coder, encoder):
+    return ItemCoder(encoder, coder.quantizer, 6)
 
 
-def test_a_text_gets_the_codes_of_its_vector(live, encoder):
+def test_a_text_gets_the_codes_of_its_vector(recommender, text_coder, encoder):
     add = [
         {"item_id": "a", "title": "Thing of sort 3 number 10", "brand": "Acme"},
         {"item_id": "b", "title": "brings its own", "embedding": [1.0] * 6},
     ]
-    done = update(live, add=add)
+    catalogue, _ = update(recommender.catalogue, text_coder, add=add)
     vector = encoder.encoder.encode(["Thing of sort 3 number 10. Acme."])
-    expected = live.engine.coder.quantizer.encode(vector)
-    catalogue = done.recommender.catalogue
+    expected = text_coder.quantizer.encode(vector)
     np.testing.assert_allclose(catalogue.embeddings[50:], [*vector, np.ones(6)])
     assert catalogue.table.codes[50, :3].tolist() == expected[0].tolist()
-    answer = done.recommender.recommend(HISTORIES[0], k=10, epsilon=0.2)
+    answer = recommender.fork(catalogue).recommend(HISTORIES[0], k=10, epsilon=0.2)
     assert {i.item_id for i in answer.items if i.is_new} == {"a", "b"}
 
 
-def test_an_item_without_text_is_refused(live):
+def test_an_item_without_text_is_refused(recommender, text_coder):
     with pytest.raises(InputError, match="'a' has no text to embed"):
-        update(live, add=[{"item_id": "a", "price": 3}])
+        update(recommender.catalogue, text_coder, add=[{"item_id": "a", "price": 3}])
 
 
 def test_an_encoder_reads_back_and_a_damaged_one_does_not(encoder, tmp_path):

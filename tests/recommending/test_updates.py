@@ -1,7 +1,5 @@
 """Items come and go; the model, its programs and everybody's Semantic IDs stay."""
 
-import dataclasses
-
 import jax
 import numpy as np
 import pytest
@@ -12,33 +10,37 @@ from tiger_jax.quantizers.residual_kmeans import ResidualCodebooks
 from tiger_jax.recommending.catalogue import Catalogue
 from tiger_jax.recommending.item_coder import ItemCoder
 from tiger_jax.recommending.new_items import NewItem
-from tiger_jax.recommending.recommender import Recommender
 from tiger_jax.recommending.updates import update
 
 
-def test_what_was_added_is_found_and_gone_again_when_removed(recommender):
+def change(recommender, coder, **changes):
+    catalogue, report = update(recommender.catalogue, coder, **changes)
+    return recommender.fork(catalogue), report
+
+
+def test_what_was_added_is_found_and_gone_again_when_removed(recommender, coder):
     before = recommender.recommend(HISTORIES, k=50, epsilon=None)
-    added = update(recommender, add=new_items(20))
-    ids = [item.item_id for item in added.report.added]
-    catalogue = added.recommender.catalogue
+    added, report = change(recommender, coder, add=new_items(20))
+    ids = [item.item_id for item in report.added]
+    catalogue = added.catalogue
     assert recommender.recommend(HISTORIES, k=50) == before, "the old one changed"
     np.testing.assert_array_equal(
         catalogue.table.codes[:50], recommender.catalogue.table.codes
     )
     assert catalogue.search("novelty 7") == [57]
-    for answer in added.recommender.recommend(HISTORIES, k=10, epsilon=0.2):
+    for answer in added.recommend(HISTORIES, k=10, epsilon=0.2):
         assert sum(item.is_new for item in answer.items) == 2
-    for answer in added.recommender.recommend(HISTORIES, k=10, epsilon=1.0):
+    for answer in added.recommend(HISTORIES, k=10, epsilon=1.0):
         assert {item.item_id for item in answer.items} <= set(ids)
-    removed = update(added.recommender, remove=ids)
-    after = removed.recommender.recommend(HISTORIES, k=50)
+    removed, _ = change(added, coder, remove=ids)
+    after = removed.recommend(HISTORIES, k=50)
     for old, new in zip(before, after, strict=True):
         assert (old.items, old.by) == (new.items, new.by)
-    assert removed.recommender.catalogue.version == 2
+    assert removed.catalogue.version == 2
 
 
-def test_new_items_beams_score_them_as_scoring_all_items_does(recommender):
-    added = update(recommender, add=new_items(25)).recommender
+def test_new_items_beams_score_them_as_scoring_all_items_does(recommender, coder):
+    added, _ = change(recommender, coder, add=new_items(25))
     options = {"k": 10, "filter": {"in_stock": True, "category": "Shelf 1"}}
     found = added.recommend(HISTORIES, **options)
     exact = added.recommend(HISTORIES, exact=True, **options)
@@ -50,9 +52,9 @@ def test_new_items_beams_score_them_as_scoring_all_items_does(recommender):
         )
 
 
-def test_other_catalogues_of_the_capacity_compile_nothing(recommender):
+def test_other_catalogues_of_the_capacity_compile_nothing(recommender, coder):
     options = {"k": 10, "epsilon": 0.3, "filter": {"category": ["Shelf 1"]}}
-    current = update(recommender, add=new_items(3, seed=9)).recommender
+    current, _ = change(recommender, coder, add=new_items(3, seed=9))
     current.recommend(HISTORIES, **options)
     compiled = []
     name = "/jax/core/compile/backend_compile_duration"
@@ -63,7 +65,7 @@ def test_other_catalogues_of_the_capacity_compile_nothing(recommender):
     jax.monitoring.register_event_duration_secs_listener(count)
     try:
         for seed, number in enumerate((1, 7, 12)):
-            current = update(current, add=new_items(number, seed)).recommender
+            current, _ = change(current, coder, add=new_items(number, seed))
             current.recommend(HISTORIES, **options)
         assert compiled == []
         jax.jit(lambda x: x + 41)(np.ones(3))
@@ -72,28 +74,29 @@ def test_other_catalogues_of_the_capacity_compile_nothing(recommender):
         jax.monitoring.unregister_event_duration_listener(count)
 
 
-def test_items_alike_get_ids_of_their_own_until_there_are_no_more(recommender):
+def test_items_alike_get_ids_of_their_own_until_there_are_no_more(recommender, coder):
     vector = [0.1] * 6
     twins = [NewItem(f"twin-{n}", "Twin", embedding=vector) for n in range(5)]
-    free = 4 - _sharing(recommender.catalogue, recommender.engine.coder, vector)
-    added = update(recommender, add=twins[:free])
-    assert len({a.semantic_id[:3] for a in added.report.added}) == 1
+    free = 4 - _sharing(recommender.catalogue, coder, vector)
+    added, report = change(recommender, coder, add=twins[:free])
+    assert len({a.semantic_id[:3] for a in report.added}) == 1
     with pytest.raises(InputError, match=f"'twin-{free}' would be one of more than 4"):
-        update(added.recommender, add=twins[free : free + 1])
+        change(added, coder, add=twins[free : free + 1])
     # The one that leaves makes room, and only its own codeword is taken again.
-    gone = added.report.added[1]
-    again = update(added.recommender, remove=["twin-1"], add=twins[4:])
-    assert again.report.added[0].semantic_id == gone.semantic_id
+    gone = report.added[1]
+    _, again = change(added, coder, remove=["twin-1"], add=twins[4:])
+    assert again.added[0].semantic_id == gone.semantic_id
 
 
-def test_attributes_are_set_shown_filtered_and_taken_back(recommender):
-    changed = update(
+def test_attributes_are_set_shown_filtered_and_taken_back(recommender, coder):
+    changed, _ = change(
         recommender,
+        coder,
         attributes={
             "item-3": {"in_stock": False, "category": "Garden", "price": 4.5},
             "*": {"in_stock": True},
         },
-    ).recommender
+    )
     catalogue = changed.catalogue
     assert catalogue.categories[3] == "Garden"
     assert catalogue.values_of("in_stock") == {"true": 49, "false": 1}
@@ -102,22 +105,23 @@ def test_attributes_are_set_shown_filtered_and_taken_back(recommender):
     assert [item.item_id for item in answer.items] == ["item-3"]
     no_stock = {"category": "Garden", "in_stock": True}
     assert changed.recommend(HISTORIES[0], filter=no_stock).items == ()
-    back = update(
-        changed,
+    back, _ = update(
+        changed.catalogue,
+        coder,
         attributes={
             "item-3": {"in_stock": None, "category": None, "price": None},
             "*": {"in_stock": None},
         },
-    ).recommender.catalogue
+    )
     assert back.attributes == {}
     assert back.categories == recommender.catalogue.categories
 
 
-def test_a_removed_items_attributes_are_gone_with_it(recommender):
-    changed = update(recommender, attributes={"item-3": {"in_stock": False}})
+def test_a_removed_items_attributes_are_gone_with_it(recommender, coder):
+    attributes = {"item-3": {"in_stock": False}}
+    changed, _ = update(recommender.catalogue, coder, attributes=attributes)
     again = NewItem("item-3", "Third anew", embedding=[0.0] * 6)
-    replaced = update(changed.recommender, remove=["item-3"], add=[again])
-    catalogue = replaced.recommender.catalogue
+    catalogue, _ = update(changed, coder, remove=["item-3"], add=[again])
     assert catalogue.attributes == {}
     assert catalogue.titles[catalogue.number_of["item-3"]] == "Third anew"
     assert catalogue.num_items == 50
@@ -150,33 +154,30 @@ def test_a_removed_items_attributes_are_gone_with_it(recommender):
     ],
 )
 def test_a_senseless_change_is_refused_and_changes_nothing(
-    recommender, change, message
+    recommender, coder, change, message
 ):
     catalogue = recommender.catalogue
     with pytest.raises(InputError, match=message):
-        update(recommender, **change)
-    assert recommender.catalogue is catalogue
+        update(recommender.catalogue, coder, **change)
     assert (catalogue.num_items, catalogue.attributes) == (50, {})
 
 
 def test_without_a_quantizer_nothing_joins(recommender):
     coder = ItemCoder(None, None, 6)
-    engine = dataclasses.replace(recommender.engine, coder=coder)
     with pytest.raises(InputError, match="no quantizer"):
-        update(Recommender(engine, recommender.catalogue), add=new_items(1))
+        update(recommender.catalogue, coder, add=new_items(1))
 
 
 def test_codes_that_hold_the_collaborative_signal_rest_on_the_text_alone(recommender):
     rng = np.random.default_rng(0)
     books = rng.normal(size=(3, 8, 8)).astype(np.float32)
     coder = ItemCoder(None, ResidualCodebooks(tuple(books)), 6, collaborative_dims=2)
-    engine = dataclasses.replace(recommender.engine, coder=coder)
     item = NewItem("a", "A", embedding=[3.0, 4.0, 0, 0, 0, 0])
-    done = update(Recommender(engine, recommender.catalogue), add=[item])
+    _, report = update(recommender.catalogue, coder, add=[item])
     unit = np.array([[0.6, 0.8, 0, 0, 0, 0, 0, 0]], np.float32)
     expected = coder.quantizer.encode(unit)[0].tolist()
-    assert list(done.report.added[0].semantic_id[:3]) == expected
-    assert "text alone" in done.report.notes[0]
+    assert list(report.added[0].semantic_id[:3]) == expected
+    assert "text alone" in report.notes[0]
 
 
 def _sharing(catalogue: Catalogue, coder: ItemCoder, vector: list[float]) -> int:

@@ -30,12 +30,12 @@ def versions(folder, tmp_path):
 @pytest.fixture
 def live(recommender):
     """Shares the compiled programs with the other tests'."""
-    return Recommender(recommender.engine, recommender.catalogue)
+    return recommender.fork()
 
 
 def test_a_version_reads_back_as_it_was(versions, live):
-    report = versions.change(live, **CHANGE)
-    again = Recommender(live.engine, versions.load())
+    report = live.update(versions, **CHANGE)
+    again = live.fork(versions.load())
     assert (report.version, live.catalogue.version) == (1, 1)
     assert again.recommend(HISTORIES, k=20) == live.recommend(HISTORIES, k=20)
     one, other = live.catalogue, again.catalogue
@@ -48,8 +48,8 @@ def test_a_version_reads_back_as_it_was(versions, live):
 
 def test_an_exported_item_that_left_and_came_again_is_the_new_one(versions, live):
     anew = {"item_id": "item-7", "title": "Seventh anew", "embedding": [0.5] * 6}
-    versions.change(live, remove=["item-7"])
-    versions.change(live, add=[anew])
+    live.update(versions, remove=["item-7"])
+    live.update(versions, add=[anew])
     catalogue = versions.load()
     assert catalogue.num_items == 50
     assert catalogue.titles[catalogue.number_of["item-7"]] == "Seventh anew"
@@ -58,38 +58,38 @@ def test_an_exported_item_that_left_and_came_again_is_the_new_one(versions, live
 
 def test_going_back_gives_the_earlier_answers_under_a_new_number(versions, live):
     exported = live.recommend(HISTORIES, k=20)
-    versions.change(live, **CHANGE)
+    live.update(versions, **CHANGE)
     first = live.recommend(HISTORIES, k=20)
-    versions.change(live, add=new_items(2, seed=5))
+    live.update(versions, add=new_items(2, seed=5))
     for version, expected in ((1, first), (0, exported)):
-        report = versions.roll_back(live, version)
+        report = live.roll_back(versions, version)
         assert report.notes == (f"back to version {version}",)
-        answers = [live, Recommender(live.engine, versions.load())]
+        answers = [live, live.fork(versions.load())]
         for answer in (a.recommend(HISTORIES, k=20) for a in answers):
             assert [a.items for a in answer] == [a.items for a in expected]
     assert [info.version for info in versions.kept()] == [0, 2, 3, 4]
     assert versions.kept()[-1].what == "back to version 0"
     assert versions.kept()[1].what == "2 added"
     with pytest.raises(InputError, match="version 1 is not kept; there are 0, 2, 3, 4"):
-        versions.roll_back(live, 1)
+        live.roll_back(versions, 1)
 
 
 def test_two_writers_cannot_lose_each_others_changes(versions, live, recommender):
-    versions.change(live, add=new_items(1))
-    second = Recommender(recommender.engine, recommender.catalogue)
+    live.update(versions, add=new_items(1))
+    second = recommender.fork()
     with pytest.raises(InputError, match="another process changes it too"):
-        versions.change(second, remove=["item-1"])
+        second.update(versions, remove=["item-1"])
     assert second.catalogue.version == 0
     assert versions.load().num_items == 51
 
 
 def test_a_version_killed_before_its_renaming_was_never_there(versions, live):
-    versions.change(live, add=new_items(1))
+    live.update(versions, add=new_items(1))
     shutil.copytree(
         versions.folder / "version_000001", versions.folder / "version_000002.partial"
     )
     assert versions.newest == 1
-    versions.change(live, remove=["item-1"])
+    live.update(versions, remove=["item-1"])
     assert versions.load().num_items == 50
     assert sorted(p.name for p in versions.folder.iterdir()) == [
         ".lock",
@@ -111,7 +111,7 @@ def test_a_version_killed_before_its_renaming_was_never_there(versions, live):
     ],
 )
 def test_a_damaged_part_of_a_version_is_named(versions, live, name):
-    versions.change(live, **CHANGE)
+    live.update(versions, **CHANGE)
     path = versions.folder / "version_000001" / name
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -121,8 +121,8 @@ def test_a_damaged_part_of_a_version_is_named(versions, live, name):
 
 
 def test_codes_of_another_version_are_refused_even_with_their_manifest(versions, live):
-    versions.change(live, **CHANGE)
-    versions.change(live, remove=["new-0-0"], add=new_items(1, seed=3))
+    live.update(versions, **CHANGE)
+    live.update(versions, remove=["new-0-0"], add=new_items(1, seed=3))
     newer = versions.folder / "version_000002"
     shutil.copy(versions.folder / "version_000001" / "codes.npy", newer)
     manifest = artifacts.read_json(newer / "manifest.json")
@@ -138,7 +138,7 @@ def test_a_version_of_another_bundle_is_named(folder, tmp_path):
     copy = tmp_path / "bundle"
     shutil.copytree(folder, copy)
     versions = CatalogueVersions.open(copy)
-    versions.change(versions.recommender(), add=new_items(1))
+    versions.change(versions.load(), add=new_items(1))
     assert Recommender.load(copy).catalogue.num_items == 51
     bundle = Bundle.load(copy)
     other = type(bundle)(copy, bundle.parts, bundle.shapes, "f" * 64)
@@ -153,10 +153,10 @@ def test_versions_survive_an_export_with_more_room(tmp_path):
     options = {"num_beams": 10, "batch_sizes": (1,)}
     export(context, room=1.1, **options)
     versions = CatalogueVersions.open(workdir / "bundle")
-    live = versions.recommender()
-    versions.change(live, add=new_items(5))
+    live = Recommender.load(versions)
+    live.update(versions, add=new_items(5))
     with pytest.raises(InputError, match="larger export.room"):
-        versions.change(live, add=new_items(1, seed=1))
+        live.update(versions, add=new_items(1, seed=1))
     before = live.recommend(HISTORIES, k=10)
     export(context, room=2.0, **options)
     after = Recommender.load(workdir / "bundle")

@@ -88,13 +88,13 @@ def held_out(tmp_path_factory):
 def test_held_out_items_join_are_found_and_leave_no_trace(held_out):
     bundle, items, histories = held_out
     versions = CatalogueVersions.open(bundle)
-    live = versions.recommender()
+    live = Recommender.load(versions)
     exported = live.catalogue
     assert not {item.item_id for item in items} & set(exported.item_ids)
     histories = histories[:200]
     before = live.recommend(histories, k=50)
 
-    report = versions.change(live, add=items)
+    report = live.update(versions, add=items)
     catalogue = live.catalogue
     assert len(report.added) == NUM_HELD_OUT
     assert catalogue.num_items == exported.num_items + NUM_HELD_OUT
@@ -142,10 +142,10 @@ def test_held_out_items_join_are_found_and_leave_no_trace(held_out):
     print(f"same category: {np.mean(same):.3f}, by chance {by_chance:.3f}")
     assert np.mean(same) > 0.7 > 2 * by_chance
 
-    versions.change(live, remove=[item.item_id for item in items])
+    live.update(versions, remove=[item.item_id for item in items])
     after = live.recommend(histories, k=50)
     assert [a.items for a in after] == [a.items for a in before]
-    reloaded = Recommender(live.engine, versions.load())
+    reloaded = live.fork(versions.load())
     assert [a.items for a in reloaded.recommend(histories, k=50)] == [
         a.items for a in before
     ]

@@ -9,7 +9,6 @@ import threading
 import pytest
 from served import read_reply, run_in_thread
 
-from tiger_jax.recommending.recommender import Recommender
 from tiger_jax.recommending.versions import CatalogueVersions
 from tiger_jax.serving.settings import Limits
 
@@ -27,7 +26,7 @@ def served(tiny):
 @contextlib.contextmanager
 def held(recommender):
     """No search ends while the block lasts."""
-    free = recommender.engine.programs.free
+    free = recommender.searcher.programs.free
     free.clear()
     try:
         yield
@@ -269,8 +268,8 @@ def test_with_a_token_only_its_bearers_are_answered(tiny):
 
 def test_the_catalogue_changes_under_its_clients_and_goes_back(tiny, tmp_path):
     recommender, versions = tiny
-    live = Recommender(recommender.engine, recommender.catalogue)
-    kept = CatalogueVersions(versions._bundle, tmp_path / "versions")
+    live = recommender.fork()
+    kept = CatalogueVersions(versions.bundle, tmp_path / "versions")
     bear = {"Authorization": f"Bearer {TOKEN}"}
     asked = {"history": HISTORY, "exact": True, "k": 50, "exclude_history": False}
     new = {"item_id": "x/1", "title": "Novelty", "embedding": [0.1] * 6}

@@ -6,7 +6,6 @@ import pytest
 from joining import new_items
 
 from tiger_jax.errors import InputError
-from tiger_jax.recommending.recommender import Recommender
 from tiger_jax.recommending.versions import CatalogueVersions
 from tiger_jax.stages import recommend as stage
 from tiger_jax.stages.context import RunContext
@@ -16,8 +15,8 @@ def test_new_items_are_recommended_and_marked(
     folder, recommender, tmp_path, capsys, monkeypatch
 ):
     versions = CatalogueVersions.open(folder, tmp_path)
-    live = Recommender(recommender.engine, recommender.catalogue)
-    versions.change(live, add=new_items(3))
+    live = recommender.fork()
+    live.update(versions, add=new_items(3))
     monkeypatch.setattr(stage.Recommender, "load", lambda path: live)
     context = RunContext(tmp_path)
     options = {"bundle": str(folder), "title": "thing number 41", "epsilon": 0.4}

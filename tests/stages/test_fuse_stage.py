@@ -10,7 +10,8 @@ from trained_workdir import NUM_ITEMS, NUM_USERS, make_trained_workdir
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.errors import InputError
 from tiger_jax.evaluation import evaluator
-from tiger_jax.recommending.searcher import SearchConfig, load_recommendation
+from tiger_jax.recommending.numbered_recommender import load_numbered_recommender
+from tiger_jax.recommending.searcher import SearchConfig
 from tiger_jax.reporting import tables
 from tiger_jax.stages import list_candidates as candidates_stage
 from tiger_jax.stages.context import RunContext
@@ -50,7 +51,7 @@ def test_lists_on_disk_are_those_of_the_recommender(workdir):
     data = PreparedData.load(workdir / "data")
     listed, held_out = load_candidates(workdir, data, "test")
     assert len(held_out.targets) == NUM_USERS
-    ours = load_recommendation(workdir, data, SEARCH)
+    ours = load_numbered_recommender(workdir, data, SEARCH)
     expected = evaluator.evaluate(
         ours,
         data.test,

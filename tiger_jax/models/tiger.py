@@ -301,9 +301,9 @@ def make_loss_fn(model: Tiger) -> LossFn:
 
 
 def make_decode_fns(
-    model: Tiger,
+    model: nn.Module,
 ) -> tuple[Callable[..., DecodeCache], Callable[..., tuple[Array, DecodeCache]]]:
-    """Makes the two functions that a beam search drives.
+    """Makes the two functions that a search drives, of a model with these methods.
 
     Returns:
       init_decode(params, encoder_input_tokens[B S]) -> cache, and

@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
@@ -51,7 +50,6 @@ from tiger_jax.recommending.programs import (
     export_program,
     program_name,
 )
-from tiger_jax.recommending.recommender import Engine, Recommender
 from tiger_jax.semantic_ids.table import SemanticIdTable
 from tiger_jax.semantic_ids.token_ids import TokenLayout
 from tiger_jax.workdir import artifacts
@@ -244,20 +242,15 @@ class Bundle:
         named = {key: value for key, value in facts.items() if key not in _SHAPED}
         return cls(folder, parts, shapes, artifacts.hash_json(named))
 
-    def recommender(self, catalogue: Catalogue | None = None) -> Recommender:
-        """Makes a recommender that runs the exported programs."""
-        parts, folder = self.parts, self.folder / _PROGRAMS
+    def programs(self) -> ExportedPrograms:
+        """Reads the exported programs.
+
+        Raises:
+            InputError: They were exported for other platforms than this one.
+        """
+        folder = self.folder / _PROGRAMS
         names = [program_name(k, b) for k in KINDS for b in self.shapes.batch_sizes]
-        engine = Engine(
-            model=parts.model,
-            params=jax.tree.map(jnp.asarray, parts.params),
-            max_items=parts.max_items,
-            user_hashes=parts.user_hashes,
-            programs=ExportedPrograms({n: folder / (n + SUFFIX) for n in names}),
-            shapes=self.shapes,
-            coder=parts.coder(),
-        )
-        return Recommender(engine, catalogue or parts.catalogue())
+        return ExportedPrograms({n: folder / (n + SUFFIX) for n in names})
 
 
 def _read_parts(folder: Path, facts: Mapping[str, Any]) -> tuple[Parts, Shapes, Trie]:

@@ -1,34 +1,28 @@
-"""The searches a recommender runs, of a few fixed shapes: jitted here, or exported.
+"""A bundle's searches: of a few fixed shapes, compiled for any machine (`jax.export`).
 
-A program takes the parameters, the trie and one batch of requests as arrays and
-gives item numbers and scores. Its shapes depend on the model, the trie's plan and
-the batch size alone, so that neither a request nor a changed catalogue of the same
-capacity compiles anything. Exported programs are StableHLO (`jax.export`) for CPU,
-GPU and TPU; they need none of the model's code.
-
-*   "search" is the exact beam search.
-*   "sample" draws distinct items at a temperature. Each row has a seed of its own,
-    so an answer depends on its request and not on who shares the batch.
+A program is `searcher.run` of one kind, "search" or "sample". Its shapes depend on
+the model, the trie's plan and the batch size alone, so that neither a request nor a
+changed catalogue of the same capacity compiles anything. Exported programs are
+StableHLO for CPU, GPU and TPU; they need none of the model's code.
 """
 
 import contextlib
 import dataclasses
-import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from jaxtyping import Array
 
-from tiger_jax.decoding.search.beam_search import Normalize, beam_search
-from tiger_jax.decoding.search.sampling import sample_distinct_items
+from tiger_jax.decoding.search.beam_search import Normalize
 from tiger_jax.decoding.trie.attributes import EVERY_ITEM
 from tiger_jax.decoding.trie.trie import Trie
 from tiger_jax.errors import InputError
-from tiger_jax.models.tiger import Params, Tiger, make_decode_fns
+from tiger_jax.recommending.searcher import Found, Params, Queries, Settings, run
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 KINDS = ("search", "sample")
@@ -40,9 +34,9 @@ class Shapes:
     """What is fixed when programs are made.
 
     Attributes:
-        batch_sizes: Requests a call, rising; others are filled up to one of them.
-        num_beams: Most items a list.
-        max_excluded: Excluded items a request that the search takes as a list;
+        batch_sizes: Queries per call, rising; others are filled up to one of them.
+        num_beams: Most items of a list.
+        max_excluded: Excluded items per query that the search takes as a list;
             more become one more filter.
         encoder_length: S.
         semantic_id_length: T.
@@ -61,116 +55,21 @@ class Shapes:
         fits = [size for size in self.batch_sizes if size >= num_rows]
         return fits[0] if fits else self.batch_sizes[-1]
 
+    @property
+    def settings(self) -> Settings:
+        """The searcher's."""
+        return Settings(self.num_beams, self.normalize)
 
-class Batch(NamedTuple):
-    """Requests as arrays.
-
-    Attributes:
-        inputs: int32 [B S]; encoder tokens.
-        exclude: int32 [B X]; item numbers, padded with -1.
-        allowed: uint32 [B]; one bit of the trie's, `EVERY_ITEM` for no filter.
-        prefix: int32 [B T]; codewords that Semantic IDs begin with, -1 for any.
-        seeds: uint32 [B]; of the draws ("sample" only).
-        temperatures: float32 [B]; of the draws ("sample" only).
-    """
-
-    inputs: Any
-    exclude: Any
-    allowed: Any
-    prefix: Any
-    seeds: Any
-    temperatures: Any
-
-    @classmethod
-    def empty(cls, size: int, shapes: Shapes) -> "Batch":
+    def empty_queries(self, size: int) -> Queries:
         """Rows that ask for nothing in particular."""
-        return cls(
-            np.zeros((size, shapes.encoder_length), np.int32),
-            np.full((size, shapes.max_excluded), -1, np.int32),
+        return Queries(
+            np.zeros((size, self.encoder_length), np.int32),
+            np.full((size, self.max_excluded), -1, np.int32),
             np.full(size, EVERY_ITEM, np.uint32),
-            np.full((size, shapes.semantic_id_length), -1, np.int32),
+            np.full((size, self.semantic_id_length), -1, np.int32),
             np.zeros(size, np.uint32),
             np.ones(size, np.float32),
         )
-
-
-class Found(NamedTuple):
-    """Each request's items, best (or first drawn) first; -1 and -inf where none."""
-
-    item_numbers: Any
-    scores: Any
-
-
-@runtime_checkable
-class Programs(Protocol):
-    """Runs a batch of one of the batch sizes."""
-
-    def __call__(self, kind: str, params: Params, trie: Trie, batch: Batch) -> Found:
-        """Runs the program of a kind ("search" or "sample")."""
-
-
-def _search(
-    model: Tiger, shapes: Shapes, params: Params, trie: Trie, batch: Batch
-) -> Found:
-    init_decode, decode_step = make_decode_fns(model)
-    found = beam_search(
-        params,
-        batch.inputs,
-        trie,
-        init_decode=init_decode,
-        decode_step=decode_step,
-        num_beams=shapes.num_beams,
-        normalize=shapes.normalize,
-        exclude=batch.exclude,
-        allowed=batch.allowed,
-        prefix=batch.prefix,
-    )
-    return Found(*found)
-
-
-def _sample(
-    model: Tiger, shapes: Shapes, params: Params, trie: Trie, batch: Batch
-) -> Found:
-    init_decode, decode_step = make_decode_fns(model)
-
-    def draw(row: Batch) -> Found:
-        found = sample_distinct_items(
-            params,
-            row.inputs[None],
-            trie,
-            jax.random.key(row.seeds),
-            init_decode=init_decode,
-            decode_step=decode_step,
-            num_samples=shapes.num_beams,
-            temperature=row.temperatures,
-            exclude=row.exclude[None],
-            allowed=row.allowed[None],
-            prefix=row.prefix[None],
-        )
-        return Found(found.item_numbers[0], found.scores[0])
-
-    return jax.vmap(draw)(batch)
-
-
-_FUNCTIONS = {"search": _search, "sample": _sample}
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _run(
-    kind: str, model: Tiger, shapes: Shapes, params: Params, trie: Trie, batch: Batch
-) -> Found:
-    return _FUNCTIONS[kind](model, shapes, params, trie, batch)
-
-
-@dataclasses.dataclass(frozen=True)
-class JittedPrograms:
-    """Compiled from the model's code when first called."""
-
-    model: Tiger
-    shapes: Shapes
-
-    def __call__(self, kind: str, params: Params, trie: Trie, batch: Batch) -> Found:
-        return _run(kind, self.model, self.shapes, params, trie, batch)
 
 
 class ExportedPrograms:
@@ -184,9 +83,11 @@ class ExportedPrograms:
         """
         self._calls = {name: _read_program(path) for name, path in files.items()}
 
-    def __call__(self, kind: str, params: Params, trie: Trie, batch: Batch) -> Found:
-        call = self._calls[program_name(kind, len(batch.inputs))]
-        return Found(*call(*_flat(params, trie, batch)))
+    def __call__(
+        self, kind: str, params: Params, trie: Trie, queries: Queries
+    ) -> Found:
+        call = self._calls[program_name(kind, len(queries.inputs))]
+        return Found(*call(*_flat(params, trie, queries)))
 
 
 def program_name(kind: str, batch_size: int) -> str:
@@ -195,24 +96,29 @@ def program_name(kind: str, batch_size: int) -> str:
 
 
 def export_program(
-    kind: str, model: Tiger, shapes: Shapes, batch_size: int, params: Params, trie: Trie
+    kind: str,
+    model: nn.Module,
+    shapes: Shapes,
+    batch_size: int,
+    params: Params,
+    trie: Trie,
 ) -> bytes:
     """Lowers one program for all platforms; what is returned holds no parameters.
 
     The parameters and the trie go in as flat lists of arrays, in the order in which
     `jax.tree.leaves` gives them.
     """
-    batch = Batch.empty(batch_size, shapes)
+    queries = shapes.empty_queries(batch_size)
     trees = [jax.tree.structure(tree) for tree in (params, trie)]
 
     def call(params: list, trie: list, *arrays: Array) -> tuple[Array, ...]:
         own_params = jax.tree.unflatten(trees[0], params)
         own_trie = jax.tree.unflatten(trees[1], trie)
-        found = _FUNCTIONS[kind](model, shapes, own_params, own_trie, Batch(*arrays))
-        return tuple(found)
+        queries = Queries(*arrays)
+        return tuple(run(kind, model, shapes.settings, own_params, own_trie, queries))
 
     structs = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), _flat(params, trie, batch)
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), _flat(params, trie, queries)
     )
     with _without_locations():
         exported = jax.export.export(jax.jit(call), platforms=PLATFORMS)(*structs)
@@ -234,8 +140,8 @@ def _without_locations() -> Iterator[None]:
         jax.config.update(name, usual)
 
 
-def _flat(params: Params, trie: Trie, batch: Batch) -> tuple[Any, ...]:
-    return (jax.tree.leaves(params), jax.tree.leaves(trie), *map(jnp.asarray, batch))
+def _flat(params: Params, trie: Trie, queries: Queries) -> tuple[Any, ...]:
+    return (jax.tree.leaves(params), jax.tree.leaves(trie), *map(jnp.asarray, queries))
 
 
 def _read_program(path: Path) -> Any:

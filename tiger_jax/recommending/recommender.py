@@ -10,18 +10,16 @@ from typing import Any, Literal, overload
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float32, Int32, UInt32
+from jaxtyping import Bool, Float32, Int32, UInt32
 
 from tiger_jax.data.prepared import hash_user_ids
-from tiger_jax.decoding.search.beam_search import Normalize
-from tiger_jax.decoding.search.exact_scoring import CatalogueWalk, score_catalogue
+from tiger_jax.decoding.search.exact_scoring import CatalogueWalk
 from tiger_jax.errors import InputError
 from tiger_jax.evaluation.recommend_fn import top_k
-from tiger_jax.models.tiger import Params, Tiger, make_decode_fns
+from tiger_jax.recommending.bundle import Parts
 from tiger_jax.recommending.catalogue import Catalogue
 from tiger_jax.recommending.filters import NUM_SLOTS
-from tiger_jax.recommending.item_coder import ItemCoder
-from tiger_jax.recommending.programs import KINDS, Batch, Programs, Shapes
+from tiger_jax.recommending.programs import KINDS, Shapes
 from tiger_jax.recommending.requests import (
     Answer,
     Group,
@@ -30,30 +28,15 @@ from tiger_jax.recommending.requests import (
     Resolved,
     resolve,
 )
+from tiger_jax.recommending.searcher import (
+    MAX_EXACT_ROWS,
+    Found,
+    Programs,
+    Searcher,
+)
+from tiger_jax.recommending.updates import UpdateReport
+from tiger_jax.recommending.versions import CatalogueVersions
 from tiger_jax.semantic_ids.encoder_inputs import encode_histories
-
-MOST_EXACT_ROWS = 16
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Engine:
-    """What never changes while a recommender runs.
-
-    Attributes:
-        params: On the device.
-        max_items: Most recent items of a history that the model reads.
-        user_hashes: Sorted; of the users that the training knew.
-        programs: The compiled searches.
-        coder: What gives new items their codes.
-    """
-
-    model: Tiger
-    params: Params
-    max_items: int
-    user_hashes: UInt32[np.ndarray, " U"]
-    programs: Programs
-    shapes: Shapes
-    coder: ItemCoder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,18 +63,35 @@ class Recommender:
             print(item.title, item.score)
     """
 
-    def __init__(self, engine: Engine, catalogue: Catalogue) -> None:
-        """Takes a model and a catalogue that belong together."""
-        self.engine, self._catalogue = engine, catalogue
+    def __init__(
+        self,
+        searcher: Searcher,
+        catalogue: Catalogue,
+        *,
+        shapes: Shapes,
+        max_items: int,
+        user_hashes: UInt32[np.ndarray, " U"],
+    ) -> None:
+        """Takes a model and a catalogue that belong together.
+
+        Args:
+            shapes: Of the batches that are searched.
+            max_items: Most recent items of a history that the model reads.
+            user_hashes: Sorted; of the users that the training knew.
+        """
+        self.searcher, self._catalogue = searcher, catalogue
+        self.shapes, self.max_items, self.user_hashes = shapes, max_items, user_hashes
         self._walk: tuple[Catalogue, CatalogueWalk] | None = None
-        self._walk_lock = threading.Lock()
+        self._walk_lock, self._change_lock = threading.Lock(), threading.Lock()
 
     @classmethod
-    def load(cls, path: str | Path, *, version: int | None = None) -> "Recommender":
+    def load(
+        cls, source: str | Path | CatalogueVersions, *, version: int | None = None
+    ) -> "Recommender":
         """Loads a bundle that `run.py --stage=export` wrote, checking every hash.
 
         Args:
-            path: The bundle's folder.
+            source: The bundle's folder, or the versions beside one that was read.
             version: Of the catalogue: the newest kept beside the bundle if None, 0
                 for the bundle's own.
 
@@ -99,9 +99,43 @@ class Recommender:
             InputError: A part is missing, damaged, or of another bundle, or that
                 version isn't kept.
         """
-        from tiger_jax.recommending.versions import CatalogueVersions
+        if not isinstance(source, CatalogueVersions):
+            source = CatalogueVersions.open(Path(source))
+        bundle, catalogue = source.bundle, source.load(version)
+        return cls.of_parts(bundle.parts, bundle.shapes, catalogue, bundle.programs())
 
-        return CatalogueVersions.open(Path(path)).recommender(version)
+    @classmethod
+    def of_parts(
+        cls,
+        parts: Parts,
+        shapes: Shapes,
+        catalogue: Catalogue | None = None,
+        programs: Programs | None = None,
+    ) -> "Recommender":
+        """Makes a recommender of what a bundle holds.
+
+        Args:
+            catalogue: Of the parts' items as they are if None.
+            programs: Compiled from the model's code when first called if None.
+        """
+        params = jax.tree.map(jnp.asarray, parts.params)
+        return cls(
+            Searcher(parts.model, params, shapes.settings, programs),
+            catalogue or parts.catalogue(),
+            shapes=shapes,
+            max_items=parts.max_items,
+            user_hashes=parts.user_hashes,
+        )
+
+    def fork(self, catalogue: Catalogue | None = None) -> "Recommender":
+        """Another recommender, of the same model and compiled programs."""
+        return Recommender(
+            self.searcher,
+            catalogue or self._catalogue,
+            shapes=self.shapes,
+            max_items=self.max_items,
+            user_hashes=self.user_hashes,
+        )
 
     @property
     def catalogue(self) -> Catalogue:
@@ -117,6 +151,34 @@ class Recommender:
         if catalogue.host_trie.plan != self._catalogue.host_trie.plan:
             raise InputError("the new catalogue's trie has another plan than the old")
         self._catalogue = catalogue
+
+    def update(self, versions: CatalogueVersions, **changes: Any) -> UpdateReport:
+        """Changes the catalogue: on disk first, then for the next batch.
+
+        One change at a time; requests are answered meanwhile.
+
+        Args:
+            versions: Of this recommender's bundle.
+            **changes: See `CatalogueVersions.change`.
+
+        Raises:
+            InputError: The change makes no sense; neither disk nor memory has it.
+        """
+        with self._change_lock:
+            catalogue, report = versions.change(self._catalogue, **changes)
+            self.swap(catalogue)
+        return report
+
+    def roll_back(self, versions: CatalogueVersions, version: int) -> UpdateReport:
+        """Makes an earlier version's content the newest version, as `update` does.
+
+        Raises:
+            InputError: That version isn't kept, or is damaged.
+        """
+        with self._change_lock:
+            catalogue, report = versions.roll_back(self._catalogue, version)
+            self.swap(catalogue)
+        return report
 
     @overload
     def recommend(
@@ -135,7 +197,7 @@ class Recommender:
 
         Unknown items are left out and reported. A history without any known item
         gets the most popular ones. Of a longer one, the model reads the last
-        `engine.max_items`; all of it counts for `exclude_history`.
+        `max_items`; all of it counts for `exclude_history`.
 
         Args:
             histories: Item ids, oldest first; or a list of such lists.
@@ -159,51 +221,52 @@ class Recommender:
         answers = self.answer(requests)
         return answers[0] if is_one else answers
 
-    def answer(
-        self, requests: Sequence[Request], catalogue: Catalogue | None = None
-    ) -> list[Answer]:
+    def answer(self, requests: Sequence[Request]) -> list[Answer]:
         """Answers requests of any kinds together, in as few batches as they need.
 
         Raises:
             InputError: One of them makes no sense.
         """
-        catalogue = catalogue or self._catalogue
-        for request in requests:
-            self.check(request)
-        resolved = [resolve(request, catalogue) for request in requests]
+        catalogue = self._catalogue
+        return self.answer_resolved([self.resolve(r, catalogue) for r in requests])
+
+    def resolve(self, request: Request, catalogue: Catalogue) -> Resolved:
+        """Looks a request's items up, and refuses what can't be answered.
+
+        Raises:
+            InputError: More items are wanted than the search has beams, or see
+                `requests.resolve`.
+        """
+        if request.k > self.shapes.num_beams and not request.exact:
+            raise InputError(
+                f"{request.k} items a user need at least as many beams, and this "
+                f"recommender searches with {self.shapes.num_beams}"
+            )
+        return resolve(request, catalogue)
+
+    def answer_resolved(self, requests: Sequence[Resolved]) -> list[Answer]:
+        """Answers requests that `resolve` has looked up in one catalogue."""
         rows = [
-            _Row(i, group, r)
-            for i, r in enumerate(resolved)
-            if len(r.known)
-            for group in r.request.groups
+            _Row(i, group, resolved)
+            for i, resolved in enumerate(requests)
+            if len(resolved.known)
+            for group in resolved.request.groups
         ]
         found: dict[tuple[int, Group], _List] = {}
         for kind in ("exact", *KINDS):
             own = [row for row in rows if row.kind == kind]
-            run = self._score if kind == "exact" else functools.partial(self._run, kind)
-            size = MOST_EXACT_ROWS if kind == "exact" else self._most_rows
+            size = MAX_EXACT_ROWS if kind == "exact" else self._max_rows
             for start in range(0, len(own), size):
                 part = own[start : start + size]
-                for row, listed in zip(part, run(catalogue, part), strict=True):
+                lists = self._score(part) if kind == "exact" else self._run(kind, part)
+                for row, listed in zip(part, lists, strict=True):
                     found[row.index, row.group] = listed
         return [
-            self._popular(catalogue, r)
-            if not len(r.known)
-            else _merge(catalogue, r, {g: found[i, g] for g in r.request.groups})
-            for i, r in enumerate(resolved)
+            _merge(resolved, {g: found[i, g] for g in resolved.request.groups})
+            if len(resolved.known)
+            else _popular(resolved)
+            for i, resolved in enumerate(requests)
         ]
-
-    def check(self, request: Request) -> None:
-        """Refuses what this recommender can't answer.
-
-        Raises:
-            InputError: More items are wanted than the search has beams.
-        """
-        if request.k > self.engine.shapes.num_beams and not request.exact:
-            raise InputError(
-                f"{request.k} items a user need at least as many beams, and this "
-                f"recommender searches with {self.engine.shapes.num_beams}"
-            )
 
     def similar_items(
         self,
@@ -258,77 +321,50 @@ class Recommender:
 
     def warm_up(self, kinds: Sequence[str] = KINDS) -> None:
         """Compiles every program, so that no request waits for it."""
-        catalogue = self._catalogue
-        trie, _ = catalogue.slots.assign({})
+        trie, _ = self._catalogue.slots.assign({})
         for kind in kinds:
-            for size in self.engine.shapes.batch_sizes:
-                batch = Batch.empty(size, self.engine.shapes)
-                jax.block_until_ready(
-                    self.engine.programs(kind, self.engine.params, trie, batch)
-                )
+            for size in self.shapes.batch_sizes:
+                queries = self.shapes.empty_queries(size)
+                jax.block_until_ready(getattr(self.searcher, kind)(trie, queries))
 
     @property
-    def _most_rows(self) -> int:
+    def _max_rows(self) -> int:
         """Rows of a batch: as many as fit, each with a filter of its own."""
-        return min(self.engine.shapes.batch_sizes[-1], NUM_SLOTS)
+        return min(self.shapes.batch_sizes[-1], NUM_SLOTS)
 
-    def _run(
-        self, kind: str, catalogue: Catalogue, rows: Sequence["_Row"]
-    ) -> list["_List"]:
-        shapes = self.engine.shapes
-        batch = Batch.empty(shapes.batch_size_for(len(rows)), shapes)
+    def _run(self, kind: str, rows: Sequence["_Row"]) -> list["_List"]:
+        shapes, catalogue = self.shapes, rows[0].catalogue
+        queries = shapes.empty_queries(shapes.batch_size_for(len(rows)))
         names = [row.mask_name(shapes) for row in rows]
         masks = {
             name: functools.partial(
-                row.mask, catalogue, with_exclusion=row.excludes_too_many(shapes)
+                row.mask, with_exclusion=row.excludes_too_many(shapes)
             )
             for name, row in zip(names, rows, strict=True)
         }
         trie, bits = catalogue.slots.assign(masks)
-        batch.inputs[:] = self._encode(catalogue, rows)[
-            np.minimum(np.arange(len(batch.inputs)), len(rows) - 1)
+        queries.inputs[:] = self._encode(rows)[
+            np.minimum(np.arange(len(queries.inputs)), len(rows) - 1)
         ]
         for i, (row, name) in enumerate(zip(rows, names, strict=True)):
             excluded = row.resolved.exclude
             if not row.excludes_too_many(shapes):
-                batch.exclude[i, : len(excluded)] = excluded
-            batch.allowed[i] = bits[name]
-            batch.prefix[i] = row.resolved.prefix
-            batch.seeds[i] = row.seed
-            batch.temperatures[i] = row.request.temperature or 1.0
-        found = jax.device_get(
-            self.engine.programs(kind, self.engine.params, trie, batch)
-        )
+                queries.exclude[i, : len(excluded)] = excluded
+            queries.allowed[i] = bits[name]
+            queries.prefix[i] = row.resolved.prefix
+            queries.seeds[i] = row.seed
+            queries.temperatures[i] = row.request.temperature or 1.0
+        found: Found = jax.device_get(getattr(self.searcher, kind)(trie, queries))
         return [(found.item_numbers[i], found.scores[i]) for i in range(len(rows))]
 
-    def _score(self, catalogue: Catalogue, rows: Sequence["_Row"]) -> list["_List"]:
-        """Scores every item; what is not allowed is taken out afterwards."""
-        encoded = self._encode(catalogue, rows)
-        size = 1 if len(rows) == 1 else MOST_EXACT_ROWS
-        padded = encoded[np.minimum(np.arange(size), len(rows) - 1)]
-        scores = np.array(
-            _score_all(
-                self.engine.model,
-                self.engine.shapes.normalize,
-                self.engine.params,
-                self._walk_of(catalogue),
-                jnp.asarray(padded),
-            )
-        )
-        scores = scores[:, : catalogue.num_items]
-        listed = []
-        for row, own in zip(rows, scores, strict=False):
-            codes = catalogue.table.codes
-            prefix = row.resolved.prefix[None, :]
-            allowed = row.mask(catalogue) & ((prefix < 0) | (codes == prefix)).all(1)
-            own[~allowed] = -np.inf
-            # Ties go to the smaller Semantic ID, as in the search by beams.
-            order = np.lexsort(codes.T[::-1])
-            exclude = np.argsort(order)[row.resolved.exclude].astype(np.int32)[None, :]
-            places, best = top_k(own[order][None, :], exclude, row.request.k)
-            items = np.where(places[0] >= 0, order[places[0]], -1)
-            listed.append((items.astype(np.int32), best[0]))
-        return listed
+    def _score(self, rows: Sequence["_Row"]) -> list["_List"]:
+        """Scores every item; the longest list wanted is cut for the others."""
+        allowed = np.stack([row.mask(with_exclusion=True) for row in rows])
+        allowed &= np.stack([row.resolved.fits_prefix for row in rows])
+        walk = self._walk_of(rows[0].catalogue)
+        k = max(row.request.k for row in rows)
+        found = self.searcher.search_exactly(walk, self._encode(rows), allowed, k)
+        return list(zip(*found, strict=True))
 
     def _walk_of(self, catalogue: Catalogue) -> CatalogueWalk:
         with self._walk_lock:
@@ -337,45 +373,25 @@ class Recommender:
                 self._walk = (catalogue, jax.device_put(walk))
             return self._walk[1]
 
-    def _encode(
-        self, catalogue: Catalogue, rows: Sequence["_Row"]
-    ) -> Int32[np.ndarray, "B S"]:
-        engine = self.engine
-        histories = np.full((len(rows), engine.max_items), -1, np.int32)
+    def _encode(self, rows: Sequence["_Row"]) -> Int32[np.ndarray, "B S"]:
+        histories = np.full((len(rows), self.max_items), -1, np.int32)
         for i, row in enumerate(rows):
-            last = row.resolved.known[-engine.max_items :]
+            last = row.resolved.known[-self.max_items :]
             histories[i, : len(last)] = last
         users = [row.request.user for row in rows]
         hashes = hash_user_ids([user or "" for user in users])
-        place = np.searchsorted(engine.user_hashes, hashes)
-        is_known = np.array([user is not None for user in users])
-        if len(engine.user_hashes):
-            near = engine.user_hashes[np.minimum(place, len(engine.user_hashes) - 1)]
-            is_known &= near == hashes
-        else:
-            is_known[:] = False
+        first, end = (
+            np.searchsorted(self.user_hashes, hashes, side)
+            for side in ("left", "right")
+        )
+        is_known = (first < end) & np.array([user is not None for user in users])
         return encode_histories(
             histories,
-            catalogue.table.codes,
-            engine.model.layout,
+            rows[0].catalogue.table.codes,
+            self.searcher.model.layout,
             user_hashes=hashes,
             is_known=is_known,
         )
-
-    def _popular(self, catalogue: Catalogue, resolved: Resolved) -> Answer:
-        """The stated fallback: what is allowed, by its number of interactions."""
-        request = resolved.request
-        lists: dict[Group, _List] = {}
-        prefix = resolved.prefix[None, :]
-        fits = ((prefix < 0) | (catalogue.table.codes == prefix)).all(1)
-        for group in request.groups:
-            row = _Row(0, group, resolved)
-            counts = catalogue.popularity.astype(np.float32)
-            counts[~(row.mask(catalogue) & fits)] = -np.inf
-            items, scores = top_k(counts[None], resolved.exclude[None], request.k)
-            lists[group] = (items[0], scores[0])
-        answer = _merge(catalogue, resolved, lists)
-        return dataclasses.replace(answer, by="popularity")
 
 
 _List = tuple[Int32[np.ndarray, " M"], Float32[np.ndarray, " M"]]
@@ -412,13 +428,15 @@ class _Row:
         too_many = self.excludes_too_many(shapes)
         return self.resolved.mask_name(self.group, too_many=too_many)
 
-    def mask(
-        self, catalogue: Catalogue, *, with_exclusion: bool = False
-    ) -> Bool[np.ndarray, " N"]:
+    @property
+    def catalogue(self) -> Catalogue:
+        return self.resolved.catalogue
+
+    def mask(self, *, with_exclusion: bool = False) -> Bool[np.ndarray, " N"]:
         """Items that the filter and the group leave, and the exclusion if asked."""
-        mask = catalogue.mask(self.resolved.filter or {})
+        mask = self.catalogue.mask(self.resolved.filter or {})
         if self.group != "any":
-            mask &= catalogue.is_new == (self.group == "new")
+            mask &= self.catalogue.is_new == (self.group == "new")
         if with_exclusion:
             mask[self.resolved.exclude] = False
         return mask
@@ -436,9 +454,20 @@ def describe(catalogue: Catalogue, number: int, score: float) -> RecommendedItem
     )
 
 
-def _merge(
-    catalogue: Catalogue, resolved: Resolved, lists: Mapping[Group, _List]
-) -> Answer:
+def _popular(resolved: Resolved) -> Answer:
+    """The stated fallback: what is allowed, by its number of interactions."""
+    lists: dict[Group, _List] = {}
+    for group in resolved.request.groups:
+        allowed = _Row(0, group, resolved).mask() & resolved.fits_prefix
+        counts = np.where(allowed, resolved.catalogue.popularity, -np.inf)
+        items, scores = top_k(
+            counts[None].astype(np.float32), resolved.exclude[None], resolved.request.k
+        )
+        lists[group] = (items[0], scores[0])
+    return dataclasses.replace(_merge(resolved, lists), by="popularity")
+
+
+def _merge(resolved: Resolved, lists: Mapping[Group, _List]) -> Answer:
     """Makes one list of the groups': the new items' best, and the best of the rest."""
     k = resolved.request.k
 
@@ -458,27 +487,8 @@ def _merge(
         chosen = pairs("known", k - len(new)) + new
         chosen.sort(key=lambda pair: -pair[0])
     return Answer(
-        tuple(describe(catalogue, number, score) for score, number in chosen),
+        tuple(describe(resolved.catalogue, number, score) for score, number in chosen),
         resolved.unknown_items,
         "tiger",
-        catalogue.version,
-    )
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _score_all(
-    model: Tiger,
-    normalize: Normalize,
-    params: Params,
-    walk: CatalogueWalk,
-    inputs: Int32[Array, "B S"],
-) -> Float32[Array, "B N"]:
-    init_decode, decode_step = make_decode_fns(model)
-    return score_catalogue(
-        params,
-        inputs,
-        walk,
-        init_decode=init_decode,
-        decode_step=decode_step,
-        normalize=normalize,
+        resolved.catalogue.version,
     )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Bool, Int32
 
 from tiger_jax.errors import InputError
 from tiger_jax.recommending.catalogue import Catalogue
@@ -101,15 +101,22 @@ class Resolved:
         unknown_items: The others' ids.
         exclude: Item numbers not to recommend.
         filter: Checked; None for none.
-        prefix: One codeword a level; -1 leaves it free.
+        prefix: One codeword per level; -1 leaves it free.
     """
 
     request: Request
+    catalogue: Catalogue
     known: Int32[np.ndarray, " h"]
     unknown_items: tuple[str, ...]
     exclude: Int32[np.ndarray, " x"]
     filter: dict[str, Any] | None
     prefix: Int32[np.ndarray, " T"]
+
+    @property
+    def fits_prefix(self) -> Bool[np.ndarray, " N"]:
+        """Items whose Semantic IDs begin as wanted."""
+        prefix = self.prefix[None, :]
+        return ((prefix < 0) | (self.catalogue.table.codes == prefix)).all(1)
 
     def mask_name(self, group: Group, *, too_many: bool) -> str:
         """Names what keeps items out in one of the groups; "" if nothing does."""
@@ -155,6 +162,7 @@ def resolve(request: Request, catalogue: Catalogue) -> Resolved:
         prefix[level] = codeword
     return Resolved(
         request,
+        catalogue,
         np.array(known, np.int32),
         unknown,
         np.array(list(dict.fromkeys(exclude)), np.int32),

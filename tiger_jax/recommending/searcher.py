@@ -1,36 +1,33 @@
-"""A trained recommender as one function: what `evaluate` and `recommend` share."""
+"""One way to search: whoever lists items, or scores them, asks a `Searcher`.
 
-import functools
+Evaluation wraps item numbers around it (`numbered_recommender`), serving a shop's own
+ids (`recommender`), training asks it for validation metrics and t5x for predictions.
+All run the same functions of a model's two seams, `init_decode` and `decode_step`,
+compiled once for a model and a batch's shapes, or read from a bundle's programs.
+"""
+
+import dataclasses
 import typing
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float32, Int32, Key, UInt32
+from flax import linen as nn
+from jaxtyping import Bool, Float32, Int32
 
 from tiger_jax.config import config
-from tiger_jax.data.prepared import PreparedData
-from tiger_jax.decoding.search.beam_search import BeamResult, Normalize, beam_search
-from tiger_jax.decoding.search.exact_scoring import CatalogueWalk, exact_search
+from tiger_jax.decoding.search.beam_search import Normalize, beam_search
+from tiger_jax.decoding.search.exact_scoring import CatalogueWalk, score_catalogue
 from tiger_jax.decoding.search.sampling import sample_distinct_items
 from tiger_jax.decoding.search.unconstrained import unconstrained_search
 from tiger_jax.decoding.trie.trie import Trie
 from tiger_jax.errors import InputError
-from tiger_jax.models.tiger import Params, Tiger, TigerConfig, make_decode_fns
-from tiger_jax.recommending.trained_model import (
-    load_card_and_table,
-    load_recommender,
-)
-from tiger_jax.semantic_ids.encoder_inputs import encode_histories
-from tiger_jax.semantic_ids.table import SemanticIdTable
+from tiger_jax.models.tiger import TigerConfig, make_decode_fns
 from tiger_jax.training.partitioning import Partitioner
 
-Search = Callable[..., Any]
-
-MOST_EXACT_USERS = 16
+MAX_EXACT_ROWS = 16  # each has a thousand decoder rows in flight
 METHODS = ("beam", "exact")
 NORMALIZE = ("auto", "level", "given", "children")
 
@@ -75,359 +72,253 @@ class SearchConfig:
         return typing.cast(Normalize, self.normalize)
 
 
-class Recommendation:
-    """A model, a catalogue and a way to search it.
+class Queries(NamedTuple):
+    """Encoded histories, and what may be found for each; None restricts nothing.
 
     Attributes:
-        max_items: Items of a history that the model was trained to see.
-        num_items: Size of the catalogue.
-        normalize: What is in force for "auto".
+        inputs: int32 [B S]; encoder tokens.
+        exclude: int32 [B X]; item numbers, padded with -1.
+        allowed: uint32 [B]; one bit of the trie's attributes.
+        prefix: int32 [B T]; codewords that Semantic IDs begin with, -1 for any.
+        seeds: uint32 [B]; of the draws, needed by `Searcher.sample` only.
+        temperatures: float32 [B]; the same.
     """
 
-    def __init__(
+    inputs: Any
+    exclude: Any = None
+    allowed: Any = None
+    prefix: Any = None
+    seeds: Any = None
+    temperatures: Any = None
+
+
+class Found(NamedTuple):
+    """Each query's items, best (or first drawn) first; -1 and -inf where none."""
+
+    item_numbers: Any
+    scores: Any
+
+
+class Settings(NamedTuple):
+    """What is fixed when a search is compiled, beside the shapes."""
+
+    num_beams: int
+    normalize: Normalize
+    num_unseen_beams: int = 0
+
+
+Params = Mapping[str, Any]
+Programs = Callable[[str, Params, Trie, Queries], Found]
+"""Compiled beforehand: (kind, params, trie, queries) -> found."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Searcher:
+    """A model with its parameters; catalogues are given to each search.
+
+    Attributes:
+        model: A hashable Flax module with the methods `init_decode` and `decode_step`
+            (see `make_decode_fns`).
+        params: On the devices; exchange them with `dataclasses.replace`.
+        settings: Beams, and what makes logits log-probabilities.
+        programs: What "search" and "sample" run in place of the model's code.
+        partitioner: Splits the rows of exact scoring over devices.
+    """
+
+    model: nn.Module
+    params: Params
+    settings: Settings
+    programs: Programs | None = None
+    partitioner: Partitioner | None = None
+
+    def with_beams(self, num_beams: int, num_unseen_beams: int = 0) -> "Searcher":
+        """The same with other beams, compiled from the model's code."""
+        settings = Settings(num_beams, self.settings.normalize, num_unseen_beams)
+        return dataclasses.replace(self, settings=settings, programs=None)
+
+    def search(self, trie: Trie, queries: Queries) -> Found:
+        """Finds the best items by beams."""
+        return self._run("search", trie, queries)
+
+    def sample(self, trie: Trie, queries: Queries) -> Found:
+        """Draws distinct items; scores are log p at each query's temperature.
+
+        Each row has a seed of its own, so that its items depend on nothing else.
+        """
+        return self._run("sample", trie, queries)
+
+    def search_unconstrained(self, trie: Trie, queries: Queries) -> Found:
+        """Finds the best Semantic IDs; -1 with a score stands for one of no item."""
+        return self._run("unconstrained", trie, queries)
+
+    def search_exactly(
         self,
-        model: Tiger,
-        params: Params,
-        table: SemanticIdTable,
-        user_hashes: UInt32[np.ndarray, " U"],
-        *,
-        max_items: int,
-        search: SearchConfig,
-        unseen_items: Int32[np.ndarray, " unseen"] | None = None,
-        partitioner: Partitioner | None = None,
-    ) -> None:
-        """Builds the trie and moves everything to the devices.
+        walk: CatalogueWalk,
+        inputs: Int32[np.ndarray, "B S"],
+        allowed: Bool[np.ndarray, "B N"],
+        k: int,
+    ) -> tuple[Int32[np.ndarray, "B k"], Float32[np.ndarray, "B k"]]:
+        """Scores every item, so that none can be overlooked, and takes the best.
+
+        Ties go to the smaller Semantic ID, as in the search by beams.
 
         Args:
-            params: Replicated over the partitioner's devices.
-            table: The catalogue; the layout's codebooks must be its.
-            user_hashes: By user number; anonymous users (-1) need none.
-            unseen_items: Those that `recommend_by_group` lists apart.
-            partitioner: Splits batches over devices; all of them by default.
+            walk: Through the catalogue; it may have room for more than N items.
+            inputs: Encoded histories, searched a few at a time.
+            allowed: Items that may be found.
+            k: Items wanted.
         """
-        self._partitioner = partitioner or Partitioner()
-        self._model, self._table = model, table
-        self._user_hashes, self._params = user_hashes, params
-        self._search = search
-        self.max_items, self.num_items = max_items, table.num_items
-        self.normalize = search.normalize_for(model.config)
-        self._trie = Trie.build(table.codes, table.codebook_sizes)
-        self.is_unseen = np.zeros(table.num_items, bool)  # [N]
-        if unseen_items is not None:
-            self.is_unseen[unseen_items] = True
-
-    @functools.cached_property
-    def _trie_on_devices(self) -> Trie:
-        return self._partitioner.put(self._trie, batch_axis=None, is_global=True)
-
-    @functools.cached_property
-    def _walk(self) -> CatalogueWalk:
-        walk = CatalogueWalk.build(self._trie)
-        return self._partitioner.put(walk, batch_axis=None, is_global=True)
-
-    def __call__(
-        self,
-        user_numbers: Int32[np.ndarray, " B"],
-        histories: Int32[np.ndarray, "B I"],
-        exclude: Int32[np.ndarray, "B X"],
-        k: int,
-    ) -> tuple[Int32[np.ndarray, "B k"], Float32[np.ndarray, "B k"]]:
-        """Recommends k items a user (`RecommendFn`); compiled once a batch shape.
-
-        Raises:
-            InputError: The search has fewer beams than items asked for.
-        """
-        if self._search.method == "exact":
-            return self.recommend_exactly(user_numbers, histories, exclude, k)
-        if k > self._search.num_beams:
-            raise InputError(
-                f"{k} items a user need at least as many beams, and "
-                f"recommendation.SearchConfig.num_beams is {self._search.num_beams}"
+        num_items = allowed.shape[1]
+        by_leaf = np.argsort(np.asarray(walk.leaf_of_item)[:num_items])
+        item_numbers = np.full((len(inputs), k), -1, np.int32)
+        best = np.full((len(inputs), k), -np.inf, np.float32)
+        size = 1 if len(inputs) == 1 else MAX_EXACT_ROWS
+        for start in range(0, len(inputs), size):
+            part = slice(start, min(start + size, len(inputs)))
+            rows: Any = inputs[np.minimum(start + np.arange(size), part.stop - 1)]
+            if self.partitioner is not None:
+                rows = put_rows(self.partitioner, rows)
+            found = jax.device_get(self._run("scores", walk, Queries(rows)))
+            scores = found[: part.stop - start, :num_items]
+            scores = np.where(allowed[part], scores, -np.inf)[:, by_leaf]
+            places = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+            listed = np.take_along_axis(scores, places, axis=1)
+            best[part, : places.shape[1]] = listed
+            is_item = listed > -np.inf
+            item_numbers[part, : places.shape[1]] = np.where(
+                is_item, by_leaf[places], -1
             )
-        return self._run(
-            beam_search,
-            self._trie_on_devices,
-            self._put(user_numbers, histories, exclude),
-            len(histories),
-            k,
-            num_beams=self._search.num_beams,
-            normalize=self.normalize,
-        )
-
-    def recommend_exactly(
-        self,
-        user_numbers: Int32[np.ndarray, " B"],
-        histories: Int32[np.ndarray, "B I"],
-        exclude: Int32[np.ndarray, "B X"],
-        k: int,
-    ) -> tuple[Int32[np.ndarray, "B k"], Float32[np.ndarray, "B k"]]:
-        """The same by scoring the whole catalogue: no item can be overlooked.
-
-        A few users at a time: each has a thousand decoder rows in flight.
-        """
-        parts = []
-        for at in range(0, len(histories), MOST_EXACT_USERS):
-            rows = slice(at, at + MOST_EXACT_USERS)
-            batch = self._put(user_numbers[rows], histories[rows], exclude[rows])
-            parts.append(
-                self._run(
-                    exact_search,
-                    self._walk,
-                    batch,
-                    len(histories[rows]),
-                    k,
-                    num_results=k,
-                    normalize=self.normalize,
-                )
-            )
-        item_numbers, scores = zip(*parts, strict=True)
-        return np.concatenate(item_numbers), np.concatenate(scores)
-
-    def recommend_unconstrained(
-        self,
-        user_numbers: Int32[np.ndarray, " B"],
-        histories: Int32[np.ndarray, "B I"],
-        exclude: Int32[np.ndarray, "B X"],
-        k: int,
-    ) -> tuple[Int32[np.ndarray, "B k"], Float32[np.ndarray, "B k"]]:
-        """The best k of all Semantic IDs, with k beams, as the paper searches.
-
-        -2 stands for an ID that no item has (Rajput et al. 2023, 4.5). Excluded
-        items aren't left out: the search knows no catalogue to leave them out of.
-        """
-        del exclude
-        item_numbers, scores = self._run(
-            unconstrained_search,
-            self._trie_on_devices,
-            self._put(user_numbers, histories),
-            len(histories),
-            k,
-            num_beams=k,
-            normalize=self.normalize,
-        )
-        is_invalid = (item_numbers < 0) & np.isfinite(scores)
-        return np.where(is_invalid, np.int32(-2), item_numbers), scores
-
-    def recommend_by_group(
-        self,
-        user_numbers: Int32[np.ndarray, " B"],
-        histories: Int32[np.ndarray, "B I"],
-        exclude: Int32[np.ndarray, "B X"],
-        k: int,
-    ) -> tuple[Int32[np.ndarray, "B k"], Int32[np.ndarray, "B k"]]:
-        """The k best items that the training has seen, and the k best unseen ones.
-
-        What a list keeps for unseen items is taken from the second (Rajput et al.
-        2023, 4.3); each group has k beams of its own.
-
-        Returns:
-            Item numbers of both, best first, padded with -1.
-
-        Raises:
-            InputError: There are no unseen items.
-        """
-        item_numbers, _ = self._run(
-            beam_search,
-            self._trie_by_group,
-            self._put(user_numbers, histories, exclude),
-            len(histories),
-            2 * k,
-            num_beams=2 * k,
-            num_unseen_beams=k,
-            normalize=self.normalize,
-        )
-        is_item, is_unseen = item_numbers >= 0, self.is_unseen[item_numbers]
-        return (
-            _first_of(item_numbers, is_item & ~is_unseen, k),
-            _first_of(item_numbers, is_item & is_unseen, k),
-        )
-
-    @functools.cached_property
-    def _trie_by_group(self) -> Trie:
-        if not self.is_unseen.any():
-            raise InputError(
-                "this data has no unseen items: prepare it with "
-                "splits.SplitsConfig.unseen_share"
-            )
-        trie = Trie.build(
-            self._table.codes, self._table.codebook_sizes, unseen=self.is_unseen
-        )
-        return self._partitioner.put(trie, batch_axis=None, is_global=True)
-
-    def sample(
-        self,
-        user_numbers: Int32[np.ndarray, " B"],
-        histories: Int32[np.ndarray, "B I"],
-        exclude: Int32[np.ndarray, "B X"],
-        k: int,
-        *,
-        temperature: float,
-        key: jax.Array,
-    ) -> tuple[Int32[np.ndarray, "B k"], Float32[np.ndarray, "B k"]]:
-        """Draws k different items from the model's distribution at a temperature.
-
-        In the order of the draws; scores are those of the draws, not the items'.
-        """
-        batch = self._put(user_numbers, histories, exclude)
-        return self._run(
-            _sample_in_order,
-            self._trie_on_devices,
-            {**batch, "key": key, "temperature": jnp.float32(temperature)},
-            len(histories),
-            k,
-            num_samples=k,
-        )
+        return item_numbers, best
 
     def first_codeword_log_probs(
-        self, user_numbers: Int32[np.ndarray, " B"], histories: Int32[np.ndarray, "B I"]
-    ) -> Float32[np.ndarray, "B K"]:
+        self, inputs: Int32[np.ndarray, "B S"] | jax.Array
+    ) -> Float32[jax.Array, "B K"]:
         """The distribution of the first codeword: the coarsest view of the output."""
-        log_probs = _first_level(
-            self._model, self._params, **self._put(user_numbers, histories)
-        )
-        return np.asarray(log_probs, np.float32)[: len(histories)]
+        return self._run("first_codeword", None, Queries(inputs))
 
-    def _run(
-        self,
-        search: Search,
-        catalogue: Trie | CatalogueWalk,
-        batch: dict[str, jax.Array],
-        num_rows: int,
-        k: int,
-        **settings: int | str,
-    ) -> tuple[Int32[np.ndarray, "B k"], Float32[np.ndarray, "B k"]]:
-        """Runs a search and takes the batch's own rows and the k best off it."""
-        found = _search(
-            self._model,
-            self._params,
-            catalogue,
-            batch,
-            search=search,
-            settings=tuple(sorted(settings.items())),
-        )
-        item_numbers, scores = jax.device_get(found)
-        return item_numbers[:num_rows, :k], scores[:num_rows, :k]
-
-    def _encode(
-        self, user_numbers: Int32[np.ndarray, " B"], histories: Int32[np.ndarray, "B I"]
-    ) -> Int32[np.ndarray, "B S"]:
-        is_known = user_numbers >= 0
-        hashes = np.zeros(len(user_numbers), np.uint32)
-        hashes[is_known] = self._user_hashes[user_numbers[is_known]]
-        return encode_histories(
-            histories,
-            self._table.codes,
-            self._model.layout,
-            user_hashes=hashes,
-            is_known=is_known,
+    def _run(self, kind: str, catalogue: Any, queries: Queries) -> Any:
+        if self.programs is not None and kind in ("search", "sample"):
+            return self.programs(kind, self.params, catalogue, queries)
+        return _run_compiled(
+            kind, self.model, self.settings, self.params, catalogue, queries
         )
 
-    def _put(
-        self,
-        user_numbers: Int32[np.ndarray, " B"],
-        histories: Int32[np.ndarray, "B I"],
-        exclude: Int32[np.ndarray, "B X"] | None = None,
-    ) -> dict[str, jax.Array]:
-        """Fills the batch up to a multiple of the devices and splits it over them."""
-        arrays = {"inputs": self._encode(user_numbers, histories)}
-        if exclude is not None and exclude.shape[1]:
-            arrays["exclude"] = exclude
-        missing = -len(histories) % self._partitioner.num_data_shards
-        filled = {
-            name: np.concatenate([array, np.repeat(array[:1], missing, axis=0)])
-            for name, array in arrays.items()
-        }
-        return self._partitioner.put(filled, batch_axis=0, is_global=True)
 
-
-def load_recommendation(
-    workdir: Path,
-    data: PreparedData,
-    search: SearchConfig,
-    *,
-    step: int | None = None,
-) -> Recommendation:
-    """Loads the trained recommender of a work directory.
-
-    Args:
-        step: Another checkpoint that was kept, instead of the best.
-
-    Raises:
-        InputError: It can't be read, was trained on other Semantic IDs, or those are
-            not of the data's items.
-    """
-    folder = workdir / "recommender"
-    card, table = load_card_and_table(workdir, data)
-    partitioner = Partitioner()
-    _, _, model, params = load_recommender(
-        folder, sharding=partitioner.replicated, step=step
-    )
-    return Recommendation(
-        model,
-        params,
-        table,
-        data.user_hashes,
-        max_items=card.max_items,
-        search=search,
-        unseen_items=data.unseen_items,
-        partitioner=partitioner,
-    )
-
-
-def _first_of(
-    item_numbers: Int32[np.ndarray, "B C"], is_wanted: np.ndarray, k: int
-) -> Int32[np.ndarray, "B k"]:
-    """The first k wanted items of each row, padded with -1."""
-    order = np.argsort(~is_wanted, axis=1, kind="stable")[:, :k]  # [B, k]
-    first = np.take_along_axis(item_numbers, order, axis=1)
-    return np.where(np.take_along_axis(is_wanted, order, axis=1), first, -1)
-
-
-# Compiled once for a model and a shape, however many recommenders share them.
-
-
-@functools.partial(jax.jit, static_argnames=("model", "search", "settings"))
-def _search(
-    model: Tiger,
+def run(
+    kind: str,
+    model: nn.Module,
+    settings: Settings,
     params: Params,
-    catalogue: Trie | CatalogueWalk,
-    batch: dict[str, jax.Array],
-    *,
-    search: Search,
-    settings: tuple[tuple[str, int | str], ...],
-) -> tuple[Int32[jax.Array, "B M"], Float32[jax.Array, "B M"]]:
+    catalogue: Trie | CatalogueWalk | None,
+    queries: Queries,
+) -> Any:
+    """Runs a search of a kind, as a pure function to be compiled or exported."""
     init_decode, decode_step = make_decode_fns(model)
-    inputs, arrays = batch["inputs"], {k: v for k, v in batch.items() if k != "inputs"}
-    found = search(
+    return _KINDS[kind](
+        settings,
         params,
-        inputs,
         catalogue,
-        init_decode=init_decode,
-        decode_step=decode_step,
-        **arrays,
-        **dict(settings),
+        queries,
+        {"init_decode": init_decode, "decode_step": decode_step},
     )
-    return found.item_numbers, found.scores
 
 
-def _sample_in_order(
+# Compiled once for a model and a shape, however many searchers share them.
+_run_compiled = jax.jit(run, static_argnums=(0, 1, 2))
+
+
+def put_rows(partitioner: Partitioner, rows: Any) -> Any:
+    """Fills arrays up to a multiple of the devices and splits them over these."""
+
+    def fill(array: np.ndarray) -> np.ndarray:
+        missing = -len(array) % partitioner.num_data_shards
+        return np.concatenate([array, np.repeat(array[:1], missing, axis=0)])
+
+    return partitioner.put(jax.tree.map(fill, rows), batch_axis=0, is_global=True)
+
+
+Decoder = dict[str, Any]  # init_decode, decode_step
+
+
+def _search(
+    settings: Settings, params: Params, trie: Trie, queries: Queries, decoder: Decoder
+) -> Found:
+    found = beam_search(
+        params,
+        queries.inputs,
+        trie,
+        exclude=queries.exclude,
+        allowed=queries.allowed,
+        prefix=queries.prefix,
+        num_beams=settings.num_beams,
+        normalize=settings.normalize,
+        num_unseen_beams=settings.num_unseen_beams,
+        **decoder,
+    )
+    return Found(*found)
+
+
+def _sample(
+    settings: Settings, params: Params, trie: Trie, queries: Queries, decoder: Decoder
+) -> Found:
+    def draw(row: Queries) -> Found:
+        one: Queries = jax.tree.map(lambda array: array[None], row)
+        found = sample_distinct_items(
+            params,
+            one.inputs,
+            trie,
+            jax.random.key(row.seeds),
+            num_samples=settings.num_beams,
+            temperature=row.temperatures,
+            exclude=one.exclude,
+            allowed=one.allowed,
+            prefix=one.prefix,
+            **decoder,
+        )
+        return Found(found.item_numbers[0], found.scores[0])
+
+    return jax.vmap(draw)(queries)
+
+
+def _unconstrained(
+    settings: Settings, params: Params, trie: Trie, queries: Queries, decoder: Decoder
+) -> Found:
+    found = unconstrained_search(
+        params,
+        queries.inputs,
+        trie,
+        num_beams=settings.num_beams,
+        normalize=settings.normalize,
+        **decoder,
+    )
+    return Found(found.item_numbers, found.scores)
+
+
+def _scores(
+    settings: Settings,
     params: Params,
-    inputs: Int32[jax.Array, "B S"],
-    trie: Trie,
-    *,
-    key: Key[jax.Array, ""],
-    **arguments: Any,
-) -> BeamResult:
-    """A search whose scores fall with the order of the draws."""
-    found = sample_distinct_items(params, inputs, trie, key, **arguments)
-    return BeamResult(found.item_numbers, found.perturbed_scores)
+    walk: CatalogueWalk,
+    queries: Queries,
+    decoder: Decoder,
+) -> Float32[jax.Array, "B N"]:
+    return score_catalogue(
+        params, queries.inputs, walk, normalize=settings.normalize, **decoder
+    )
 
 
-@functools.partial(jax.jit, static_argnames="model")
-def _first_level(
-    model: Tiger, params: Params, inputs: Int32[jax.Array, "B S"]
+def _first_codeword(
+    settings: Settings, params: Params, trie: None, queries: Queries, decoder: Decoder
 ) -> Float32[jax.Array, "B K"]:
-    init_decode, decode_step = make_decode_fns(model)
-    first = jnp.zeros((len(inputs), 1), jnp.int32)
-    logits, _ = decode_step(params, init_decode(params, inputs), first, first, 0)
+    first = jnp.zeros((len(queries.inputs), 1), jnp.int32)
+    cache = decoder["init_decode"](params, queries.inputs)
+    logits, _ = decoder["decode_step"](params, cache, first, first, 0)
     return jax.nn.log_softmax(logits[:, 0])
+
+
+_KINDS: dict[str, Callable[..., Any]] = {
+    "search": _search,
+    "sample": _sample,
+    "unconstrained": _unconstrained,
+    "scores": _scores,
+    "first_codeword": _first_codeword,
+}

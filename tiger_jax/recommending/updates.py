@@ -23,7 +23,6 @@ from tiger_jax.recommending.new_items import (
     check_text,
     to_table,
 )
-from tiger_jax.recommending.recommender import Recommender
 from tiger_jax.semantic_ids.collisions import add_collision_level, group_rows
 from tiger_jax.semantic_ids.table import SemanticIdTable
 
@@ -56,28 +55,21 @@ class UpdateReport:
     notes: tuple[str, ...] = ()
 
 
-@dataclasses.dataclass(frozen=True)
-class Update:
-    """A recommender of the changed catalogue, and what was changed."""
-
-    recommender: Recommender
-    report: UpdateReport
-
-
 def update(
-    recommender: Recommender,
+    catalogue: Catalogue,
+    coder: ItemCoder,
     *,
     add: Sequence[NewItem | Mapping[str, Any]] = (),
     remove: Sequence[str] = (),
     attributes: Mapping[str, Any] | None = None,
-) -> Update:
-    """Makes a recommender of a changed catalogue; the one given stays as it is.
+) -> tuple[Catalogue, UpdateReport]:
+    """Makes the next version of a catalogue; the one given stays as it is.
 
-    Both share the model and the compiled programs. First items are removed, then
-    added, then attributes are set; so an item that is removed and added in one
-    update is replaced. All is done, or nothing.
+    First items are removed, then added, then attributes are set; so an item that is
+    removed and added in one update is replaced. All is done, or nothing.
 
     Args:
+        coder: What gives new items their codes; `Parts.coder` of a bundle.
         add: New items, or objects as `NewItem.from_json` takes them.
         remove: Ids. The items are unknown from then on, in histories too; to keep
             reading them there, set an attribute such as in_stock instead.
@@ -91,11 +83,9 @@ def update(
             or a value makes no sense; nothing has changed then.
 
     Example:
-        new = update(recommender, add=[{"item_id": "a7", "title": "Red soap"}])
-        new.recommender.recommend(["item 1"], k=10, epsilon=0.2)
+        catalogue, report = update(recommender.catalogue, coder, remove=["item 7"])
+        recommender.swap(catalogue)
     """
-    catalogue = recommender.catalogue
-    coder = recommender.engine.coder
     items = [i if isinstance(i, NewItem) else NewItem.from_json(i) for i in add]
     leaving = list(dict.fromkeys(remove))
     wanted = attributes or {}
@@ -126,7 +116,7 @@ def update(
         attributes_set=sum(map(len, wanted.values())),
         notes=_notes(items, coder),
     )
-    return Update(Recommender(recommender.engine, changed), report)
+    return changed, report
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

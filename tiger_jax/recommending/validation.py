@@ -8,12 +8,12 @@ import numpy as np
 from jaxtyping import Int, Int32, Int64
 
 from tiger_jax.config import config
-from tiger_jax.decoding.search.beam_search import beam_search
 from tiger_jax.decoding.trie.trie import Trie
 from tiger_jax.errors import InputError
 from tiger_jax.evaluation.metrics import compute_metrics, ranks_in_lists
 from tiger_jax.histories import HeldOut
-from tiger_jax.models.tiger import Batch, Params, Tiger, make_decode_fns, make_loss_fn
+from tiger_jax.models.tiger import Batch, Params, Tiger, make_loss_fn
+from tiger_jax.recommending.searcher import Found, Queries, Searcher, Settings
 from tiger_jax.semantic_ids.collisions import group_rows
 from tiger_jax.semantic_ids.encoder_inputs import encode_histories
 from tiger_jax.semantic_ids.table import SemanticIdTable
@@ -144,7 +144,7 @@ def make_evaluate_fn(
         batches.append(partitioner.put(batch, batch_axis=0, is_global=True))
 
     loss_fn = make_loss_fn(model)
-    init_decode, decode_step = make_decode_fns(model)
+    settings = Settings(config.num_beams, model.config.normalize)
     trie = partitioner.put(
         Trie.build(table.codes, table.codebook_sizes), batch_axis=None, is_global=True
     )
@@ -154,17 +154,8 @@ def make_evaluate_fn(
         loss_sum, sums = loss_fn(params, batch, None)
         return {**sums, "loss": loss_sum}
 
-    def search(params: Params, inputs: jax.Array, trie: Trie) -> tuple:
-        found = beam_search(
-            params,
-            inputs,
-            trie,
-            init_decode=init_decode,
-            decode_step=decode_step,
-            num_beams=config.num_beams,
-            normalize=model.config.normalize,
-        )
-        return found.item_numbers, found.scores
+    def search(params: Params, inputs: jax.Array, trie: Trie) -> Found:
+        return Searcher(model, params, settings).search(trie, Queries(inputs))
 
     sum_losses = jax.jit(sum_losses, out_shardings=replicated)
     search = jax.jit(search, out_shardings=replicated)

@@ -25,7 +25,6 @@ import dataclasses
 import fcntl
 import re
 import shutil
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,7 +38,6 @@ from tiger_jax.errors import InputError
 from tiger_jax.recommending.bundle import Bundle
 from tiger_jax.recommending.catalogue import Catalogue
 from tiger_jax.recommending.new_items import NewItem
-from tiger_jax.recommending.recommender import Recommender
 from tiger_jax.recommending.updates import JoinedRows, UpdateReport, change_rows, update
 from tiger_jax.workdir import artifacts
 
@@ -71,9 +69,9 @@ class CatalogueVersions:
 
     Example:
         versions = CatalogueVersions.open(Path("runs/my_shop/bundle"))
-        recommender = versions.recommender()
-        versions.change(recommender, add=[{"item_id": "a7", "title": "Red soap"}])
-        versions.roll_back(recommender, 0)
+        recommender = Recommender.load(versions)
+        recommender.update(versions, add=[{"item_id": "a7", "title": "Red soap"}])
+        recommender.roll_back(versions, 0)
     """
 
     def __init__(
@@ -82,6 +80,7 @@ class CatalogueVersions:
         """Takes a bundle that has been read.
 
         Args:
+            bundle: Kept as the attribute of that name.
             folder: Where the versions lie; beside the bundle by default.
             keep: Newest versions that stay on disk.
 
@@ -92,8 +91,7 @@ class CatalogueVersions:
             raise InputError(f"at least one version must be kept, not {keep}")
         own = bundle.folder.resolve()
         self.folder = folder or own.with_name(own.name + SUFFIX)
-        self._bundle, self._keep = bundle, keep
-        self._lock = threading.Lock()
+        self.bundle, self._keep = bundle, keep
 
     @classmethod
     def open(
@@ -111,14 +109,6 @@ class CatalogueVersions:
         """The version in force; 0, the bundle's own, if there is no other."""
         return max(self._numbers(), default=0)
 
-    def recommender(self, version: int | None = None) -> Recommender:
-        """Recommends from a version of the catalogue, the newest by default.
-
-        Raises:
-            InputError: That version isn't kept, is damaged, or is of another bundle.
-        """
-        return self._bundle.recommender(self.load(version))
-
     def load(self, version: int | None = None) -> Catalogue:
         """Reads a version, the newest by default.
 
@@ -126,13 +116,13 @@ class CatalogueVersions:
             InputError: That version isn't kept, is damaged, or is of another bundle.
         """
         version = self.newest if version is None else version
-        exported = self._bundle.parts.catalogue()
+        exported = self.bundle.parts.catalogue()
         if version == 0:
             return exported
         if version not in self._numbers():
             kept = ", ".join(map(str, [0, *sorted(self._numbers())]))
             raise InputError(f"version {version} is not kept; there are {kept}")
-        return _read_version(self._path(version), exported, self._bundle.content_hash)
+        return _read_version(self._path(version), exported, self.bundle.content_hash)
 
     def kept(self) -> list[VersionInfo]:
         """What is kept, the bundle's own catalogue first.
@@ -140,7 +130,7 @@ class CatalogueVersions:
         Raises:
             InputError: A version is damaged.
         """
-        parts = self._bundle.parts
+        parts = self.bundle.parts
         found = [VersionInfo(0, parts.table.num_items, "", "as exported")]
         for number in sorted(self._numbers()):
             manifest = artifacts.load_manifest(self._path(number), verify=False)
@@ -156,52 +146,52 @@ class CatalogueVersions:
 
     def change(
         self,
-        recommender: Recommender,
+        catalogue: Catalogue,
         *,
         add: Sequence[NewItem | Mapping[str, Any]] = (),
         remove: Sequence[str] = (),
         attributes: Mapping[str, Any] | None = None,
-    ) -> UpdateReport:
-        """Updates a recommender that works: on disk first, then in memory.
-
-        One change at a time; requests are answered meanwhile. See `updates.update`.
+    ) -> tuple[Catalogue, UpdateReport]:
+        """Writes the version after `catalogue`, the newest one; see `updates.update`.
 
         Raises:
-            InputError: The change makes no sense; neither disk nor memory has it.
+            InputError: The change makes no sense, or `catalogue` isn't the newest
+                version by now; nothing is written.
         """
-        with self._lock:
-            changed = update(recommender, add=add, remove=remove, attributes=attributes)
-            report = changed.report
-            counts = {
-                "added": len(report.added),
-                "removed": len(report.removed),
-                "set": report.attributes_set,
-            }
-            what = ", ".join(f"{n} {name}" for name, n in counts.items() if n)
-            self._save(changed.recommender.catalogue, what)
-            recommender.swap(changed.recommender.catalogue)
-        return report
+        coder = self.bundle.parts.coder()
+        changed, report = update(
+            catalogue, coder, add=add, remove=remove, attributes=attributes
+        )
+        counts = {
+            "added": len(report.added),
+            "removed": len(report.removed),
+            "set": report.attributes_set,
+        }
+        self._save(changed, ", ".join(f"{n} {name}" for name, n in counts.items() if n))
+        return changed, report
 
-    def roll_back(self, recommender: Recommender, version: int) -> UpdateReport:
-        """Makes an earlier version's content the newest version.
+    def roll_back(
+        self, catalogue: Catalogue, version: int
+    ) -> tuple[Catalogue, UpdateReport]:
+        """Writes an earlier version's content as the version after `catalogue`.
 
         Raises:
-            InputError: That version isn't kept, or is damaged.
+            InputError: That version isn't kept, or is damaged, or `catalogue` isn't
+                the newest version by now.
         """
-        with self._lock:
-            old = self.load(version)
-            number = recommender.catalogue.version + 1
-            again = change_rows(
-                old,
-                np.ones(old.num_items, bool),
-                _no_rows(old),
-                attributes=old.attributes,
-                version=number,
-            )
-            what = f"back to version {version}"
-            self._save(again, what)
-            recommender.swap(again)
-        return UpdateReport(number, again.num_items, again.capacity, notes=(what,))
+        old = self.load(version)
+        number = catalogue.version + 1
+        again = change_rows(
+            old,
+            np.ones(old.num_items, bool),
+            _no_rows(old),
+            attributes=old.attributes,
+            version=number,
+        )
+        what = f"back to version {version}"
+        self._save(again, what)
+        report = UpdateReport(number, again.num_items, again.capacity, notes=(what,))
+        return again, report
 
     def _save(self, catalogue: Catalogue, what: str) -> None:
         """Writes a version; the one before it must be the newest on disk."""
@@ -220,13 +210,13 @@ class CatalogueVersions:
                 path.name,
                 stage="update_catalogue",
                 config={"version": catalogue.version},
-                external={"bundle": self._bundle.content_hash},
+                external={"bundle": self.bundle.content_hash},
             )
             _write_parts(
                 run.folder,
                 catalogue,
-                exported=self._bundle.parts.table.item_ids,
-                bundle=self._bundle.content_hash,
+                exported=self.bundle.parts.table.item_ids,
+                bundle=self.bundle.content_hash,
             )
             run.commit(summary={"items": catalogue.num_items, "what": what})
             for number in sorted(self._numbers())[: -self._keep]:

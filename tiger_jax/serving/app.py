@@ -137,7 +137,8 @@ def _item_routes(service: Service) -> APIRouter:
     @router.get("/catalogue", response_model=schemas.CatalogueAnswer)
     def get_catalogue() -> Response:
         """Says what is being recommended from, and what filters can name."""
-        catalogue, engine = service.recommender.catalogue, service.recommender.engine
+        recommender = service.recommender
+        catalogue = recommender.catalogue
         return json_response(
             {
                 "version": catalogue.version,
@@ -145,8 +146,8 @@ def _item_routes(service: Service) -> APIRouter:
                 "num_new": int(catalogue.is_new.sum()),
                 "capacity": catalogue.capacity,
                 "codebook_sizes": list(catalogue.table.codebook_sizes),
-                "most_k": engine.shapes.num_beams,
-                "most_history": engine.max_items,
+                "most_k": recommender.shapes.num_beams,
+                "most_history": recommender.max_items,
                 "most_requests": service.limits.requests,
                 "fields": {
                     field: {"values": catalogue.values_of(field)}

@@ -15,9 +15,8 @@ import time
 from collections.abc import Sequence
 
 from tiger_jax.errors import InputError
-from tiger_jax.recommending.catalogue import Catalogue
 from tiger_jax.recommending.recommender import Recommender
-from tiger_jax.recommending.requests import Answer, Request, resolve
+from tiger_jax.recommending.requests import Answer, Request, Resolved
 from tiger_jax.serving.errors import ApiError
 from tiger_jax.serving.metrics import Metrics
 from tiger_jax.serving.settings import Limits
@@ -97,7 +96,7 @@ class Batcher:
     ) -> None:
         """Takes what answers; `start` begins."""
         self._recommender, self._limits, self._metrics = recommender, limits, metrics
-        most = recommender.engine.shapes.batch_sizes[-1]
+        most = recommender.shapes.batch_sizes[-1]
         self._search = _Lane("search", limits.waiting, most)
         self._exact = _Lane("exact", limits.waiting_exact, 1)
         self._workers: list[asyncio.Task[None]] = []
@@ -200,34 +199,22 @@ class Batcher:
 
     def _answer_all(self, asked: Sequence[Sequence[Request]]) -> list[_Answers]:
         """Answers several jobs from one catalogue; a wrong one spoils no other."""
-        catalogue = self._recommender.catalogue
-        found = {
-            i: error
-            for i, requests in enumerate(asked)
-            if (error := self._refusal(requests, catalogue))
-        }
-        good = [i for i in range(len(asked)) if i not in found]
-        answered: dict[int, _Answers] = {**found}
+        recommender = self._recommender
+        catalogue = recommender.catalogue
+        answered: dict[int, _Answers] = {}
+        good: dict[int, list[Resolved]] = {}
+        for i, requests in enumerate(asked):
+            try:
+                good[i] = [recommender.resolve(r, catalogue) for r in requests]
+            except InputError as error:
+                answered[i] = error
         try:
-            flat = iter(
-                self._recommender.answer([r for i in good for r in asked[i]], catalogue)
-            )
-            answered |= {i: list(itertools.islice(flat, len(asked[i]))) for i in good}
+            flat = iter(recommender.answer_resolved([*itertools.chain(*good.values())]))
+            answered |= {i: [*itertools.islice(flat, len(good[i]))] for i in good}
         except Exception as error:
             _LOG.exception("a batch of %d requests failed", len(good))
             if len(good) == 1:
-                answered[good[0]] = error
+                answered |= dict.fromkeys(good, error)
             else:  # find the culprit
                 answered |= {i: self._answer_all([asked[i]])[0] for i in good}
         return [answered[i] for i in range(len(asked))]
-
-    def _refusal(
-        self, requests: Sequence[Request], catalogue: Catalogue
-    ) -> InputError | None:
-        try:
-            for request in requests:
-                self._recommender.check(request)
-                resolve(request, catalogue)
-        except InputError as error:
-            return error
-        return None

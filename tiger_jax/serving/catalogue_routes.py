@@ -182,13 +182,13 @@ def catalogue_routes(service: Service) -> APIRouter:
     async def add_items(request: AddItems) -> Response:
         """Adds items, which can be recommended at once."""
         new = [item.to_json() for item in request.items]
-        return await changes.do(lambda: versions.change(recommender, add=new))
+        return await changes.do(lambda: recommender.update(versions, add=new))
 
     @router.delete("/items/{item_id:path}", response_model=ChangeAnswer)
     async def remove_item(item_id: str) -> Response:
         """Removes an item; it is unknown from then on."""
         number_of(recommender.catalogue, item_id)
-        return await changes.do(lambda: versions.change(recommender, remove=[item_id]))
+        return await changes.do(lambda: recommender.update(versions, remove=[item_id]))
 
     @router.put("/items/{item_id:path}/attributes", response_model=ChangeAnswer)
     async def set_attributes(item_id: str, request: SetAttributes) -> Response:
@@ -199,13 +199,13 @@ def catalogue_routes(service: Service) -> APIRouter:
         if item_id != ALL_ITEMS:
             number_of(recommender.catalogue, item_id)
         wanted = {item_id: request.attributes}
-        return await changes.do(lambda: versions.change(recommender, attributes=wanted))
+        return await changes.do(lambda: recommender.update(versions, attributes=wanted))
 
     @router.post("/rollback", response_model=ChangeAnswer)
     async def roll_back(request: RollBack) -> Response:
         """Makes an earlier version's content the newest version."""
         return await changes.do(
-            lambda: versions.roll_back(recommender, request.version)
+            lambda: recommender.roll_back(versions, request.version)
         )
 
     @router.get("/versions", response_model=KeptVersions)

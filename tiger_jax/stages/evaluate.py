@@ -19,11 +19,11 @@ from tiger_jax.evaluation.baselines.semantic_knn import build_semantic_knn
 from tiger_jax.evaluation.recommend_fn import RecommendFn
 from tiger_jax.histories import HeldOut
 from tiger_jax.progress import say
-from tiger_jax.recommending.searcher import (
-    Recommendation,
-    SearchConfig,
-    load_recommendation,
+from tiger_jax.recommending.numbered_recommender import (
+    NumberedRecommender,
+    load_numbered_recommender,
 )
+from tiger_jax.recommending.searcher import SearchConfig
 from tiger_jax.reporting import paper_rows, tables
 from tiger_jax.stages.context import RunContext
 from tiger_jax.stages.sasrec_artifact import load_sasrec
@@ -115,7 +115,7 @@ def evaluate(
     if run.is_current:
         return
     data = PreparedData.load(context.workdir / "data")
-    ours = load_recommendation(context.workdir, data, search)
+    ours = load_numbered_recommender(context.workdir, data, search)
     held_out = _sample(data, config, seed)
     checks = _run_guards(ours, held_out["validation"], config, search, seed)
     recommenders: dict[str, RecommendFn] = {
@@ -230,7 +230,7 @@ def _build_baselines(
 
 
 def _run_guards(
-    ours: Recommendation,
+    ours: NumberedRecommender,
     validation: HeldOut,
     config: EvaluateConfig,
     search: SearchConfig,

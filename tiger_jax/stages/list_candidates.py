@@ -18,7 +18,8 @@ from tiger_jax.evaluation import evaluator
 from tiger_jax.evaluation.fusion import ListedRecommender
 from tiger_jax.evaluation.recommend_fn import RecommendFn
 from tiger_jax.histories import HeldOut
-from tiger_jax.recommending.searcher import SearchConfig, load_recommendation
+from tiger_jax.recommending.numbered_recommender import load_numbered_recommender
+from tiger_jax.recommending.searcher import SearchConfig
 from tiger_jax.stages.context import RunContext
 from tiger_jax.workdir import artifacts
 from tiger_jax.workdir.chunk_files import load_chunk, remove_chunks, save_chunk
@@ -89,7 +90,7 @@ def list_candidates(
     if run.is_current:
         return
     data = PreparedData.load(context.workdir / "data")
-    ours = load_recommendation(context.workdir, data, search)
+    ours = load_numbered_recommender(context.workdir, data, search)
     limits = {"validation": config.max_validation_users, "test": config.max_users}
     counts = {}
     for split in SPLITS:

@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import gin
-import jax
-import jax.numpy as jnp
 
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.errors import InputError
@@ -19,8 +17,7 @@ from tiger_jax.recommending.histories_wanted import (
     read_histories,
     search_titles,
 )
-from tiger_jax.recommending.programs import JittedPrograms
-from tiger_jax.recommending.recommender import Engine, Recommender
+from tiger_jax.recommending.recommender import Recommender
 from tiger_jax.recommending.requests import Answer, Request
 from tiger_jax.recommending.result_files import write_recommendations
 from tiger_jax.recommending.searcher import SearchConfig
@@ -141,17 +138,8 @@ def _load(
         artifacts.load_manifest(workdir / name, needed_by="recommend")
     parts = read_parts(workdir)
     shapes = make_shapes(parts, search, BATCH_SIZES, MAX_EXCLUDED)
-    engine = Engine(
-        model=parts.model,
-        params=jax.tree.map(jnp.asarray, parts.params),
-        max_items=parts.max_items,
-        user_hashes=parts.user_hashes,
-        programs=JittedPrograms(parts.model, shapes),
-        shapes=shapes,
-        coder=parts.coder(),
-    )
     data = PreparedData.load(workdir / "data")
-    return Recommender(engine, parts.catalogue()), data
+    return Recommender.of_parts(parts, shapes), data
 
 
 def _answer(recommender: Recommender, requests: Sequence[Request]) -> list[Answer]:

@@ -7,6 +7,7 @@ import gin
 from tiger_jax.errors import InputError
 from tiger_jax.progress import say
 from tiger_jax.recommending.bundle import BUNDLE
+from tiger_jax.recommending.recommender import Recommender
 from tiger_jax.recommending.versions import CatalogueVersions
 from tiger_jax.reporting.demo_page import build_demo_page
 from tiger_jax.serving.settings import Limits
@@ -53,7 +54,7 @@ def serve(
     token = server.read_token(token_file)
     folder = Path(bundle).expanduser() if bundle else context.workdir / BUNDLE
     versions = CatalogueVersions.open(folder)
-    recommender = versions.recommender()
+    recommender = Recommender.load(versions)
     service = Service(recommender, versions, limits or Limits(), token=token)
     listener = server.listen(host, port)
     name = f"[{host}]" if ":" in host else host

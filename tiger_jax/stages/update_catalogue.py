@@ -62,14 +62,14 @@ def update_catalogue(
             "--embeddings are of the items in update_catalogue.add: name those too"
         )
     if roll_back is not None:
-        report = versions.roll_back(versions.recommender(), roll_back)
+        _, report = versions.roll_back(versions.load(), roll_back)
     elif all(change is None for change in changes):
         _list(versions)
         return
     else:
         files = files or FilesConfig()
-        report = versions.change(
-            versions.recommender(),
+        _, report = versions.change(
+            versions.load(),
             add=_read_items(add, files, context.embeddings) if add else (),
             remove=_read_ids(remove, files),
             attributes=_read_attributes(attributes, files),

@@ -21,7 +21,6 @@ from flax import traverse_util
 from flax.linen.partitioning import AxisMetadata
 from jaxtyping import Array, Float, Int
 
-from tiger_jax.decoding.search.beam_search import beam_search
 from tiger_jax.decoding.trie.trie import Trie
 from tiger_jax.input_pipeline.quiet_tensorflow import seqio
 from tiger_jax.models.tiger import (
@@ -29,9 +28,9 @@ from tiger_jax.models.tiger import (
     Tiger,
     TigerConfig,
     init_params,
-    make_decode_fns,
     make_loss_fn,
 )
+from tiger_jax.recommending.searcher import Queries, Searcher, Settings
 
 Batch = Mapping[str, Array]
 Metrics = dict[str, clu.metrics.Metric]
@@ -127,15 +126,10 @@ class T5xTiger:
             -inf.
         """
         del rng  # the search is deterministic
-        init_decode, decode_step = make_decode_fns(self.module)
-        found = beam_search(
-            params,
-            batch["encoder_input_tokens"],
+        settings = Settings(self._num_beams, self.module.config.normalize)
+        found = Searcher(self.module, params, settings).search(
             jax.tree.map(jnp.asarray, self._trie),
-            init_decode=init_decode,
-            decode_step=decode_step,
-            num_beams=self._num_beams,
-            normalize=self.module.config.normalize,
+            Queries(batch["encoder_input_tokens"]),
         )
         is_item = found.item_numbers >= 0  # [B, M]
         item_tokens = jnp.asarray(self.module.layout.tokens_of(self._codes))  # [N, T]

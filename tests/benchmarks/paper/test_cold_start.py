@@ -11,7 +11,8 @@ from benchmarks.paper.study import Study
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.errors import InputError
 from tiger_jax.evaluation.metrics import MISS
-from tiger_jax.recommending.searcher import SearchConfig, load_recommendation
+from tiger_jax.recommending.numbered_recommender import load_numbered_recommender
+from tiger_jax.recommending.searcher import SearchConfig
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def test_each_group_lists_what_a_search_of_its_own_items_finds(study):
 
 def test_data_without_unseen_items_is_told_how_to_get_some(study):
     data = PreparedData.load(study.workdir / "data")
-    ours = load_recommendation(study.workdir, data, SearchConfig())
+    ours = load_numbered_recommender(study.workdir, data, SearchConfig())
     users = study.users.select(np.arange(2))
     none = np.empty((2, 0), np.int32)
     with pytest.raises(InputError, match="unseen_share"):

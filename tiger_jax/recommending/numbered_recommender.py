@@ -1,0 +1,281 @@
+"""The trained recommender of a work directory as a `RecommendFn` of item numbers."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float32, Int32, UInt32
+
+from tiger_jax.data.prepared import PreparedData
+from tiger_jax.decoding.search.exact_scoring import CatalogueWalk
+from tiger_jax.decoding.trie.trie import Trie
+from tiger_jax.errors import InputError
+from tiger_jax.recommending.searcher import (
+    Found,
+    Queries,
+    SearchConfig,
+    Searcher,
+    Settings,
+    put_rows,
+)
+from tiger_jax.recommending.trained_model import load_card_and_table, load_recommender
+from tiger_jax.semantic_ids.encoder_inputs import encode_histories
+from tiger_jax.semantic_ids.table import SemanticIdTable
+from tiger_jax.training.partitioning import Partitioner
+
+_Lists = tuple[Int32[np.ndarray, "B k"], Float32[np.ndarray, "B k"]]
+
+
+class NumberedRecommender:
+    """Recommends item numbers to user numbers, its batches split over all devices.
+
+    Attributes:
+        searcher: Its parameters are replicated over the devices.
+        max_items: Items of a history that the model was trained to see.
+        num_items: Size of the catalogue.
+        is_unseen: Items that `recommend_by_group` lists apart.
+    """
+
+    def __init__(
+        self,
+        searcher: Searcher,
+        table: SemanticIdTable,
+        user_hashes: UInt32[np.ndarray, " U"],
+        *,
+        max_items: int,
+        method: str = "beam",
+        unseen_items: Int32[np.ndarray, " unseen"] | None = None,
+    ) -> None:
+        """Builds the trie; it moves to the devices when it is first searched.
+
+        Args:
+            searcher: With a partitioner.
+            table: The catalogue; the layout's codebooks must be its.
+            user_hashes: By user number; anonymous users (-1) need none.
+            method: See `SearchConfig`.
+        """
+        assert searcher.partitioner is not None
+        self.searcher, self._table, self._user_hashes = searcher, table, user_hashes
+        self._partitioner, self._method = searcher.partitioner, method
+        self.max_items, self.num_items = max_items, table.num_items
+        self._host_trie = Trie.build(table.codes, table.codebook_sizes)
+        self.is_unseen = np.zeros(table.num_items, bool)  # [N]
+        if unseen_items is not None:
+            self.is_unseen[unseen_items] = True
+
+    @property
+    def normalize(self) -> str:
+        """What makes a level's logits log-probabilities."""
+        return self.searcher.settings.normalize
+
+    @functools.cached_property
+    def _trie(self) -> Trie:
+        return self._put_whole(self._host_trie)
+
+    @functools.cached_property
+    def _walk(self) -> CatalogueWalk:
+        return self._put_whole(CatalogueWalk.build(self._host_trie))
+
+    def __call__(
+        self,
+        user_numbers: Int32[np.ndarray, " B"],
+        histories: Int32[np.ndarray, "B I"],
+        exclude: Int32[np.ndarray, "B X"],
+        k: int,
+    ) -> _Lists:
+        """Recommends k items per user (`RecommendFn`); compiled once per batch shape.
+
+        Raises:
+            InputError: The search has fewer beams than items asked for.
+        """
+        if self._method == "exact":
+            return self.recommend_exactly(user_numbers, histories, exclude, k)
+        if k > (num_beams := self.searcher.settings.num_beams):
+            raise InputError(
+                f"{k} items a user need at least as many beams, and "
+                f"recommendation.SearchConfig.num_beams is {num_beams}"
+            )
+        queries = self._queries(user_numbers, histories, exclude)
+        return self._find(self.searcher.search, self._trie, queries, k)
+
+    def recommend_exactly(
+        self,
+        user_numbers: Int32[np.ndarray, " B"],
+        histories: Int32[np.ndarray, "B I"],
+        exclude: Int32[np.ndarray, "B X"],
+        k: int,
+    ) -> _Lists:
+        """The same by scoring the whole catalogue: no item can be overlooked."""
+        allowed = np.ones((len(histories), self.num_items + 1), bool)
+        np.put_along_axis(allowed, exclude, False, axis=1)  # -1 is the column beyond
+        inputs = self._encode(user_numbers, histories)
+        return self.searcher.search_exactly(self._walk, inputs, allowed[:, :-1], k)
+
+    def recommend_unconstrained(
+        self,
+        user_numbers: Int32[np.ndarray, " B"],
+        histories: Int32[np.ndarray, "B I"],
+        exclude: Int32[np.ndarray, "B X"],
+        k: int,
+    ) -> _Lists:
+        """The best k of all Semantic IDs, with k beams, as the paper searches.
+
+        -2 stands for an ID that no item has (Rajput et al. 2023, 4.5). Excluded
+        items aren't left out: the search knows no catalogue to leave them out of.
+        """
+        del exclude
+        queries = self._queries(user_numbers, histories)
+        search = self.searcher.with_beams(k).search_unconstrained
+        item_numbers, scores = self._find(search, self._trie, queries, k)
+        is_invalid = (item_numbers < 0) & np.isfinite(scores)
+        return np.where(is_invalid, np.int32(-2), item_numbers), scores
+
+    def recommend_by_group(
+        self,
+        user_numbers: Int32[np.ndarray, " B"],
+        histories: Int32[np.ndarray, "B I"],
+        exclude: Int32[np.ndarray, "B X"],
+        k: int,
+    ) -> tuple[Int32[np.ndarray, "B k"], Int32[np.ndarray, "B k"]]:
+        """The k best items that the training has seen, and the k best unseen ones.
+
+        What a list keeps for unseen items is taken from the second (Rajput et al.
+        2023, 4.3); each group has k beams of its own.
+
+        Returns:
+            Item numbers of both, best first, padded with -1.
+
+        Raises:
+            InputError: There are no unseen items.
+        """
+        queries = self._queries(user_numbers, histories, exclude)
+        search = self.searcher.with_beams(2 * k, num_unseen_beams=k).search
+        item_numbers, _ = self._find(search, self._trie_by_group, queries, 2 * k)
+        is_item, is_unseen = item_numbers >= 0, self.is_unseen[item_numbers]
+        return (
+            _first_of(item_numbers, is_item & ~is_unseen, k),
+            _first_of(item_numbers, is_item & is_unseen, k),
+        )
+
+    @functools.cached_property
+    def _trie_by_group(self) -> Trie:
+        if not self.is_unseen.any():
+            raise InputError(
+                "this data has no unseen items: prepare it with "
+                "splits.SplitsConfig.unseen_share"
+            )
+        table = self._table
+        return self._put_whole(
+            Trie.build(table.codes, table.codebook_sizes, unseen=self.is_unseen)
+        )
+
+    def sample(
+        self,
+        user_numbers: Int32[np.ndarray, " B"],
+        histories: Int32[np.ndarray, "B I"],
+        exclude: Int32[np.ndarray, "B X"],
+        k: int,
+        *,
+        temperature: float,
+        rng: np.random.Generator,
+    ) -> _Lists:
+        """Draws k different items from the model's distribution at a temperature.
+
+        In the order of the draws; scores only fall along the list.
+        """
+        size = len(histories)
+        queries = self._queries(user_numbers, histories, exclude)._replace(
+            seeds=rng.integers(1 << 32, size=size, dtype=np.uint32),
+            temperatures=np.full(size, temperature, np.float32),
+        )
+        search = self.searcher.with_beams(k).sample
+        item_numbers, scores = self._find(search, self._trie, queries, k)
+        falling = np.broadcast_to(-np.arange(k, dtype=np.float32), scores.shape)
+        return item_numbers, np.where(item_numbers >= 0, falling, scores)
+
+    def first_codeword_log_probs(
+        self, user_numbers: Int32[np.ndarray, " B"], histories: Int32[np.ndarray, "B I"]
+    ) -> Float32[np.ndarray, "B K"]:
+        """The distribution of the first codeword: the coarsest view of the output."""
+        rows = put_rows(self._partitioner, self._encode(user_numbers, histories))
+        log_probs = self.searcher.first_codeword_log_probs(rows)
+        return np.asarray(log_probs, np.float32)[: len(histories)]
+
+    def _find(
+        self, search: Callable[..., Found], trie: Trie, queries: Queries, k: int
+    ) -> _Lists:
+        """Splits a batch over the devices; takes its own rows and the k best off."""
+        found = jax.device_get(search(trie, put_rows(self._partitioner, queries)))
+        rows = len(queries.inputs)
+        return found.item_numbers[:rows, :k], found.scores[:rows, :k]
+
+    def _queries(
+        self,
+        user_numbers: Int32[np.ndarray, " B"],
+        histories: Int32[np.ndarray, "B I"],
+        exclude: Int32[np.ndarray, "B X"] | None = None,
+    ) -> Queries:
+        has_some = exclude is not None and exclude.shape[1]
+        inputs = self._encode(user_numbers, histories)
+        return Queries(inputs, exclude=exclude if has_some else None)
+
+    def _encode(
+        self, user_numbers: Int32[np.ndarray, " B"], histories: Int32[np.ndarray, "B I"]
+    ) -> Int32[np.ndarray, "B S"]:
+        is_known = user_numbers >= 0
+        hashes = np.zeros(len(user_numbers), np.uint32)
+        hashes[is_known] = self._user_hashes[user_numbers[is_known]]
+        return encode_histories(
+            histories,
+            self._table.codes,
+            self.searcher.model.layout,
+            user_hashes=hashes,
+            is_known=is_known,
+        )
+
+    def _put_whole(self, tree: Any) -> Any:
+        return self._partitioner.put(tree, batch_axis=None, is_global=True)
+
+
+def load_numbered_recommender(
+    workdir: Path,
+    data: PreparedData,
+    search: SearchConfig,
+    *,
+    step: int | None = None,
+) -> NumberedRecommender:
+    """Loads the trained recommender of a work directory.
+
+    Args:
+        step: Another checkpoint that was kept, instead of the best.
+
+    Raises:
+        InputError: It can't be read, was trained on other Semantic IDs, or those are
+            not of the data's items.
+    """
+    card, table = load_card_and_table(workdir, data)
+    partitioner = Partitioner()
+    _, _, model, params = load_recommender(
+        workdir / "recommender", sharding=partitioner.replicated, step=step
+    )
+    settings = Settings(search.num_beams, search.normalize_for(model.config))
+    return NumberedRecommender(
+        Searcher(model, params, settings, partitioner=partitioner),
+        table,
+        data.user_hashes,
+        max_items=card.max_items,
+        method=search.method,
+        unseen_items=data.unseen_items,
+    )
+
+
+def _first_of(
+    item_numbers: Int32[np.ndarray, "B C"], is_wanted: np.ndarray, k: int
+) -> Int32[np.ndarray, "B k"]:
+    """The first k wanted items of each row, padded with -1."""
+    order = np.argsort(~is_wanted, axis=1, kind="stable")[:, :k]  # [B, k]
+    first = np.take_along_axis(item_numbers, order, axis=1)
+    return np.where(np.take_along_axis(is_wanted, order, axis=1), first, -1)
