@@ -15,6 +15,8 @@ import uvicorn
 from trained_workdir import make_trained_workdir
 
 from tiger_jax.recommending.bundle import Bundle
+from tiger_jax.recommending.parts import Parts
+from tiger_jax.recommending.programs import Shapes
 from tiger_jax.recommending.recommender import Recommender
 from tiger_jax.recommending.searcher import Found, SearchConfig
 from tiger_jax.recommending.versions import CatalogueVersions
@@ -23,7 +25,6 @@ from tiger_jax.serving.protocol import with_limits
 from tiger_jax.serving.server import listen
 from tiger_jax.serving.service import Service
 from tiger_jax.serving.settings import Limits
-from tiger_jax.stages.export import make_shapes, read_parts
 
 
 class DrawnPrograms:
@@ -55,8 +56,8 @@ class DrawnPrograms:
 def make_recommender(folder: Path) -> tuple[Recommender, CatalogueVersions]:
     """A recommender, and the bundle's versions as if it had been exported."""
     workdir = make_trained_workdir(folder, with_quantizer=True)
-    parts = read_parts(workdir, room=1.5)
-    shapes = make_shapes(parts, SearchConfig(num_beams=20), (1, 4), 8)
+    parts = Parts.of_workdir(workdir, room=1.5)
+    shapes = Shapes.for_parts(parts, SearchConfig(num_beams=20), (1, 4), 8)
     programs = DrawnPrograms(parts.table.num_items, shapes.num_beams)
     bundle = Bundle(workdir / "bundle", parts, shapes, "the bundle's hash")
     recommender = Recommender.of_parts(parts, shapes, programs=programs)

@@ -134,7 +134,7 @@ def test_held_out_items_join_are_found_and_leave_no_trace(held_out):
     # Their codes mean something: neighbours in the trie are of the same category.
     categories = np.array(catalogue.categories)
     same = [
-        live.similar_items(item.item_id, k=1)[0].item.category == categories[number]
+        live.similar_items(item.item_id, k=1)[0].category == categories[number]
         for item, number in zip(items, numbers, strict=True)
     ]
     shares = np.unique(categories, return_counts=True)[1] / len(categories)

@@ -5,28 +5,29 @@ import pytest
 from trained_workdir import make_trained_workdir
 
 from tiger_jax.errors import InputError
+from tiger_jax.recommending.parts import Parts
 from tiger_jax.stages.context import RunContext
-from tiger_jax.stages.export import export, read_parts
+from tiger_jax.stages.export import export
 
 
 def test_a_quantizer_that_gives_other_codes_is_refused(tmp_path):
     workdir = make_trained_workdir(tmp_path, with_quantizer=True)
-    assert read_parts(workdir).quantizer is not None
+    assert Parts.of_workdir(workdir).quantizer is not None
     path = workdir / "rqvae" / "arrays" / "codebook_0.npy"
     np.save(path, np.load(path)[::-1])
     with pytest.raises(InputError, match="rqvae gives only 0.0% of the items"):
-        read_parts(workdir)
+        Parts.of_workdir(workdir)
 
 
 def test_the_vectors_that_were_quantized_beside_the_text_are_counted(tmp_path):
     workdir = make_trained_workdir(tmp_path, with_quantizer=True, collaborative_dims=2)
-    parts = read_parts(workdir)
+    parts = Parts.of_workdir(workdir)
     assert parts.collaborative_dims == 2
     assert parts.coder().encode(parts.embeddings[:3]).shape == (3, 3)
 
 
 def test_codes_from_elsewhere_leave_the_bundle_without_a_quantizer(tmp_path):
-    assert read_parts(make_trained_workdir(tmp_path)).quantizer is None
+    assert Parts.of_workdir(make_trained_workdir(tmp_path)).quantizer is None
 
 
 @pytest.mark.parametrize(

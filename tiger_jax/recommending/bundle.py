@@ -31,17 +31,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 from flax import traverse_util
-from jaxtyping import Bool, Float32, Int64, UInt32
 
-from tiger_jax.decoding.trie.planner import TriePlan
 from tiger_jax.decoding.trie.trie import Trie
 from tiger_jax.errors import InputError
-from tiger_jax.models.tiger import Params, Tiger, TigerConfig
-from tiger_jax.quantizers.quantizer import Quantizer
+from tiger_jax.models.tiger import Tiger, TigerConfig
 from tiger_jax.quantizers.rqvae_quantizer import load_quantizer, save_quantizer
-from tiger_jax.recommending.catalogue import Catalogue
-from tiger_jax.recommending.item_coder import ItemCoder
 from tiger_jax.recommending.item_encoder import ItemEncoder
+from tiger_jax.recommending.parts import PARAMS, Parts
 from tiger_jax.recommending.programs import (
     KINDS,
     SUFFIX,
@@ -58,85 +54,7 @@ FORMAT = 3
 BUNDLE = "bundle"
 # What another export of the same recommender may have otherwise.
 _SHAPED = ("shapes", "trie", "programs")
-_FACTS, _PARAMS, _PROGRAMS = "bundle.json", "params.safetensors", "programs"
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Parts:
-    """What a bundle is made of, beside its programs.
-
-    Attributes:
-        params: As nested mappings of arrays.
-        items: The columns of `PreparedData.items`, by item number.
-        popularity: How often each item occurs in all histories.
-        is_new: Items held out of the training.
-        encoder: What embeds texts; None if nothing does.
-        quantizer: What gives new items codes; None if nothing does.
-        collaborative_dims: Of the vectors that the quantizer takes beside the
-            embeddings; 0 if there are none.
-        plan: The trie's shapes, with room for more items.
-    """
-
-    model: Tiger
-    params: Params
-    max_items: int
-    table: SemanticIdTable
-    items: pa.Table
-    popularity: Int64[np.ndarray, " N"]
-    is_new: Bool[np.ndarray, " N"]
-    user_hashes: UInt32[np.ndarray, " U"]
-    embeddings: Float32[np.ndarray, "N E"] | None
-    encoder: ItemEncoder | None
-    quantizer: Quantizer | None
-    collaborative_dims: int
-    plan: TriePlan
-
-    def catalogue(self) -> Catalogue:
-        """Version 0 of the catalogue."""
-        return Catalogue(
-            self.table,
-            self.items,
-            popularity=self.popularity,
-            is_new=self.is_new,
-            embeddings=self.embeddings,
-            plan=self.plan,
-        )
-
-    def coder(self) -> ItemCoder:
-        """What gives new items their codes."""
-        num_dims = 0 if self.embeddings is None else self.embeddings.shape[1]
-        return ItemCoder(
-            self.encoder, self.quantizer, num_dims, self.collaborative_dims
-        )
-
-    @property
-    def part_hashes(self) -> dict[str, str]:
-        """Names each part by its content."""
-        columns = {
-            name: self.items[name].to_pylist() for name in self.items.column_names
-        }
-        facts = {"popularity": self.popularity, "is_new": self.is_new}
-        hashes = {
-            _PARAMS: artifacts.hash_arrays(self.params),
-            "semantic_ids": self.table.content_hash,
-            "items": artifacts.hash_json(
-                {"columns": columns, "facts": artifacts.hash_arrays(facts)}
-            ),
-            "user_hashes.npy": artifacts.hash_arrays({"": self.user_hashes}),
-        }
-        if self.embeddings is not None:
-            hashes["embeddings.npy"] = artifacts.hash_arrays({"": self.embeddings})
-        if self.encoder is not None:
-            hashes["encoder"] = self.encoder.content_hash
-        if self.quantizer is not None:
-            hashes["quantizer"] = artifacts.hash_json(
-                {
-                    "kind": self.quantizer.kind,
-                    "settings": self.quantizer.settings(),
-                    "arrays": artifacts.hash_arrays(self.quantizer.to_arrays()),
-                }
-            )
-        return hashes
+_FACTS, _PROGRAMS = "bundle.json", "programs"
 
 
 def save_bundle(folder: Path, parts: Parts, shapes: Shapes) -> None:
@@ -146,7 +64,7 @@ def save_bundle(folder: Path, parts: Parts, shapes: Shapes) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     flat = traverse_util.flatten_dict(parts.params, sep="/")
     arrays = {name: np.ascontiguousarray(array) for name, array in flat.items()}
-    save_file(arrays, folder / _PARAMS)
+    save_file(arrays, folder / PARAMS)
     parts.table.save(folder / "semantic_ids")
     trie = parts.catalogue().host_trie
     trie.save(folder / "trie", content_hash=parts.table.content_hash)
@@ -260,9 +178,9 @@ def _read_parts(folder: Path, facts: Mapping[str, Any]) -> tuple[Parts, Shapes, 
     sizes = facts["shapes"]
     shapes = Shapes(**{**sizes, "batch_sizes": tuple(sizes["batch_sizes"])})
     try:
-        flat = load_file(folder / _PARAMS)
+        flat = load_file(folder / PARAMS)
     except SafetensorError as error:
-        raise InputError(f"{folder / _PARAMS} can't be read ({error})") from error
+        raise InputError(f"{folder / PARAMS} can't be read ({error})") from error
     arrays = artifacts.load_arrays(folder / "items", ["popularity", "is_new"])
     table = SemanticIdTable.load(folder / "semantic_ids")
     trie = Trie.load(folder / "trie", content_hash=table.content_hash)

@@ -23,7 +23,7 @@ from tiger_jax.semantic_ids.table import SemanticIdTable
 _NO_FIELDS = ("item_id", "title", "categories", "price")
 ALL_ITEMS = "*"
 """Stands for an item id where attributes are set: all items without a value."""
-MOST_VALUES_SHOWN = 200
+MAX_VALUES_SHOWN = 200
 
 
 class Catalogue:
@@ -151,7 +151,7 @@ class Catalogue:
         """The most frequent values of a field, and how many items have each."""
         counts = {v: len(rows) for v, rows in self._index(field).items() if v}
         frequent = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
-        return dict(frequent[:MOST_VALUES_SHOWN])
+        return dict(frequent[:MAX_VALUES_SHOWN])
 
     def mask(self, checked: Mapping[str, Any]) -> Bool[np.ndarray, " N"]:
         """Which items pass a filter that `check_filter` has checked.

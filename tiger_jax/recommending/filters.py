@@ -27,7 +27,7 @@ from tiger_jax.decoding.trie.trie import Trie
 from tiger_jax.errors import InputError
 
 NUM_SLOTS = 31  # bit 31 marks every item
-MOST_FIELDS, MOST_VALUES = 8, 100
+MAX_FIELDS, MAX_VALUES = 8, 100
 RANGE = {"min", "max"}
 
 
@@ -41,8 +41,8 @@ def check_filter(value: Any) -> dict[str, Any]:
         raise InputError(
             'a filter is an object of fields, such as {"category": ["Shampoo"]}'
         )
-    if len(value) > MOST_FIELDS:
-        raise InputError(f"a filter has at most {MOST_FIELDS} fields, not {len(value)}")
+    if len(value) > MAX_FIELDS:
+        raise InputError(f"a filter has at most {MAX_FIELDS} fields, not {len(value)}")
     checked: dict[str, Any] = {}
     for field, wanted in value.items():
         if isinstance(wanted, Mapping):
@@ -53,9 +53,9 @@ def check_filter(value: Any) -> dict[str, Any]:
             raise InputError(
                 f"filter {field!r}: values are texts, numbers or true and false"
             )
-        if len(values) > MOST_VALUES:
+        if len(values) > MAX_VALUES:
             raise InputError(
-                f"filter {field!r}: at most {MOST_VALUES} values, not {len(values)}"
+                f"filter {field!r}: at most {MAX_VALUES} values, not {len(values)}"
             )
         checked[field] = sorted(dict.fromkeys(as_text(v) for v in values))
     return checked

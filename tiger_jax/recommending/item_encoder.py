@@ -6,16 +6,19 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from jaxtyping import Float32
 
 from tiger_jax.data.item_text import ItemTextConfig, build_item_texts
-from tiger_jax.embedding.encoders import SentenceTransformerEncoder
+from tiger_jax.embedding.encoders import SentenceTransformerEncoder, TfidfEncoder
 from tiger_jax.embedding.tfidf import FrozenTfidf
 from tiger_jax.errors import InputError
 from tiger_jax.workdir import artifacts
 
 _FACTS = "item_encoder.json"
-KINDS = ("TfidfEncoder", "SentenceTransformerEncoder")
+SAMPLE = 200
+# A text embedded again must come out as it was, but for the order of sums.
+_TOLERANCE = 1e-3
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -95,3 +98,38 @@ class ItemEncoder:
             raise InputError(
                 f"no encoder can be read from {folder} ({error})"
             ) from error
+
+
+def freeze_encoder(folder: Path, embeddings: np.ndarray) -> ItemEncoder | None:
+    """Makes what filled `embeddings/` fit for new items; None if vectors were brought.
+
+    Raises:
+        InputError: Fitted again, it gives other vectors than `embeddings`.
+    """
+    path = folder / "encoder.json"
+    if not path.exists():
+        return None
+    facts = artifacts.read_json(path)
+    if facts["kind"] == "ready-made":
+        return None
+    text = ItemTextConfig(
+        tuple(facts["text"]["sentences"]), facts["text"]["price_format"]
+    )
+    settings = {k: v for k, v in facts["encoder"].items() if k != "class"}
+    if facts["kind"] == "SentenceTransformerEncoder":
+        return ItemEncoder(text, SentenceTransformerEncoder(**settings))
+    texts = pq.read_table(folder / "texts.parquet")["text"].to_pylist()
+    if (folder / "tfidf").exists():  # of shards: fitted to some of the texts
+        fitted = FrozenTfidf.load(folder / "tfidf")
+    else:
+        distinct = list(dict.fromkeys(texts))
+        fitted = TfidfEncoder(**settings).fit(distinct, seed=facts["seed"])
+    sample = np.linspace(0, len(texts) - 1, min(SAMPLE, len(texts))).astype(int)
+    again = fitted.encode([texts[row] for row in sample])
+    if np.abs(again - embeddings[sample]).max() > _TOLERANCE:
+        raise InputError(
+            f"{folder}: fitting TF-IDF to the same texts gives other vectors here, so "
+            "new items would not fit the old: run --stage=embed_items and the stages "
+            "after it again on this machine"
+        )
+    return ItemEncoder(text, fitted)

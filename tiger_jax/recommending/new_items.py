@@ -13,8 +13,8 @@ from tiger_jax.recommending.catalogue import ALL_ITEMS
 from tiger_jax.recommending.filters import as_text
 
 Scalar = str | bool | int | float
-MOST_CHARACTERS = 20_000
-MOST_ATTRIBUTES = 50
+MAX_CHARACTERS = 20_000
+MAX_ATTRIBUTES = 50
 
 _FIELDS = ("item_id", "title", "brand", "price", "categories", "embedding")
 
@@ -134,9 +134,9 @@ def check_text(what: str, value: Any) -> None:
     """
     if not isinstance(value, str):
         raise InputError(f"{what} must be a text, not {type(value).__name__}")
-    if len(value) > MOST_CHARACTERS:
+    if len(value) > MAX_CHARACTERS:
         raise InputError(
-            f"{what} has {len(value)} characters; at most {MOST_CHARACTERS}"
+            f"{what} has {len(value)} characters; at most {MAX_CHARACTERS}"
         )
     try:
         value.encode()

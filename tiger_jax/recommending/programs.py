@@ -22,7 +22,15 @@ from tiger_jax.decoding.search.beam_search import Normalize
 from tiger_jax.decoding.trie.attributes import EVERY_ITEM
 from tiger_jax.decoding.trie.trie import Trie
 from tiger_jax.errors import InputError
-from tiger_jax.recommending.searcher import Found, Params, Queries, Settings, run
+from tiger_jax.recommending.parts import Parts
+from tiger_jax.recommending.searcher import (
+    Found,
+    Params,
+    Queries,
+    SearchConfig,
+    Settings,
+    run,
+)
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 KINDS = ("search", "sample")
@@ -54,6 +62,26 @@ class Shapes:
         """The smallest batch that holds so many rows, or the largest there is."""
         fits = [size for size in self.batch_sizes if size >= num_rows]
         return fits[0] if fits else self.batch_sizes[-1]
+
+    @classmethod
+    def for_parts(
+        cls,
+        parts: Parts,
+        search: SearchConfig,
+        batch_sizes: tuple[int, ...],
+        max_excluded: int,
+    ) -> "Shapes":
+        """What a recommender's programs are made for."""
+        layout = parts.model.layout
+        length = layout.semantic_id_length
+        return cls(
+            batch_sizes=batch_sizes,
+            num_beams=search.num_beams,
+            max_excluded=max_excluded,
+            encoder_length=min(layout.num_user_tokens, 1) + parts.max_items * length,
+            semantic_id_length=length,
+            normalize=search.normalize_for(parts.model.config),
+        )
 
     @property
     def settings(self) -> Settings:

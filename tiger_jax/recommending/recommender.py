@@ -16,9 +16,9 @@ from tiger_jax.data.prepared import hash_user_ids
 from tiger_jax.decoding.search.exact_scoring import CatalogueWalk
 from tiger_jax.errors import InputError
 from tiger_jax.evaluation.recommend_fn import top_k
-from tiger_jax.recommending.bundle import Parts
 from tiger_jax.recommending.catalogue import Catalogue
 from tiger_jax.recommending.filters import NUM_SLOTS
+from tiger_jax.recommending.parts import Parts
 from tiger_jax.recommending.programs import KINDS, Shapes
 from tiger_jax.recommending.requests import (
     Answer,
@@ -26,6 +26,7 @@ from tiger_jax.recommending.requests import (
     RecommendedItem,
     Request,
     Resolved,
+    SimilarItem,
     resolve,
 )
 from tiger_jax.recommending.searcher import (
@@ -37,20 +38,6 @@ from tiger_jax.recommending.searcher import (
 from tiger_jax.recommending.updates import UpdateReport
 from tiger_jax.recommending.versions import CatalogueVersions
 from tiger_jax.semantic_ids.encoder_inputs import encode_histories
-
-
-@dataclasses.dataclass(frozen=True)
-class SimilarItem:
-    """An item like another one.
-
-    Attributes:
-        shared_levels: Leading codewords that the two Semantic IDs share.
-        cosine: Of the two items' embeddings; None without embeddings.
-    """
-
-    item: RecommendedItem
-    shared_levels: int
-    cosine: float | None
 
 
 class Recommender:
@@ -311,10 +298,11 @@ class Recommender:
         rank = np.lexsort((-cosine, -shared if by == "prefix" else 0 * shared))
         best = rank[passes[rank]][:k]
         return [
-            SimilarItem(
-                describe(catalogue, int(n), float(cosine[n])),
-                int(shared[n]),
-                float(cosine[n]) if vectors is not None else None,
+            SimilarItem.of(
+                catalogue,
+                int(n),
+                shared_levels=int(shared[n]),
+                cosine=float(cosine[n]) if vectors is not None else None,
             )
             for n in best
         ]
@@ -442,18 +430,6 @@ class _Row:
         return mask
 
 
-def describe(catalogue: Catalogue, number: int, score: float) -> RecommendedItem:
-    """An item as it is shown."""
-    return RecommendedItem(
-        item_id=catalogue.item_ids[number],
-        title=catalogue.titles[number],
-        category=catalogue.categories[number],
-        semantic_id=tuple(catalogue.table.codes[number].tolist()),
-        score=score,
-        is_new=bool(catalogue.is_new[number]),
-    )
-
-
 def _popular(resolved: Resolved) -> Answer:
     """The stated fallback: what is allowed, by its number of interactions."""
     lists: dict[Group, _List] = {}
@@ -487,7 +463,10 @@ def _merge(resolved: Resolved, lists: Mapping[Group, _List]) -> Answer:
         chosen = pairs("known", k - len(new)) + new
         chosen.sort(key=lambda pair: -pair[0])
     return Answer(
-        tuple(describe(resolved.catalogue, number, score) for score, number in chosen),
+        tuple(
+            RecommendedItem.of(resolved.catalogue, number, score=score)
+            for score, number in chosen
+        ),
         resolved.unknown_items,
         "tiger",
         resolved.catalogue.version,

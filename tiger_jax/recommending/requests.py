@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 from jaxtyping import Bool, Int32
@@ -12,8 +12,8 @@ from tiger_jax.errors import InputError
 from tiger_jax.recommending.catalogue import Catalogue
 from tiger_jax.recommending.filters import check_filter, filter_key
 
-MOST_IDS = 10_000
-"""Most items of a history, and most excluded ones, that a request may name."""
+MAX_IDS = 10_000
+"""Items of a history, and excluded ones, that a request may name."""
 
 Group = Literal["any", "known", "new"]
 
@@ -62,8 +62,8 @@ class Request:
             ids = getattr(self, name)
             if isinstance(ids, str) or not all(isinstance(i, str) for i in ids):
                 raise InputError(f"{name} must be a list of item ids (texts)")
-            if len(ids) > MOST_IDS:
-                raise InputError(f"{name} has {len(ids)} items; at most {MOST_IDS}")
+            if len(ids) > MAX_IDS:
+                raise InputError(f"{name} has {len(ids)} items; at most {MAX_IDS}")
         if self.temperature is not None and not (
             math.isfinite(self.temperature) and 1e-3 <= self.temperature <= 1e3
         ):
@@ -172,7 +172,35 @@ def resolve(request: Request, catalogue: Catalogue) -> Resolved:
 
 
 @dataclasses.dataclass(frozen=True)
-class RecommendedItem:
+class ShownItem:
+    """An item as it is shown.
+
+    Attributes:
+        semantic_id: One codeword per level.
+        is_new: Whether the training has never seen it.
+    """
+
+    item_id: str
+    title: str
+    category: str
+    semantic_id: tuple[int, ...]
+    is_new: bool
+
+    @classmethod
+    def of(cls, catalogue: Catalogue, number: int, **more: Any) -> Self:
+        """Shows a catalogue's item; `more` are the fields that a subclass adds."""
+        return cls(
+            item_id=catalogue.item_ids[number],
+            title=catalogue.titles[number],
+            category=catalogue.categories[number],
+            semantic_id=tuple(catalogue.table.codes[number].tolist()),
+            is_new=bool(catalogue.is_new[number]),
+            **more,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class RecommendedItem(ShownItem):
     """One place of a list.
 
     Attributes:
@@ -180,12 +208,20 @@ class RecommendedItem:
             most popular items, their number of interactions.
     """
 
-    item_id: str
-    title: str
-    category: str
-    semantic_id: tuple[int, ...]
     score: float
-    is_new: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class SimilarItem(ShownItem):
+    """An item like another one.
+
+    Attributes:
+        shared_levels: Leading codewords that the two Semantic IDs share.
+        cosine: Of the two items' embeddings; None without embeddings.
+    """
+
+    shared_levels: int
+    cosine: float | None
 
 
 @dataclasses.dataclass(frozen=True)

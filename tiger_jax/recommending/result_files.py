@@ -1,8 +1,9 @@
-"""Lists of recommendations as files for other programs."""
+"""Lists of recommendations for other programs: JSON, Parquet and RecBole's files."""
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -66,6 +67,30 @@ def write_recommendations(
         os.replace(beside, path)
     except OSError as error:
         raise InputError(f"{path} can't be written: {error.strerror}") from error
+
+
+def to_json(wanted: Wanted, answer: Answer) -> dict[str, Any]:
+    """One list as a JSON object; scores have four decimals."""
+    unknown = set(answer.unknown_items)
+    line: dict[str, Any] = {
+        "user": wanted.user,
+        "history": [item_id for item_id in wanted.history if item_id not in unknown],
+        "recommended": [
+            {
+                "item_id": item.item_id,
+                "title": item.title,
+                "score": round(item.score, 4),
+                "semantic_id": item.semantic_id,
+            }
+            for item in answer.items
+        ],
+        "unknown_items": list(answer.unknown_items),
+        "by": answer.by,
+        "version": answer.version,
+    }
+    if wanted.target is not None:
+        line["target"] = wanted.target
+    return line
 
 
 def write_atomic_file(path: Path, columns: dict[str, list[str]]) -> None:

@@ -17,7 +17,7 @@ from tiger_jax.errors import InputError
 from tiger_jax.recommending.catalogue import ALL_ITEMS, Catalogue
 from tiger_jax.recommending.item_coder import ItemCoder
 from tiger_jax.recommending.new_items import (
-    MOST_ATTRIBUTES,
+    MAX_ATTRIBUTES,
     NewItem,
     check_attribute,
     check_text,
@@ -285,9 +285,9 @@ def _change_attributes(
                 is_one = field == "category"
                 values.setdefault(name, {})[item_id] = [[value]] if is_one else value
     values = {field: own for field, own in values.items() if own}
-    if len(values) > MOST_ATTRIBUTES:
+    if len(values) > MAX_ATTRIBUTES:
         raise InputError(
-            f"{len(values)} fields have values set by hand; at most {MOST_ATTRIBUTES}"
+            f"{len(values)} fields have values set by hand; at most {MAX_ATTRIBUTES}"
         )
     return values
 

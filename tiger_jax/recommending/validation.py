@@ -22,7 +22,7 @@ from tiger_jax.training.partitioning import Partitioner
 
 _CUTOFF = 10
 # A permutation of more rows would take memory worth saving.
-_MOST_PERMUTED = 1 << 27
+_MAX_PERMUTED = 1 << 27
 
 
 @config("validation")
@@ -108,7 +108,7 @@ class ValidationSample:
 def draw_rows(total: int, count: int, seed: int) -> Int64[np.ndarray, " C"]:
     """Draws the numbers of some rows, ascending; of so many rows, always the same."""
     rng = np.random.default_rng(seed)
-    if total > _MOST_PERMUTED:
+    if total > _MAX_PERMUTED:
         return np.sort(rng.choice(total, count, replace=False))
     return np.sort(rng.permutation(total)[:count])
 

@@ -2,15 +2,13 @@
 
 import asyncio
 import contextlib
-import dataclasses
 from collections.abc import AsyncIterator, Collection
 from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI, Query, Response
 
 from tiger_jax import __version__
-from tiger_jax.recommending.catalogue import Catalogue
-from tiger_jax.recommending.recommender import describe
+from tiger_jax.recommending.requests import Answer, ShownItem
 from tiger_jax.serving import schemas
 from tiger_jax.serving.catalogue_routes import catalogue_routes
 from tiger_jax.serving.errors import ApiError, ErrorAnswer, answer_errors
@@ -73,7 +71,7 @@ def create_app(service: Service, *, page: str, hosts: Collection[str] = ()) -> F
 def _recommend_routes(service: Service) -> APIRouter:
     router = APIRouter(route_class=StrictRoute, tags=["recommend"])
 
-    @router.post("/recommend", response_model=schemas.RecommendAnswer)
+    @router.post("/recommend", response_model=Answer)
     async def recommend(request: schemas.RecommendRequest) -> Response:
         """Recommends items to one history."""
         return json_response((await service.answer([request]))[0])
@@ -105,7 +103,7 @@ def _item_routes(service: Service) -> APIRouter:
         else:
             numbers = (-catalogue.popularity).argsort(kind="stable").tolist()
         shown = numbers[query.offset : query.offset + query.limit]
-        items = [_item_json(catalogue, number) for number in shown]
+        items = [ShownItem.of(catalogue, number) for number in shown]
         return json_response(
             {"items": items, "total": len(numbers), "version": catalogue.version}
         )
@@ -117,22 +115,15 @@ def _item_routes(service: Service) -> APIRouter:
         """Lists the items most like one, by Semantic ID or by embedding."""
         catalogue = service.recommender.catalogue
         number_of(catalogue, item_id)
-        found = service.recommender.similar_items(item_id, query.k, by=query.by)
-        items = [
-            {
-                **_without_score(dataclasses.asdict(similar.item)),
-                "shared_levels": similar.shared_levels,
-                "cosine": similar.cosine,
-            }
-            for similar in found
-        ]
+        items = service.recommender.similar_items(item_id, query.k, by=query.by)
         return json_response({"items": items, "version": catalogue.version})
 
-    @router.get("/items/{item_id:path}", response_model=schemas.Item)
+    @router.get("/items/{item_id:path}", response_model=ShownItem)
     def get_item(item_id: str) -> Response:
         """Shows one item."""
         catalogue = service.recommender.catalogue
-        return json_response(_item_json(catalogue, number_of(catalogue, item_id)))
+        number = number_of(catalogue, item_id)
+        return json_response(ShownItem.of(catalogue, number))
 
     @router.get("/catalogue", response_model=schemas.CatalogueAnswer)
     def get_catalogue() -> Response:
@@ -185,11 +176,3 @@ def _operations_routes(service: Service, page: str) -> APIRouter:
         )
 
     return router
-
-
-def _item_json(catalogue: Catalogue, number: int) -> dict[str, Any]:
-    return _without_score(dataclasses.asdict(describe(catalogue, number, 0.0)))
-
-
-def _without_score(item: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in item.items() if name != "score"}

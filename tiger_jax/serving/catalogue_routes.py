@@ -2,7 +2,6 @@
 
 import asyncio
 import concurrent.futures
-import dataclasses
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -10,16 +9,17 @@ from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from tiger_jax.recommending.catalogue import ALL_ITEMS
-from tiger_jax.recommending.new_items import MOST_ATTRIBUTES, MOST_CHARACTERS
+from tiger_jax.recommending.new_items import MAX_ATTRIBUTES, MAX_CHARACTERS
 from tiger_jax.recommending.updates import UpdateReport
+from tiger_jax.recommending.versions import VersionInfo
 from tiger_jax.serving.errors import ApiError
 from tiger_jax.serving.schemas import Integer, ItemId, Strict
 from tiger_jax.serving.service import Service, number_of
 from tiger_jax.serving.strict_json import StrictRoute, json_response
 
-MOST_CHANGED, MOST_WAITING, MOST_DIMS = 1000, 8, 1 << 16
+MAX_CHANGED, MAX_WAITING, MAX_DIMS = 1000, 8, 1 << 16
 
-_Text = Annotated[str, StringConstraints(max_length=MOST_CHARACTERS)]
+_Text = Annotated[str, StringConstraints(max_length=MAX_CHARACTERS)]
 _Value = bool | Integer | float | _Text
 _FieldName = Annotated[str, StringConstraints(min_length=1, max_length=100)]
 _Path = Annotated[list[_Text], Field(max_length=32)]
@@ -50,9 +50,9 @@ class NewItem(Strict):
         [], description="Paths, root first."
     )
     attributes: Annotated[
-        dict[_FieldName, _Value], Field(max_length=MOST_ATTRIBUTES)
+        dict[_FieldName, _Value], Field(max_length=MAX_ATTRIBUTES)
     ] = Field({}, description="Further fields that filters can name.")
-    embedding: Annotated[list[float], Field(max_length=MOST_DIMS)] | None = Field(
+    embedding: Annotated[list[float], Field(max_length=MAX_DIMS)] | None = Field(
         None, description="The item's own vector; without it, its text is embedded."
     )
 
@@ -66,7 +66,7 @@ class AddItems(Strict):
     """Items that join together, or not at all."""
 
     items: Annotated[
-        list[NewItem], Field(min_length=1, max_length=MOST_CHANGED, fail_fast=True)
+        list[NewItem], Field(min_length=1, max_length=MAX_CHANGED, fail_fast=True)
     ]
 
 
@@ -79,7 +79,7 @@ class SetAttributes(Strict):
 
     attributes: Annotated[
         dict[_FieldName, _Value | None],
-        Field(min_length=1, max_length=MOST_ATTRIBUTES),
+        Field(min_length=1, max_length=MAX_ATTRIBUTES),
     ]
 
 
@@ -89,40 +89,11 @@ class RollBack(Strict):
     version: int = Field(ge=0, le=1 << 53, description="0 is the bundle's own.")
 
 
-class AddedItem(BaseModel):
-    """An item that joined."""
-
-    item_id: str
-    title: str
-    semantic_id: list[int]
-
-
-class ChangeAnswer(BaseModel):
-    """What a change did."""
-
-    version: int = Field(description="The catalogue's new version.")
-    num_items: int
-    capacity: int
-    added: list[AddedItem]
-    removed: list[str]
-    attributes_set: int
-    notes: list[str]
-
-
-class KeptVersion(BaseModel):
-    """A version that can be gone back to."""
-
-    version: int
-    num_items: int
-    made: str = Field(description='ISO 8601; "" for the one exported.')
-    what: str
-
-
 class KeptVersions(BaseModel):
     """All of them, the oldest first."""
 
     version: int = Field(description="The one in force.")
-    versions: list[KeptVersion]
+    versions: list[VersionInfo]
 
 
 class Changes:
@@ -140,11 +111,11 @@ class Changes:
             ApiError: Too many changes are waiting already.
             InputError: The change makes no sense; nothing has changed then.
         """
-        if self._waiting >= MOST_WAITING:
+        if self._waiting >= MAX_WAITING:
             raise ApiError(
                 429,
                 "busy",
-                f"{MOST_WAITING} changes are waiting already",
+                f"{MAX_WAITING} changes are waiting already",
                 retry_after=1.0,
             )
         self._waiting += 1
@@ -154,7 +125,7 @@ class Changes:
         finally:
             self._waiting -= 1
         self._service.note_catalogue()
-        return json_response(dataclasses.asdict(report))
+        return json_response(report)
 
 
 def catalogue_routes(service: Service) -> APIRouter:
@@ -178,19 +149,19 @@ def catalogue_routes(service: Service) -> APIRouter:
         dependencies=[Depends(check_allowed)],
     )
 
-    @router.post("/items", response_model=ChangeAnswer)
+    @router.post("/items", response_model=UpdateReport)
     async def add_items(request: AddItems) -> Response:
         """Adds items, which can be recommended at once."""
         new = [item.to_json() for item in request.items]
         return await changes.do(lambda: recommender.update(versions, add=new))
 
-    @router.delete("/items/{item_id:path}", response_model=ChangeAnswer)
+    @router.delete("/items/{item_id:path}", response_model=UpdateReport)
     async def remove_item(item_id: str) -> Response:
         """Removes an item; it is unknown from then on."""
         number_of(recommender.catalogue, item_id)
         return await changes.do(lambda: recommender.update(versions, remove=[item_id]))
 
-    @router.put("/items/{item_id:path}/attributes", response_model=ChangeAnswer)
+    @router.put("/items/{item_id:path}/attributes", response_model=UpdateReport)
     async def set_attributes(item_id: str, request: SetAttributes) -> Response:
         """Sets values that are shown and filtered by; the Semantic ID stays.
 
@@ -201,7 +172,7 @@ def catalogue_routes(service: Service) -> APIRouter:
         wanted = {item_id: request.attributes}
         return await changes.do(lambda: recommender.update(versions, attributes=wanted))
 
-    @router.post("/rollback", response_model=ChangeAnswer)
+    @router.post("/rollback", response_model=UpdateReport)
     async def roll_back(request: RollBack) -> Response:
         """Makes an earlier version's content the newest version."""
         return await changes.do(
@@ -211,9 +182,8 @@ def catalogue_routes(service: Service) -> APIRouter:
     @router.get("/versions", response_model=KeptVersions)
     def list_versions() -> Response:
         """Lists the versions that are kept."""
-        kept = [dataclasses.asdict(info) for info in versions.kept()]
         return json_response(
-            {"version": recommender.catalogue.version, "versions": kept}
+            {"version": recommender.catalogue.version, "versions": versions.kept()}
         )
 
     return router

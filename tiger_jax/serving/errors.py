@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 
 from tiger_jax.errors import InputError
 
-MOST_DETAILS, MOST_CHARACTERS = 5, 120
+MAX_DETAILS, MAX_CHARACTERS = 5, 120
 
 
 class Problem(BaseModel):
@@ -89,14 +89,14 @@ def answer_errors(app: FastAPI) -> None:
 def describe_problems(errors: Sequence[Any]) -> list[Problem]:
     """Brings pydantic's errors into ours, short whatever the request held."""
     problems = []
-    for error in errors[:MOST_DETAILS]:
+    for error in errors[:MAX_DETAILS]:
         place = [str(part)[:60] for part in error["loc"]]
         if place and place[0] in ("body", "query", "path"):
             place = place[1:]
         problems.append(
             Problem(
-                where=".".join(place)[:MOST_CHARACTERS] or "body",
-                problem=str(error["msg"])[:MOST_CHARACTERS],
+                where=".".join(place)[:MAX_CHARACTERS] or "body",
+                problem=str(error["msg"])[:MAX_CHARACTERS],
             )
         )
     return problems
@@ -120,7 +120,7 @@ async def _http(request: Request, error: Exception) -> Response:
     if isinstance(error, ApiError):
         return error.response()
     assert isinstance(error, StarletteHTTPException)
-    path = request.url.path[:MOST_CHARACTERS]
+    path = request.url.path[:MAX_CHARACTERS]
     sentences = {
         404: ("not_found", f"there is nothing at {path}"),
         405: ("method_not_allowed", f"{request.method[:20]} is no method of {path}"),

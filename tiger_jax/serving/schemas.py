@@ -13,15 +13,20 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from tiger_jax.recommending import requests as serving
-from tiger_jax.recommending.filters import MOST_FIELDS, MOST_VALUES
-from tiger_jax.recommending.requests import MOST_IDS
+from tiger_jax.recommending.filters import MAX_FIELDS, MAX_VALUES
+from tiger_jax.recommending.requests import (
+    MAX_IDS,
+    Answer,
+    Request,
+    ShownItem,
+    SimilarItem,
+)
 
-MOST_K, MOST_LEVELS, MOST_CODEWORD = 1000, 32, 1 << 20
+MAX_K, MAX_LEVELS, MAX_CODEWORD = 1000, 32, 1 << 20
 _EXACT = 1 << 53  # integers that JSON readers agree on
 
 ItemId = Annotated[str, StringConstraints(min_length=1, max_length=256)]
-ItemIds = Annotated[list[ItemId], Field(max_length=MOST_IDS, fail_fast=True)]
+ItemIds = Annotated[list[ItemId], Field(max_length=MAX_IDS, fail_fast=True)]
 _Text = Annotated[str, StringConstraints(max_length=256)]
 Integer = Annotated[int, Field(ge=-_EXACT, le=_EXACT)]
 _Value = bool | Integer | float | _Text
@@ -52,12 +57,12 @@ def _say_once(value: Any, validate: Callable[[Any], Any]) -> Any:
 
 _Wanted = Annotated[
     _Value
-    | Annotated[list[_Value], Field(max_length=MOST_VALUES, fail_fast=True)]
+    | Annotated[list[_Value], Field(max_length=MAX_VALUES, fail_fast=True)]
     | Range,
     WrapValidator(_say_once),
 ]
 _FieldName = Annotated[str, StringConstraints(max_length=60)]
-Filter = Annotated[dict[_FieldName, _Wanted], Field(max_length=MOST_FIELDS)]
+Filter = Annotated[dict[_FieldName, _Wanted], Field(max_length=MAX_FIELDS)]
 
 
 class RecommendRequest(Strict):
@@ -78,7 +83,7 @@ class RecommendRequest(Strict):
     )
 
     history: ItemIds = Field(description="Item ids, oldest first.")
-    k: int = Field(10, ge=1, le=MOST_K, description="Items wanted.")
+    k: int = Field(10, ge=1, le=MAX_K, description="Items wanted.")
     user: _Text | None = Field(None, description="The user's id, if there is one.")
     exclude: ItemIds = Field([], description="Items not to recommend.")
     exclude_history: bool = Field(True, description="Nor those in the history.")
@@ -88,8 +93,8 @@ class RecommendRequest(Strict):
         "lists them.",
     )
     prefix: Annotated[
-        list[Annotated[int, Field(ge=0, le=MOST_CODEWORD)] | None],
-        Field(max_length=MOST_LEVELS),
+        list[Annotated[int, Field(ge=0, le=MAX_CODEWORD)] | None],
+        Field(max_length=MAX_LEVELS),
     ] = Field([], description="Codewords that Semantic IDs begin with; null for any.")
     temperature: float | None = Field(
         None, ge=1e-3, le=1e3, description="Draw at this temperature, not the best."
@@ -103,22 +108,13 @@ class RecommendRequest(Strict):
     )
     exact: bool = Field(False, description="Score every item; takes longer.")
 
-    def to_request(self) -> serving.Request:
+    def to_request(self) -> Request:
         """The same for the recommender.
 
         Raises:
             InputError: Fields contradict each other.
         """
-        values: dict[str, Any] = {name: getattr(self, name) for name in _FIELDS}
-        if self.filter is not None:
-            values["filter"] = {
-                field: v.model_dump(exclude_none=True) if isinstance(v, Range) else v
-                for field, v in self.filter.items()
-            }
-        return serving.Request(**values)
-
-
-_FIELDS = tuple(RecommendRequest.model_fields)
+        return Request(**self.model_dump(exclude_none=True))
 
 
 class BatchRequest(Strict):
@@ -127,40 +123,10 @@ class BatchRequest(Strict):
     requests: Annotated[list[RecommendRequest], Field(min_length=1, fail_fast=True)]
 
 
-class Item(BaseModel):
-    """An item as it is shown."""
-
-    item_id: str
-    title: str
-    category: str
-    semantic_id: list[int] = Field(description="One codeword a level.")
-    is_new: bool = Field(description="Whether the training has never seen it.")
-
-
-class ScoredItem(Item):
-    """One place of a list."""
-
-    score: float = Field(
-        description="Log-probability of the Semantic ID given the history; of popular "
-        "items, their number of interactions."
-    )
-
-
-class RecommendAnswer(BaseModel):
-    """A list, best (or first drawn) first."""
-
-    items: list[ScoredItem]
-    unknown_items: list[str] = Field(description="Left out: not in the catalogue.")
-    by: Literal["tiger", "popularity"] = Field(
-        description="popularity where nothing was left of the history."
-    )
-    version: int = Field(description="Of the catalogue that answered.")
-
-
 class BatchAnswer(BaseModel):
-    """One answer a request, in their order."""
+    """One answer per request, in their order."""
 
-    answers: list[RecommendAnswer]
+    answers: list[Answer]
 
 
 class ItemSearch(BaseModel):
@@ -176,7 +142,7 @@ class ItemSearch(BaseModel):
 class ItemList(BaseModel):
     """Items found, the best known first."""
 
-    items: list[Item]
+    items: list[ShownItem]
     total: int = Field(description="How many there are in all.")
     version: int
 
@@ -188,13 +154,6 @@ class SimilarSearch(BaseModel):
 
     by: Literal["prefix", "embedding"] = "prefix"
     k: int = Field(10, ge=1, le=100)
-
-
-class SimilarItem(Item):
-    """An item like another one."""
-
-    shared_levels: int = Field(description="Leading codewords that they share.")
-    cosine: float | None = Field(description="Of their embeddings, if there are any.")
 
 
 class SimilarList(BaseModel):
@@ -219,7 +178,7 @@ class CatalogueAnswer(BaseModel):
     num_items: int
     num_new: int = Field(description="Items that the training has never seen.")
     capacity: int = Field(description="Items there is room for.")
-    codebook_sizes: list[int] = Field(description="One a level of a Semantic ID.")
+    codebook_sizes: list[int] = Field(description="One per level of a Semantic ID.")
     most_k: int = Field(description="Longest list, unless exact.")
     most_history: int = Field(description="Latest items that the model reads.")
     most_requests: int = Field(description="Histories in one batch.")

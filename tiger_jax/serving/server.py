@@ -18,7 +18,7 @@ from tiger_jax.serving.app import Service, create_app
 from tiger_jax.serving.protocol import with_limits
 
 TOKEN_VARIABLE = "TIGER_SERVE_TOKEN"
-SHORTEST_TOKEN = 16
+MIN_TOKEN = 16
 
 
 def read_token(file: str | None) -> str | None:
@@ -40,9 +40,9 @@ def read_token(file: str | None) -> str | None:
         token = os.environ.get(TOKEN_VARIABLE, "").strip()
         if not token:
             return None
-    if len(token) < SHORTEST_TOKEN or not token.isascii() or " " in token:
+    if len(token) < MIN_TOKEN or not token.isascii() or " " in token:
         raise InputError(
-            f"a token has at least {SHORTEST_TOKEN} ASCII characters and no spaces: "
+            f"a token has at least {MIN_TOKEN} ASCII characters and no spaces: "
             "make one with `openssl rand -hex 32`"
         )
     return token

@@ -1,14 +1,12 @@
 """A recommender and what stands between it and its clients."""
 
 import asyncio
-import dataclasses
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
 
-from tiger_jax.recommending import requests as serving
 from tiger_jax.recommending.catalogue import Catalogue
 from tiger_jax.recommending.recommender import Recommender
+from tiger_jax.recommending.requests import Answer, Request
 from tiger_jax.recommending.versions import CatalogueVersions
 from tiger_jax.serving import schemas
 from tiger_jax.serving.batching import Batcher
@@ -62,8 +60,8 @@ class Service:
         self.recommender.warm_up()
         some = int(catalogue.popularity.argmax())
         history = [catalogue.item_ids[some]]
-        self.recommender.answer([serving.Request(history, 1, exact=True)])
-        self.recommender.answer([serving.Request(history, 1)])
+        self.recommender.answer([Request(history, 1, exact=True)])
+        self.recommender.answer([Request(history, 1)])
         catalogue.search("a")
         self.note_catalogue()
 
@@ -73,9 +71,7 @@ class Service:
         self.metrics.version.set(catalogue.version)
         self.metrics.items.set(catalogue.num_items)
 
-    async def answer(
-        self, asked: Sequence[schemas.RecommendRequest]
-    ) -> list[dict[str, Any]]:
+    async def answer(self, asked: Sequence[schemas.RecommendRequest]) -> list[Answer]:
         """Answers requests together.
 
         Raises:
@@ -83,8 +79,7 @@ class Service:
             InputError: One of the requests makes no sense.
         """
         self.check_ready()
-        answers = await self.batcher.answer([one.to_request() for one in asked])
-        return [dataclasses.asdict(answer) for answer in answers]
+        return await self.batcher.answer([one.to_request() for one in asked])
 
     def check_ready(self) -> None:
         """Refuses while the searches are being compiled, and at the end.

@@ -1,6 +1,6 @@
 """JSON in and out, as it is defined."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import pydantic_core
@@ -32,6 +32,6 @@ class _StrictRequest(Request):
             ) from None
 
 
-def json_response(content: Mapping[str, Any]) -> Response:
-    """A whole answer, its values as they are."""
+def json_response(content: Any) -> Response:
+    """A whole answer, of mappings, lists and dataclasses, its values as they are."""
     return Response(pydantic_core.to_json(content), media_type="application/json")

@@ -10,28 +10,25 @@ import gin
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.errors import InputError
 from tiger_jax.progress import Progress, say
-from tiger_jax.recommending.catalogue import Catalogue
 from tiger_jax.recommending.histories_wanted import (
-    Wanted,
     draw_test_users,
     read_histories,
     search_titles,
 )
+from tiger_jax.recommending.parts import Parts
+from tiger_jax.recommending.programs import Shapes
 from tiger_jax.recommending.recommender import Recommender
 from tiger_jax.recommending.requests import Answer, Request
-from tiger_jax.recommending.result_files import write_recommendations
+from tiger_jax.recommending.result_files import to_json, write_recommendations
 from tiger_jax.recommending.searcher import SearchConfig
-from tiger_jax.reporting.tables import display_width, shorten
+from tiger_jax.reporting.answer_table import format_answer
 from tiger_jax.stages.context import RunContext
-from tiger_jax.stages.export import make_shapes, read_parts
 from tiger_jax.workdir import artifacts
 
 OUTPUTS = ("table", "jsonl")
 BATCH_SIZES, MAX_EXCLUDED = (1, 31), 64
 # Requests answered between two looks at the progress.
 AT_A_TIME = 310
-HISTORY_SHOWN = 5
-TITLE_WIDTH = 70
 
 
 @gin.configurable(module="stages")
@@ -58,19 +55,18 @@ def recommend(
 
     Args:
         seed: Of the choice of test users, and of draws at a temperature.
-        histories: A file of histories: JSON lines (a list of item ids a line, or
+        histories: A file of histories: JSON lines (a list of item ids per line, or
             {"user": ..., "history": [...]}) or CSV (item_id, and user_id if there
             are several users), oldest item first.
         title: Words of an item's title, to be continued; several by semicolons.
-        k: Items a user.
+        k: Items per user.
         output: "table" to read, "jsonl" to process; or a file to write, whose ending
             is .parquet, or .inter for RecBole's form.
         num_users: Test users to show where neither is given.
         exclude_seen: Leave out what the history holds.
         search: How the recommender finds its items in a work directory; of a
             bundle, only `method` counts.
-        bundle: Recommend from this bundle and the newest version of its catalogue,
-            rather than from the work directory.
+        bundle: Recommend from its newest catalogue, not from the work directory.
         filter: Fields and values that items must have, as in
             {"category": ["Shampoo"], "price": {"max": 20}}.
         epsilon: Share of each list that is kept for items the training hasn't seen.
@@ -123,9 +119,9 @@ def recommend(
         return
     for one, answer in zip(wanted, answers, strict=True):
         if output == "jsonl":
-            say(json.dumps(_as_json(one, answer), ensure_ascii=False))
+            say(json.dumps(to_json(one, answer), ensure_ascii=False))
         else:
-            say(_as_table(one, answer, catalogue) + "\n")
+            say(format_answer(one, answer, catalogue) + "\n")
 
 
 def _load(
@@ -136,8 +132,8 @@ def _load(
         return Recommender.load(Path(bundle).expanduser()), None
     for name in ("data", "semantic_ids", "recommender"):
         artifacts.load_manifest(workdir / name, needed_by="recommend")
-    parts = read_parts(workdir)
-    shapes = make_shapes(parts, search, BATCH_SIZES, MAX_EXCLUDED)
+    parts = Parts.of_workdir(workdir)
+    shapes = Shapes.for_parts(parts, search, BATCH_SIZES, MAX_EXCLUDED)
     data = PreparedData.load(workdir / "data")
     return Recommender.of_parts(parts, shapes), data
 
@@ -152,70 +148,3 @@ def _answer(recommender: Recommender, requests: Sequence[Request]) -> list[Answe
             answers += recommender.answer(part)
             bar.advance(len(part))
     return answers
-
-
-def _as_json(wanted: Wanted, answer: Answer) -> dict[str, Any]:
-    unknown = set(answer.unknown_items)
-    line: dict[str, Any] = {
-        "user": wanted.user,
-        "history": [item_id for item_id in wanted.history if item_id not in unknown],
-        "recommended": [
-            {
-                "item_id": item.item_id,
-                "title": item.title,
-                "score": round(item.score, 4),
-                "semantic_id": item.semantic_id,
-            }
-            for item in answer.items
-        ],
-        "unknown_items": list(answer.unknown_items),
-        "by": answer.by,
-        "version": answer.version,
-    }
-    if wanted.target is not None:
-        line["target"] = wanted.target
-    return line
-
-
-def _as_table(wanted: Wanted, answer: Answer, catalogue: Catalogue) -> str:
-    """One user as a block of lines that fit a terminal."""
-
-    def show(item_id: str) -> str:
-        number = catalogue.number_of[item_id]
-        title = shorten(catalogue.titles[number], TITLE_WIDTH)
-        category = catalogue.categories[number]
-        if not category:
-            return title
-        gap = " " * (TITLE_WIDTH - display_width(title))
-        return f"{title}{gap}  {shorten(category, 24)}"
-
-    lines = [shorten(wanted.user, TITLE_WIDTH)]
-    lines += [f"  note: {note}" for note in wanted.notes]
-    if answer.unknown_items:
-        shown = ", ".join(shorten(i, 20) for i in answer.unknown_items[:5])
-        more = len(answer.unknown_items) - 5
-        lines.append(
-            f"  left out: {len(answer.unknown_items)} items that are not in the "
-            f"catalogue ({shown}{f', and {more} more' if more > 0 else ''})"
-        )
-    had = [item_id for item_id in wanted.history if item_id in catalogue.number_of]
-    earlier = len(had) - HISTORY_SHOWN
-    if had:
-        lines.append(
-            "  had" + (f" {earlier} earlier items, then" if earlier > 0 else "")
-        )
-        lines += [f"         {show(item_id)}" for item_id in had[-HISTORY_SHOWN:]]
-        lines.append("  TIGER recommends")
-    else:
-        lines.append("  no known item in the history: the most popular items instead")
-    for place, item in enumerate(answer.items, 1):
-        mark = "✓" if item.item_id == wanted.target else " "
-        mark = "+" if item.is_new and mark == " " else mark
-        lines.append(f"  {place:4d} {mark} {show(item.item_id)}")
-    if any(item.is_new for item in answer.items):
-        lines.append("  + an item that the training hasn't seen")
-    if wanted.target is not None:
-        found = any(item.item_id == wanted.target for item in answer.items)
-        lines.append("  took next" + (" (found)" if found else " (not found)"))
-        lines.append(f"         {show(wanted.target)}")
-    return "\n".join(line.rstrip() for line in lines)

@@ -1,0 +1,171 @@
+"""What a recommender is made of, and reading it from a work directory."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import jax
+import numpy as np
+import pyarrow as pa
+from flax import linen as nn
+from jaxtyping import Bool, Float32, Int64, UInt32
+
+from tiger_jax.data.item_vectors import load_embeddings, load_quantized_vectors
+from tiger_jax.data.prepared import PreparedData
+from tiger_jax.decoding.trie.planner import TriePlan, make_plan, worst_case
+from tiger_jax.errors import InputError
+from tiger_jax.quantizers.quantizer import Quantizer
+from tiger_jax.quantizers.rqvae_quantizer import load_quantizer
+from tiger_jax.recommending.catalogue import Catalogue
+from tiger_jax.recommending.item_coder import ItemCoder
+from tiger_jax.recommending.item_encoder import SAMPLE, ItemEncoder, freeze_encoder
+from tiger_jax.recommending.searcher import Params
+from tiger_jax.recommending.trained_model import load_card_and_table, load_recommender
+from tiger_jax.semantic_ids.table import SemanticIdTable
+from tiger_jax.workdir import artifacts
+
+PARAMS = "params.safetensors"
+# A vector that lies between two codewords may go to the other one on other hardware.
+_AGREEMENT = 0.97
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Parts:
+    """What a bundle holds, beside its programs.
+
+    Attributes:
+        params: As nested mappings of arrays.
+        items: The columns of `PreparedData.items`, by item number.
+        popularity: How often each item occurs in all histories.
+        is_new: Items held out of the training.
+        encoder: What embeds texts; None if nothing does.
+        quantizer: What gives new items codes; None if nothing does.
+        collaborative_dims: Of the vectors that the quantizer takes beside the
+            embeddings; 0 if there are none.
+        plan: The trie's shapes, with room for more items.
+    """
+
+    model: nn.Module
+    params: Params
+    max_items: int
+    table: SemanticIdTable
+    items: pa.Table
+    popularity: Int64[np.ndarray, " N"]
+    is_new: Bool[np.ndarray, " N"]
+    user_hashes: UInt32[np.ndarray, " U"]
+    embeddings: Float32[np.ndarray, "N E"] | None
+    encoder: ItemEncoder | None
+    quantizer: Quantizer | None
+    collaborative_dims: int
+    plan: TriePlan
+
+    @classmethod
+    def of_workdir(cls, workdir: Path, *, room: float = 1.0) -> "Parts":
+        """Reads what a recommender needs from a work directory.
+
+        Args:
+            workdir: With `data/`, `semantic_ids/` and `recommender/`; what else there
+                is comes along.
+            room: Factor of room to grow that the trie's shapes have.
+
+        Raises:
+            InputError: A part can't be read, or the parts don't belong together.
+        """
+        data = PreparedData.load(workdir / "data")
+        folder = workdir / "recommender"
+        card, table = load_card_and_table(workdir, data)
+        _, _, model, params = load_recommender(folder)
+        embeddings = encoder = quantizer = None
+        if (workdir / "embeddings").exists():
+            embeddings = load_embeddings(workdir / "embeddings", data.num_items)
+            encoder = freeze_encoder(workdir / "embeddings", embeddings)
+        collaborative_dims = 0
+        made_from = artifacts.load_manifest(
+            workdir / "semantic_ids", verify=False
+        ).inputs
+        if "rqvae" in made_from and embeddings is not None:
+            quantizer = load_quantizer(workdir / "rqvae")
+            joined = load_quantized_vectors(embeddings, workdir / "rqvae")
+            collaborative_dims = joined.shape[1] - embeddings.shape[1]
+            _check_quantizer(quantizer, joined, table, workdir)
+        is_new = np.zeros(data.num_items, bool)
+        is_new[data.unseen_items] = True
+        # 50 items with room 1.1 are 55, though 50 * 1.1 is a little more.
+        capacity = math.ceil(round(data.num_items * room, 6))
+        return cls(
+            model=model,
+            params=jax.device_get(params),
+            max_items=card.max_items,
+            table=table,
+            items=data.items,
+            popularity=np.bincount(data.histories.items, minlength=data.num_items),
+            is_new=is_new,
+            user_hashes=np.unique(data.user_hashes),
+            embeddings=embeddings,
+            encoder=encoder,
+            quantizer=quantizer,
+            collaborative_dims=collaborative_dims,
+            plan=make_plan(worst_case(table.codebook_sizes, capacity)),
+        )
+
+    def catalogue(self) -> Catalogue:
+        """Version 0 of the catalogue."""
+        return Catalogue(
+            self.table,
+            self.items,
+            popularity=self.popularity,
+            is_new=self.is_new,
+            embeddings=self.embeddings,
+            plan=self.plan,
+        )
+
+    def coder(self) -> ItemCoder:
+        """What gives new items their codes."""
+        num_dims = 0 if self.embeddings is None else self.embeddings.shape[1]
+        return ItemCoder(
+            self.encoder, self.quantizer, num_dims, self.collaborative_dims
+        )
+
+    @property
+    def part_hashes(self) -> dict[str, str]:
+        """Names each part by its content."""
+        columns = {
+            name: self.items[name].to_pylist() for name in self.items.column_names
+        }
+        facts = {"popularity": self.popularity, "is_new": self.is_new}
+        hashes = {
+            PARAMS: artifacts.hash_arrays(self.params),
+            "semantic_ids": self.table.content_hash,
+            "items": artifacts.hash_json(
+                {"columns": columns, "facts": artifacts.hash_arrays(facts)}
+            ),
+            "user_hashes.npy": artifacts.hash_arrays({"": self.user_hashes}),
+        }
+        if self.embeddings is not None:
+            hashes["embeddings.npy"] = artifacts.hash_arrays({"": self.embeddings})
+        if self.encoder is not None:
+            hashes["encoder"] = self.encoder.content_hash
+        if self.quantizer is not None:
+            hashes["quantizer"] = artifacts.hash_json(
+                {
+                    "kind": self.quantizer.kind,
+                    "settings": self.quantizer.settings(),
+                    "arrays": artifacts.hash_arrays(self.quantizer.to_arrays()),
+                }
+            )
+        return hashes
+
+
+def _check_quantizer(
+    quantizer: Quantizer, vectors: np.ndarray, table: SemanticIdTable, workdir: Path
+) -> None:
+    """Refuses a quantizer that would give the catalogue's own items other codes."""
+    sample = np.linspace(0, len(vectors) - 1, min(SAMPLE, len(vectors))).astype(int)
+    again = quantizer.encode(vectors[sample])
+    agree = (again == table.codes[sample, :-1]).all(axis=1).mean()
+    if agree < _AGREEMENT:
+        raise InputError(
+            f"{workdir / 'rqvae'} gives only {agree:.1%} of the items the codes that "
+            "semantic_ids/ has, so new items would not fit the old: run "
+            "--stage=assign_semantic_ids and the stages after it again"
+        )
