@@ -26,7 +26,10 @@ from tiger_jax.semantic_ids.encoder_inputs import encode_histories
 from tiger_jax.semantic_ids.table import SemanticIdTable
 from tiger_jax.training.partitioning import Partitioner
 
-_Lists = tuple[Int32[np.ndarray, "B k"], Float32[np.ndarray, "B k"]]
+Users = Int32[np.ndarray, " B"]
+Histories = Int32[np.ndarray, "B I"]
+Excluded = Int32[np.ndarray, "B X"]
+Lists = tuple[Int32[np.ndarray, "B k"], Float32[np.ndarray, "B k"]]
 
 
 class NumberedRecommender:
@@ -80,12 +83,8 @@ class NumberedRecommender:
         return self._put_whole(CatalogueWalk.build(self._host_trie))
 
     def __call__(
-        self,
-        user_numbers: Int32[np.ndarray, " B"],
-        histories: Int32[np.ndarray, "B I"],
-        exclude: Int32[np.ndarray, "B X"],
-        k: int,
-    ) -> _Lists:
+        self, user_numbers: Users, histories: Histories, exclude: Excluded, k: int
+    ) -> Lists:
         """Recommends k items per user (`RecommendFn`); compiled once per batch shape.
 
         Raises:
@@ -102,12 +101,8 @@ class NumberedRecommender:
         return self._find(self.searcher.search, self._trie, queries, k)
 
     def recommend_exactly(
-        self,
-        user_numbers: Int32[np.ndarray, " B"],
-        histories: Int32[np.ndarray, "B I"],
-        exclude: Int32[np.ndarray, "B X"],
-        k: int,
-    ) -> _Lists:
+        self, user_numbers: Users, histories: Histories, exclude: Excluded, k: int
+    ) -> Lists:
         """The same by scoring the whole catalogue: no item can be overlooked."""
         allowed = np.ones((len(histories), self.num_items + 1), bool)
         np.put_along_axis(allowed, exclude, False, axis=1)  # -1 is the column beyond
@@ -115,12 +110,8 @@ class NumberedRecommender:
         return self.searcher.search_exactly(self._walk, inputs, allowed[:, :-1], k)
 
     def recommend_unconstrained(
-        self,
-        user_numbers: Int32[np.ndarray, " B"],
-        histories: Int32[np.ndarray, "B I"],
-        exclude: Int32[np.ndarray, "B X"],
-        k: int,
-    ) -> _Lists:
+        self, user_numbers: Users, histories: Histories, exclude: Excluded, k: int
+    ) -> Lists:
         """The best k of all Semantic IDs, with k beams, as the paper searches.
 
         -2 stands for an ID that no item has (Rajput et al. 2023, 4.5). Excluded
@@ -134,11 +125,7 @@ class NumberedRecommender:
         return np.where(is_invalid, np.int32(-2), item_numbers), scores
 
     def recommend_by_group(
-        self,
-        user_numbers: Int32[np.ndarray, " B"],
-        histories: Int32[np.ndarray, "B I"],
-        exclude: Int32[np.ndarray, "B X"],
-        k: int,
+        self, user_numbers: Users, histories: Histories, exclude: Excluded, k: int
     ) -> tuple[Int32[np.ndarray, "B k"], Int32[np.ndarray, "B k"]]:
         """The k best items that the training has seen, and the k best unseen ones.
 
@@ -174,14 +161,14 @@ class NumberedRecommender:
 
     def sample(
         self,
-        user_numbers: Int32[np.ndarray, " B"],
-        histories: Int32[np.ndarray, "B I"],
-        exclude: Int32[np.ndarray, "B X"],
+        user_numbers: Users,
+        histories: Histories,
+        exclude: Excluded,
         k: int,
         *,
         temperature: float,
         rng: np.random.Generator,
-    ) -> _Lists:
+    ) -> Lists:
         """Draws k different items from the model's distribution at a temperature.
 
         In the order of the draws; scores only fall along the list.
@@ -197,7 +184,7 @@ class NumberedRecommender:
         return item_numbers, np.where(item_numbers >= 0, falling, scores)
 
     def first_codeword_log_probs(
-        self, user_numbers: Int32[np.ndarray, " B"], histories: Int32[np.ndarray, "B I"]
+        self, user_numbers: Users, histories: Histories
     ) -> Float32[np.ndarray, "B K"]:
         """The distribution of the first codeword: the coarsest view of the output."""
         rows = put_rows(self._partitioner, self._encode(user_numbers, histories))
@@ -206,7 +193,7 @@ class NumberedRecommender:
 
     def _find(
         self, search: Callable[..., Found], trie: Trie, queries: Queries, k: int
-    ) -> _Lists:
+    ) -> Lists:
         """Splits a batch over the devices; takes its own rows and the k best off."""
         found = jax.device_get(search(trie, put_rows(self._partitioner, queries)))
         rows = len(queries.inputs)
@@ -214,16 +201,16 @@ class NumberedRecommender:
 
     def _queries(
         self,
-        user_numbers: Int32[np.ndarray, " B"],
-        histories: Int32[np.ndarray, "B I"],
-        exclude: Int32[np.ndarray, "B X"] | None = None,
+        user_numbers: Users,
+        histories: Histories,
+        exclude: Excluded | None = None,
     ) -> Queries:
         has_some = exclude is not None and exclude.shape[1]
         inputs = self._encode(user_numbers, histories)
         return Queries(inputs, exclude=exclude if has_some else None)
 
     def _encode(
-        self, user_numbers: Int32[np.ndarray, " B"], histories: Int32[np.ndarray, "B I"]
+        self, user_numbers: Users, histories: Histories
     ) -> Int32[np.ndarray, "B S"]:
         is_known = user_numbers >= 0
         hashes = np.zeros(len(user_numbers), np.uint32)
