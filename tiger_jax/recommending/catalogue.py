@@ -12,6 +12,7 @@ import pyarrow as pa
 from jaxtyping import Bool, Float32, Int32, Int64
 
 from tiger_jax.data.prepared import choose_categories
+from tiger_jax.decoding.search.exact_scoring import CatalogueWalk
 from tiger_jax.decoding.trie.planner import TriePlan
 from tiger_jax.decoding.trie.prefixes import sort_prefixes
 from tiger_jax.decoding.trie.trie import Trie
@@ -98,6 +99,12 @@ class Catalogue:
         return self.host_trie.plan.item_capacity
 
     @functools.cached_property
+    def walk(self) -> CatalogueWalk:
+        """For scoring every item; its shapes follow from the plan alone."""
+        walk = CatalogueWalk.build(self.host_trie, fills_plan=True)
+        return jax.device_put(walk, self.sharding)
+
+    @functools.cached_property
     def titles(self) -> list[str]:
         """What to show for each item."""
         return [
@@ -107,7 +114,7 @@ class Catalogue:
 
     @functools.cached_property
     def categories(self) -> list[str]:
-        """One telling category an item."""
+        """One telling category per item."""
         return choose_categories([paths or [] for paths in self.column("categories")])
 
     def search(self, text: str) -> list[int]:

@@ -13,7 +13,6 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int32, UInt32
 
 from tiger_jax.data.prepared import hash_user_ids
-from tiger_jax.decoding.search.exact_scoring import CatalogueWalk
 from tiger_jax.errors import InputError
 from tiger_jax.evaluation.recommend_fn import top_k
 from tiger_jax.recommending.catalogue import Catalogue
@@ -40,6 +39,7 @@ from tiger_jax.recommending.versions import CatalogueVersions
 from tiger_jax.semantic_ids.encoder_inputs import encode_histories
 
 
+@dataclasses.dataclass(eq=False, repr=False)
 class Recommender:
     """Recommends from one catalogue, which can be exchanged while it works.
 
@@ -48,28 +48,25 @@ class Recommender:
         answer = recommender.recommend(["item 7", "item 12"], k=10)
         for item in answer.items:
             print(item.title, item.score)
+
+    Attributes:
+        searcher: The model.
+        catalogue: What is being recommended from; take it once for one piece of work,
+            and exchange it by `swap`.
+        shapes: Of the batches that are searched.
+        max_items: Most recent items of a history that the model reads.
+        user_hashes: Sorted; of the users that the training knew.
     """
 
-    def __init__(
-        self,
-        searcher: Searcher,
-        catalogue: Catalogue,
-        *,
-        shapes: Shapes,
-        max_items: int,
-        user_hashes: UInt32[np.ndarray, " U"],
-    ) -> None:
-        """Takes a model and a catalogue that belong together.
+    searcher: Searcher
+    catalogue: Catalogue
+    shapes: Shapes
+    max_items: int
+    user_hashes: UInt32[np.ndarray, " U"]
 
-        Args:
-            shapes: Of the batches that are searched.
-            max_items: Most recent items of a history that the model reads.
-            user_hashes: Sorted; of the users that the training knew.
-        """
-        self.searcher, self._catalogue = searcher, catalogue
-        self.shapes, self.max_items, self.user_hashes = shapes, max_items, user_hashes
-        self._walk: tuple[Catalogue, CatalogueWalk] | None = None
-        self._walk_lock, self._change_lock = threading.Lock(), threading.Lock()
+    def __post_init__(self) -> None:
+        """Changes of the catalogue come one after the other."""
+        self._change_lock = threading.Lock()
 
     @classmethod
     def load(
@@ -106,28 +103,13 @@ class Recommender:
             programs: Compiled from the model's code when first called if None.
         """
         params = jax.tree.map(jnp.asarray, parts.params)
-        return cls(
-            Searcher(parts.model, params, shapes.settings, programs),
-            catalogue or parts.catalogue(),
-            shapes=shapes,
-            max_items=parts.max_items,
-            user_hashes=parts.user_hashes,
-        )
+        searcher = Searcher(parts.model, params, shapes.settings, programs)
+        catalogue = catalogue or parts.catalogue()
+        return cls(searcher, catalogue, shapes, parts.max_items, parts.user_hashes)
 
     def fork(self, catalogue: Catalogue | None = None) -> "Recommender":
         """Another recommender, of the same model and compiled programs."""
-        return Recommender(
-            self.searcher,
-            catalogue or self._catalogue,
-            shapes=self.shapes,
-            max_items=self.max_items,
-            user_hashes=self.user_hashes,
-        )
-
-    @property
-    def catalogue(self) -> Catalogue:
-        """What is being recommended from; take it once for one piece of work."""
-        return self._catalogue
+        return dataclasses.replace(self, catalogue=catalogue or self.catalogue)
 
     def swap(self, catalogue: Catalogue) -> None:
         """Recommends from another catalogue from the next batch on.
@@ -135,9 +117,9 @@ class Recommender:
         Raises:
             InputError: It was built for other shapes, and would compile again.
         """
-        if catalogue.host_trie.plan != self._catalogue.host_trie.plan:
+        if catalogue.host_trie.plan != self.catalogue.host_trie.plan:
             raise InputError("the new catalogue's trie has another plan than the old")
-        self._catalogue = catalogue
+        self.catalogue = catalogue
 
     def update(self, versions: CatalogueVersions, **changes: Any) -> UpdateReport:
         """Changes the catalogue: on disk first, then for the next batch.
@@ -152,7 +134,7 @@ class Recommender:
             InputError: The change makes no sense; neither disk nor memory has it.
         """
         with self._change_lock:
-            catalogue, report = versions.change(self._catalogue, **changes)
+            catalogue, report = versions.change(self.catalogue, **changes)
             self.swap(catalogue)
         return report
 
@@ -163,7 +145,7 @@ class Recommender:
             InputError: That version isn't kept, or is damaged.
         """
         with self._change_lock:
-            catalogue, report = versions.roll_back(self._catalogue, version)
+            catalogue, report = versions.roll_back(self.catalogue, version)
             self.swap(catalogue)
         return report
 
@@ -214,7 +196,7 @@ class Recommender:
         Raises:
             InputError: One of them makes no sense.
         """
-        catalogue = self._catalogue
+        catalogue = self.catalogue
         return self.answer_resolved([self.resolve(r, catalogue) for r in requests])
 
     def resolve(self, request: Request, catalogue: Catalogue) -> Resolved:
@@ -275,7 +257,7 @@ class Recommender:
         Raises:
             InputError: The item is unknown, or there are no embeddings to compare.
         """
-        catalogue = self._catalogue
+        catalogue = self.catalogue
         if item_id not in catalogue.number_of:
             raise InputError(f"there is no item {item_id[:80]!r} in the catalogue")
         if by not in ("prefix", "embedding"):
@@ -309,7 +291,7 @@ class Recommender:
 
     def warm_up(self, kinds: Sequence[str] = KINDS) -> None:
         """Compiles every program, so that no request waits for it."""
-        trie, _ = self._catalogue.slots.assign({})
+        trie, _ = self.catalogue.slots.assign({})
         for kind in kinds:
             for size in self.shapes.batch_sizes:
                 queries = self.shapes.empty_queries(size)
@@ -349,17 +331,10 @@ class Recommender:
         """Scores every item; the longest list wanted is cut for the others."""
         allowed = np.stack([row.mask(with_exclusion=True) for row in rows])
         allowed &= np.stack([row.resolved.fits_prefix for row in rows])
-        walk = self._walk_of(rows[0].catalogue)
+        walk, inputs = rows[0].catalogue.walk, self._encode(rows)
         k = max(row.request.k for row in rows)
-        found = self.searcher.search_exactly(walk, self._encode(rows), allowed, k)
+        found = self.searcher.search_exactly(walk, inputs, allowed, k)
         return list(zip(*found, strict=True))
-
-    def _walk_of(self, catalogue: Catalogue) -> CatalogueWalk:
-        with self._walk_lock:
-            if self._walk is None or self._walk[0] is not catalogue:
-                walk = CatalogueWalk.build(catalogue.host_trie, fills_plan=True)
-                self._walk = (catalogue, jax.device_put(walk))
-            return self._walk[1]
 
     def _encode(self, rows: Sequence["_Row"]) -> Int32[np.ndarray, "B S"]:
         histories = np.full((len(rows), self.max_items), -1, np.int32)
