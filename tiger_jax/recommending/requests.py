@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Int32
@@ -187,7 +187,7 @@ class ShownItem:
     is_new: bool
 
     @classmethod
-    def of(cls, catalogue: Catalogue, number: int, **more: Any) -> Self:
+    def of(cls, catalogue: Catalogue, number: int, **more: Any) -> Any:
         """Shows a catalogue's item; `more` are the fields that a subclass adds."""
         return cls(
             item_id=catalogue.item_ids[number],
