@@ -1,13 +1,13 @@
 """How much arithmetic a finished training was, and at what rate it was done."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from benchmarks.lib import read_rows
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.input_pipeline.resident import ResidentConfig, ResidentInput
 from tiger_jax.models.tiger import Tiger, init_params, make_loss_fn
@@ -71,8 +71,8 @@ def measure_work(workdir: Path) -> dict[str, float]:
 
 def _examples_per_second(folder: Path) -> float:
     """Over all that the training logged."""
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [row for row in map(json.loads, lines) if "train/seconds" in row]
+    logged = read_rows(folder / "metrics.jsonl")
+    rows = [row for row in logged if "train/seconds" in row]
     seconds = np.array([row["train/seconds"] for row in rows])
     rates = np.array([row["train/examples_per_s"] for row in rows])
     return float(rates @ seconds / seconds.sum())
