@@ -58,13 +58,16 @@ def make_questions(recommender: Recommender, number: int, seed: int) -> list[Que
         body: dict[str, Any] = {"history": history, "k": rng.choice((5, 10, 20))}
         match index % 20:
             case 0 | 1 | 2:
-                body["filter"] = {"category": rng.sample(categories, 2)}
+                body["filter"] = {
+                    "category": rng.sample(categories, min(2, len(categories)))
+                }
             case 3 | 4:
                 body |= {"temperature": 1.0, "seed": index}
             case 5:
                 body["epsilon"] = 0.2
             case 6:
-                body["exclude"] = rng.sample(catalogue.item_ids, 100)
+                count = min(100, len(catalogue.item_ids) // 5)
+                body["exclude"] = rng.sample(catalogue.item_ids, count)
             case 7:
                 body["prefix"] = [int(rng.choice(catalogue.table.codes[:, 0]))]
         (answer,) = recommender.answer([Request(**body)])
