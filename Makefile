@@ -4,8 +4,6 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Apache Beam needs older versions of what others need: it has an environment of its own.
-BEAM := .venv-beam
 WORKDIR ?= runs/demo
 # Real data for the tests that use it; they skip without.
 DATA := $(wildcard ../shared/data)
@@ -36,8 +34,8 @@ test-slow: $(BIN)/.test  ## Run the tests that take minutes each.
 test-text: $(BIN)/.text  ## Run the tests that need torch and transformers.
 	$(BIN)/python -m pytest -q tests/embedding tests/models
 
-test-beam: $(BEAM)/.ready  ## Run the tests that need Apache Beam, in an environment of their own.
-	$(BEAM)/bin/python -m pytest -q tests/beam
+test-beam: $(BIN)/.test  ## Run all tests of the pipelines on Apache Beam.
+	$(BIN)/python -m pytest -q -m "slow or not slow" tests/beam
 
 faults: $(BIN)/.test  ## Run the campaigns of faults, or go on with them (hours).
 	PYTHONPATH=.:tests $(BIN)/python -m faults $(FAULTS)
@@ -58,9 +56,9 @@ format: $(BIN)/.test  ## Format the code.
 bench: $(BIN)/.test  ## Measure; one JSON row a measurement.
 	$(BIN)/python -m benchmarks
 
-scale: $(BIN)/.test $(BEAM)/.ready  ## Measure how each stage grows, and write docs/scale.md (an hour).
+scale: $(BIN)/.test  ## Measure how each stage grows, and write docs/scale.md (an hour).
 	$(BIN)/python -m benchmarks.scale --parts=local
-	$(BEAM)/bin/python -m benchmarks.scale --parts=shards,end_to_end
+	$(BIN)/python -m benchmarks.scale --parts=shards,end_to_end
 	$(BIN)/python -m benchmarks.scale --document=docs/scale.md
 
 REPRODUCE = $(BIN)/python run.py --gin_file=experiments/beauty_best.gin \
@@ -75,19 +73,19 @@ reproduce-beauty: $(BIN)/.demo  ## The README's Beauty rows from the data up (tr
 	$(BIN)/python -m benchmarks.paper.results_rows --workdir=$(BEAUTY_RUN) --rows=$(BEAUTY_RUN)/results.jsonl
 	$(BIN)/python -m benchmarks.paper.results_table --rows=$(BEAUTY_RUN)/results.jsonl
 
+COMPILE = uv pip compile -q --generate-hashes --no-emit-index-url --no-annotate \
+  --custom-compile-command "make requirements" --python-version 3.11
+
 requirements:  ## Resolve requirements/*.in again (needs uv, and UV_FIND_LINKS with torch's CPU build).
-	for name in core demo test beam; do \
-	  uv pip compile -q --generate-hashes --no-emit-index-url --no-annotate \
-	    --custom-compile-command "make requirements" --python-version 3.11 \
-	    requirements/$$name.in -o requirements/$$name.txt; \
+	$(COMPILE) requirements/test.in -o requirements/test.txt
+	for name in core demo; do \
+	  $(COMPILE) -c requirements/test.txt requirements/$$name.in -o requirements/$$name.txt; \
 	done
-	uv pip compile -q --generate-hashes --no-emit-index-url --no-annotate \
-	  --no-emit-find-links --no-emit-package torch -c requirements/test.txt \
-	  --custom-compile-command "make requirements" --python-version 3.11 \
+	$(COMPILE) --no-emit-find-links --no-emit-package torch -c requirements/test.txt \
 	  requirements/text.in -o requirements/text.txt
 
 clean:  ## Remove the environment and the demo's work directory.
-	rm -rf $(VENV) $(BEAM) runs/demo
+	rm -rf $(VENV) runs/demo
 
 # A marker file for each set of requirements: installed once, and again on change.
 $(BIN)/python:
@@ -105,10 +103,4 @@ $(BIN)/.test: requirements/test.txt $(BIN)/.demo
 
 $(BIN)/.text: requirements/torch.txt requirements/text.txt $(BIN)/.test
 	$(BIN)/python -m pip install -q --require-hashes -r requirements/torch.txt -r requirements/text.txt
-	touch $@
-
-$(BEAM)/.ready: requirements/beam.txt setup.cfg
-	$(PYTHON) -m venv $(BEAM)
-	$(BEAM)/bin/python -m pip install -q --require-hashes -r requirements/beam.txt
-	$(BEAM)/bin/python -m pip install -q --no-deps --no-build-isolation -e .
 	touch $@

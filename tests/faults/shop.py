@@ -269,7 +269,6 @@ _IMPORTED_LATE = (
     "matplotlib.backends.backend_agg",
     "matplotlib.backends.backend_svg",
     "orbax.checkpoint",
-    "pandas",
     "pyarrow.parquet",
     "sklearn.cluster",
     "sklearn.decomposition",

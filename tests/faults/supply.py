@@ -12,7 +12,7 @@ from faults.campaign import REPOSITORY
 
 DOCUMENT = REPOSITORY / "docs" / "licences.md"
 # What users install, what only tests need, and what is installed on request.
-HASHED = ("core", "demo", "test", "text", "torch", "beam")
+HASHED = ("core", "demo", "test", "text", "torch")
 # Licences whose terms allow to depend on a package from code under Apache-2.0, by
 # what packages call them. MPL-2.0 binds the package's own files alone.
 _NAMES = {
@@ -99,7 +99,7 @@ def licence_of(package: str) -> str:
 def build_table(*, is_whole: bool = True) -> str:
     """Markdown: every pinned package, its version and its licence.
 
-    What isn't installed here (no environment has it all) keeps the licence that the
+    What isn't installed here (torch and what comes with it) keeps the licence that the
     document has, or "?".
 
     Raises:

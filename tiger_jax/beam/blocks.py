@@ -8,9 +8,10 @@ go to: nothing is pickled, and each function works on columns.
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
-import pandas.util
 import pyarrow as pa
 from jaxtyping import Int, Int64
+
+from tiger_jax.input_pipeline.quiet_tensorflow import tf
 
 Keyed = tuple[int, bytes]
 """Bucket or shard number, and a table's bytes."""
@@ -71,16 +72,13 @@ def scatter(
 
 # Goes into the recipe of what lies in buckets of texts: another way to choose them must
 # not go on with shards of this one.
-BUCKETS_BY = "pandas.util.hash_array"
+BUCKETS_BY = "tf.strings.to_hash_bucket_fast"
 
 
 def buckets_of(texts: pa.Array, num_buckets: int) -> Int64[np.ndarray, " rows"]:
     """The bucket of each text: the same on every machine, in every run."""
-    encoded = texts.dictionary_encode()
-    distinct = encoded.dictionary.to_numpy(zero_copy_only=False).astype(object)
-    hashes = pandas.util.hash_array(distinct, categorize=False)
-    of_distinct = (hashes % np.uint64(num_buckets)).astype(np.int64)
-    return of_distinct[np.asarray(encoded.indices)]
+    found = tf.constant(texts.to_numpy(zero_copy_only=False), tf.string)
+    return tf.strings.to_hash_bucket_fast(found, num_buckets).numpy()
 
 
 def shards_of(
