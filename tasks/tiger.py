@@ -18,9 +18,9 @@ import gin
 from tasks.metrics import make_beam_metric_fn
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.errors import InputError
+from tiger_jax.input_pipeline.pair_source import PairSource, Shop
 from tiger_jax.input_pipeline.preprocessors import make_preprocessors
 from tiger_jax.input_pipeline.quiet_tensorflow import seqio, tf
-from tiger_jax.input_pipeline.sources import PairSource, Shop, ShopArrays
 from tiger_jax.input_pipeline.vocabulary import TigerVocabulary
 from tiger_jax.progress import say
 from tiger_jax.semantic_ids.table import SemanticIdTable
@@ -59,7 +59,7 @@ class WorkdirShop(Shop):
         return Path(workdir)
 
     def __getattr__(self, name: str) -> Any:
-        if name not in ShopArrays.__dataclass_fields__:
+        if name not in Shop.__dataclass_fields__:
             raise AttributeError(f"a shop has no {name!r}")
         hashes = tuple(
             artifacts.load_manifest(
@@ -71,9 +71,7 @@ class WorkdirShop(Shop):
 
 
 @functools.lru_cache(maxsize=4)
-def _load(
-    workdir: Path, num_user_tokens: int, content_hashes: tuple[str, ...]
-) -> ShopArrays:
+def _load(workdir: Path, num_user_tokens: int, content_hashes: tuple[str, ...]) -> Shop:
     """Reads a work directory; the hashes only tell its states apart."""
     del content_hashes
     data = PreparedData.load(workdir / "data")
@@ -84,9 +82,7 @@ def _load(
             "items: run --stage=assign_semantic_ids again"
         )
     layout = TokenLayout(table.codebook_sizes, num_user_tokens)
-    return ShopArrays(
-        data.train, data.validation, data.test, data.user_hashes, table, layout
-    )
+    return Shop(data.train, data.validation, data.test, data.user_hashes, table, layout)
 
 
 @gin.register(module="tiger")

@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from tasks.tiger import ShopArrays
 from tiger_jax.data.prepared import PreparedData
+from tiger_jax.input_pipeline.pair_source import PairSource, Shop
+from tiger_jax.input_pipeline.pairs import SPLITS
 from tiger_jax.input_pipeline.preprocessors import make_preprocessors
 from tiger_jax.input_pipeline.quiet_tensorflow import tf
-from tiger_jax.input_pipeline.sources import SPLITS, PairSource
 from tiger_jax.semantic_ids.table import SemanticIdTable
 from tiger_jax.semantic_ids.token_ids import TokenLayout
 from tiger_jax.workdir import artifacts
@@ -18,9 +18,7 @@ def write_token_files(workdir, *, shards=3, num_user_tokens=3, max_items=4):
     data = PreparedData.load(workdir / "data")
     table = SemanticIdTable.load(workdir / "semantic_ids")
     layout = TokenLayout(table.codebook_sizes, num_user_tokens)
-    shop = ShopArrays(
-        data.train, data.validation, data.test, data.user_hashes, table, layout
-    )
+    shop = Shop(data.train, data.validation, data.test, data.user_hashes, table, layout)
     folder = workdir / "shards" / "tokens"
     for split in SPLITS:
         dataset = PairSource(shop).get_dataset(split, shuffle=False)

@@ -7,7 +7,6 @@ import pytest
 
 pytest.importorskip("apache_beam", reason="needs apache-beam: make test-beam")
 
-from tasks.tiger import ShopArrays
 from tiger_jax.beam.assign import assign
 from tiger_jax.beam.embed import embed
 from tiger_jax.beam.prepare import prepare
@@ -20,9 +19,10 @@ from tiger_jax.data.splits import SplitsConfig
 from tiger_jax.data.synthetic import SyntheticShopConfig, generate_shop
 from tiger_jax.embedding.embed import embed_texts
 from tiger_jax.embedding.encoders import TfidfEncoder
+from tiger_jax.input_pipeline.pair_source import PairSource, Shop
+from tiger_jax.input_pipeline.pairs import SPLITS
 from tiger_jax.input_pipeline.preprocessors import make_preprocessors
 from tiger_jax.input_pipeline.quiet_tensorflow import tf
-from tiger_jax.input_pipeline.sources import SPLITS, PairSource
 from tiger_jax.quantizers.residual_kmeans import ResidualKMeans
 from tiger_jax.quantizers.rqvae_quantizer import save_quantizer
 from tiger_jax.semantic_ids.collisions import add_collision_level
@@ -69,7 +69,7 @@ class LocalShop:
     def examples(self):
         """Of each split, a matrix: a row is the inputs' tokens and the targets'."""
         data = self.data
-        shop = ShopArrays(
+        shop = Shop(
             data.train,
             data.validation,
             data.test,

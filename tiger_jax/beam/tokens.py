@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet
-from jaxtyping import Int, Int32
+from jaxtyping import Int, UInt32
 
 from tiger_jax.beam.blocks import column
 from tiger_jax.beam.prepare import PreparedShards, read_histories
@@ -24,8 +24,8 @@ from tiger_jax.beam.runner import RunnerConfig
 from tiger_jax.beam.steps import each_shard
 from tiger_jax.data.splits import Splits
 from tiger_jax.errors import InputError
+from tiger_jax.input_pipeline.pairs import SPLITS, Pairs
 from tiger_jax.input_pipeline.quiet_tensorflow import tf
-from tiger_jax.input_pipeline.sources import SPLITS, Pairs
 from tiger_jax.progress import say
 from tiger_jax.semantic_ids.encoder_inputs import encode_histories
 from tiger_jax.semantic_ids.token_ids import TokenLayout
@@ -110,7 +110,11 @@ class _Tokens:
     seed: int
 
     def __call__(self, shard: int, writer: ShardWriter) -> None:
-        pairs = self._pairs(self.histories[shard])
+        table = pyarrow.parquet.read_table(self.histories[shard])
+        unseen = load_array(self.unseen_items)
+        splits = Splits.leave_one_out(read_histories(table), unseen)
+        pairs = Pairs.of_split(splits, self.split)
+        hashes = column(table, "user_hash")
         order = np.arange(pairs.num_pairs)
         if self.split == "train":
             rng = np.random.default_rng([self.seed, shard])
@@ -121,27 +125,20 @@ class _Tokens:
             with tf.io.TFRecordWriter(str(path)) as records:
                 for start in range(0, len(order), _CHUNK):
                     chosen = order[start : start + _CHUNK]
-                    for example in self._examples(pairs, chosen, codes):
+                    for example in self._examples(pairs, chosen, codes, hashes):
                         records.write(example)
             return len(order)
 
         writer.write(shard, write)
 
-    def _pairs(self, path: Path) -> Pairs:
-        table = pyarrow.parquet.read_table(path)
-        histories = read_histories(table)
-        hashes = column(table, "user_hash")
-        unseen = load_array(self.unseen_items)
-        splits = Splits.leave_one_out(histories, unseen)
-        if self.split == "train":
-            return Pairs.of_prefixes(splits.train, hashes)
-        held_out = splits.validation if self.split == "validation" else splits.test
-        return Pairs.of_held_out(held_out, hashes)
-
     def _examples(
-        self, pairs: Pairs, chosen: Int[np.ndarray, " B"], codes: np.ndarray
+        self,
+        pairs: Pairs,
+        chosen: Int[np.ndarray, " B"],
+        codes: np.ndarray,
+        user_hashes: UInt32[np.ndarray, " U"],
     ) -> Iterator[bytes]:
-        rows, windows, targets = take_pairs(pairs, chosen, self.max_items)
+        users, windows, targets = pairs.windows(chosen, self.max_items)
         # Only the codes of the items at hand leave the file.
         items, places = np.unique(
             np.append(windows.reshape(-1), targets), return_inverse=True
@@ -154,7 +151,7 @@ class _Tokens:
             windows,
             own,
             self.layout,
-            user_hashes=pairs.user_hashes[rows] if has_users else None,
+            user_hashes=user_hashes[users] if has_users else None,
         )
         lengths = (windows >= 0).sum(axis=1) * own.shape[1] + has_users
         tokens = self.layout.tokens_of(own[places[windows.size :]])
@@ -163,20 +160,6 @@ class _Tokens:
             yield tf.train.Example(
                 features=tf.train.Features(feature=features)
             ).SerializeToString(deterministic=True)
-
-
-def take_pairs(
-    pairs: Pairs, chosen: Int[np.ndarray, " B"], max_items: int
-) -> tuple[Int[np.ndarray, " B"], Int32[np.ndarray, "B I"], Int32[np.ndarray, " B"]]:
-    """Some pairs' rows, their most recent items (padded with -1), their targets."""
-    row = np.asarray(np.searchsorted(pairs.pair_offsets, chosen, side="right")) - 1
-    start = pairs.offsets[row]
-    target = start + pairs.first_targets[row] + chosen - pairs.pair_offsets[row]
-    begin = np.maximum(start, target - max_items)
-    index = begin[:, None] + np.arange(max_items)[None, :]  # [B, I]
-    is_item = index < target[:, None]
-    window = pairs.items[np.where(is_item, index, 0)]
-    return row, np.where(is_item, window, np.int32(-1)), pairs.items[target]
 
 
 def _map_codes(semantic_ids: Shards, folder: Path) -> Path:

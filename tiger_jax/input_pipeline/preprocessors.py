@@ -1,17 +1,15 @@
 """From item numbers to tokens: the preprocessors of a TIGER task.
 
-They work on the blocks of pairs that `sources.PairSource` yields; `split_blocks`
-comes last and leaves one example an element, as every other seqio preprocessor
-expects. A task lists them in this order:
-
-    keep_last_items, items_to_tokens, add_user_token, split_blocks
+`keep_last_items` works on the blocks of pairs that `PairSource` yields;
+`split_blocks` comes after it and leaves one example per element, as every other
+seqio preprocessor expects.
 """
 
 import functools
 from collections.abc import Callable, Mapping
 
+from tiger_jax.input_pipeline.pair_source import Shop
 from tiger_jax.input_pipeline.quiet_tensorflow import as_written, tf
-from tiger_jax.input_pipeline.sources import Shop
 from tiger_jax.semantic_ids.token_ids import TokenLayout
 
 Preprocessor = Callable[..., tf.data.Dataset]
@@ -30,12 +28,10 @@ def feature_lengths(layout: TokenLayout, num_items: int = 20) -> dict[str, int]:
 
 
 def make_preprocessors(shop: Shop, *, num_items: int = 20) -> list[Preprocessor]:
-    """The four preprocessors of a task over a shop, in order."""
+    """The preprocessors of a task over a shop, in order."""
     return [
         functools.partial(keep_last_items, shop=shop, num_items=num_items),
-        functools.partial(items_to_tokens, shop=shop),
-        functools.partial(add_user_token, shop=shop),
-        split_blocks,
+        functools.partial(split_blocks, shop=shop),
     ]
 
 
@@ -69,53 +65,26 @@ def keep_last_items(
     return dataset.map(keep)
 
 
-def items_to_tokens(dataset: tf.data.Dataset, *, shop: Shop) -> tf.data.Dataset:
-    """Replaces item numbers by their Semantic IDs' tokens: "inputs" and "targets"."""
-    item_tokens = tf.constant(shop.layout.tokens_of(shop.table.codes))  # [N, T]
-
-    @as_written
-    def replace(block: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        history = tf.gather(item_tokens, block["history"])  # [block, items, T]
-        return {
-            "user_hash": block["user_hash"],
-            "inputs": history.merge_dims(1, 2),  # [block, items * T]
-            "targets": tf.gather(item_tokens, block["target"]),  # [block, T]
-        }
-
-    return dataset.map(replace)
-
-
-def add_user_token(dataset: tf.data.Dataset, *, shop: Shop) -> tf.data.Dataset:
-    """Puts the user's hashed token first, where the layout has user tokens."""
+def split_blocks(dataset: tf.data.Dataset, *, shop: Shop) -> tf.data.Dataset:
+    """Turns blocks of pairs into single examples: tokens, "inputs" and "targets"."""
     layout = shop.layout
-    if not layout.num_user_tokens:
-        return dataset
+    item_tokens = tf.constant(layout.tokens_of(shop.table.codes))  # [N, T]
 
     @as_written
-    def prepend(block: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        user = layout.first_user_token + block["user_hash"] % layout.num_user_tokens
-        user = tf.cast(user, tf.int32)[:, None]
-        return {**block, "inputs": tf.concat([user, block["inputs"]], axis=1)}
-
-    return dataset.map(prepend)
-
-
-def split_blocks(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """Turns blocks into single examples with "inputs" and "targets"."""
-
-    @as_written
-    def pad(block: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    def encode(block: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        history = tf.gather(item_tokens, block["history"]).merge_dims(1, 2)
         # A ragged tensor would be packed and unpacked again for every example.
-        inputs = block["inputs"]
-        return {
-            "inputs": inputs.to_tensor(),
-            "length": inputs.row_lengths(),
-            "targets": block["targets"],
-        }
+        inputs, lengths = history.to_tensor(), history.row_lengths()
+        if layout.num_user_tokens:
+            user = layout.first_user_token + block["user_hash"] % layout.num_user_tokens
+            inputs = tf.concat([tf.cast(user, tf.int32)[:, None], inputs], axis=1)
+            lengths += 1
+        targets = tf.gather(item_tokens, block["target"])
+        return {"inputs": inputs, "length": lengths, "targets": targets}
 
     @as_written
     def trim(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         inputs = example["inputs"][: example["length"]]
         return {"inputs": inputs, "targets": example["targets"]}
 
-    return dataset.map(pad).unbatch().map(trim)
+    return dataset.map(encode).unbatch().map(trim)

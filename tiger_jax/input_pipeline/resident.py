@@ -26,7 +26,9 @@ from tiger_jax.config import config
 from tiger_jax.errors import InputError
 from tiger_jax.histories import Histories
 from tiger_jax.input_pipeline.microbatches import Update, check_sizes, cut_by_length
+from tiger_jax.input_pipeline.pairs import Pairs, locate
 from tiger_jax.progress import say
+from tiger_jax.semantic_ids.encoder_inputs import lay_out_tokens
 from tiger_jax.semantic_ids.token_ids import TokenLayout
 from tiger_jax.workdir.artifacts import hash_arrays
 
@@ -167,22 +169,15 @@ class ResidentInput(ShuffledEpochs):
         shorter = sorted({n for n in config.bucket_items if 0 < n < config.max_items})
         self.buckets = (*shorter, config.max_items)
         self._config, self._layout = config, layout
-        lengths = histories.lengths
-        has_pairs = np.maximum(lengths - 1, 0)
-        if only_last:
-            user = np.flatnonzero(has_pairs)  # [P]
-            before = has_pairs[user]  # [P]: items before the target
-        else:
-            user = np.repeat(np.arange(histories.num_users), has_pairs)
-            first = np.cumsum(has_pairs) - has_pairs  # [U]
-            before = np.arange(len(user)) - first[user] + 1
-        if not len(user):
+        pairs = (Pairs.of_last if only_last else Pairs.of_prefixes)(histories)
+        user, start, target = locate(pairs, np.arange(pairs.num_pairs))  # [P]
+        if not pairs.num_pairs:
             raise InputError(
                 "no training history has two items, so there is nothing to predict: "
                 "lower the k-core or bring more interactions"
             )
-        self._target = (histories.offsets[user] + before).astype(np.int32)
-        self._num_items = np.minimum(before, config.max_items).astype(np.int32)
+        self._target = target.astype(np.int32)
+        self._num_items = np.minimum(target - start, config.max_items).astype(np.int32)
         self._user_token = np.zeros(len(user), np.int32)
         if layout.num_user_tokens:
             if user_hashes is None:
@@ -234,10 +229,7 @@ class ResidentInput(ShuffledEpochs):
         is_item = column < num_items[:, None]  # [B I]
         # Past the end of a history lies the next one's start: read, then masked.
         window = tokens.at[position].get(mode="clip")  # [B I T]
-        window = jnp.where(is_item[:, :, None], window, 0)
-        inputs = window.reshape(window.shape[0], -1)  # [B S]
-        if "user_token" in arrays:
-            inputs = jnp.concatenate([arrays["user_token"][:, None], inputs], axis=1)
+        inputs = lay_out_tokens(window, is_item, arrays.get("user_token"), xp=jnp)
         next_item = tokens[target]  # [B T]
         return {
             "encoder_input_tokens": inputs,

@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Int, Int32
 
 from tiger_jax.errors import InputError
+from tiger_jax.input_pipeline.pairs import SPLITS
 from tiger_jax.input_pipeline.quiet_tensorflow import seqio, tf
-from tiger_jax.input_pipeline.sources import SPLITS
 from tiger_jax.semantic_ids.token_ids import TokenLayout
 from tiger_jax.workdir import artifacts
 from tiger_jax.workdir.shards import Shards, rows_of

@@ -4,8 +4,8 @@ import functools
 import re
 from collections.abc import Callable, Iterable, Sequence
 
+from tiger_jax.input_pipeline.pair_source import Shop
 from tiger_jax.input_pipeline.quiet_tensorflow import seqio, tf
-from tiger_jax.input_pipeline.sources import Shop
 from tiger_jax.semantic_ids.token_ids import TokenLayout
 
 

@@ -1,5 +1,7 @@
 """Histories of item numbers to the tokens that the encoder reads."""
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import Bool, Int32, UInt32
 
@@ -40,13 +42,32 @@ def encode_histories(
     """
     is_item = histories >= 0  # [B, I]
     tokens = layout.tokens_of(codes)[np.where(is_item, histories, 0)]  # [B, I, T]
-    tokens = np.where(is_item[:, :, None], tokens, PADDING).astype(np.int32)
-    inputs = tokens.reshape(len(histories), -1)  # [B, I * T]
     if not layout.num_user_tokens:
-        return inputs
+        return lay_out_tokens(tokens, is_item)
     if user_hashes is None:
         raise ValueError("a layout with user tokens needs user_hashes")
     user_tokens = layout.user_tokens(user_hashes)  # [B]
     if is_known is not None:
         user_tokens = np.where(is_known, user_tokens, PADDING).astype(np.int32)
-    return np.concatenate([user_tokens[:, None], inputs], axis=1)
+    return lay_out_tokens(tokens, is_item, user_tokens)
+
+
+def lay_out_tokens(
+    tokens: Any, is_item: Any, user_tokens: Any = None, *, xp: Any = np
+) -> Any:
+    """The rows of `encode_histories`, of tokens already looked up.
+
+    Args:
+        tokens: Int32 [B I T], whatever stands where there is no item.
+        is_item: Bool [B I].
+        user_tokens: Int32 [B], where the layout has user tokens.
+        xp: The arrays' library: `numpy` or `jax.numpy`.
+
+    Returns:
+        Int32 [B S].
+    """
+    tokens = xp.where(is_item[:, :, None], tokens, PADDING)
+    inputs = tokens.reshape(tokens.shape[0], -1)  # [B, I * T]
+    if user_tokens is None:
+        return inputs
+    return xp.concatenate([user_tokens[:, None], inputs], axis=1)

@@ -1,26 +1,20 @@
-"""Training and held-out examples, drawn straight from flat arrays.
-
-An example is a pair: a prefix of a user's history, and the item that came next.
-Training has one for every prefix; a held-out split has one a user. Pairs are never
-written out: pair number p is found by a binary search in the users' cumulative
-pair counts, and its items are gathered from the flat array, a block of pairs at a
-time, inside TensorFlow.
-"""
+"""A shop's pairs as a seqio source, gathered a block at a time inside TensorFlow."""
 
 import dataclasses
 import functools
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int32, Int64, UInt32
+from jaxtyping import UInt32
 
 from tiger_jax.errors import InputError
 from tiger_jax.histories import HeldOut, Histories
+from tiger_jax.input_pipeline.pairs import SPLITS, Pairs, locate
 from tiger_jax.input_pipeline.quiet_tensorflow import as_written, seqio, tf
 from tiger_jax.semantic_ids.table import SemanticIdTable
 from tiger_jax.semantic_ids.token_ids import TokenLayout
 
-SPLITS = ("train", "validation", "test")
 # Pairs gathered by one call of TensorFlow's operations. The cost of a call is
 # spread over a block; a larger one would only use more memory.
 BLOCK_SIZE = 512
@@ -30,8 +24,9 @@ BLOCK_SIZE = 512
 _SHUFFLE_ROUNDS = 16
 
 
+@dataclasses.dataclass(frozen=True)
 class Shop:
-    """What a task is made from: `ShopArrays`, or a work directory read when needed.
+    """What a task is made from.
 
     Attributes:
         train: Histories to train on, by user number.
@@ -48,82 +43,6 @@ class Shop:
     user_hashes: UInt32[np.ndarray, " U"]
     table: SemanticIdTable
     layout: TokenLayout
-
-
-@dataclasses.dataclass(frozen=True)
-class ShopArrays(Shop):
-    """A shop whose arrays are at hand."""
-
-    train: Histories
-    validation: HeldOut
-    test: HeldOut
-    user_hashes: UInt32[np.ndarray, " U"]
-    table: SemanticIdTable
-    layout: TokenLayout
-
-
-@dataclasses.dataclass(frozen=True)
-class Pairs:
-    """Pairs of one split, as arrays to be searched.
-
-    Row r holds ``items[offsets[r]:offsets[r + 1]]``. Its places from
-    `first_targets[r]` on are targets, each a pair with everything before it.
-
-    Attributes:
-        pair_offsets: Number of pairs before each row's first; its last is their
-            total.
-        user_hashes: Hash of each row's user.
-    """
-
-    items: Int32[np.ndarray, " total"]
-    offsets: Int64[np.ndarray, " ends"]
-    first_targets: Int64[np.ndarray, " rows"]
-    pair_offsets: Int64[np.ndarray, " ends"]
-    user_hashes: UInt32[np.ndarray, " rows"]
-
-    @classmethod
-    def of_prefixes(
-        cls, histories: Histories, user_hashes: UInt32[np.ndarray, " U"]
-    ) -> "Pairs":
-        """Every non-empty prefix of every history with the item after it.
-
-        Example:
-            >>> histories = Histories.from_lists([[5, 6, 7], [8], [2, 3]])
-            >>> Pairs.of_prefixes(histories, np.zeros(3, np.uint32)).num_pairs
-            3
-        """
-        first = np.ones(histories.num_users, np.int64)
-        return cls._of(histories, first, user_hashes)
-
-    @classmethod
-    def of_held_out(
-        cls, held_out: HeldOut, user_hashes: UInt32[np.ndarray, " U"]
-    ) -> "Pairs":
-        """One pair a user: the history before the target, and the target."""
-        before = held_out.histories
-        ends = before.offsets[1:]
-        items = np.insert(before.items, ends, held_out.targets).astype(np.int32)
-        offsets = before.offsets + np.arange(len(before.offsets))
-        rows = Histories(items, offsets)
-        return cls._of(rows, before.lengths, user_hashes[held_out.user_numbers])
-
-    @classmethod
-    def _of(
-        cls,
-        histories: Histories,
-        first_targets: Int64[np.ndarray, " rows"],
-        user_hashes: UInt32[np.ndarray, " rows"],
-    ) -> "Pairs":
-        counts = np.maximum(histories.lengths - first_targets, 0)
-        pair_offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        return cls(
-            histories.items, histories.offsets, first_targets, pair_offsets, user_hashes
-        )
-
-    @property
-    def num_pairs(self) -> int:
-        """Number of examples."""
-        return int(self.pair_offsets[-1])
 
 
 class PairSource(seqio.DataSource):
@@ -169,11 +88,7 @@ class PairSource(seqio.DataSource):
 
     def pairs(self, split: str) -> Pairs:
         """The arrays of a split."""
-        shop = self.shop
-        if split == "train":
-            return Pairs.of_prefixes(shop.train, shop.user_hashes)
-        held_out = shop.validation if split == "validation" else shop.test
-        return Pairs.of_held_out(held_out, shop.user_hashes)
+        return Pairs.of_split(self.shop, split)
 
     def list_shards(self, split: str) -> list[str]:
         return [split]
@@ -197,7 +112,10 @@ class PairSource(seqio.DataSource):
                 f"the {split} split has no examples: no history is long enough"
             )
         shard = shard_info or seqio.ShardInfo(index=0, num_shards=1)
-        make_epoch = functools.partial(_make_epoch, _Constants.of(pairs), shard)
+        hashes = self.shop.user_hashes[pairs.users].astype(np.int64)
+        arrays = {**vars(pairs), "user_hashes": hashes}
+        tensors = SimpleNamespace(**{n: tf.constant(a) for n, a in arrays.items()})
+        make_epoch = functools.partial(_make_epoch, tensors, shard)
         if not shuffle:
             return make_epoch(None).with_options(_options())
         # One more draw of this generator every time the data set is repeated.
@@ -206,31 +124,11 @@ class PairSource(seqio.DataSource):
         return seeds.flat_map(make_epoch).with_options(_options())
 
 
-@dataclasses.dataclass(frozen=True)
-class _Constants:
-    """A split's arrays inside TensorFlow, on the host."""
-
-    items: tf.Tensor
-    offsets: tf.Tensor
-    first_targets: tf.Tensor
-    pair_offsets: tf.Tensor
-    user_hashes: tf.Tensor
-
-    @classmethod
-    def of(cls, pairs: Pairs) -> "_Constants":
-        return cls(
-            items=tf.constant(pairs.items),
-            offsets=tf.constant(pairs.offsets),
-            first_targets=tf.constant(pairs.first_targets),
-            pair_offsets=tf.constant(pairs.pair_offsets),
-            user_hashes=tf.constant(pairs.user_hashes.astype(np.int64)),
-        )
-
-
 @as_written
 def _make_epoch(
-    pairs: _Constants, shard: seqio.ShardInfo, shuffle_seed: tf.Tensor | None
+    pairs: SimpleNamespace, shard: seqio.ShardInfo, shuffle_seed: tf.Tensor | None
 ) -> tf.data.Dataset:
+    """One epoch; `pairs` has the arrays of `Pairs` and `user_hashes` as tensors."""
     num_pairs = pairs.pair_offsets[-1]
 
     @as_written
@@ -243,10 +141,8 @@ def _make_epoch(
                 max_index=num_pairs - 1,
                 rounds=_SHUFFLE_ROUNDS,
             )
-        row = tf.searchsorted(pairs.pair_offsets, pair, "right", tf.int64) - 1
-        start = tf.gather(pairs.offsets, row)
-        number_in_row = pair - tf.gather(pairs.pair_offsets, row)
-        target = start + tf.gather(pairs.first_targets, row) + number_in_row
+        search = functools.partial(tf.searchsorted, out_type=tf.int64)
+        row, start, target = locate(pairs, pair, take=tf.gather, searchsorted=search)
         return {
             "user_hash": tf.gather(pairs.user_hashes, row),
             "history": tf.gather(pairs.items, tf.ragged.range(start, target)),

@@ -9,23 +9,24 @@ from small_workdir import CODEBOOK_SIZES, small_histories, small_table
 from tiger_jax.data.splits import Splits
 from tiger_jax.errors import InputError
 from tiger_jax.histories import HeldOut, Histories
+from tiger_jax.input_pipeline.pair_source import PairSource, Shop
+from tiger_jax.input_pipeline.pairs import Pairs, locate
 from tiger_jax.input_pipeline.preprocessors import (
     feature_lengths,
     keep_last_items,
     make_preprocessors,
 )
 from tiger_jax.input_pipeline.quiet_tensorflow import seqio, tf
-from tiger_jax.input_pipeline.sources import Pairs, PairSource, ShopArrays
 from tiger_jax.semantic_ids.token_ids import TokenLayout
 
 NOBODY = np.empty(0, np.int32)
 
 
-def _shop(histories: Histories, num_user_tokens: int = 0) -> ShopArrays:
+def _shop(histories: Histories, num_user_tokens: int = 0) -> Shop:
     splits = Splits.leave_one_out(histories, NOBODY)
     hashes = np.arange(histories.num_users, dtype=np.uint32) + 2**31
     layout = TokenLayout(CODEBOOK_SIZES, num_user_tokens)
-    return ShopArrays(
+    return Shop(
         splits.train, splits.validation, splits.test, hashes, small_table(), layout
     )
 
@@ -48,16 +49,21 @@ SOURCE = PairSource(SHOP)
 @given(st.lists(st.lists(st.integers(0, 49), max_size=6), min_size=1, max_size=8))
 def test_pairs_are_all_prefixes_with_their_next_items(lists):
     histories = Histories.from_lists(lists)
-    pairs = Pairs.of_prefixes(histories, np.zeros(len(lists), np.uint32))
+    pairs = Pairs.of_prefixes(histories)
     expected = [(h[:j], h[j]) for h in lists for j in range(1, len(h))]
-    found = []
-    for number in range(pairs.num_pairs):
-        row = np.searchsorted(pairs.pair_offsets, number, "right") - 1
-        start = pairs.offsets[row]
-        target = start + 1 + number - pairs.pair_offsets[row]
-        items = pairs.items.tolist()
-        found.append((items[start:target], items[target]))
+    row, start, target = locate(pairs, np.arange(pairs.num_pairs))
+    items = pairs.items.tolist()
+    found = [(items[s:t], items[t]) for s, t in zip(start, target, strict=True)]
     assert found == expected
+    users, windows, targets = pairs.windows(np.arange(pairs.num_pairs), 3)
+    for number, (history, item) in enumerate(expected):
+        kept = windows[number][windows[number] >= 0].tolist()
+        assert (kept, targets[number]) == (history[-3:], item)
+    assert users.tolist() == row.tolist() == sorted(row)
+    last = Pairs.of_last(histories)
+    _, start, target = locate(last, np.arange(last.num_pairs))
+    found = [(items[s:t], items[t]) for s, t in zip(start, target, strict=True)]
+    assert found == [(h[:-1], h[-1]) for h in lists if len(h) > 1]
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
@@ -86,10 +92,10 @@ def test_a_held_out_user_without_history_is_an_example_all_the_same():
     held_out = HeldOut(
         np.array([1, 0], np.int32), histories, np.array([7, 8], np.int32)
     )
-    pairs = Pairs.of_held_out(held_out, np.array([10, 11], np.uint32))
+    pairs = Pairs.of_held_out(held_out)
     assert pairs.num_pairs == 2
     assert pairs.items.tolist() == [7, 3, 8]
-    assert pairs.user_hashes.tolist() == [11, 10]
+    assert pairs.users.tolist() == [1, 0]
 
 
 def test_the_order_depends_on_the_seed_and_changes_every_epoch():
@@ -125,9 +131,7 @@ def test_the_shuffle_mixes_far_apart_pairs():
     )
     held_out = HeldOut(NOBODY, Histories.from_lists([]), NOBODY)
     hashes = np.zeros(n, np.uint32)
-    shop = ShopArrays(
-        histories, held_out, held_out, hashes, small_table(), TokenLayout((4,))
-    )
+    shop = Shop(histories, held_out, held_out, hashes, small_table(), TokenLayout((4,)))
     dataset = PairSource(shop).get_dataset("train", shuffle=True, seed=0)
     order = np.concatenate([block["target"].numpy() // 2 for block in dataset])
     assert np.array_equal(np.sort(order), np.arange(n))
