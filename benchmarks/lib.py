@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from tiger_jax.errors import InputError, UserFacingError
-from tiger_jax.workdir import artifacts
+from tiger_jax.workdir.provenance import code_version, package_versions
 
 ROOT = Path(__file__).resolve().parents[1]
 Row = dict[str, Any]
@@ -144,8 +144,8 @@ def environment() -> Row:
 
     device, count = jax.devices()[0], jax.device_count()
     return {
-        "commit": artifacts.code_version(),
-        "packages": artifacts.package_versions(),
+        "commit": code_version(),
+        "packages": package_versions(),
         "device": f"{count} x {device.device_kind}",
         "processor": _processor(),
         "platform": device.platform,

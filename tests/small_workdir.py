@@ -9,6 +9,7 @@ from tiger_jax.data.prepared import PreparedData, hash_user_ids
 from tiger_jax.histories import Histories
 from tiger_jax.semantic_ids.table import SemanticIdTable
 from tiger_jax.workdir import artifacts
+from tiger_jax.workdir.arrays import save_arrays
 
 CODEBOOK_SIZES = (8, 8, 8, 4)
 
@@ -66,7 +67,7 @@ def make_workdir(
     run = artifacts.begin(workdir, "rqvae", stage="train_rqvae", config=config)
     if not run.is_current:
         codebooks = np.full((3, 8, 2), quantizer)
-        artifacts.save_arrays(run.folder, {"codebooks": codebooks})
+        save_arrays(run.folder, {"codebooks": codebooks})
         run.commit()
     run = artifacts.begin(
         workdir,

@@ -28,6 +28,7 @@ from tiger_jax.semantic_ids.token_ids import TokenLayout
 from tiger_jax.training.checkpoints import Checkpointer
 from tiger_jax.training.train_state import TrainState
 from tiger_jax.workdir import artifacts
+from tiger_jax.workdir.arrays import save_arrays
 
 NUM_USERS, NUM_ITEMS, MAX_ITEMS = 45, 50, 5
 
@@ -97,7 +98,7 @@ def make_trained_workdir(
     run = artifacts.begin(
         workdir, "embeddings", stage="embed_items", inputs=("data",), config={}
     )
-    artifacts.save_arrays(run.folder, {"embeddings": embeddings})
+    save_arrays(run.folder, {"embeddings": embeddings})
     run.commit()
     if with_quantizer:
         run = artifacts.begin(
@@ -105,7 +106,7 @@ def make_trained_workdir(
         )
         save_quantizer(quantizer, run.folder)
         if collaborative_dims:
-            artifacts.save_arrays(run.folder, {"collaborative": joined})
+            save_arrays(run.folder, {"collaborative": joined})
         run.commit()
     run = artifacts.begin(
         workdir,

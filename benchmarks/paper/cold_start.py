@@ -28,7 +28,7 @@ from benchmarks.paper.study import Study, interval
 from tiger_jax.evaluation import evaluator, metrics
 from tiger_jax.evaluation.baselines.semantic_knn import build_semantic_knn
 from tiger_jax.histories import HeldOut
-from tiger_jax.workdir.array_files import load_array
+from tiger_jax.workdir.arrays import load_array
 
 CUTOFFS = (5, 10, 20, 30, 40, 50)
 EPSILONS = (0.0, 0.05, 0.1, 0.2, 0.5)

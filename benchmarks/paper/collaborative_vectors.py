@@ -22,7 +22,7 @@ from tiger_jax.embedding.collaborative import (
 )
 from tiger_jax.evaluation import evaluator
 from tiger_jax.evaluation.baselines.semantic_knn import build_semantic_knn
-from tiger_jax.workdir import artifacts
+from tiger_jax.workdir.provenance import code_version
 
 METRICS = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
 
@@ -57,7 +57,7 @@ def measure(
                 "split": "validation, masked",
                 "users": len(users.targets),
                 "seed": seed,
-                "commit": artifacts.code_version(),
+                "commit": code_version(),
                 "dims": dims,
                 "weight": weight,
                 **recall_facts(found, seed, METRICS),

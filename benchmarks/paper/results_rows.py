@@ -22,6 +22,7 @@ from benchmarks.training.work_done import measure_work
 from tiger_jax.errors import InputError
 from tiger_jax.reporting.tables import BASELINE_NAMES
 from tiger_jax.workdir import artifacts
+from tiger_jax.workdir.json_files import read_json
 
 # Bindings that leave an experiment the same: its seed, and where a start lies.
 _SAME_RECIPE = ("--gin.SEED=", "--gin.train_recommender.starts_from=")
@@ -50,8 +51,8 @@ def _of_evaluation(workdir: Path) -> Iterator[Row]:
     folder = workdir / "evaluation"
     if not (folder / artifacts.MANIFEST).is_file():
         return
-    metrics = artifacts.read_json(folder / "metrics.json")
-    details = artifacts.read_json(folder / "details.json")
+    metrics = read_json(folder / "metrics.json")
+    details = read_json(folder / "details.json")
     row = functools.partial(_row, workdir, folder, metrics)
     for name, by_split in metrics["baselines"].items():
         for split in SPLITS:
@@ -64,7 +65,7 @@ def _of_fusion(workdir: Path) -> Iterator[Row]:
     folder = workdir / "fusion"
     if not (folder / artifacts.MANIFEST).is_file():
         return
-    metrics = artifacts.read_json(folder / "metrics.json")
+    metrics = read_json(folder / "metrics.json")
     row = functools.partial(_row, workdir, folder, metrics)
     for name in ONLY_FUSED:
         if name in metrics["parts"]:
@@ -89,7 +90,7 @@ def _row(
 ) -> Row:
     """A method on a split; `values` and `intervals` are by split and metric."""
     measured = artifacts.load_manifest(folder, verify=False)
-    data = artifacts.read_json(workdir / "data" / "statistics.json")
+    data = read_json(workdir / "data" / "statistics.json")
     row = {
         "data": data["name"],
         "data_users": data["users"],

@@ -19,6 +19,7 @@ from tiger_jax.recommending.numbered_recommender import (
 )
 from tiger_jax.recommending.searcher import SearchConfig
 from tiger_jax.workdir import artifacts
+from tiger_jax.workdir.provenance import code_version
 
 METRICS = ("recall@5", "recall@10", "ndcg@10")
 
@@ -47,7 +48,7 @@ class Study:
             "users": len(self.users.targets),
             "seed": seed,
             "recommender": self.trained.content_hash,
-            "commit": artifacts.code_version(),
+            "commit": code_version(),
             "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         }
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks import lib
 from benchmarks.lib import Row
-from tiger_jax.workdir import artifacts
+from tiger_jax.workdir.provenance import code_version
 
 # Below, a stage's fixed cost hides how it grows.
 FIT_FROM = 100_000
@@ -25,7 +25,7 @@ class MeasuredRows:
 
     def has(self, part: str, stage: str, size: int) -> bool:
         """Whether a measurement is there."""
-        commit = artifacts.code_version()
+        commit = code_version()
         return any(
             (row["part"], row["stage"], row["rows"]) == (part, stage, size)
             and (self._any_commit or row["commit"] == commit)
@@ -35,7 +35,7 @@ class MeasuredRows:
     def add(self, row: Row) -> None:
         """Keeps a measurement, and prints it."""
         machine = {"cores": os.cpu_count(), "machine": platform.machine()}
-        commit = artifacts.code_version()
+        commit = code_version()
         lib.report(row | machine | {"commit": commit}, self._path)
 
 

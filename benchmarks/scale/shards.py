@@ -40,7 +40,7 @@ from tiger_jax.data.raw_shop import CATEGORY_PATHS
 from tiger_jax.data.splits import SplitsConfig
 from tiger_jax.embedding.encoders import EncodeFn, TfidfEncoder
 from tiger_jax.semantic_ids.token_ids import TokenLayout
-from tiger_jax.workdir import chunk_files
+from tiger_jax.workdir.arrays import save_whole
 from tiger_jax.workdir.shards import Shards, ShardWriter, cut_evenly, recipe_of, rows_of
 
 HISTORY = 10
@@ -253,7 +253,7 @@ def _tokens(worker: OneWorker, data: prepare.PreparedShards, folder: Path) -> No
     codes = folder / "codes.npy"
     rng = np.random.default_rng(0)
     shape = (data.items.num_rows, len(_CODEBOOKS))
-    chunk_files.save_whole(codes, rng.integers(0, 256, shape, np.int32))
+    save_whole(codes, rng.integers(0, 256, shape, np.int32))
     for split in ("train", "test"):
         work = tokens._Tokens(
             split,

@@ -47,7 +47,7 @@ from benchmarks.serving.clients import (
 from tiger_jax.errors import InputError
 from tiger_jax.recommending.recommender import Recommender
 from tiger_jax.recommending.versions import CatalogueVersions
-from tiger_jax.workdir import artifacts
+from tiger_jax.workdir.provenance import describe_environment
 
 READ_SECONDS, DEADLINE_SECONDS = 3.0, 10.0
 
@@ -343,7 +343,7 @@ def main() -> None:
     if vectors is not None and versions.bundle.parts.encoder is None:
         options.embedding_width = vectors.shape[1]
     questions = make_questions(recommender, options.questions, options.seed)
-    environment = artifacts.describe_environment()
+    environment = describe_environment()
     common = {
         "items": catalogue.num_items,
         "beams": recommender.shapes.num_beams,

@@ -24,7 +24,8 @@ from tiger_jax.stages.context import RunContext
 from tiger_jax.stages.embed_items import embed_items
 from tiger_jax.stages.prepare_data import prepare_data
 from tiger_jax.stages.train_rqvae import train_rqvae
-from tiger_jax.workdir import artifacts
+from tiger_jax.workdir.json_files import read_json
+from tiger_jax.workdir.provenance import describe_environment
 
 RQVAE = RqVaeTraining()
 QUANTIZERS = {
@@ -78,9 +79,9 @@ def main() -> None:
 
 def describe(folder: Path, name: str, seconds: float) -> Row:
     """One row: what was measured, on what."""
-    quality = artifacts.read_json(folder / "quality.json")
+    quality = read_json(folder / "quality.json")
     levels = quality.pop("levels")
-    environment = artifacts.describe_environment()
+    environment = describe_environment()
     row = {"quantizer": name, "seconds": round(seconds, 1), **quality}
     for key in levels[0]:
         values = [level[key] for level in levels]

@@ -129,7 +129,7 @@ def test_killed_between_chunks_it_goes_on_to_the_same_bytes(tmp_path):
         import os, signal, sys
         from pathlib import Path
         import numpy as np
-        from tiger_jax.workdir.chunk_files import save_whole
+        from tiger_jax.workdir.arrays import save_whole
         from tiger_jax.embedding.embed import embed_texts
 
         class Encoder:

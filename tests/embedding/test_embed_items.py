@@ -17,6 +17,8 @@ from tiger_jax.stages.context import RunContext
 from tiger_jax.stages.embed_items import embed_items
 from tiger_jax.stages.prepare_data import prepare_data
 from tiger_jax.workdir import artifacts
+from tiger_jax.workdir.hashing import hash_file
+from tiger_jax.workdir.json_files import read_json
 
 SHOP = SyntheticShopConfig(
     num_items=80, num_users=40, max_history=20, items_per_series=6.0
@@ -33,9 +35,7 @@ def context(tmp_path):
 
 def load(context):
     folder = context.workdir / "embeddings"
-    return np.load(folder / "embeddings.npy"), artifacts.read_json(
-        folder / "encoder.json"
-    )
+    return np.load(folder / "embeddings.npy"), read_json(folder / "encoder.json")
 
 
 def test_texts_are_embedded_in_item_number_order_and_the_encoder_is_said(
@@ -85,7 +85,7 @@ def test_ready_made_vectors_go_from_file_order_to_item_numbers(context, tmp_path
     vectors, made_by = load(context)
     np.testing.assert_array_equal(vectors, array[data.items_file_rows])
     assert vectors.dtype == np.float32
-    digest = artifacts.hash_file(tmp_path / "ready.npy")
+    digest = hash_file(tmp_path / "ready.npy")
     assert made_by["kind"] == "ready-made"
     assert made_by["embeddings"] == digest
     manifest = artifacts.load_manifest(context.workdir / "embeddings")

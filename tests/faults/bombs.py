@@ -19,7 +19,8 @@ from tiger_jax.errors import InputError
 from tiger_jax.stages.context import RunContext
 from tiger_jax.stages.export_recbole import export_recbole
 from tiger_jax.workdir import artifacts
-from tiger_jax.workdir.array_files import load_array
+from tiger_jax.workdir.arrays import load_array
+from tiger_jax.workdir.json_files import read_json, write_json
 
 _BY_NAME = {reader.name: reader for reader in READERS}
 _MIB, _GIB = 1 << 20, 1 << 30
@@ -157,10 +158,10 @@ def _manifest_away(folder: Path) -> str:
     workdir = make_workdir(folder / "work")
     (folder / "secret").write_text("secret")
     path = workdir / "data" / artifacts.MANIFEST
-    fields = artifacts.read_json(path)
+    fields = read_json(path)
     fields["files"]["../../secret"] = {"sha256": "0", "bytes": 6}
     fields["seal"] = artifacts.seal(fields)
-    artifacts.write_json(path, fields)
+    write_json(path, fields)
     try:
         artifacts.load_manifest(workdir / "data")
     except InputError as error:

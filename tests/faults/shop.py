@@ -24,6 +24,7 @@ from jax._src import xla_bridge
 from faults.campaign import REPOSITORY
 from tiger_jax.stage_table import PIPELINE, STAGES
 from tiger_jax.workdir import artifacts
+from tiger_jax.workdir.json_files import write_json
 
 GIN_FILE = Path(__file__).with_name("shop.gin")
 UPDATE = "update_catalogue"
@@ -197,7 +198,7 @@ def whole_run(under: Path, until: str = UPDATE) -> Whole:
             "cpu_seconds": ended.cpu_seconds,
             "operations": ended.operations,
         }
-        artifacts.write_json(facts, known)
+        write_json(facts, known)
     names = [field.name for field in dataclasses.fields(Whole)][1:]
     by_name = [{stage: about[n] for stage, about in known.items()} for n in names]
     return Whole(workdir, *by_name)

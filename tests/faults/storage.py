@@ -27,6 +27,7 @@ from tiger_jax.training.optimizers import make_optimizer
 from tiger_jax.training.partitioning import Partitioner
 from tiger_jax.training.train_state import init_train_state
 from tiger_jax.workdir import artifacts
+from tiger_jax.workdir.hashing import hash_arrays
 
 _MANIFEST = artifacts.MANIFEST
 
@@ -153,7 +154,7 @@ def _batch_after(steps: int) -> str:
     input = make_input()
     for _ in range(steps):
         next(input)
-    return artifacts.hash_arrays(next(input).arrays)
+    return hash_arrays(next(input).arrays)
 
 
 def damage_checkpoint(number: int, folder: Path) -> Outcome:
@@ -174,7 +175,7 @@ def damage_checkpoint(number: int, folder: Path) -> Outcome:
     is_right = (
         hash_of(state) == hashes.get(step)
         and memory == {"seconds": float(step)}
-        and artifacts.hash_arrays(next(input).arrays) == _batch_after(step)
+        and hash_arrays(next(input).arrays) == _batch_after(step)
     )
     return FINE if is_right else Outcome(lost=1, note=f"{done}, taken at step {step}")
 
@@ -196,7 +197,7 @@ def _rqvae(folder: Path) -> tuple[train_rqvae._Corpus, str]:
     whole = train_rqvae._train(_RQVAE, corpus, folder / "whole", 0, 0.0)
     (folder / "cut").mkdir()
     shutil.copytree(folder / "whole" / "checkpoints", folder / "cut" / "checkpoints")
-    return corpus, artifacts.hash_arrays(whole.to_arrays())
+    return corpus, hash_arrays(whole.to_arrays())
 
 
 def damage_rqvae_checkpoint(number: int, folder: Path) -> Outcome:
@@ -208,7 +209,7 @@ def damage_rqvae_checkpoint(number: int, folder: Path) -> Outcome:
     newest = max((scratch / "checkpoints").iterdir(), key=lambda p: int(p.name))
     done = damage(_pick_file(newest, rng), rng)
     fitted = train_rqvae._train(_RQVAE, corpus, scratch, 0, 0.0)
-    if artifacts.hash_arrays(fitted.to_arrays()) == expected:
+    if hash_arrays(fitted.to_arrays()) == expected:
         return FINE
     return Outcome(lost=1, note=f"another quantizer after {done}")
 

@@ -12,6 +12,8 @@ from safetensors.numpy import load_file, save_file
 from tiger_jax.errors import InputError
 from tiger_jax.recommending.bundle import Bundle
 from tiger_jax.workdir import artifacts
+from tiger_jax.workdir.hashing import hash_file
+from tiger_jax.workdir.json_files import read_json, write_json
 
 HISTORY = ["item-1", "item-2"]
 
@@ -127,13 +129,13 @@ def test_a_part_of_another_bundle_is_named_even_with_its_manifest(
     copy = tmp_path / "bundle"
     shutil.copytree(folder, copy)
     change(copy / name)
-    manifest = artifacts.read_json(copy / "manifest.json")
+    manifest = read_json(copy / "manifest.json")
     manifest["files"][name] = {
-        "sha256": artifacts.hash_file(copy / name),
+        "sha256": hash_file(copy / name),
         "bytes": (copy / name).stat().st_size,
     }
     manifest["seal"] = artifacts.seal(manifest)
-    artifacts.write_json(copy / "manifest.json", manifest)
+    write_json(copy / "manifest.json", manifest)
     with pytest.raises(InputError, match=part):
         Bundle.load(copy)
 

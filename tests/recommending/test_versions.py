@@ -14,6 +14,8 @@ from tiger_jax.recommending.versions import CatalogueVersions
 from tiger_jax.stages.context import RunContext
 from tiger_jax.stages.export import export
 from tiger_jax.workdir import artifacts
+from tiger_jax.workdir.hashing import hash_file
+from tiger_jax.workdir.json_files import read_json, write_json
 
 CHANGE = {
     "add": new_items(4),
@@ -125,11 +127,11 @@ def test_codes_of_another_version_are_refused_even_with_their_manifest(versions,
     live.update(versions, remove=["new-0-0"], add=new_items(1, seed=3))
     newer = versions.folder / "version_000002"
     shutil.copy(versions.folder / "version_000001" / "codes.npy", newer)
-    manifest = artifacts.read_json(newer / "manifest.json")
-    sha = artifacts.hash_file(newer / "codes.npy")
+    manifest = read_json(newer / "manifest.json")
+    sha = hash_file(newer / "codes.npy")
     manifest["files"]["codes.npy"]["sha256"] = sha
     manifest["seal"] = artifacts.seal(manifest)
-    artifacts.write_json(newer / "manifest.json", manifest)
+    write_json(newer / "manifest.json", manifest)
     with pytest.raises(InputError, match="its parts are of several versions"):
         versions.load()
 

@@ -13,6 +13,7 @@ from tiger_jax.semantic_ids.table import SemanticIdTable
 from tiger_jax.stages.context import RunContext
 from tiger_jax.stages.evaluate import EvaluateConfig, evaluate
 from tiger_jax.workdir import artifacts
+from tiger_jax.workdir.json_files import read_json
 
 CONFIG = EvaluateConfig(batch_size=16, guard_users=16)
 
@@ -25,7 +26,7 @@ def workdir(tmp_path_factory):
 
 
 def _read(workdir):
-    return artifacts.read_json(workdir / "evaluation" / "metrics.json")
+    return read_json(workdir / "evaluation" / "metrics.json")
 
 
 def test_the_metrics_file_has_the_agreed_form(workdir):
@@ -71,7 +72,7 @@ def test_predictions_say_the_same_as_the_metrics(workdir):
 
 
 def test_with_a_beam_for_every_item_the_search_is_exact(workdir):
-    details = artifacts.read_json(workdir / "evaluation" / "details.json")
+    details = read_json(workdir / "evaluation" / "details.json")
     checks = {check["name"]: check for check in details["guards"]}
     assert set(checks) == {"history_matters", "search_is_exact", "lists_differ"}
     assert checks["search_is_exact"]["value"] == 1.0

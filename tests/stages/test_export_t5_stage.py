@@ -13,7 +13,7 @@ from tiger_jax.recommending.trained_model import load_recommender
 from tiger_jax.semantic_ids.table import SemanticIdTable
 from tiger_jax.stages import export_t5 as stage
 from tiger_jax.stages.context import RunContext
-from tiger_jax.workdir import artifacts
+from tiger_jax.workdir.json_files import read_json
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def test_transformers_loads_the_folder_and_gives_the_same_logits(workdir):
     theirs = theirs.eval()
     config, layout, _, params = load_recommender(workdir / "recommender")
     model = Tiger(dataclasses.replace(config, output="vocabulary"), layout)
-    tokens = artifacts.read_json(workdir / "t5" / "tokens.json")
+    tokens = read_json(workdir / "t5" / "tokens.json")
     user = tokens["first_user_token"] + 3
     items = [tokens["items"][name] for name in ("item-4", "item-7", "item-1")]
     history = np.array([[user, *items[0], *items[1]], [user, *items[2], 0, 0, 0, 0]])
@@ -54,7 +54,7 @@ def test_transformers_loads_the_folder_and_gives_the_same_logits(workdir):
 
 
 def test_the_tokens_of_every_item_are_listed(workdir):
-    tokens = artifacts.read_json(workdir / "t5" / "tokens.json")
+    tokens = read_json(workdir / "t5" / "tokens.json")
     table = SemanticIdTable.load(workdir / "semantic_ids")
     codes = np.array(list(tokens["items"].values())) - tokens["level_offsets"]
     np.testing.assert_array_equal(codes, table.codes)

@@ -23,6 +23,7 @@ from tiger_jax.stages.list_candidates import (
     load_candidates,
 )
 from tiger_jax.workdir import artifacts
+from tiger_jax.workdir.json_files import read_json
 
 SEARCH = SearchConfig(num_beams=25)
 CANDIDATES = CandidatesConfig(depth=25, batch_size=15, max_validation_users=None)
@@ -60,7 +61,7 @@ def test_lists_on_disk_are_those_of_the_recommender(workdir):
         history_length=ours.max_items,
         batch_size=15,
     )
-    metrics = artifacts.read_json(workdir / "fusion" / "metrics.json")
+    metrics = read_json(workdir / "fusion" / "metrics.json")
     assert metrics["parts"]["tiger"]["test"] == pytest.approx(
         expected.compute_metrics()
     )
@@ -71,7 +72,7 @@ def test_lists_on_disk_are_those_of_the_recommender(workdir):
 
 
 def test_the_fused_recommender_is_no_worse_on_validation_than_any_part(workdir):
-    result = artifacts.read_json(workdir / "fusion" / "metrics.json")
+    result = read_json(workdir / "fusion" / "metrics.json")
     parts = {"tiger", "item_cooccurrence", "dense_knn"}
     weights = result["settings"]["weights"]
     assert set(weights) == set(result["parts"]) == parts
@@ -91,7 +92,7 @@ def test_both_are_up_to_date_and_another_choice_counts_as_a_reading(workdir, cap
     fuse(RunContext(workdir), config=FUSION)
     assert capsys.readouterr().out.count("up to date") == 2
     fuse(RunContext(workdir), config=FusionConfig(parts=("tiger", "dense_knn")))
-    result = artifacts.read_json(workdir / "fusion" / "metrics.json")
+    result = read_json(workdir / "fusion" / "metrics.json")
     assert set(result["parts"]) == {"tiger", "dense_knn"}
     assert artifacts.load_manifest(workdir / "fusion").summary["test_reads"] == 2
 
@@ -178,7 +179,7 @@ def test_unknown_parts_and_too_few_beams_are_refused(tmp_path):
 
 
 def test_the_fused_recommender_has_a_row_of_its_own(workdir):
-    result = artifacts.read_json(workdir / "fusion" / "metrics.json")
+    result = read_json(workdir / "fusion" / "metrics.json")
     rows = tables.build_fusion_rows(result, "test_masked", besides={"dense_knn"})
     assert rows[-1].name == tables.FUSED
     assert rows[-1].values == result["test_masked"]

@@ -23,6 +23,9 @@ from tiger_jax.stages.assign_semantic_ids import assign_semantic_ids
 from tiger_jax.stages.context import RunContext
 from tiger_jax.stages.train_rqvae import train_rqvae
 from tiger_jax.workdir import artifacts
+from tiger_jax.workdir.arrays import save_arrays
+from tiger_jax.workdir.hashing import hash_arrays
+from tiger_jax.workdir.json_files import read_json
 
 TRAINING = RqVaeTraining(
     model=RqVaeConfig((8, 4), hidden_sizes=(16,), latent_size=4),
@@ -46,9 +49,9 @@ def write_embeddings(workdir, embeddings):
         "embeddings",
         stage="embed_items",
         inputs=("data",),
-        config={"hash": artifacts.hash_arrays({"": np.nan_to_num(embeddings)})},
+        config={"hash": hash_arrays({"": np.nan_to_num(embeddings)})},
     )
-    artifacts.save_arrays(run.folder, {"embeddings": embeddings})
+    save_arrays(run.folder, {"embeddings": embeddings})
     run.commit()
 
 
@@ -103,7 +106,7 @@ def test_an_rqvae_is_trained_measured_and_used(workdir, capsys):
     train_rqvae(context, quantizer=TRAINING)
     assign_semantic_ids(context, collision_level_size=32)
 
-    quality = artifacts.read_json(workdir / "rqvae" / "quality.json")
+    quality = read_json(workdir / "rqvae" / "quality.json")
     assert [level["codewords_used"] for level in quality["levels"]] == [8, 4]
     assert quality["levels"][0]["category_purity"] > 0
     assert quality["levels"][1]["reconstruction_error"] > 0

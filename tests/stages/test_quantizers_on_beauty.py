@@ -18,6 +18,7 @@ from tiger_jax.stages.embed_items import embed_items
 from tiger_jax.stages.prepare_data import prepare_data
 from tiger_jax.stages.train_rqvae import train_rqvae
 from tiger_jax.workdir import artifacts
+from tiger_jax.workdir.json_files import read_json
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DATA = os.environ.get("TIGER_DATA")
@@ -43,13 +44,13 @@ def beauty(tmp_path_factory):
 def test_the_default_uses_every_codeword_and_few_items_collide(beauty):
     train_rqvae(beauty)
     assign_semantic_ids(beauty)
-    quality = artifacts.read_json(beauty.workdir / "semantic_ids" / "quality.json")
+    quality = read_json(beauty.workdir / "semantic_ids" / "quality.json")
     assert [level["codewords_used"] for level in quality["levels"]] == [256] * 3
     # Known from elsewhere: 5.7 % and 2.4 %; purity .701 and .915 (shuffled .35).
     assert quality["collision_rate"] <= 0.03
     assert quality["levels"][0]["category_purity"] >= 0.9
     assert quality["levels"][0]["category_purity_shuffled"] <= 0.4
-    fitted = artifacts.read_json(beauty.workdir / "rqvae" / "quality.json")
+    fitted = read_json(beauty.workdir / "rqvae" / "quality.json")
     errors = [level["reconstruction_error"] for level in fitted["levels"]]
     assert errors == sorted(errors, reverse=True)
     assert SemanticIdTable.load(beauty.workdir / "semantic_ids").num_items == 12_101
@@ -98,7 +99,7 @@ def test_real_peer_codes_become_a_table(beauty):
     assign_semantic_ids(
         beauty, peer_codes=str(path), peer_num_levels=3, missing_items="nearest"
     )
-    quality = artifacts.read_json(beauty.workdir / "semantic_ids" / "quality.json")
+    quality = read_json(beauty.workdir / "semantic_ids" / "quality.json")
     table = SemanticIdTable.load(beauty.workdir / "semantic_ids")
     assert table.codebook_sizes == (256, 256, 256, 256)
     # 255, 7,366 and 11,401 prefixes of 12,088 items; 13 more got their neighbours'.

@@ -11,6 +11,7 @@ from tiger_jax.reporting import figures
 from tiger_jax.stages.context import RunContext
 from tiger_jax.stages.report import report
 from tiger_jax.workdir import artifacts
+from tiger_jax.workdir.json_files import write_json
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +35,7 @@ def test_a_report_shows_what_is_there_and_is_made_again_when_there_is_more(
     run = artifacts.begin(
         workdir, "evaluation", stage="evaluate", inputs=("recommender",), config={}
     )
-    artifacts.write_json(
+    write_json(
         run.folder / "metrics.json",
         {
             "test": values,

@@ -16,6 +16,7 @@ from tiger_jax.quantizers.rqvae_training import RqVaeTrainer
 from tiger_jax.stages.context import RunContext
 from tiger_jax.stages.train_rqvae import train_rqvae
 from tiger_jax.workdir import artifacts
+from tiger_jax.workdir.json_files import read_json
 from tiger_jax.workdir.shards import ShardWriter, cut_evenly
 from tiger_jax.workdir.vector_shards import vector_array
 
@@ -65,7 +66,7 @@ def test_any_number_of_shards_and_of_kills_gives_one_quantizer(tmp_path, monkeyp
     mine, theirs = (load_quantizer(w / "rqvae").to_arrays() for w in (one, some))
     for name, array in mine.items():
         np.testing.assert_array_equal(array, theirs[name])
-    quality = artifacts.read_json(some / "rqvae" / "quality.json")
+    quality = read_json(some / "rqvae" / "quality.json")
     assert quality["num_items"] == NUM_ITEMS
     assert quality["levels"][0]["category_purity"] is None
     assert quality["levels"][1]["reconstruction_error"] > 0

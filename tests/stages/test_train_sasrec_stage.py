@@ -27,6 +27,7 @@ from tiger_jax.training.loop import LoopConfig
 from tiger_jax.training.optimizers import OptimizerConfig
 from tiger_jax.training.partitioning import MeshConfig
 from tiger_jax.workdir import artifacts
+from tiger_jax.workdir.json_files import read_json
 
 SETTINGS = {
     "model": SasRecConfig(max_length=4, d_model=8),
@@ -102,7 +103,7 @@ def test_it_is_up_to_date_and_a_preempted_one_ends_the_same(
 def test_evaluate_shows_it_where_it_is_there(workdir):
     config = EvaluateConfig(batch_size=16, guard_users=0, max_users=16, baselines=())
     evaluate(RunContext(workdir), config=config)
-    metrics = artifacts.read_json(workdir / "evaluation" / "metrics.json")
+    metrics = read_json(workdir / "evaluation" / "metrics.json")
     assert set(metrics["baselines"]) == {"sasrec"}
     inputs = artifacts.load_manifest(workdir / "evaluation").inputs
     assert "sasrec" in inputs

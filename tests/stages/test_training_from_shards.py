@@ -29,6 +29,7 @@ from tiger_jax.stages import train_recommender as stage
 from tiger_jax.stages.context import RunContext
 from tiger_jax.training.partitioning import MeshConfig
 from tiger_jax.workdir import artifacts
+from tiger_jax.workdir.json_files import read_json, write_json
 
 SEQIO = SeqioConfig(TASK, batch_size=32, max_items=4)
 
@@ -115,8 +116,8 @@ def test_files_that_do_not_fit_are_refused(workdir):
     with pytest.raises(InputError, match="has the token layout"):
         run(workdir, num_user_tokens=4)
     listed = workdir / "shards" / "tokens" / "train" / "shards.json"
-    facts = artifacts.read_json(listed)
-    artifacts.write_json(listed, {**facts, "semantic_ids": "another table's"})
+    facts = read_json(listed)
+    write_json(listed, {**facts, "semantic_ids": "another table's"})
     with pytest.raises(InputError, match="were made of other Semantic IDs"):
         run(workdir)
     shutil.rmtree(workdir / "shards" / "tokens" / "validation")

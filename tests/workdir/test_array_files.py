@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 
 from tiger_jax.errors import storage_problem
-from tiger_jax.workdir import artifacts
-from tiger_jax.workdir.array_files import load_array, save_array
+from tiger_jax.workdir.arrays import load_array, load_arrays, save_array
 
 
 def npy(array, **options) -> bytes:
@@ -53,7 +52,7 @@ def test_an_array_s_name_stays_in_its_folder(tmp_path):
     (tmp_path / "inner").mkdir()
     for name in ("../a", str(tmp_path / "a")):
         with pytest.raises(ValueError, match="no array's name"):
-            artifacts.load_arrays(tmp_path / "inner", [name])
+            load_arrays(tmp_path / "inner", [name])
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 
 from tiger_jax.errors import InputError
 from tiger_jax.workdir import artifacts
+from tiger_jax.workdir.json_files import canonical, read_json, write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,11 +117,11 @@ def test_a_manifest_that_is_json_but_not_what_was_written_is_refused(tmp_path, f
 def test_a_manifest_lists_nothing_outside_its_folder(tmp_path):
     make(tmp_path)
     path = tmp_path / "data" / artifacts.MANIFEST
-    fields = artifacts.read_json(path)
+    fields = read_json(path)
     for name in ("../secret", "/etc/passwd", "a/../../b"):
         listed = {**fields["files"], name: {"sha256": "0", "bytes": 0}}
         changed = {**fields, "files": listed, "seal": ""}
-        artifacts.write_json(path, changed)
+        write_json(path, changed)
         with pytest.raises(InputError, match="outside"):
             artifacts.load_manifest(tmp_path / "data")
 
@@ -192,7 +193,7 @@ def test_a_kill_at_any_point_of_the_swap_leaves_a_whole_folder(tmp_path):
 
 def test_configs_with_arbitrary_objects_are_refused():
     with pytest.raises(TypeError, match="may not hold a object"):
-        artifacts.canonical({"x": object()})
+        canonical({"x": object()})
 
 
 def test_the_lock_names_its_holder_and_dies_with_it(tmp_path):

@@ -47,7 +47,7 @@ from tiger_jax.embedding.encoders import (
 )
 from tiger_jax.embedding.tfidf import FrozenTfidf
 from tiger_jax.progress import say
-from tiger_jax.workdir import artifacts
+from tiger_jax.workdir.json_files import write_json
 from tiger_jax.workdir.shards import (
     ShardRows,
     Shards,
@@ -176,7 +176,7 @@ def _freeze(
     done = place / "done.json"
     if not done.exists():
         FrozenTfidf.save(encoder.fit(_draw_texts(data, text, seed), seed=seed), place)
-        artifacts.write_json(done, recipe)
+        write_json(done, recipe)
     return FrozenEncoder(encoder, place)
 
 

@@ -43,9 +43,9 @@ from tiger_jax.data.splits import SplitsConfig, choose_unseen_items
 from tiger_jax.errors import InputError
 from tiger_jax.histories import Histories
 from tiger_jax.progress import say
-from tiger_jax.workdir import artifacts
-from tiger_jax.workdir.array_files import load_array
-from tiger_jax.workdir.chunk_files import save_whole
+from tiger_jax.workdir.arrays import load_array, save_whole
+from tiger_jax.workdir.hashing import hash_arrays, hash_file, hash_json
+from tiger_jax.workdir.json_files import read_json, write_json
 from tiger_jax.workdir.shards import (
     ShardRows,
     Shards,
@@ -94,7 +94,7 @@ class PreparedShards:
         """
         folder = Path(folder)
         try:
-            facts = artifacts.read_json(folder / _FACTS)
+            facts = read_json(folder / _FACTS)
         except (OSError, ValueError) as error:
             raise InputError(
                 f"{folder} holds no prepared shards ({error}): run --pipeline=prepare"
@@ -114,9 +114,7 @@ class PreparedShards:
     @property
     def content_hash(self) -> str:
         """Names all that later pipelines read."""
-        return artifacts.hash_json(
-            [*self.facts["contents"], self.facts["unseen_items_hash"]]
-        )
+        return hash_json([*self.facts["contents"], self.facts["unseen_items_hash"]])
 
 
 def prepare(
@@ -222,9 +220,9 @@ def prepare(
         "notes": list(raw.notes),
         "seed": seed,
         "contents": [items.content_hash, histories.content_hash],
-        "unseen_items_hash": artifacts.hash_arrays({"unseen_items": unseen}),
+        "unseen_items_hash": hash_arrays({"unseen_items": unseen}),
     }
-    artifacts.write_json(folder / _FACTS, facts)
+    write_json(folder / _FACTS, facts)
     say(
         f"{folder}: {facts['users']:,} users, {facts['items']:,} items, "
         f"{facts['interactions']:,} interactions in {num_shards} shards"
@@ -297,7 +295,7 @@ class _Core:
 
     def survivors(self, alive: Path, *, min_user: int) -> Shards:
         """The users that are left of each bucket: `first_row` and `length`."""
-        config = {"min_user": min_user, "alive": artifacts.hash_file(alive)}
+        config = {"min_user": min_user, "alive": hash_file(alive)}
         return each_shard(
             self.runner,
             ShardWriter(

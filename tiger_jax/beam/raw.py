@@ -15,7 +15,7 @@ from tiger_jax.beam.runner import RunnerConfig
 from tiger_jax.beam.steps import each_shard
 from tiger_jax.data.raw_shop import INTERACTION_COLUMNS, ITEM_COLUMNS, RawShop
 from tiger_jax.errors import InputError
-from tiger_jax.workdir import artifacts
+from tiger_jax.workdir.json_files import read_json, write_json
 from tiger_jax.workdir.shards import Shards, ShardWriter, cut_evenly, recipe_of
 
 _FACTS = "shop.json"
@@ -49,7 +49,7 @@ class RawShards:
         items = Shards.load(folder / "items")
         interactions = Shards.load(folder / "interactions")
         try:
-            facts = artifacts.read_json(folder / _FACTS)
+            facts = read_json(folder / _FACTS)
             return cls(
                 items,
                 interactions,
@@ -194,7 +194,7 @@ def _write_facts(
     folder: Path, name: str, is_generated: bool, notes: tuple[str, ...]
 ) -> None:
     facts = {"name": name, "is_generated": is_generated, "notes": notes}
-    artifacts.write_json(folder / _FACTS, facts)
+    write_json(folder / _FACTS, facts)
 
 
 def _hash_table(table: pa.Table) -> str:

@@ -29,7 +29,7 @@ from tiger_jax.input_pipeline.quiet_tensorflow import tf
 from tiger_jax.progress import say
 from tiger_jax.semantic_ids.encoder_inputs import encode_histories
 from tiger_jax.semantic_ids.token_ids import TokenLayout
-from tiger_jax.workdir.array_files import load_array
+from tiger_jax.workdir.arrays import load_array
 from tiger_jax.workdir.shards import Shards, ShardWriter, recipe_of
 from tiger_jax.workdir.vector_shards import save_vectors
 

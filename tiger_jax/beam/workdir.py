@@ -24,7 +24,8 @@ from tiger_jax.errors import InputError
 from tiger_jax.progress import say
 from tiger_jax.semantic_ids.table import commit_table
 from tiger_jax.workdir import artifacts
-from tiger_jax.workdir.array_files import load_array
+from tiger_jax.workdir.arrays import load_array
+from tiger_jax.workdir.json_files import write_json
 from tiger_jax.workdir.shards import Shards
 from tiger_jax.workdir.vector_shards import save_vectors
 
@@ -146,7 +147,7 @@ def _write_embeddings(workdir: Path, data: PreparedShards, shards: Shards) -> No
         "distinct_texts": facts["distinct_texts"],
         "embedding_dim": dims,
     }
-    artifacts.write_json(run.folder / "encoder.json", made_by)
+    write_json(run.folder / "encoder.json", made_by)
     run.commit(summary={"items": shards.num_rows, **made_by})
     say(f"{run.final}: {shards.num_rows:,} items, {dims} dimensions")
 

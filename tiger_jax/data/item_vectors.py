@@ -6,7 +6,8 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from tiger_jax.errors import InputError
-from tiger_jax.workdir.array_files import load_array
+from tiger_jax.workdir.arrays import load_array
+from tiger_jax.workdir.reading import reading
 
 COLLABORATIVE = "collaborative.npy"  # in rqvae/, where vectors were joined to the text
 
@@ -18,12 +19,8 @@ def load_embeddings(folder: Path, num_items: int) -> Float[np.ndarray, "N E"]:
         InputError: The file is no such array.
     """
     path = folder / "embeddings.npy"
-    try:
+    with reading(path, "run --stage=embed_items"):
         embeddings = load_array(path)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path} can't be read ({error}): run --stage=embed_items again"
-        ) from error
     if embeddings.ndim != 2 or len(embeddings) != num_items:
         raise InputError(
             f"{path} has shape {embeddings.shape}, but there are {num_items} items: "

@@ -16,7 +16,9 @@ from jaxtyping import Int32, Int64, UInt32
 from tiger_jax.data.splits import Splits
 from tiger_jax.errors import InputError
 from tiger_jax.histories import HeldOut, Histories
-from tiger_jax.workdir import artifacts
+from tiger_jax.workdir.arrays import load_arrays, save_arrays
+from tiger_jax.workdir.json_files import read_json, write_json
+from tiger_jax.workdir.reading import reading
 
 _MOSTLY = 0.9
 """A category shared by this share of the items tells little."""
@@ -122,7 +124,7 @@ class PreparedData:
         users = pa.table({"user_id": self.user_ids, "user_hash": self.user_hashes})
         pa.parquet.write_table(self.items, folder / "items.parquet")
         pa.parquet.write_table(users, folder / "users.parquet")
-        artifacts.save_arrays(
+        save_arrays(
             folder,
             {
                 "history_items": self.histories.items,
@@ -131,11 +133,9 @@ class PreparedData:
                 "unseen_items": self.unseen_items,
             },
         )
-        artifacts.write_json(
-            folder / "statistics.json", {"name": self.name, **self.statistics}
-        )
+        write_json(folder / "statistics.json", {"name": self.name, **self.statistics})
         if self.ceiling is not None:
-            artifacts.write_json(folder / "ceiling.json", self.ceiling)
+            write_json(folder / "ceiling.json", self.ceiling)
 
     @classmethod
     def load(cls, folder: Path) -> "PreparedData":
@@ -145,23 +145,19 @@ class PreparedData:
           InputError: A file is missing or can't be read, or the parts don't fit.
         """
         folder = Path(folder)
-        try:
-            arrays = artifacts.load_arrays(
+        with reading(folder, "run --stage=prepare_data"):
+            arrays = load_arrays(
                 folder,
                 ["history_items", "history_offsets", "items_file_rows", "unseen_items"],
             )
             users = pa.parquet.read_table(folder / "users.parquet")
             items = pa.parquet.read_table(folder / "items.parquet")
-            statistics = artifacts.read_json(folder / "statistics.json")
+            statistics = read_json(folder / "statistics.json")
             ceiling_path = folder / "ceiling.json"
             ceiling = None
             if ceiling_path.exists():
-                ceiling = artifacts.read_json(ceiling_path)
+                ceiling = read_json(ceiling_path)
             histories = Histories(arrays["history_items"], arrays["history_offsets"])
-        except (OSError, EOFError, ValueError, KeyError, pa.ArrowException) as error:
-            raise InputError(
-                f"{folder} holds no prepared data ({error}): run --stage=prepare_data"
-            ) from error
         return cls(
             name=statistics["name"],
             items=items,

@@ -9,7 +9,7 @@ from jaxtyping import Float32, Int64
 from tiger_jax.embedding.encoders import EncodeFn, Encoder
 from tiger_jax.errors import InputError
 from tiger_jax.progress import Progress
-from tiger_jax.workdir.chunk_files import load_chunk, save_chunk
+from tiger_jax.workdir.chunks import load_chunk, save_chunk
 
 
 def embed_texts(

@@ -15,7 +15,7 @@ from tiger_jax.config import config
 from tiger_jax.embedding.tfidf import FrozenTfidf, make_vectorizer, normalize
 from tiger_jax.errors import InputError
 from tiger_jax.progress import say
-from tiger_jax.workdir import artifacts
+from tiger_jax.workdir.hashing import hash_file, hash_json
 
 EncodeFn = Callable[[Sequence[str]], np.ndarray]
 """Texts -> float32[len(texts), E]."""
@@ -146,10 +146,8 @@ class SentenceTransformerEncoder:
         if not folder.is_dir():
             return {}
         files = sorted(p for p in folder.rglob("*") if p.is_file())
-        names = {
-            str(path.relative_to(folder)): artifacts.hash_file(path) for path in files
-        }
-        return {"model": artifacts.hash_json(names)}
+        names = {str(path.relative_to(folder)): hash_file(path) for path in files}
+        return {"model": hash_json(names)}
 
     def prepare(self, texts: Sequence[str], *, seed: int) -> EncodeFn:
         """Loads the model, from its folder or from the hub.

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from tiger_jax.errors import InputError
-from tiger_jax.workdir.array_files import load_array
+from tiger_jax.workdir.arrays import load_array
 
 _MAGIC = b"\x93NUMPY"
 _ROWS_AT_ONCE = 65_536

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from tiger_jax.workdir import artifacts
+from tiger_jax.workdir.arrays import load_arrays, save_arrays
+from tiger_jax.workdir.json_files import read_json, write_json
 
 # Single characters count: they tell size S from L, and volume 2 from 3.
 TOKEN_PATTERN = r"(?u)\b\w+\b"
@@ -57,9 +58,9 @@ class FrozenTfidf:
 
     def save(self, folder: Path) -> None:
         """Writes the arrays and ``tfidf.json``."""
-        artifacts.save_arrays(folder, {name: getattr(self, name) for name in _ARRAYS})
+        save_arrays(folder, {name: getattr(self, name) for name in _ARRAYS})
         facts = {"words": self.words, "max_ngram": self.max_ngram}
-        artifacts.write_json(folder / _FACTS, facts)
+        write_json(folder / _FACTS, facts)
 
     @classmethod
     def load(cls, folder: Path) -> "FrozenTfidf":
@@ -68,8 +69,8 @@ class FrozenTfidf:
         Raises:
           OSError, ValueError, KeyError: There is no whole encoder in the folder.
         """
-        facts = artifacts.read_json(folder / _FACTS)
-        arrays = artifacts.load_arrays(folder, _ARRAYS)
+        facts = read_json(folder / _FACTS)
+        arrays = load_arrays(folder, _ARRAYS)
         return cls(tuple(facts["words"]), int(facts["max_ngram"]), **arrays)
 
 

@@ -30,7 +30,7 @@ from tiger_jax.input_pipeline.pairs import Pairs, locate
 from tiger_jax.progress import say
 from tiger_jax.semantic_ids.encoder_inputs import lay_out_tokens
 from tiger_jax.semantic_ids.token_ids import TokenLayout
-from tiger_jax.workdir.artifacts import hash_arrays
+from tiger_jax.workdir.hashing import hash_arrays
 
 _POSITION = "position.json"
 

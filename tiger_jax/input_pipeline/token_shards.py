@@ -15,7 +15,7 @@ from tiger_jax.errors import InputError
 from tiger_jax.input_pipeline.pairs import SPLITS
 from tiger_jax.input_pipeline.quiet_tensorflow import seqio, tf
 from tiger_jax.semantic_ids.token_ids import TokenLayout
-from tiger_jax.workdir import artifacts
+from tiger_jax.workdir.hashing import hash_json
 from tiger_jax.workdir.shards import Shards, rows_of
 
 # Records read at a time when a few are looked for.
@@ -86,7 +86,7 @@ class TokenShards(seqio.TFExampleDataSource):
     def content_hash(self) -> str:
         """Names what is trained on and chosen by: `train` and `validation`."""
         shards = self.shards
-        return artifacts.hash_json(
+        return hash_json(
             [shards[split].content_hash for split in ("train", "validation")]
         )
 

@@ -11,12 +11,13 @@ import numpy as np
 from flax import traverse_util
 from jaxtyping import Array, Float, Float32, Int, Int32
 
-from tiger_jax.errors import InputError
 from tiger_jax.models.rqvae import RqVae, RqVaeConfig
 from tiger_jax.quantizers.hashing import HashedCodes, Hyperplanes
 from tiger_jax.quantizers.quantizer import ENCODE_CHUNK, Quantizer, chunks
 from tiger_jax.quantizers.residual_kmeans import ResidualCodebooks
-from tiger_jax.workdir import artifacts
+from tiger_jax.workdir.arrays import load_arrays, save_arrays
+from tiger_jax.workdir.json_files import read_json, write_json
+from tiger_jax.workdir.reading import reading
 
 _QUANTIZER, _ARRAYS = "quantizer.json", "arrays"
 
@@ -114,8 +115,8 @@ _CLASSES: dict[str, type[Quantizer]] = {
 def save_quantizer(quantizer: Quantizer, folder: Path) -> None:
     """Writes ``quantizer.json`` and ``arrays/``."""
     arrays = quantizer.to_arrays()
-    artifacts.save_arrays(folder / _ARRAYS, arrays)
-    artifacts.write_json(
+    save_arrays(folder / _ARRAYS, arrays)
+    write_json(
         folder / _QUANTIZER,
         {
             "kind": quantizer.kind,
@@ -133,12 +134,7 @@ def load_quantizer(folder: Path) -> Quantizer:
         InputError: There is no whole quantizer in the folder.
     """
     folder = Path(folder)
-    try:
-        facts = artifacts.read_json(folder / _QUANTIZER)
-        arrays = artifacts.load_arrays(folder / _ARRAYS, facts["arrays"])
+    with reading(folder, "run --stage=train_rqvae"):
+        facts = read_json(folder / _QUANTIZER)
+        arrays = load_arrays(folder / _ARRAYS, facts["arrays"])
         return _CLASSES[facts["kind"]].from_arrays(arrays, facts["settings"])
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"no quantizer can be read from {folder} ({error}): run "
-            "--stage=train_rqvae again"
-        ) from error

@@ -49,6 +49,10 @@ from tiger_jax.recommending.programs import (
 from tiger_jax.semantic_ids.table import SemanticIdTable
 from tiger_jax.semantic_ids.token_ids import TokenLayout
 from tiger_jax.workdir import artifacts
+from tiger_jax.workdir.arrays import load_arrays, save_arrays
+from tiger_jax.workdir.hashing import hash_arrays, hash_file, hash_json
+from tiger_jax.workdir.json_files import read_json, write_json
+from tiger_jax.workdir.reading import reading
 
 FORMAT = 3
 BUNDLE = "bundle"
@@ -70,12 +74,12 @@ def save_bundle(folder: Path, parts: Parts, shapes: Shapes) -> None:
     trie.save(folder / "trie", content_hash=parts.table.content_hash)
     (folder / "items").mkdir()
     pa.parquet.write_table(parts.items, folder / "items" / "items.parquet")
-    artifacts.save_arrays(
+    save_arrays(
         folder / "items", {"popularity": parts.popularity, "is_new": parts.is_new}
     )
-    artifacts.save_arrays(folder, {"user_hashes": parts.user_hashes})
+    save_arrays(folder, {"user_hashes": parts.user_hashes})
     if parts.embeddings is not None:
-        artifacts.save_arrays(folder, {"embeddings": parts.embeddings})
+        save_arrays(folder, {"embeddings": parts.embeddings})
     if parts.encoder is not None:
         parts.encoder.save(folder / "encoder")
     if parts.quantizer is not None:
@@ -88,8 +92,8 @@ def save_bundle(folder: Path, parts: Parts, shapes: Shapes) -> None:
             path.write_bytes(
                 export_program(kind, parts.model, shapes, size, parts.params, trie)
             )
-            programs[program_name(kind, size)] = artifacts.hash_file(path)
-    artifacts.write_json(
+            programs[program_name(kind, size)] = hash_file(path)
+    write_json(
         folder / _FACTS,
         {
             "format": FORMAT,
@@ -141,24 +145,17 @@ class Bundle:
                     f"{path} is no part of this bundle, whose manifest doesn't list "
                     "it: take it away"
                 )
-        try:
-            facts = artifacts.read_json(folder / _FACTS)
+        with reading(folder, "export the bundle"):
+            facts = read_json(folder / _FACTS)
             if facts["format"] != FORMAT:
                 raise InputError(
                     f"{folder} has format {facts['format']}, this version reads "
                     f"{FORMAT}: export it again"
                 )
             parts, shapes, trie = _read_parts(folder, facts)
-        except InputError:
-            raise
-        except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
-            raise InputError(
-                f"{folder} can't be read ({type(error).__name__}: {error}): export "
-                "the bundle again"
-            ) from error
         _check_hashes(folder, facts, parts, trie)
         named = {key: value for key, value in facts.items() if key not in _SHAPED}
-        return cls(folder, parts, shapes, artifacts.hash_json(named))
+        return cls(folder, parts, shapes, hash_json(named))
 
     def programs(self) -> ExportedPrograms:
         """Reads the exported programs.
@@ -181,7 +178,7 @@ def _read_parts(folder: Path, facts: Mapping[str, Any]) -> tuple[Parts, Shapes, 
         flat = load_file(folder / PARAMS)
     except SafetensorError as error:
         raise InputError(f"{folder / PARAMS} can't be read ({error})") from error
-    arrays = artifacts.load_arrays(folder / "items", ["popularity", "is_new"])
+    arrays = load_arrays(folder / "items", ["popularity", "is_new"])
     table = SemanticIdTable.load(folder / "semantic_ids")
     trie = Trie.load(folder / "trie", content_hash=table.content_hash)
     has = facts["parts"].__contains__
@@ -195,9 +192,9 @@ def _read_parts(folder: Path, facts: Mapping[str, Any]) -> tuple[Parts, Shapes, 
         items=pa.parquet.read_table(folder / "items" / "items.parquet"),
         popularity=arrays["popularity"],
         is_new=arrays["is_new"],
-        user_hashes=artifacts.load_arrays(folder, ["user_hashes"])["user_hashes"],
+        user_hashes=load_arrays(folder, ["user_hashes"])["user_hashes"],
         embeddings=(
-            artifacts.load_arrays(folder, ["embeddings"])["embeddings"]
+            load_arrays(folder, ["embeddings"])["embeddings"]
             if has("embeddings.npy")
             else None
         ),
@@ -210,7 +207,7 @@ def _read_parts(folder: Path, facts: Mapping[str, Any]) -> tuple[Parts, Shapes, 
 
 
 def _hash_trie(trie: Trie) -> str:
-    return artifacts.hash_arrays({"leaves": jax.tree.leaves(trie)})
+    return hash_arrays({"leaves": jax.tree.leaves(trie)})
 
 
 def _check_hashes(
@@ -228,7 +225,7 @@ def _check_hashes(
             )
     for name, expected in facts["programs"].items():
         path = folder / _PROGRAMS / (name + SUFFIX)
-        if not path.is_file() or artifacts.hash_file(path) != expected:
+        if not path.is_file() or hash_file(path) != expected:
             raise InputError(f"{path} is not the program that {_FACTS} names: {again}")
     sizes = parts.model.layout.codebook_sizes
     if sizes != parts.table.codebook_sizes or sizes != parts.plan.codebook_sizes:

@@ -13,7 +13,9 @@ from tiger_jax.data.item_text import ItemTextConfig, build_item_texts
 from tiger_jax.embedding.encoders import SentenceTransformerEncoder, TfidfEncoder
 from tiger_jax.embedding.tfidf import FrozenTfidf
 from tiger_jax.errors import InputError
-from tiger_jax.workdir import artifacts
+from tiger_jax.workdir.hashing import hash_arrays, hash_json
+from tiger_jax.workdir.json_files import read_json, write_json
+from tiger_jax.workdir.reading import reading
 
 _FACTS = "item_encoder.json"
 SAMPLE = 200
@@ -63,10 +65,10 @@ class ItemEncoder:
         if isinstance(self.encoder, FrozenTfidf):
             arrays = dataclasses.asdict(self.encoder)
             facts["words"] = [arrays.pop("words"), arrays.pop("max_ngram")]
-            facts["arrays"] = artifacts.hash_arrays(arrays)
+            facts["arrays"] = hash_arrays(arrays)
         else:
             facts["encoder"] = self.encoder
-        return artifacts.hash_json(facts)
+        return hash_json(facts)
 
     def save(self, folder: Path) -> None:
         """Writes the template, and the encoder or its settings."""
@@ -78,7 +80,7 @@ class ItemEncoder:
         else:
             facts["kind"] = "SentenceTransformerEncoder"
             facts["settings"] = dataclasses.asdict(self.encoder)
-        artifacts.write_json(folder / _FACTS, facts)
+        write_json(folder / _FACTS, facts)
 
     @classmethod
     def load(cls, folder: Path) -> "ItemEncoder":
@@ -87,17 +89,13 @@ class ItemEncoder:
         Raises:
             InputError: There is no whole encoder in the folder.
         """
-        try:
-            facts = artifacts.read_json(folder / _FACTS)
+        with reading(folder, "export the bundle"):
+            facts = read_json(folder / _FACTS)
             text = facts["text"]
             config = ItemTextConfig(tuple(text["sentences"]), text["price_format"])
             if facts["kind"] == "TfidfEncoder":
                 return cls(config, FrozenTfidf.load(folder))
             return cls(config, SentenceTransformerEncoder(**facts["settings"]))
-        except (OSError, KeyError, TypeError, ValueError) as error:
-            raise InputError(
-                f"no encoder can be read from {folder} ({error})"
-            ) from error
 
 
 def freeze_encoder(folder: Path, embeddings: np.ndarray) -> ItemEncoder | None:
@@ -109,7 +107,7 @@ def freeze_encoder(folder: Path, embeddings: np.ndarray) -> ItemEncoder | None:
     path = folder / "encoder.json"
     if not path.exists():
         return None
-    facts = artifacts.read_json(path)
+    facts = read_json(path)
     if facts["kind"] == "ready-made":
         return None
     text = ItemTextConfig(

@@ -23,6 +23,7 @@ from tiger_jax.recommending.searcher import Params
 from tiger_jax.recommending.trained_model import load_card_and_table, load_recommender
 from tiger_jax.semantic_ids.table import SemanticIdTable
 from tiger_jax.workdir import artifacts
+from tiger_jax.workdir.hashing import hash_arrays, hash_json
 
 PARAMS = "params.safetensors"
 # A vector that lies between two codewords may go to the other one on other hardware.
@@ -134,23 +135,21 @@ class Parts:
         }
         facts = {"popularity": self.popularity, "is_new": self.is_new}
         hashes = {
-            PARAMS: artifacts.hash_arrays(self.params),
+            PARAMS: hash_arrays(self.params),
             "semantic_ids": self.table.content_hash,
-            "items": artifacts.hash_json(
-                {"columns": columns, "facts": artifacts.hash_arrays(facts)}
-            ),
-            "user_hashes.npy": artifacts.hash_arrays({"": self.user_hashes}),
+            "items": hash_json({"columns": columns, "facts": hash_arrays(facts)}),
+            "user_hashes.npy": hash_arrays({"": self.user_hashes}),
         }
         if self.embeddings is not None:
-            hashes["embeddings.npy"] = artifacts.hash_arrays({"": self.embeddings})
+            hashes["embeddings.npy"] = hash_arrays({"": self.embeddings})
         if self.encoder is not None:
             hashes["encoder"] = self.encoder.content_hash
         if self.quantizer is not None:
-            hashes["quantizer"] = artifacts.hash_json(
+            hashes["quantizer"] = hash_json(
                 {
                     "kind": self.quantizer.kind,
                     "settings": self.quantizer.settings(),
-                    "arrays": artifacts.hash_arrays(self.quantizer.to_arrays()),
+                    "arrays": hash_arrays(self.quantizer.to_arrays()),
                 }
             )
         return hashes

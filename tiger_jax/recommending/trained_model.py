@@ -12,7 +12,8 @@ from tiger_jax.models.tiger import Params, Tiger, TigerConfig, init_params
 from tiger_jax.semantic_ids.table import SemanticIdTable
 from tiger_jax.semantic_ids.token_ids import TokenLayout
 from tiger_jax.training.checkpoints import STEP_PREFIX, restore_params_of
-from tiger_jax.workdir import artifacts
+from tiger_jax.workdir.json_files import read_json, write_json
+from tiger_jax.workdir.reading import reading
 
 MODEL_FILE = "model.json"
 CHECKPOINTS = "checkpoints"
@@ -45,7 +46,7 @@ class ModelCard:
 
     def save(self, folder: Path) -> None:
         """Writes ``model.json``."""
-        artifacts.write_json(
+        write_json(
             folder / MODEL_FILE,
             {
                 "config": dataclasses.asdict(self.config),
@@ -66,8 +67,8 @@ class ModelCard:
             InputError: The file is missing or isn't what `save` wrote.
         """
         path = Path(folder) / MODEL_FILE
-        try:
-            value: dict[str, Any] = artifacts.read_json(path)
+        with reading(path, "run --stage=train_recommender"):
+            value: dict[str, Any] = read_json(path)
             return cls(
                 config=TigerConfig(**value["config"]),
                 layout=TokenLayout.from_json(value["layout"]),
@@ -76,11 +77,6 @@ class ModelCard:
                 best_metrics=dict(value["best_metrics"]),
                 semantic_ids=value["semantic_ids"],
             )
-        except (OSError, KeyError, TypeError, ValueError) as error:
-            raise InputError(
-                f"no trained recommender can be read from {path} ({error}): run "
-                "--stage=train_recommender again"
-            ) from error
 
 
 def load_recommender(

@@ -40,6 +40,8 @@ from tiger_jax.recommending.catalogue import Catalogue
 from tiger_jax.recommending.new_items import NewItem
 from tiger_jax.recommending.updates import JoinedRows, UpdateReport, change_rows, update
 from tiger_jax.workdir import artifacts
+from tiger_jax.workdir.arrays import load_arrays, save_arrays
+from tiger_jax.workdir.json_files import read_json, write_json
 
 SUFFIX = ".catalogue"
 KEEP = 10
@@ -265,7 +267,7 @@ def _write_parts(
     vectors = catalogue.embeddings
     if vectors is None:
         vectors = np.empty((len(has_joined), 0), np.float32)
-    artifacts.save_arrays(
+    save_arrays(
         folder,
         {
             "codes": catalogue.table.codes[has_joined],
@@ -273,8 +275,8 @@ def _write_parts(
             "joined": catalogue.joined[has_joined],
         },
     )
-    artifacts.write_json(folder / _ATTRIBUTES, catalogue.attributes)
-    artifacts.write_json(
+    write_json(folder / _ATTRIBUTES, catalogue.attributes)
+    write_json(
         folder / _FACTS,
         {
             "format": _FORMAT,
@@ -288,7 +290,7 @@ def _write_parts(
 def _read_version(folder: Path, exported: Catalogue, bundle: str) -> Catalogue:
     artifacts.load_manifest(folder)
     try:
-        facts = artifacts.read_json(folder / _FACTS)
+        facts = read_json(folder / _FACTS)
         if facts["format"] != _FORMAT:
             raise InputError(
                 f"{folder} has format {facts['format']}, and {_FORMAT} is read here"
@@ -300,7 +302,7 @@ def _read_version(folder: Path, exported: Catalogue, bundle: str) -> Catalogue:
                 "and its neighbours away and make the changes again"
             )
         removed = pa.parquet.read_table(folder / _REMOVED)["item_id"].to_pylist()
-        arrays = artifacts.load_arrays(folder, _ARRAYS)
+        arrays = load_arrays(folder, _ARRAYS)
         rows = JoinedRows(
             pa.parquet.read_table(folder / _ITEMS).cast(exported.items.schema),
             **arrays,
@@ -311,7 +313,7 @@ def _read_version(folder: Path, exported: Catalogue, bundle: str) -> Catalogue:
             exported,
             kept,
             rows,
-            attributes=artifacts.read_json(folder / _ATTRIBUTES),
+            attributes=read_json(folder / _ATTRIBUTES),
             version=int(facts["version"]),
         )
         expected = facts["semantic_ids"]

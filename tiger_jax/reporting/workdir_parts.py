@@ -14,6 +14,7 @@ from tiger_jax.reporting.training_plots import Curve, read_curves
 from tiger_jax.semantic_ids.table import SemanticIdTable
 from tiger_jax.stage_table import STAGES
 from tiger_jax.workdir import artifacts
+from tiger_jax.workdir.json_files import read_json
 
 FOLDERS = STAGES["report"].reads
 NUM_SAMPLES_READ = 2000
@@ -93,7 +94,7 @@ def read_parts(
 def _read_json(folder: Path | None, name: str) -> dict[str, Any] | None:
     if folder is None or not (folder / name).is_file():
         return None
-    return artifacts.read_json(folder / name)
+    return read_json(folder / name)
 
 
 def _read_errors(folder: Path | None) -> list[float]:

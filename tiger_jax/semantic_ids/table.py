@@ -13,7 +13,10 @@ from tiger_jax.errors import InputError
 from tiger_jax.semantic_ids.collisions import group_rows
 from tiger_jax.semantic_ids.quality import describe_codes
 from tiger_jax.workdir import artifacts
-from tiger_jax.workdir.array_files import load_array, save_array
+from tiger_jax.workdir.arrays import load_array, save_array
+from tiger_jax.workdir.hashing import hash_arrays, hash_json
+from tiger_jax.workdir.json_files import read_json, write_json
+from tiger_jax.workdir.reading import reading
 
 _CODES, _TABLE, _ITEM_IDS = "codes.npy", "table.json", "item_ids.parquet"
 
@@ -85,9 +88,9 @@ class SemanticIdTable:
     @functools.cached_property
     def content_hash(self) -> str:
         """Names the table by its values: equal tables have equal hashes."""
-        return artifacts.hash_json(
+        return hash_json(
             {
-                "codes": artifacts.hash_arrays({"codes": self.codes}),
+                "codes": hash_arrays({"codes": self.codes}),
                 "codebook_sizes": self.codebook_sizes,
                 "item_ids": self.item_ids,
             }
@@ -95,7 +98,6 @@ class SemanticIdTable:
 
     def save(self, folder: Path) -> None:
         """Writes ``codes.npy``, ``item_ids.parquet`` and ``table.json``."""
-        import pyarrow as pa
         import pyarrow.parquet as pq
 
         folder = Path(folder)
@@ -103,7 +105,7 @@ class SemanticIdTable:
         save_array(folder / _CODES, self.codes)
         ids = pa.table({"item_id": pa.array(self.item_ids, pa.string())})
         pq.write_table(ids, folder / _ITEM_IDS)
-        artifacts.write_json(
+        write_json(
             folder / _TABLE,
             {
                 "codebook_sizes": self.codebook_sizes,
@@ -121,13 +123,11 @@ class SemanticIdTable:
             InputError: A file is missing or damaged, or its content is not what was
                 saved.
         """
-        import pyarrow as pa
         import pyarrow.parquet as pq
 
         folder = Path(folder)
-        again = "run --stage=assign_semantic_ids again"
-        try:
-            facts = artifacts.read_json(folder / _TABLE)
+        with reading(folder, "run --stage=assign_semantic_ids"):
+            facts = read_json(folder / _TABLE)
             table = cls(
                 load_array(folder / _CODES),
                 tuple(facts["codebook_sizes"]),
@@ -135,16 +135,10 @@ class SemanticIdTable:
                 tuple(pq.read_table(folder / _ITEM_IDS)["item_id"].to_pylist()),
             )
             expected = facts["content_hash"]
-        except InputError:
-            raise
-        except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
-            raise InputError(
-                f"no Semantic ID table can be read from {folder} ({error}): {again}"
-            ) from error
         if table.content_hash != expected:
             raise InputError(
                 f"{folder} holds the Semantic IDs {table.content_hash[:12]}, but "
-                f"{_TABLE} says {expected[:12]}: {again}"
+                f"{_TABLE} says {expected[:12]}: run --stage=assign_semantic_ids again"
             )
         return table
 
@@ -176,7 +170,7 @@ def commit_table(
         categories=categories,
         seed=seed,
     )
-    artifacts.write_json(run.folder / "quality.json", quality)
+    write_json(run.folder / "quality.json", quality)
     run.commit(
         summary={
             "items": table.num_items,

@@ -17,6 +17,7 @@ from tiger_jax.semantic_ids.quality import format_quality
 from tiger_jax.semantic_ids.table import SemanticIdTable, commit_table
 from tiger_jax.stages.context import RunContext
 from tiger_jax.workdir import artifacts
+from tiger_jax.workdir.hashing import hash_file
 
 # With more collisions than this, the collision level decides much of what a
 # recommender can tell apart, and it means nothing.
@@ -71,7 +72,7 @@ def assign_semantic_ids(
         if not path.is_file():
             raise InputError(f"assign_semantic_ids.peer_codes: {path} is no file")
         inputs = ["data"] + ["embeddings"] * (missing_items == "nearest")
-        external = {"peer_codes": artifacts.hash_file(path)}
+        external = {"peer_codes": hash_file(path)}
         config |= {
             "peer_num_levels": peer_num_levels,
             "peer_codebook_sizes": peer_codebook_sizes,

@@ -16,8 +16,9 @@ from tiger_jax.errors import InputError
 from tiger_jax.progress import say
 from tiger_jax.stages.context import RunContext
 from tiger_jax.workdir import artifacts
-from tiger_jax.workdir.array_files import load_array
-from tiger_jax.workdir.chunk_files import save_whole
+from tiger_jax.workdir.arrays import load_array, save_whole
+from tiger_jax.workdir.hashing import hash_file
+from tiger_jax.workdir.json_files import write_json
 
 
 @gin.configurable(module="stages")
@@ -52,7 +53,7 @@ def embed_items(
                 f"{context.embeddings} is no file: give --embeddings a .npy file"
             )
         config = {"encoder": "ready-made"}
-        external = {"embeddings": artifacts.hash_file(context.embeddings)}
+        external = {"embeddings": hash_file(context.embeddings)}
     run = artifacts.begin(
         context.workdir,
         "embeddings",
@@ -99,7 +100,7 @@ def embed_items(
         shutil.rmtree(chunks, ignore_errors=True)
         embeddings = load_array(run.folder / "embeddings.npy")
     dims = embeddings.shape[1]
-    artifacts.write_json(
+    write_json(
         run.folder / "encoder.json", {**made_by, "embedding_dim": dims, "seed": seed}
     )
     run.commit(summary={"items": data.num_items, "embedding_dim": dims, **made_by})

@@ -28,7 +28,8 @@ from tiger_jax.reporting import paper_rows, tables
 from tiger_jax.stages.context import RunContext
 from tiger_jax.stages.sasrec_artifact import load_sasrec
 from tiger_jax.workdir import artifacts
-from tiger_jax.workdir.array_files import load_array
+from tiger_jax.workdir.arrays import load_array
+from tiger_jax.workdir.json_files import write_json
 
 INPUTS = ("data", "embeddings", "semantic_ids", "recommender")
 SASREC = "sasrec"  # an input where it is there: a baseline that has to be trained
@@ -167,8 +168,8 @@ def evaluate(
         evaluations, held_out["test"], data, seed
     )
     details["guards"] = [dataclasses.asdict(check) for check in checks]
-    artifacts.write_json(run.folder / "metrics.json", result)
-    artifacts.write_json(run.folder / "details.json", details)
+    write_json(run.folder / "metrics.json", result)
+    write_json(run.folder / "details.json", details)
     evaluation_record.write_predictions(
         run.folder / "predictions.jsonl",
         evaluations["tiger"]["test"],

@@ -10,6 +10,7 @@ from tiger_jax.recommending.trained_model import load_recommender
 from tiger_jax.semantic_ids.table import SemanticIdTable
 from tiger_jax.stages.context import RunContext
 from tiger_jax.workdir import artifacts
+from tiger_jax.workdir.json_files import write_json
 
 FOLDER = "t5"
 
@@ -52,8 +53,8 @@ def export_t5(context: RunContext) -> None:
     save_file(stored, run.folder / "model.safetensors", metadata={"format": "pt"})
     settings = t5_config(config, layout)
     special = ("pad_token_id", "decoder_start_token_id", "eos_token_id")
-    artifacts.write_json(run.folder / "config.json", settings)
-    artifacts.write_json(
+    write_json(run.folder / "config.json", settings)
+    write_json(
         run.folder / "generation_config.json",
         {
             **{name: settings[name] for name in special},
@@ -62,7 +63,7 @@ def export_t5(context: RunContext) -> None:
     )
     table = SemanticIdTable.load(context.workdir / "semantic_ids")
     tokens = layout.tokens_of(table.codes).tolist()
-    artifacts.write_json(
+    write_json(
         run.folder / "tokens.json",
         {
             **layout.to_json(),

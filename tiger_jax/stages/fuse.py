@@ -25,6 +25,7 @@ from tiger_jax.stages.context import RunContext
 from tiger_jax.stages.list_candidates import load_candidates
 from tiger_jax.stages.sasrec_artifact import load_sasrec
 from tiger_jax.workdir import artifacts
+from tiger_jax.workdir.json_files import write_json
 
 # Each part, and the folders that it is made from besides data/.
 PARTS: Mapping[str, Sequence[str]] = {
@@ -161,7 +162,7 @@ def fuse(
         "catalogue": f"all {data.num_items:,} items compete",
         "seed": seed,
     }
-    artifacts.write_json(run.folder / "metrics.json", result)
+    write_json(run.folder / "metrics.json", result)
     _say(result)
     run.commit(
         summary={

@@ -22,7 +22,9 @@ from tiger_jax.recommending.numbered_recommender import load_numbered_recommende
 from tiger_jax.recommending.searcher import SearchConfig
 from tiger_jax.stages.context import RunContext
 from tiger_jax.workdir import artifacts
-from tiger_jax.workdir.chunk_files import load_chunk, remove_chunks, save_chunk
+from tiger_jax.workdir.arrays import load_arrays, save_arrays
+from tiger_jax.workdir.chunks import load_chunk, remove_chunks, save_chunk
+from tiger_jax.workdir.json_files import canonical
 
 INPUTS = ("data", "semantic_ids", "recommender")
 SPLITS = ("validation", "test")
@@ -106,7 +108,7 @@ def list_candidates(
                 ours, held_out, run.folder, split, config, ours.max_items
             )
         arrays = {"rows": rows, "items": items, "scores": scores}
-        artifacts.save_arrays(
+        save_arrays(
             run.folder, {f"{split}_{name}": array for name, array in arrays.items()}
         )
         counts[f"{split}_users"] = len(rows)
@@ -126,7 +128,7 @@ def _can_reuse(workdir: Path, config: CandidatesConfig, search: SearchConfig) ->
     theirs = made.config["config"]
     return (
         made.inputs["recommender"] == recommender.content_hash
-        and made.config["search"] == artifacts.canonical(search)
+        and made.config["search"] == canonical(search)
         and theirs["max_users"] == config.max_users is None
         and theirs["predictions"] >= config.depth
     )
@@ -197,7 +199,7 @@ def load_candidates(
     folder = workdir / "candidates"
     names = [f"{split}_{name}" for name in ("rows", "items", "scores")]
     try:
-        rows, items, scores = artifacts.load_arrays(folder, names).values()
+        rows, items, scores = load_arrays(folder, names).values()
     except (OSError, ValueError) as error:
         raise InputError(
             f"{folder} holds no lists ({error}): run --stage=list_candidates again"

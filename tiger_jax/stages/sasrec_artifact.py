@@ -18,7 +18,8 @@ from tiger_jax.models.sasrec import (
     make_score_fn,
 )
 from tiger_jax.training.checkpoints import STEP_PREFIX, restore_params_of
-from tiger_jax.workdir import artifacts
+from tiger_jax.workdir.json_files import read_json, write_json
+from tiger_jax.workdir.reading import reading
 
 MODEL_FILE = "model.json"
 CHECKPOINTS = "checkpoints"
@@ -43,7 +44,7 @@ class SasRecCard:
 
     def save(self, folder: Path) -> None:
         """Writes ``model.json``."""
-        artifacts.write_json(folder / MODEL_FILE, dataclasses.asdict(self))
+        write_json(folder / MODEL_FILE, dataclasses.asdict(self))
 
     @classmethod
     def load(cls, folder: Path) -> "SasRecCard":
@@ -53,19 +54,14 @@ class SasRecCard:
             InputError: The file is missing or isn't what `save` wrote.
         """
         path = folder / MODEL_FILE
-        try:
-            value = artifacts.read_json(path)
+        with reading(path, "run --stage=train_sasrec"):
+            value = read_json(path)
             return cls(
                 config=SasRecConfig(**value["config"]),
                 num_items=int(value["num_items"]),
                 best_step=int(value["best_step"]),
                 best_metrics=dict(value["best_metrics"]),
             )
-        except (OSError, KeyError, TypeError, ValueError) as error:
-            raise InputError(
-                f"no trained SASRec can be read from {path} ({error}): run "
-                "--stage=train_sasrec again"
-            ) from error
 
 
 def load_sasrec_params(

@@ -45,6 +45,7 @@ from tiger_jax.training.loop import LoopConfig, decides, train
 from tiger_jax.training.optimizers import OptimizerConfig, make_optimizer
 from tiger_jax.training.partitioning import MeshConfig, Partitioner, check_hosts_agree
 from tiger_jax.workdir import artifacts
+from tiger_jax.workdir.provenance import code_version
 
 # Where the tasks of `tasks.tiger` look for a work directory.
 _TASKS_WORKDIR = "TIGER_WORKDIR"
@@ -111,7 +112,7 @@ def train_recommender(
         input=_choose_input(input, resident, seqio, buckets),
     )
     partitioner = Partitioner(mesh)
-    check_hosts_agree(artifacts.code_version() + gin.config_str(), "config or code")
+    check_hosts_agree(code_version() + gin.config_str(), "config or code")
     with _tasks_read(context.workdir):
         token_shards = find_token_shards(recipe.input)
         run = _begin(context.workdir, recipe, token_shards)

@@ -50,7 +50,8 @@ from tiger_jax.stages.context import RunContext
 from tiger_jax.training.metric_writers import MetricWriter
 from tiger_jax.training.whole_checkpoints import open_manager, restore_newest_whole
 from tiger_jax.workdir import artifacts
-from tiger_jax.workdir.chunk_files import save_whole
+from tiger_jax.workdir.arrays import save_whole
+from tiger_jax.workdir.json_files import read_json, write_json
 from tiger_jax.workdir.shards import Shards
 from tiger_jax.workdir.vector_shards import VectorRows
 
@@ -127,7 +128,7 @@ def train_rqvae(
         opaque=("tensorboard",),
     )
     if run.is_current:
-        quality = artifacts.read_json(run.folder / "quality.json")
+        quality = read_json(run.folder / "quality.json")
         _check_use(quality, minimum_use, accept_poor_codebooks)
         return
     if stream is not None and shards is not None:
@@ -144,7 +145,7 @@ def train_rqvae(
     say(format_quality(quality))
     _check_use(quality, minimum_use, accept_poor_codebooks)
     save_quantizer(fitted, run.folder)
-    artifacts.write_json(run.folder / "quality.json", quality)
+    write_json(run.folder / "quality.json", quality)
     shutil.rmtree(run.folder / _CHECKPOINTS, ignore_errors=True)
     run.commit(
         summary={

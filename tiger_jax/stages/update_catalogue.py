@@ -14,7 +14,7 @@ from tiger_jax.recommending.new_items import NewItem
 from tiger_jax.recommending.updates import UpdateReport
 from tiger_jax.recommending.versions import KEEP, CatalogueVersions
 from tiger_jax.stages.context import RunContext
-from tiger_jax.workdir.array_files import load_array
+from tiger_jax.workdir.arrays import load_array
 
 _SHOWN = 5
 _UNKNOWN = (None, "", [])

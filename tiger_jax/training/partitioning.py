@@ -23,6 +23,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from tiger_jax.config import config
 from tiger_jax.errors import InputError
 from tiger_jax.progress import say
+from tiger_jax.workdir.provenance import note_devices
 
 PyTree = Any
 
@@ -170,6 +171,7 @@ class Partitioner:
         """
         config = config or MeshConfig()
         devices = list(devices if devices is not None else jax.devices())
+        note_devices(devices)
         count = len(devices)
         data = count // config.model if config.data == -1 else config.data
         if config.model < 1 or data < 1 or data * config.model != count:

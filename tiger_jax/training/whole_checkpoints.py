@@ -20,7 +20,7 @@ from etils import epath
 
 from tiger_jax.errors import InputError
 from tiger_jax.progress import say
-from tiger_jax.workdir.artifacts import hash_file, hash_json
+from tiger_jax.workdir.hashing import hash_file, hash_json
 
 FILES = "files.json"
 # Orbax's own record, which gets the time of the rename after the files are hashed;

@@ -17,34 +17,24 @@ in the manifest is up to date.
 import dataclasses
 import datetime
 import fnmatch
-import functools
-import hashlib
-import importlib.metadata
-import json
-import math
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tiger_jax.errors import InputError
 from tiger_jax.progress import say
-from tiger_jax.stage_table import MADE_BY
-from tiger_jax.workdir.array_files import load_array, save_array
+from tiger_jax.workdir.hashing import hash_arrays, hash_file, hash_json, hash_values
+from tiger_jax.workdir.json_files import canonical, read_json, write_json
+from tiger_jax.workdir.provenance import describe_environment
+from tiger_jax.workdir.reading import how_to_make
 
 MANIFEST = "manifest.json"
 _FINGERPRINT = "fingerprint.json"
 # What differs between two runs that made the same thing: never in a content hash.
 _NEVER_CONTENT = ("metrics.jsonl", "*.log", "tensorboard", "*.gin", MANIFEST)
-_PACKAGES = (
-    "jax jaxlib flax optax orbax-checkpoint numpy gin-config scikit-learn pyarrow "
-    "tensorflow seqio sentence-transformers torch"
-).split()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,8 +193,7 @@ def load_manifest(
     """
     folder = Path(folder)
     _recover(folder)
-    maker = MADE_BY.get(folder.name)
-    how = f"run --stage={maker} first" if maker else "make it first"
+    how = f"{how_to_make(folder)} first"
     needs = f"{needed_by} needs " if needed_by else ""
     if not folder.exists():
         raise InputError(f"{needs}{folder}, which does not exist: {how}")
@@ -242,169 +231,9 @@ def count_test_reads(folder: Path) -> int:
     return int(load_manifest(folder, verify=False).summary.get("test_reads", 1))
 
 
-# --- Hashes ---------------------------------------------------------------------
-
-
-def hash_arrays(arrays: Mapping[str, Any]) -> str:
-    """Hashes named arrays by sorted (name, dtype, shape, values).
-
-    Values may be arrays, or nested mappings and sequences of them.
-
-    Example:
-        >>> a, b = np.arange(3), np.ones(2)
-        >>> hash_arrays({"a": a, "b": b}) == hash_arrays({"b": b, "a": a})
-        True
-        >>> hash_arrays({"a": a}) == hash_arrays({"a": a.astype(np.int32)})
-        False
-    """
-    digest = hashlib.sha256()
-    for name, array in sorted(_leaves(arrays)):
-        array = np.asarray(array)
-        header = f"{name}|{array.dtype.str}|{array.shape}|".encode()
-        digest.update(len(header).to_bytes(8, "little") + header)
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
-
-
-def hash_file(path: Path) -> str:
-    """The SHA-256 of a file's bytes."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def hash_json(value: Any) -> str:
-    """The SHA-256 of a value's canonical JSON."""
-    text = json.dumps(canonical(value), sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
 def seal(fields: Mapping[str, Any]) -> str:
     """The hash of a manifest's other fields."""
     return hash_json({k: v for k, v in fields.items() if k != "seal"})
-
-
-def canonical(value: Any) -> Any:
-    """Turns configs into plain JSON values; dataclasses keep their class's name."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {
-            f.name: canonical(getattr(value, f.name)) for f in dataclasses.fields(value)
-        }
-        return {"class": type(value).__name__, **fields}
-    if isinstance(value, Mapping):
-        return {str(k): canonical(v) for k, v in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        items = sorted(value) if isinstance(value, set | frozenset) else value
-        return [canonical(v) for v in items]
-    if isinstance(value, np.generic):
-        return canonical(value.item())
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)  # JSON has no infinity
-    if value is None or isinstance(value, str | int | float | bool):
-        return value
-    if isinstance(value, Path):
-        return str(value)
-    raise TypeError(f"a config may not hold a {type(value).__name__}: {value!r}")
-
-
-# --- Small files ----------------------------------------------------------------
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes indented JSON beside the file, then renames it into place."""
-    text = json.dumps(canonical(value), indent=1, ensure_ascii=False) + "\n"
-    beside = path.with_name(path.name + ".tmp")
-    with open(beside, "w", encoding="utf-8", errors="surrogatepass") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
-
-
-def read_json(path: Path) -> Any:
-    """Reads a JSON file that this package wrote; a ValueError if it can't be."""
-    with open(path, encoding="utf-8", errors="surrogatepass") as file:
-        try:
-            return json.load(file)
-        except RecursionError as error:
-            raise ValueError("it is nested too deep") from error
-
-
-def save_arrays(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes each array as ``NAME.npy``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, array in arrays.items():
-        save_array(folder / f"{name}.npy", np.asarray(array))
-
-
-def load_arrays(folder: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Reads ``NAME.npy`` for each name; a ValueError if one is no whole array."""
-    if away := [n for n in names if Path(n).name != n]:
-        raise ValueError(f"{away[0]!r} is no array's name")
-    return {name: load_array(folder / f"{name}.npy") for name in names}
-
-
-# --- The environment of a run ---------------------------------------------------
-
-
-def describe_environment() -> dict[str, Any]:
-    """Commit, package versions, devices and the gin in force."""
-    return {
-        "commit": code_version(),
-        "python": sys.version.split()[0],
-        "packages": package_versions(),
-        "devices": _describe_devices(),
-        **_describe_gin(),
-    }
-
-
-@functools.cache
-def code_version() -> str:
-    """The commit this code runs from (``+changes`` if edited), or the version."""
-    root = Path(__file__).resolve().parent.parent
-    version = importlib.import_module("tiger_jax").__version__
-    if not (root / ".git").exists():
-        return version
-    try:
-        git = ["git", "-C", str(root)]
-        run = functools.partial(
-            subprocess.run, capture_output=True, text=True, timeout=10, check=True
-        )
-        commit = run([*git, "rev-parse", "--short=12", "HEAD"]).stdout.strip()
-        changes = run([*git, "status", "--porcelain", "-uno"]).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return version
-    return f"{commit}+changes" if changes else commit
-
-
-@functools.cache
-def package_versions() -> dict[str, str]:
-    """Versions of the packages that decide results, where installed."""
-    versions = {}
-    for package in _PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
-
-
-def _describe_devices() -> str:
-    # A stage that never used JAX should not start it just to write this line.
-    jax = sys.modules.get("jax")
-    if jax is None or not jax._src.xla_bridge._backends:
-        return f"{os.cpu_count()} CPU cores"
-    devices = jax.devices()
-    return f"{len(devices)} × {devices[0].device_kind} ({devices[0].platform})"
-
-
-def _describe_gin() -> dict[str, str]:
-    gin = sys.modules.get("gin")
-    if gin is None:
-        return {}
-    return {"gin": gin.config_str(), "operative_gin": gin.operative_config_str()}
-
-
-# --- Inside ---------------------------------------------------------------------
 
 
 def _partial(final: Path) -> Path:
@@ -516,17 +345,6 @@ def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix, value
 
 
-def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(tree, Mapping):
-        for key, inner in tree.items():
-            yield from _leaves(inner, f"{prefix}/{key}")
-    elif isinstance(tree, list | tuple):
-        for index, inner in enumerate(tree):
-            yield from _leaves(inner, f"{prefix}/{index}")
-    else:
-        yield prefix, tree
-
-
 def _files(folder: Path) -> list[tuple[str, Path]]:
     found = (p for p in folder.rglob("*") if p.is_file())
     named = ((p.relative_to(folder).as_posix(), p) for p in found)
@@ -562,23 +380,5 @@ def _hash_content(
         leading = ["/".join(parts[: i + 1]) for i in range(len(parts))]
         if any(fnmatch.fnmatch(n, p) for n in (*leading, parts[-1]) for p in patterns):
             continue
-        hashes[name] = _hash_values(path)
+        hashes[name] = hash_values(path)
     return hash_json(hashes)
-
-
-def _hash_values(path: Path) -> str:
-    """Hashes what a file says rather than how its bytes say it, where known."""
-    if path.suffix == ".npy":
-        return hash_arrays({"": load_array(path, is_mapped=True)})
-    if path.suffix == ".json":
-        return hash_json(read_json(path))
-    if path.suffix == ".parquet":
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        table = pq.read_table(path).combine_chunks()
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, table.schema.remove_metadata()) as writer:
-            writer.write_table(table.replace_schema_metadata(None))
-        return hashlib.sha256(sink.getvalue()).hexdigest()
-    return hash_file(path)

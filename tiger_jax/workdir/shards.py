@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from tiger_jax.errors import InputError
-from tiger_jax.workdir import artifacts
+from tiger_jax.workdir.hashing import hash_file, hash_json
+from tiger_jax.workdir.json_files import read_json, write_json
 
 _LIST = "shards.json"
 # Rows that are decoded together: who wants a few need not read a whole file.
@@ -76,12 +77,12 @@ class ShardWriter:
             "recipe": self.recipe,
             "rows": rows,
             "bytes": beside.stat().st_size,
-            "sha256": artifacts.hash_file(beside),
+            "sha256": hash_file(beside),
             **facts,
         }
         _beside(path).unlink(missing_ok=True)
         beside.replace(path)
-        artifacts.write_json(_beside(path), known)
+        write_json(_beside(path), known)
 
     def finish(self, **facts: Any) -> "Shards":
         """Lists the shards and clears away what other recipes have left.
@@ -105,7 +106,7 @@ class ShardWriter:
             is_half = other.suffix == ".tmp"
             if is_half or other.with_suffix(f".{self.suffix}").name not in kept:
                 other.unlink()
-        artifacts.write_json(
+        write_json(
             self.folder / _LIST,
             {
                 "recipe": self.recipe,
@@ -128,7 +129,7 @@ class ShardWriter:
     def _facts(self, shard: int) -> dict[str, Any] | None:
         path = self.path(shard)
         try:
-            known = artifacts.read_json(_beside(path))
+            known = read_json(_beside(path))
             is_whole = path.stat().st_size == known["bytes"]
         except (OSError, ValueError, KeyError):
             return None
@@ -160,7 +161,7 @@ class Shards:
         """
         folder = Path(folder)
         try:
-            facts = artifacts.read_json(folder / _LIST)
+            facts = read_json(folder / _LIST)
             listed = facts["shards"]
             paths = [folder / Path(shard["name"]).name for shard in listed]
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -172,7 +173,7 @@ class Shards:
             size = path.stat().st_size if path.exists() else None
             is_whole = size == shard["bytes"]
             if is_whole and verify:
-                is_whole = artifacts.hash_file(path) == shard["sha256"]
+                is_whole = hash_file(path) == shard["sha256"]
             if not is_whole:
                 raise InputError(
                     f"{path} is missing or damaged: delete it and run the pipeline "
@@ -246,7 +247,7 @@ def recipe_of(config: Mapping[str, Any], *inputs: Shards | str) -> str:
         inputs: The folders that are read, or hashes of other input.
     """
     hashes = [i if isinstance(i, str) else i.content_hash for i in inputs]
-    return artifacts.hash_json({"config": dict(config), "inputs": hashes})
+    return hash_json({"config": dict(config), "inputs": hashes})
 
 
 def cut_evenly(total: int, num_shards: int) -> list[int]:
@@ -264,7 +265,7 @@ def _beside(path: Path) -> Path:
 
 
 def _hash_of(listed: Sequence[Mapping[str, Any]]) -> str:
-    return artifacts.hash_json([shard["sha256"] for shard in listed])
+    return hash_json([shard["sha256"] for shard in listed])
 
 
 def texts(table: pa.Table, name: str) -> pa.Array:

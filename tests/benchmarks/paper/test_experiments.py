@@ -11,6 +11,7 @@ from trained_workdir import make_trained_workdir
 from benchmarks.paper import experiments
 from tiger_jax import cli as command_line
 from tiger_jax.workdir import artifacts
+from tiger_jax.workdir.json_files import write_json
 
 # A name and its value, which may be a tuple over several lines; no configurable.
 BOUND = r"^([\w.]+) = (\([^)]*\)|[^@(\n]+)$"
@@ -80,5 +81,5 @@ def _add_codes_summary(workdir):
     run = artifacts.begin(
         workdir, "rqvae", stage="train_rqvae", inputs=("embeddings",), config={}
     )
-    artifacts.write_json(run.folder / "quality.json", {})
+    write_json(run.folder / "quality.json", {})
     run.commit(summary={"collision_rate": 0.1, "category_purity": 0.5})

@@ -21,7 +21,8 @@ from tiger_jax.data.readers.amazon import (
     read_reviews,
 )
 from tiger_jax.errors import InputError
-from tiger_jax.workdir import artifacts
+from tiger_jax.workdir.hashing import hash_file
+from tiger_jax.workdir.json_files import read_json, write_json
 
 HOST = "https://snap.stanford.edu/data/amazon/productGraph/categoryFiles/"
 _CHECKSUMS = "amazon2014_checksums.json"
@@ -111,7 +112,7 @@ class Amazon2014(tfds.core.GeneratorBasedBuilder):
         reviews = read_reviews(paths["reviews"])
         metadata, skipped = read_metadata(paths["metadata"], set(reviews.item_ids))
         self.info.metadata.update(
-            sha256={key: artifacts.hash_file(path) for key, path in paths.items()},
+            sha256={key: hash_file(path) for key, path in paths.items()},
             skipped_lines=len(skipped),
             first_skipped_lines=skipped[:5],
             items_without_metadata=len(set(reviews.item_ids)) - len(metadata),
@@ -201,13 +202,13 @@ def _download(files: dict[str, str], dl_manager: Any) -> dict[str, Path]:
 
 def _check_or_record(record: Path, paths: dict[str, Path]) -> None:
     """Compares downloads with the checksums of the first ones, or writes these down."""
-    known = artifacts.read_json(record) if record.exists() else {}
+    known = read_json(record) if record.exists() else {}
     for url, path in paths.items():
-        digest = artifacts.hash_file(path)
+        digest = hash_file(path)
         if known.setdefault(url, digest) != digest:
             raise InputError(
                 f"{path} (from {url}) has SHA-256 {digest}, but the file first "
                 f"downloaded from there had {known[url]}: delete it to fetch it "
                 f"again, or delete {record} if the source has changed"
             )
-    artifacts.write_json(record, known)
+    write_json(record, known)

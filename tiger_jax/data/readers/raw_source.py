@@ -16,7 +16,7 @@ from tiger_jax.data.readers.reader import Reader, kind_of, no_data_error
 from tiger_jax.data.readers.recbole import RecboleConfig
 from tiger_jax.data.synthetic import SyntheticShopConfig, generate_shop
 from tiger_jax.errors import InputError
-from tiger_jax.workdir import artifacts
+from tiger_jax.workdir.hashing import hash_file
 
 READERS = (FilesConfig, RecboleConfig, MovielensConfig, AmazonConfig)
 """The built-in readers, in the order in which they are asked."""
@@ -94,8 +94,7 @@ def find_source(
         kind = _amazon_category(files[0], source)
     try:
         external = {
-            path.relative_to(folder).as_posix(): artifacts.hash_file(path)
-            for path in files
+            path.relative_to(folder).as_posix(): hash_file(path) for path in files
         }
     except OSError as error:
         raise InputError(f"{error.filename} can't be read: {error.strerror}") from error

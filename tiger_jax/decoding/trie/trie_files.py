@@ -13,7 +13,9 @@ from tiger_jax.decoding.trie.levels import BitmapLevel, BitsetLevel, CsrLevel, L
 from tiger_jax.decoding.trie.packed import PackedNumbers, RisingNumbers
 from tiger_jax.decoding.trie.planner import TriePlan
 from tiger_jax.errors import InputError
-from tiger_jax.workdir import artifacts
+from tiger_jax.workdir.arrays import load_arrays, save_arrays
+from tiger_jax.workdir.json_files import read_json, write_json
+from tiger_jax.workdir.reading import reading
 
 _FACTS = "trie.json"
 _LEVELS = {"bitset": BitsetLevel, "bitmap": BitmapLevel, "csr": CsrLevel}
@@ -29,14 +31,14 @@ def save(
     """Writes one file an array, and ``trie.json`` when they are all there."""
     folder = Path(folder)
     arrays = dict(_flatten(parts, ""))
-    artifacts.save_arrays(folder, arrays)
+    save_arrays(folder, arrays)
     facts = {
         "content_hash": content_hash,
         "arrays": {name: str(array.dtype) for name, array in arrays.items()},
         "has_unseen": has_unseen,
         "levels": [dataclasses.asdict(level) for level in plan.levels],
     }
-    artifacts.write_json(folder / _FACTS, facts)
+    write_json(folder / _FACTS, facts)
 
 
 def load(folder: Path, content_hash: str) -> tuple[dict[str, Any], TriePlan, bool]:
@@ -46,17 +48,13 @@ def load(folder: Path, content_hash: str) -> tuple[dict[str, Any], TriePlan, boo
         InputError: A file is missing or damaged, or the hash is another one.
     """
     folder = Path(folder)
-    try:
-        facts = artifacts.read_json(folder / _FACTS)
+    with reading(folder, "build and save it"):
+        facts = read_json(folder / _FACTS)
         found = facts["content_hash"]
         plan = TriePlan(tuple(LevelPlan(**level) for level in facts["levels"]))
-        arrays = artifacts.load_arrays(folder, list(facts["arrays"]))
+        arrays = load_arrays(folder, list(facts["arrays"]))
         has_unseen = facts["has_unseen"]
         parts = _unflatten({k: jnp.asarray(v) for k, v in arrays.items()}, plan)
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"no trie can be read from {folder} ({error}): build and save it again"
-        ) from error
     if found != content_hash:
         raise InputError(
             f"{folder} is the trie of Semantic IDs {found[:12]}, not of "

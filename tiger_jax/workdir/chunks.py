@@ -1,4 +1,4 @@
-"""Arrays of unfinished work, a file a chunk, for a run that goes on after a kill.
+"""Arrays of unfinished work, a file per chunk, for a run that goes on after a kill.
 
 A chunk's name holds the hash of its values, so what a dying disk or machine left
 of it is never taken for what was computed.
@@ -10,15 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from tiger_jax.progress import say
-from tiger_jax.workdir.array_files import load_array, save_array
-from tiger_jax.workdir.artifacts import hash_arrays
-
-
-def save_whole(path: Path, array: np.ndarray) -> None:
-    """Writes an array beside its place and moves it there: no half file is seen."""
-    beside = path.with_name(path.name + ".tmp")
-    save_array(beside, array, sync=True)
-    beside.replace(path)
+from tiger_jax.workdir.arrays import load_array, save_whole
+from tiger_jax.workdir.hashing import hash_arrays
 
 
 def save_chunk(folder: Path, name: str, array: np.ndarray) -> None:

@@ -1,6 +1,7 @@
 """``.npy`` files that somebody else may have written, or a disk may have damaged."""
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -49,3 +50,24 @@ def save_array(path: Path, array: np.ndarray, *, sync: bool = False) -> None:
         if sync:
             file.flush()
             os.fsync(file.fileno())
+
+
+def save_whole(path: Path, array: np.ndarray) -> None:
+    """Writes an array beside its place and moves it there: no half file is seen."""
+    beside = path.with_name(path.name + ".tmp")
+    save_array(beside, array, sync=True)
+    beside.replace(path)
+
+
+def load_arrays(folder: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Reads ``NAME.npy`` for each name; a ValueError if one is no whole array."""
+    if away := [n for n in names if Path(n).name != n]:
+        raise ValueError(f"{away[0]!r} is no array's name")
+    return {name: load_array(folder / f"{name}.npy") for name in names}
+
+
+def save_arrays(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes each array as ``NAME.npy``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, array in arrays.items():
+        save_array(folder / f"{name}.npy", np.asarray(array))

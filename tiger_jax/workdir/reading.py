@@ -1,0 +1,43 @@
+"""One line for whatever goes wrong with a file that an earlier stage wrote."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from tiger_jax.errors import InputError, UserFacingError
+from tiger_jax.stage_table import MADE_BY
+
+_UNREADABLE = (OSError, EOFError, LookupError, TypeError, ValueError)
+
+
+@contextlib.contextmanager
+def reading(path: Path | str, remedy: str | None = None) -> Iterator[None]:
+    """Turns any failure to read what is at a path into an `InputError`.
+
+    Args:
+        path: What the block reads: a file, or a folder of files.
+        remedy: What to do; by default to run the stage again that made the folder.
+
+    Raises:
+        InputError: The block failed as reading fails; its own `InputError`s, and what
+            is no such failure, pass as they are.
+    """
+    try:
+        yield
+    except UserFacingError:
+        raise
+    except Exception as error:
+        is_arrow = type(error).__module__.partition(".")[0] == "pyarrow"
+        if not (is_arrow or isinstance(error, _UNREADABLE)):
+            raise
+        what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise InputError(
+            f"{path} can't be read ({what}): {remedy or how_to_make(Path(path))} again"
+        ) from error
+
+
+def how_to_make(path: Path) -> str:
+    """The command that makes a work directory's folder, or what lies in it."""
+    makers = (MADE_BY.get(part.name) for part in (path, *path.parents))
+    stage = next(filter(None, makers), None)
+    return f"run --stage={stage}" if stage else "make it"
