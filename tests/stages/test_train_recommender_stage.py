@@ -128,7 +128,7 @@ def test_a_preempted_stage_ends_in_the_same_content(finished, tmp_path, monkeypa
 
 def test_embeddings_may_start_from_the_codebooks(tmp_path):
     workdir = make_workdir(tmp_path / "work")
-    with pytest.raises(InputError, match="no quantizer can be read"):
+    with pytest.raises(InputError, match="rqvae can't be read"):
         run(workdir, codeword_embeddings=True)
 
 

@@ -19,7 +19,7 @@ def load_embeddings(folder: Path, num_items: int) -> Float[np.ndarray, "N E"]:
         InputError: The file is no such array.
     """
     path = folder / "embeddings.npy"
-    with reading(path, "run --stage=embed_items"):
+    with reading(path):
         embeddings = load_array(path)
     if embeddings.ndim != 2 or len(embeddings) != num_items:
         raise InputError(

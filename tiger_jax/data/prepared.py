@@ -145,7 +145,7 @@ class PreparedData:
           InputError: A file is missing or can't be read, or the parts don't fit.
         """
         folder = Path(folder)
-        with reading(folder, "run --stage=prepare_data"):
+        with reading(folder):
             arrays = load_arrays(
                 folder,
                 ["history_items", "history_offsets", "items_file_rows", "unseen_items"],

@@ -134,7 +134,7 @@ def load_quantizer(folder: Path) -> Quantizer:
         InputError: There is no whole quantizer in the folder.
     """
     folder = Path(folder)
-    with reading(folder, "run --stage=train_rqvae"):
+    with reading(folder):
         facts = read_json(folder / _QUANTIZER)
         arrays = load_arrays(folder / _ARRAYS, facts["arrays"])
         return _CLASSES[facts["kind"]].from_arrays(arrays, facts["settings"])

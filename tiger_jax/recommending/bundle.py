@@ -145,7 +145,7 @@ class Bundle:
                     f"{path} is no part of this bundle, whose manifest doesn't list "
                     "it: take it away"
                 )
-        with reading(folder, "export the bundle"):
+        with reading(folder):
             facts = read_json(folder / _FACTS)
             if facts["format"] != FORMAT:
                 raise InputError(

@@ -89,7 +89,7 @@ class ItemEncoder:
         Raises:
             InputError: There is no whole encoder in the folder.
         """
-        with reading(folder, "export the bundle"):
+        with reading(folder):
             facts = read_json(folder / _FACTS)
             text = facts["text"]
             config = ItemTextConfig(tuple(text["sentences"]), text["price_format"])

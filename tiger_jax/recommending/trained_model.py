@@ -67,7 +67,7 @@ class ModelCard:
             InputError: The file is missing or isn't what `save` wrote.
         """
         path = Path(folder) / MODEL_FILE
-        with reading(path, "run --stage=train_recommender"):
+        with reading(path):
             value: dict[str, Any] = read_json(path)
             return cls(
                 config=TigerConfig(**value["config"]),

@@ -42,6 +42,7 @@ from tiger_jax.recommending.updates import JoinedRows, UpdateReport, change_rows
 from tiger_jax.workdir import artifacts
 from tiger_jax.workdir.arrays import load_arrays, save_arrays
 from tiger_jax.workdir.json_files import read_json, write_json
+from tiger_jax.workdir.reading import reading
 
 SUFFIX = ".catalogue"
 KEEP = 10
@@ -289,7 +290,7 @@ def _write_parts(
 
 def _read_version(folder: Path, exported: Catalogue, bundle: str) -> Catalogue:
     artifacts.load_manifest(folder)
-    try:
+    with reading(folder, "move it away to go back to the version before"):
         facts = read_json(folder / _FACTS)
         if facts["format"] != _FORMAT:
             raise InputError(
@@ -317,13 +318,6 @@ def _read_version(folder: Path, exported: Catalogue, bundle: str) -> Catalogue:
             version=int(facts["version"]),
         )
         expected = facts["semantic_ids"]
-    except InputError:
-        raise
-    except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
-        raise InputError(
-            f"{folder} can't be read ({type(error).__name__}: {error}): move it away "
-            "to go back to the version before"
-        ) from error
     if catalogue.table.content_hash != expected:
         raise InputError(
             f"{folder} holds the Semantic IDs {catalogue.table.content_hash[:12]}, and "

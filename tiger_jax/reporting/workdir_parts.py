@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from tiger_jax.data.prepared import PreparedData
-from tiger_jax.errors import InputError
 from tiger_jax.reporting.training_plots import Curve, read_curves
 from tiger_jax.semantic_ids.table import SemanticIdTable
 from tiger_jax.stage_table import STAGES
 from tiger_jax.workdir import artifacts
 from tiger_jax.workdir.json_files import read_json
+from tiger_jax.workdir.reading import reading
 
 FOLDERS = STAGES["report"].reads
 NUM_SAMPLES_READ = 2000
@@ -65,7 +65,7 @@ def read_parts(
       InputError: A file in a finished folder can't be read.
     """
     folders = {name: workdir / name for name in manifests}
-    try:
+    with reading(workdir, "delete the folder of that file and run its stage again"):
         return WorkdirParts(
             manifests=manifests,
             data=PreparedData.load(folders["data"]) if "data" in folders else None,
@@ -82,13 +82,6 @@ def read_parts(
             fusion=_read_json(folders.get("fusion"), "metrics.json"),
             predictions=_read_predictions(folders.get("evaluation"), seed),
         )
-    except InputError:
-        raise
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{workdir} holds a file that can't be read ({error}): delete its folder "
-            "and run its stage again"
-        ) from error
 
 
 def _read_json(folder: Path | None, name: str) -> dict[str, Any] | None:

@@ -98,6 +98,7 @@ class SemanticIdTable:
 
     def save(self, folder: Path) -> None:
         """Writes ``codes.npy``, ``item_ids.parquet`` and ``table.json``."""
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
         folder = Path(folder)
@@ -126,7 +127,7 @@ class SemanticIdTable:
         import pyarrow.parquet as pq
 
         folder = Path(folder)
-        with reading(folder, "run --stage=assign_semantic_ids"):
+        with reading(folder):
             facts = read_json(folder / _TABLE)
             table = cls(
                 load_array(folder / _CODES),

@@ -54,7 +54,7 @@ class SasRecCard:
             InputError: The file is missing or isn't what `save` wrote.
         """
         path = folder / MODEL_FILE
-        with reading(path, "run --stage=train_sasrec"):
+        with reading(path):
             value = read_json(path)
             return cls(
                 config=SasRecConfig(**value["config"]),

@@ -30,10 +30,9 @@ def reading(path: Path | str, remedy: str | None = None) -> Iterator[None]:
         is_arrow = type(error).__module__.partition(".")[0] == "pyarrow"
         if not (is_arrow or isinstance(error, _UNREADABLE)):
             raise
+        remedy = remedy or f"{how_to_make(Path(path))} again"
         what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise InputError(
-            f"{path} can't be read ({what}): {remedy or how_to_make(Path(path))} again"
-        ) from error
+        raise InputError(f"{path} can't be read ({what}): {remedy}") from error
 
 
 def how_to_make(path: Path) -> str:

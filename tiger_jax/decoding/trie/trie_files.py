@@ -48,7 +48,7 @@ def load(folder: Path, content_hash: str) -> tuple[dict[str, Any], TriePlan, boo
         InputError: A file is missing or damaged, or the hash is another one.
     """
     folder = Path(folder)
-    with reading(folder, "build and save it"):
+    with reading(folder, "build and save it again"):
         facts = read_json(folder / _FACTS)
         found = facts["content_hash"]
         plan = TriePlan(tuple(LevelPlan(**level) for level in facts["levels"]))
