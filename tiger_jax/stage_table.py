@@ -38,7 +38,7 @@ _TABLE: tuple[tuple[str, Kind, str | None, str], ...] = (
     ("train_sasrec", "comparison", "sasrec", "data"),
     ("evaluate", "pipeline", "evaluation", f"{_TRAINED} sasrec"),
     ("list_candidates", "comparison", "candidates", f"{_TRAINED} evaluation"),
-    ("fuse", "comparison", "fusion", f"{_TRAINED} rqvae sasrec candidates"),
+    ("fuse", "comparison", "fusion", f"{_TRAINED} rqvae sasrec candidates evaluation"),
     ("report", "pipeline", "report", f"{_TRAINED} rqvae {_SHOWN}"),
     ("recommend", "request", None, f"{_TRAINED} bundle"),
     ("export", "request", "bundle", f"{_TRAINED} rqvae"),

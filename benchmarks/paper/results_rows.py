@@ -20,7 +20,7 @@ from benchmarks import lib
 from benchmarks.lib import Row
 from benchmarks.training.work_done import measure_work
 from tiger_jax.errors import InputError
-from tiger_jax.reporting.tables import BASELINE_NAMES
+from tiger_jax.evaluation.record import DETAILS, METRICS, title_of
 from tiger_jax.workdir import artifacts
 from tiger_jax.workdir.json_files import read_json
 
@@ -51,8 +51,8 @@ def _of_evaluation(workdir: Path) -> Iterator[Row]:
     folder = workdir / "evaluation"
     if not (folder / artifacts.MANIFEST).is_file():
         return
-    metrics = read_json(folder / "metrics.json")
-    details = read_json(folder / "details.json")
+    metrics = read_json(folder / METRICS)
+    details = read_json(folder / DETAILS)
     row = functools.partial(_row, workdir, folder, metrics)
     for name, by_split in metrics["baselines"].items():
         for split in SPLITS:
@@ -65,7 +65,7 @@ def _of_fusion(workdir: Path) -> Iterator[Row]:
     folder = workdir / "fusion"
     if not (folder / artifacts.MANIFEST).is_file():
         return
-    metrics = read_json(folder / "metrics.json")
+    metrics = read_json(folder / METRICS)
     row = functools.partial(_row, workdir, folder, metrics)
     for name in ONLY_FUSED:
         if name in metrics["parts"]:
@@ -97,7 +97,7 @@ def _row(
         "data_items": data["items"],
         "data_interactions": data["interactions"],
         "method": method,
-        "name": BASELINE_NAMES.get(method, method),
+        "name": title_of(metrics, method),
         "experiment": "",
         "seed": None,
         "split": split,

@@ -19,11 +19,11 @@ from benchmarks import lib
 from benchmarks.lib import ROOT, Row
 from benchmarks.paper.results_rows import SPLITS
 from tiger_jax.errors import InputError
+from tiger_jax.evaluation.baselines.known import TITLES
 from tiger_jax.reporting import paper_rows
-from tiger_jax.reporting.tables import BASELINE_NAMES
 
 METRICS = paper_rows.METRICS
-METHODS = (*BASELINE_NAMES, "tiger", "fusion")  # in the order of the table
+ORDER = (*TITLES, "", "tiger", "fusion")  # "": baselines of one's own
 
 
 def build_results(rows: Sequence[Row]) -> str:
@@ -54,7 +54,8 @@ def _section(rows: Sequence[Row]) -> str:
         groups[row["method"], row["experiment"]].append(row)
     notes, cells = [], []
     for (method, experiment), own in sorted(
-        groups.items(), key=lambda item: METHODS.index(item[0][0])
+        groups.items(),
+        key=lambda item: ORDER.index(item[0][0] if item[0][0] in ORDER else ""),
     ):
         name = _name(method, experiment, own[0])
         cells.append([name, _seeds(own), *_cells(own)])
@@ -105,12 +106,12 @@ def _name(method: str, experiment: str, row: Row) -> str:
         return f"**TIGER, `{experiment}`**"
     if method == "fusion":
         parts = [
-            "TIGER" if part == "tiger" else BASELINE_NAMES[part]
+            "TIGER" if part == "tiger" else TITLES.get(part, part)
             for part, weight in row["weights"].items()
             if weight
         ]
         return f"**Fusion** of {', '.join(parts)} (`{experiment}`)"
-    return BASELINE_NAMES[method]
+    return row["name"]
 
 
 def _seeds(rows: Sequence[Row]) -> str:

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from tiger_jax.evaluation import evaluator, metrics, recommend_fn
+from tiger_jax.evaluation import evaluator, metrics
+from tiger_jax.evaluation.recommend_fn import ScoredCatalogue
 from tiger_jax.histories import HeldOut, Histories
 
 NUM_ITEMS = 60
@@ -23,7 +24,7 @@ def _held_out(num_users: int = 23, longest: int = 33) -> HeldOut:
 
 
 SCORES = np.random.default_rng(1).normal(size=(23, NUM_ITEMS)).astype(np.float32)
-BY_USER = recommend_fn.from_scores(lambda users, histories: SCORES[users], NUM_ITEMS)
+BY_USER = ScoredCatalogue(lambda users, histories: SCORES[users], NUM_ITEMS)
 
 
 @pytest.mark.parametrize("exclude_seen", [False, True])
@@ -108,7 +109,7 @@ def test_an_invalid_recommendation_stops_the_evaluation_or_is_counted(spoil, num
 def test_a_target_among_the_seen_items_is_a_miss_only_when_masked():
     scores = np.zeros((1, NUM_ITEMS), np.float32)
     scores[0, 7] = 1.0
-    first_is_7 = recommend_fn.from_scores(lambda users, histories: scores, NUM_ITEMS)
+    first_is_7 = ScoredCatalogue(lambda users, histories: scores, NUM_ITEMS)
     held_out = HeldOut(
         np.array([0], np.int32),
         Histories.from_lists([[7, 8]]),

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tiger_jax.evaluation import evaluator, fusion, recommend_fn
+from tiger_jax.evaluation.lists import ListedRecommender
 from tiger_jax.histories import HeldOut, Histories
 
 NUM_ITEMS, USERS, DEPTH = 30, 40, 12
@@ -18,7 +19,7 @@ HELD_OUT = HeldOut(
 
 
 def _dense(scores):
-    return recommend_fn.from_scores(lambda users, _: scores[users], NUM_ITEMS)
+    return recommend_fn.ScoredCatalogue(lambda users, _: scores[users], NUM_ITEMS)
 
 
 def _lists(scores, depth=DEPTH):
@@ -29,33 +30,27 @@ def _lists(scores, depth=DEPTH):
 
 @pytest.mark.parametrize("normalization", fusion.NORMALIZATIONS)
 def test_a_fused_list_is_the_weighted_sum_of_the_parts_lists(normalization):
-    lists = [_lists(GOOD), _lists(NOISE, 7)]
-    parts = {
-        "good": fusion.Part(_dense(GOOD), 3),
-        "noise": fusion.Part(
-            fusion.ListedRecommender(HELD_OUT.user_numbers, *lists[1]), 3
-        ),
-    }
-    fused = fusion.FusedRecommender(
-        parts,
-        {"good": 0.7, "noise": 0.3},
-        normalization=normalization,
-        depth=DEPTH,
-    )
+    whole = [_lists(GOOD), _lists(NOISE, 7)]
     exclude = HELD_OUT.histories.last(4)
-    items, scores = fused(
-        HELD_OUT.user_numbers, HELD_OUT.histories.last(3), exclude, 10
+    arguments = HELD_OUT.user_numbers, HELD_OUT.histories.last(3), exclude
+    listed = ListedRecommender(HELD_OUT.user_numbers, *whole[1])
+    parts = {
+        "good": _dense(GOOD)(*arguments, DEPTH),
+        "noise": listed(*arguments, DEPTH),
+    }
+    items, scores = fusion.fuse_lists(
+        parts, {"good": 0.7, "noise": 0.3}, normalization=normalization, k=10
     )
     for user in (0, 17):
         expected = {}
-        for (numbers, found), weight, whole in (
-            (lists[0], 0.7, GOOD),
-            (lists[1], 0.3, None),
+        for (numbers, found), weight, dense in (
+            (whole[0], 0.7, GOOD),
+            (whole[1], 0.3, None),
         ):
             out = set(exclude[user].tolist())
-            if whole is not None:  # asked for DEPTH items after the exclusion
-                best = [i for i in np.argsort(-whole[user]) if i not in out][:DEPTH]
-                kept = [(i, whole[user, i]) for i in best]
+            if dense is not None:  # asked for DEPTH items after the exclusion
+                best = [i for i in np.argsort(-dense[user]) if i not in out][:DEPTH]
+                kept = [(i, dense[user, i]) for i in best]
             else:  # shortened by it
                 pairs = zip(numbers[user], found[user], strict=True)
                 kept = [(i, s) for i, s in pairs if i not in out]
@@ -71,20 +66,31 @@ def test_a_fused_list_is_the_weighted_sum_of_the_parts_lists(normalization):
         assert set(items[user].tolist()) <= set(expected)
 
 
-def test_a_fused_recommender_passes_the_evaluators_checks_with_short_lists():
+def test_fused_lists_pass_the_evaluators_checks_though_short(monkeypatch):
+    monkeypatch.setattr(fusion, "USERS_AT_ONCE", 7)
+    arguments = HELD_OUT.user_numbers, HELD_OUT.histories.last(3)
+    exclude = HELD_OUT.histories.last(4)
     parts = {
-        "good": fusion.Part(_dense(GOOD), 1),
-        "noise": fusion.Part(_dense(NOISE), 3),
+        "good": _dense(GOOD)(*arguments, exclude, 4),
+        "noise": _dense(NOISE)(*arguments, exclude, 4),
     }
-    fused = fusion.FusedRecommender(
-        parts, {"good": 1.0, "noise": 0.5}, normalization="min_max", depth=4
+    fused = fusion.fuse_lists(
+        parts, {"good": 1.0, "noise": 0.5}, normalization="min_max", k=21
     )
     found = evaluator.evaluate(
-        fused, HELD_OUT, num_items=NUM_ITEMS, exclude_seen=True, batch_size=16
+        ListedRecommender(HELD_OUT.user_numbers, *fused),
+        HELD_OUT,
+        num_items=NUM_ITEMS,
+        exclude_seen=True,
+        batch_size=16,
     )
     listed = (found.item_numbers >= 0).sum(1)
     assert (listed <= 8).all()
     assert (listed >= 4).all()
+    alone = {"good": 1.0, "noise": 0.0}
+    fused = fusion.fuse_lists(parts, alone, normalization="min_max", k=21)
+    np.testing.assert_array_equal(np.sort(fused[0][:, :4]), np.sort(parts["good"][0]))
+    assert (fused[0][:, 4:] == -1).all()
 
 
 def test_normalised_scores_by_hand():
@@ -131,11 +137,9 @@ def test_a_target_that_no_part_lists_is_a_miss():
 
 
 def test_lists_of_unknown_users_and_unknown_names_are_refused():
-    listed = fusion.ListedRecommender(HELD_OUT.user_numbers, *_lists(GOOD))
+    listed = ListedRecommender(HELD_OUT.user_numbers, *_lists(GOOD))
     nothing = np.empty((1, 0), np.int32)
     with pytest.raises(ValueError, match="user 99"):
         listed(np.array([99], np.int32), np.zeros((1, 2), np.int32), nothing, 5)
     with pytest.raises(ValueError, match="choose one of"):
-        fusion.FusedRecommender({}, {}, normalization="sum", depth=5)
-    with pytest.raises(ValueError, match="but weights"):
-        fusion.FusedRecommender({}, {"tiger": 1.0}, normalization="min_max", depth=5)
+        fusion.normalize_scores(_lists(GOOD)[1], "sum")

@@ -64,7 +64,7 @@ def test_the_shift_is_the_total_variation_by_hand():
 def test_a_search_that_misses_good_items_is_caught():
     scores = np.random.default_rng(2).normal(size=(USERS, NUM_ITEMS))
     scores = scores.astype(np.float32)
-    exact = recommend_fn.from_scores(lambda users, _: scores[users], NUM_ITEMS)
+    exact = recommend_fn.ScoredCatalogue(lambda users, _: scores[users], NUM_ITEMS)
 
     def narrow(user_numbers, histories, exclude, k):
         # Blind to the first half of the catalogue.

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from decoding_cases import CAPACITY, SHAPES, draw_codes, plan_of, search
 from decoding_reference import make_tables
+from ranking_reference import ranks_in_catalogue
 
 from faults import shop
 from faults.campaign import FINE, Fault, Outcome
@@ -242,7 +243,7 @@ def metrics_by_hand(number: int, folder: Path) -> Outcome:
     listed, values = recommend_fn.top_k(scores, nothing, k + 1)
     ranks = metrics.ranks_in_lists(listed, values, targets)
     found = metrics.compute_metrics(ranks)
-    whole = metrics.compute_metrics(metrics.ranks_in_catalogue(scores, targets))
+    whole = metrics.compute_metrics(ranks_in_catalogue(scores, targets))
     # A list that ends early: nobody knows whether the tie at its end went on.
     ends_early = num_items < k + 1
     for got, slow in (

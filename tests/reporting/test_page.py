@@ -13,9 +13,8 @@ from tiger_jax.data.prepared import PreparedData, hash_user_ids
 from tiger_jax.data.splits import Splits
 from tiger_jax.data.statistics import compute_statistics
 from tiger_jax.histories import Histories
-from tiger_jax.reporting import code_facts, figures, pictures, sections, training_plots
+from tiger_jax.reporting import data_pictures, figures, result_pictures, sections
 from tiger_jax.reporting.page import build_report, write_report
-from tiger_jax.reporting.sample_users import choose_samples
 from tiger_jax.reporting.workdir_parts import FOLDERS, WorkdirParts
 from tiger_jax.semantic_ids.table import SemanticIdTable
 from tiger_jax.workdir.artifacts import Manifest
@@ -250,7 +249,7 @@ def test_failed_checks_and_collapsed_codes_are_at_the_top(whole):
     codes = np.stack([number % 4, number // 4, number * 0], 1)
     ids = _table().item_ids
     collapsed = SemanticIdTable(codes, (16, 16, 2), 2, ids)
-    warnings = sections.warnings(whole, code_facts.describe_table(collapsed, None))
+    warnings = sections.warnings(whole, sections.describe_table(collapsed, None))
     assert warnings[0] == EVIL  # the failed check; the passed one is left out
     assert "level 0" in warnings[1]  # 4 of 16 codewords
     assert "4 of 16" in warnings[1]
@@ -273,19 +272,19 @@ def test_a_difference_within_its_interval_is_called_none(whole):
     details = {**whole.details, "differences": [row]}
     unsure = dataclasses.replace(whole, details=details)
     assert "as much as popularity" in sections.headline(unsure)["sentence"]
-    assert sections.differences(unsure) == [
-        {
-            "baseline": "Popularity",
-            "split": "Test",
-            "difference": "+.0500",
-            "interval": "−.0100 to +.0600",
-            "verdict": "a draw",
-        }
+    text = build_report(unsure, shown_items=20, seed=0).html
+    row = text[text.index("<td>Popularity</td><td>Test</td>") :].split("</tr>")[0]
+    assert re.findall(r"<td[^>]*>([^<]*)</td>", row) == [
+        "Popularity",
+        "Test",
+        "+.0500",
+        "−.0100 to +.0600",
+        "a draw",
     ]
 
 
 def test_samples_show_titles_and_mark_the_hit(whole):
-    samples = choose_samples(whole, seed=0)
+    samples = sections.choose_samples(whole, seed=0)
     assert [s["how"] for s in samples].count("drawn at random") == 4
     for sample in samples:
         hits = [item["is_hit"] for item in sample["recommended"]]
@@ -295,7 +294,7 @@ def test_samples_show_titles_and_mark_the_hit(whole):
 
 
 def test_codes_are_described_without_the_collision_level():
-    described = code_facts.describe_table(_table(), _data())
+    described = sections.describe_table(_table(), _data())
     first, second, third = described["levels"]
     assert (first["codewords_used"], first["distinct_prefixes"]) == (4, 4)
     assert first["perplexity"] == pytest.approx(4)  # ten items each
@@ -304,20 +303,17 @@ def test_codes_are_described_without_the_collision_level():
     assert (third["distinct_prefixes"], described["collision_rate"]) == (40, 0)
     assert third["codewords_used"] == 3  # 40 items fill 0, 1 and half of 2
     assert (
-        code_facts.describe_table(_table(), None)["levels"][0]["category_purity"]
-        is None
+        sections.describe_table(_table(), None)["levels"][0]["category_purity"] is None
     )
 
 
 def test_the_narrowest_category_ends_the_path():
-    found = code_facts.narrowest_categories(_data())
+    found = data_pictures.narrowest_categories(_data())
     assert found[:3] == ["Box 0", "Box 1", "Box 2"]
 
 
-def test_durations_and_days_are_readable(whole):
-    row = sections.provenance(whole)[0]
-    assert row["seconds"] == "1 h 02 min"
-    assert row["finished"] == "2026-01-02 03:04"
+def test_durations_and_days_are_readable(page):
+    assert "<td>2026-01-02 03:04</td><td>1 h 02 min</td>" in page.html
 
 
 def test_the_best_on_validation_is_marked_where_it_is():
@@ -325,7 +321,7 @@ def test_the_best_on_validation_is_marked_where_it_is():
 
     axes = Figure().subplots()
     curve = [1, 2, 3], [0.1, 0.3, 0.2]
-    training_plots._mark_best(axes, figures.LIGHT, "red", curve)
+    result_pictures.mark_best(axes, figures.LIGHT, "red", curve)
     assert axes.lines[0].get_xydata().tolist() == [[2, 0.3]]
     assert axes.texts[0].get_text() == "0.3000"
 
@@ -333,6 +329,6 @@ def test_the_best_on_validation_is_marked_where_it_is():
 def test_panels_gather_the_levels_of_a_metric():
     curve = [1], [0.5]
     curves = {"train/use_1": curve, "train/use_0": curve, "train/seconds": curve}
-    assert pictures._panels(curves, pictures.RQVAE_PANELS) == [
+    assert result_pictures.find_panels(curves, result_pictures.RQVAE_PANELS) == [
         ("Share of codewords used", {"level 0": curve, "level 1": curve})
     ]

@@ -2,11 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
 from trained_workdir import NUM_ITEMS, NUM_USERS, make_trained_workdir
 
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.errors import InputError
+from tiger_jax.evaluation.lists import SavedLists
 from tiger_jax.evaluation.metrics import REPORTED
 from tiger_jax.recommending.searcher import SearchConfig
 from tiger_jax.semantic_ids.table import SemanticIdTable
@@ -32,7 +34,7 @@ def _read(workdir):
 def test_the_metrics_file_has_the_agreed_form(workdir):
     metrics = _read(workdir)
     splits = {"test", "test_masked", "validation"}
-    more = {"intervals", "baselines", "ceiling", "invalid_ids", "settings"}
+    more = {"intervals", "baselines", "titles", "ceiling", "invalid_ids", "settings"}
     assert set(metrics) == splits | more
     for split in splits:
         assert set(metrics[split]) == set(REPORTED)
@@ -69,6 +71,23 @@ def test_predictions_say_the_same_as_the_metrics(workdir):
         place = items.index(line["target"]) if line["target"] in items else None
         assert line["rank"] == place
     assert _read(workdir)["test"]["recall@10"] == pytest.approx(hits / NUM_USERS)
+
+
+def test_lists_are_kept_whole_beside_those_for_people(workdir):
+    text = (workdir / "evaluation" / "predictions.jsonl").read_text()
+    data = PreparedData.load(workdir / "data")
+    folder = workdir / "evaluation" / "lists"
+    found = SavedLists.load(folder, "tiger_test")
+    assert (found.items.dtype, found.scores.dtype) == (np.int32, np.float32)
+    for row, line in zip(found.rows, text.splitlines(), strict=True):
+        listed = json.loads(line)["recommended"]
+        items = [data.item_ids[item] for item in found.items[row]]
+        assert items == [entry["item_id"] for entry in listed]
+        scores = [entry["score"] for entry in listed]
+        np.testing.assert_allclose(found.scores[row], scores, atol=5.1e-5)
+    names = {path.name for path in folder.glob("*_items.npy")}
+    assert "tiger_validation_items.npy" in names
+    assert "popularity_test_masked_items.npy" in names
 
 
 def test_with_a_beam_for_every_item_the_search_is_exact(workdir):

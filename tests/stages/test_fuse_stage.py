@@ -9,19 +9,15 @@ from trained_workdir import NUM_ITEMS, NUM_USERS, make_trained_workdir
 
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.errors import InputError
-from tiger_jax.evaluation import evaluator
+from tiger_jax.evaluation import evaluator, lists
+from tiger_jax.evaluation.baselines.semantic_knn import DenseKnn
 from tiger_jax.recommending.numbered_recommender import load_numbered_recommender
 from tiger_jax.recommending.searcher import SearchConfig
 from tiger_jax.reporting import tables
-from tiger_jax.stages import list_candidates as candidates_stage
 from tiger_jax.stages.context import RunContext
 from tiger_jax.stages.evaluate import EvaluateConfig, evaluate
 from tiger_jax.stages.fuse import FusionConfig, fuse
-from tiger_jax.stages.list_candidates import (
-    CandidatesConfig,
-    list_candidates,
-    load_candidates,
-)
+from tiger_jax.stages.list_candidates import CandidatesConfig, list_candidates
 from tiger_jax.workdir import artifacts
 from tiger_jax.workdir.json_files import read_json
 
@@ -48,9 +44,16 @@ def workdir(tmp_path_factory):
     return made
 
 
+def _load(workdir, split):
+    held_out = getattr(PreparedData.load(workdir / "data"), split)
+    found = lists.SavedLists.load(workdir / "candidates", split)
+    return found, held_out.select(found.rows)
+
+
 def test_lists_on_disk_are_those_of_the_recommender(workdir):
     data = PreparedData.load(workdir / "data")
-    listed, held_out = load_candidates(workdir, data, "test")
+    found, held_out = _load(workdir, "test")
+    listed = lists.ListedRecommender(held_out.user_numbers, found.items, found.scores)
     assert len(held_out.targets) == NUM_USERS
     ours = load_numbered_recommender(workdir, data, SEARCH)
     expected = evaluator.evaluate(
@@ -97,42 +100,43 @@ def test_both_are_up_to_date_and_another_choice_counts_as_a_reading(workdir, cap
     assert artifacts.load_manifest(workdir / "fusion").summary["test_reads"] == 2
 
 
-@pytest.mark.slow
 def test_lists_that_evaluate_wrote_are_not_searched_again(
     workdir, tmp_path, monkeypatch
 ):
     copy = tmp_path / "work"
     shutil.copytree(workdir, copy)
-    config = CandidatesConfig(depth=18, batch_size=15, max_validation_users=None)
+    config = CandidatesConfig(depth=18, batch_size=15, max_validation_users=30)
     list_candidates(RunContext(copy), config=config, search=SEARCH)
-    data = PreparedData.load(copy / "data")
-    nothing = np.empty((NUM_USERS, 0), np.int32)
-    arguments = data.test.user_numbers, nothing, nothing, 18
-    searched = load_candidates(copy, data, "test")[0](*arguments)
+    searched = {split: _load(copy, split)[0] for split in ("test", "validation")}
     evaluate(
         RunContext(copy),
         config=EvaluateConfig(batch_size=15, guard_users=0, baselines=()),
         search=SEARCH,
     )
-    splits = []
-    list_items = evaluator.list_items
 
-    def noted(recommend, held_out, **settings):
-        splits.append(settings["description"])
-        return list_items(recommend, held_out, **settings)
+    def refuse(*arguments, **settings):
+        raise AssertionError("searched again")
 
-    monkeypatch.setattr(evaluator, "list_items", noted)
+    monkeypatch.setattr(lists, "list_items", refuse)
     list_candidates(RunContext(copy), config=config, search=SEARCH)
-    assert [title.split(",")[0] for title in splits] == ["validation"]
-    reused = load_candidates(copy, data, "test")[0](*arguments)
-    np.testing.assert_array_equal(reused[0], searched[0])
-    np.testing.assert_allclose(reused[1], searched[1], atol=1e-4)
+    for split, wanted in searched.items():
+        found, _ = _load(copy, split)
+        np.testing.assert_array_equal(found.rows, wanted.rows)
+        np.testing.assert_array_equal(found.items, wanted.items)
+        np.testing.assert_allclose(found.scores, wanted.scores, rtol=1e-6)
+
+    # Without them, fuse takes evaluate's lists, whole.
+    shutil.rmtree(copy / "candidates")
+    fuse(RunContext(copy), config=FusionConfig(parts=("tiger", "popularity")))
+    fused = read_json(copy / "fusion" / "metrics.json")["parts"]["tiger"]
+    measured = read_json(copy / "evaluation" / "metrics.json")
+    assert fused["test"] == measured["test"]
 
 
 def test_a_killed_search_goes_on_with_the_users_that_are_left(
     workdir, monkeypatch, capsys
 ):
-    monkeypatch.setattr(candidates_stage, "CHUNK", 15)
+    monkeypatch.setattr(lists, "CHUNK", 15)
     searched = []
     list_items = evaluator.list_items
 
@@ -143,7 +147,7 @@ def test_a_killed_search_goes_on_with_the_users_that_are_left(
         return list_items(recommend, held_out, **settings)
 
     config = CandidatesConfig(depth=24, batch_size=15, max_validation_users=None)
-    monkeypatch.setattr(evaluator, "list_items", dying)
+    monkeypatch.setattr(lists, "list_items", dying)
     with pytest.raises(KeyboardInterrupt):
         list_candidates(RunContext(workdir), config=config, search=SEARCH)
     damaged, *_ = (workdir / "candidates.partial").glob("chunk_*_scores_*.npy")
@@ -156,19 +160,17 @@ def test_a_killed_search_goes_on_with_the_users_that_are_left(
         count.append(len(held_out.targets))
         return list_items(recommend, held_out, **settings)
 
-    monkeypatch.setattr(evaluator, "list_items", counted)
+    monkeypatch.setattr(lists, "list_items", counted)
     list_candidates(RunContext(workdir), config=config, search=SEARCH)
     assert len(count) == 2 * 3 - 1  # of two chunks, one was damaged
     assert f"{damaged} is damaged" in capsys.readouterr().out
-    _, held_out = load_candidates(
-        workdir, PreparedData.load(workdir / "data"), "validation"
-    )
+    _, held_out = _load(workdir, "validation")
     assert len(held_out.targets) == NUM_USERS
     assert not list((workdir / "candidates").glob("chunk_*"))
 
 
 def test_unknown_parts_and_too_few_beams_are_refused(tmp_path):
-    with pytest.raises(InputError, match="known are tiger"):
+    with pytest.raises(InputError, match="known are popularity"):
         FusionConfig(parts=("bert",))
     with pytest.raises(InputError, match="known are reciprocal_rank"):
         FusionConfig(normalizations=("sum",))
@@ -184,4 +186,4 @@ def test_the_fused_recommender_has_a_row_of_its_own(workdir):
     assert rows[-1].name == tables.FUSED
     assert rows[-1].values == result["test_masked"]
     assert "TIGER" in rows[-1].note
-    assert tables.BASELINE_NAMES["dense_knn"] not in [row.name for row in rows]
+    assert DenseKnn.title not in [row.name for row in rows]

@@ -13,6 +13,7 @@ from benchmarks.paper.results_rows import KEY, collect_rows
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.errors import Preempted
 from tiger_jax.evaluation import evaluator
+from tiger_jax.evaluation.baselines.sasrec import SasRecCard, TrainedSasRec
 from tiger_jax.evaluation.recommend_fn import last_items
 from tiger_jax.input_pipeline.resident_sequences import (
     ResidentSequences,
@@ -21,7 +22,6 @@ from tiger_jax.input_pipeline.resident_sequences import (
 from tiger_jax.models.sasrec import SasRecConfig
 from tiger_jax.stages.context import RunContext
 from tiger_jax.stages.evaluate import EvaluateConfig, evaluate
-from tiger_jax.stages.sasrec_artifact import SasRecCard, load_sasrec
 from tiger_jax.stages.train_sasrec import train_sasrec
 from tiger_jax.training.loop import LoopConfig
 from tiger_jax.training.optimizers import OptimizerConfig
@@ -63,13 +63,12 @@ def test_what_is_loaded_has_the_validation_metrics_of_the_best_step(workdir):
     card = SasRecCard.load(workdir / "sasrec")
     assert card.config == SETTINGS["model"]
     data = PreparedData.load(workdir / "data")
-    recommend, history_length = load_sasrec(workdir, data.num_items)
+    recommend = TrainedSasRec().build(data, workdir)
     found = evaluator.evaluate(
         recommend,
         data.validation,
         num_items=NUM_ITEMS,
         exclude_seen=False,
-        history_length=history_length,
     )
     metrics = found.compute_metrics()
     for name in ("recall@10", "ndcg@10"):

@@ -7,11 +7,11 @@ import numpy as np
 from jaxtyping import Float32, Int32, Int64
 
 from tiger_jax.evaluation import bootstrap, metrics
-from tiger_jax.evaluation.recommend_fn import RecommendFn
+from tiger_jax.evaluation.recommend_fn import RecommendFn, shown_items
 from tiger_jax.histories import HeldOut
 from tiger_jax.progress import Progress
 
-SMALLEST_EXCLUDE_WIDTH = 8
+MIN_EXCLUDE_WIDTH = 8
 
 
 class InvalidRecommendation(ValueError):
@@ -37,13 +37,17 @@ class Evaluation:
     num_invalid: int
     num_listed: int
 
-    def compute_metrics(self) -> dict[str, float]:
-        """Every reported metric, averaged over the users."""
-        return metrics.compute_metrics(self.ranks)
+    def compute_metrics(
+        self, names: tuple[str, ...] = metrics.REPORTED
+    ) -> dict[str, float]:
+        """Every named metric, averaged over the users."""
+        return metrics.compute_metrics(self.ranks, names)
 
-    def compute_intervals(self, seed: int = 0) -> dict[str, tuple[float, float]]:
-        """The 95 % bootstrap interval of every reported metric."""
-        return bootstrap.metric_intervals(self.ranks, seed=seed)
+    def compute_intervals(
+        self, seed: int = 0, names: tuple[str, ...] = metrics.REPORTED
+    ) -> dict[str, tuple[float, float]]:
+        """The 95 % bootstrap interval of every named metric."""
+        return bootstrap.metric_intervals(self.ranks, names, seed=seed)
 
 
 def evaluate(
@@ -52,13 +56,13 @@ def evaluate(
     *,
     num_items: int,
     exclude_seen: bool,
-    k: int = metrics.LARGEST_CUTOFF,
-    history_length: int = 20,
+    k: int = metrics.MAX_CUTOFF,
+    history_length: int | None = None,
     batch_size: int = 256,
     count_invalid: bool = False,
     description: str = "Evaluating",
 ) -> Evaluation:
-    """Asks for k + 1 items a user, checks every list, and ranks the targets.
+    """Asks for k + 1 items per user, checks every list, and ranks the targets.
 
     Users with histories of like length share a batch, and widths come from a
     short ladder: a jitted recommender compiles a handful of times and most users
@@ -72,8 +76,8 @@ def evaluate(
       exclude_seen: Whether the user's own items are out of the running (masked).
         A target that the user had before is then a miss by definition.
       k: Largest cutoff.
-      history_length: The recommender is shown this many of the last items. What
-        is excluded is never cut.
+      history_length: The recommender is shown this many of the last items; None
+        for its `max_items`, or 20. What is excluded is never cut.
       batch_size: Users at a time.
       count_invalid: Counts invalid entries (an unconstrained search has some)
         instead of raising.
@@ -116,11 +120,11 @@ def list_items(
     held_out: HeldOut,
     *,
     k: int,
-    history_length: int = 20,
+    history_length: int | None = None,
     batch_size: int = 256,
     description: str = "Recommending",
 ) -> tuple[Int32[np.ndarray, "U k"], Float32[np.ndarray, "U k"]]:
-    """Asks for k items a user, nothing masked, without looking at the targets.
+    """Asks for k items per user, nothing masked, without looking at the targets.
 
     Returns:
       Item numbers and scores in `held_out`'s order, padded with -1 and -inf.
@@ -147,11 +151,12 @@ def _recommend_in_batches(
     k: int,
     *,
     exclude_seen: bool,
-    history_length: int,
+    history_length: int | None,
     batch_size: int,
     description: str,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
     """Yields rows [b], what was excluded [b, X], item numbers and scores [b, k]."""
+    history_length = history_length or shown_items(recommend)
     lengths = held_out.histories.lengths  # [U]
     order = np.argsort(-lengths, kind="stable")  # long ones first: memory fails early
     with Progress(len(order), description, unit="user") as bar:
@@ -208,7 +213,7 @@ def _history_width(longest: int, history_length: int) -> int:
 
 
 def _exclude_width(longest: int) -> int:
-    width = SMALLEST_EXCLUDE_WIDTH
+    width = MIN_EXCLUDE_WIDTH
     while width < longest:
         width *= 2
     return width

@@ -20,26 +20,16 @@ import numpy as np
 from jaxtyping import Float, Float32, Int, Int32
 
 from tiger_jax.evaluation import metrics
-from tiger_jax.evaluation.recommend_fn import RecommendFn, last_items
+from tiger_jax.evaluation.evaluator import Evaluation
 
 NORMALIZATIONS = ("reciprocal_rank", "min_max", "z_score", "softmax")
 RANK_OFFSET = 60  # of reciprocal rank fusion; its authors' constant
 MULTIPLIERS = (0.0, 0.25, 0.5, 0.7, 0.85, 1.2, 1.4, 2.0, 4.0)
 REVIVED = (0.1, 0.3, 1.0)  # what a weight of 0 is tried at
-MOST_ROUNDS = 20
-
-
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """One of the recommenders that are fused.
-
-    Attributes:
-        recommend: The recommender.
-        history_length: Items of a history that it is shown, the most recent.
-    """
-
-    recommend: RecommendFn
-    history_length: int
+MAX_ROUNDS = 20
+# Item numbers and scores, best first; each part's are as long as it likes.
+PartLists = tuple[Int32[np.ndarray, "U _"], Float32[np.ndarray, "U _"]]
+USERS_AT_ONCE = 4096  # a pool may hold every item that any part lists
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,106 +45,31 @@ class Pool:
     features: Float32[np.ndarray, "U C P"]
 
 
-class FusedRecommender:
-    """Asks each part for a list and sums them (`RecommendFn`)."""
+def fuse_lists(
+    lists: Mapping[str, PartLists],
+    weights: Mapping[str, float],
+    *,
+    normalization: str,
+    k: int,
+) -> tuple[Int32[np.ndarray, "U k"], Float32[np.ndarray, "U k"]]:
+    """Sums the parts' lists, a few users at a time.
 
-    def __init__(
-        self,
-        parts: Mapping[str, Part],
-        weights: Mapping[str, float],
-        *,
-        normalization: str,
-        depth: int,
-    ) -> None:
-        """Takes the parts.
-
-        Args:
-            weights: By part; a part of weight 0 isn't asked.
-            normalization: One of `NORMALIZATIONS`.
-            depth: Items that each part is asked for.
-
-        Raises:
-            ValueError: An unknown normalisation, or a part without a weight.
-        """
-        if normalization not in NORMALIZATIONS:
-            raise ValueError(
-                f"normalization {normalization!r}: choose one of "
-                f"{', '.join(NORMALIZATIONS)}"
-            )
-        if parts.keys() != weights.keys():
-            raise ValueError(f"parts {sorted(parts)} but weights {sorted(weights)}")
-        self._parts = [part for name, part in parts.items() if weights[name]]
-        self._weights = np.array([w for w in map(weights.get, parts) if w], np.float32)
-        self._normalization, self._depth = normalization, depth
-
-    def __call__(
-        self,
-        user_numbers: Int32[np.ndarray, " B"],
-        histories: Int32[np.ndarray, "B I"],
-        exclude: Int32[np.ndarray, "B X"],
-        k: int,
-    ) -> tuple[Int32[np.ndarray, "B k"], Float32[np.ndarray, "B k"]]:
-        """Recommends k items a user, of those that some part lists."""
-        lists = [
-            part.recommend(
-                user_numbers,
-                last_items(histories, part.history_length),
-                exclude,
-                self._depth,
-            )
-            for part in self._parts
-        ]
-        return rank_pool(pool_lists(lists, self._normalization), self._weights, k)
-
-
-class ListedRecommender:
-    """A recommender whose lists were made before, for known users (`RecommendFn`).
-
-    What is excluded is taken out of them, so a list may come out shorter than asked.
+    Args:
+      lists: Item numbers and scores by part; a part of weight 0 isn't looked at.
+      weights: By part.
+      normalization: One of `NORMALIZATIONS`.
+      k: Items per user, of those that some part lists.
     """
-
-    def __init__(
-        self,
-        user_numbers: Int32[np.ndarray, " U"],
-        item_numbers: Int32[np.ndarray, "U D"],
-        scores: Float32[np.ndarray, "U D"],
-    ) -> None:
-        """Takes each user's list, best first, padded with -1 and -inf."""
-        self._item_numbers, self._scores = item_numbers, scores
-        self._row_of = np.full(int(user_numbers.max(initial=-1)) + 1, -1)
-        self._row_of[user_numbers] = np.arange(len(user_numbers))
-
-    def __call__(
-        self,
-        user_numbers: Int32[np.ndarray, " B"],
-        histories: Int32[np.ndarray, "B I"],
-        exclude: Int32[np.ndarray, "B X"],
-        k: int,
-    ) -> tuple[Int32[np.ndarray, "B k"], Float32[np.ndarray, "B k"]]:
-        """Looks the lists up.
-
-        Raises:
-            ValueError: There is no list for a user.
-        """
-        del histories
-        known = (user_numbers >= 0) & (user_numbers < len(self._row_of))
-        rows = np.where(known, self._row_of[np.where(known, user_numbers, 0)], -1)
-        if (rows < 0).any():
-            raise ValueError(f"no list was made for user {user_numbers[rows < 0][0]}")
-        items, scores = self._item_numbers[rows], self._scores[rows]  # [B, D]
-        is_out = (items[:, :, None] == exclude[:, None, :]).any(2) | (items < 0)
-        kept_first = np.argsort(is_out, axis=1, kind="stable")
-        items = np.where(is_out, -1, items)
-        scores = np.where(is_out, -np.inf, scores)
-        missing = ((0, 0), (0, max(0, k - items.shape[1])))
-        items, scores = (
-            np.take_along_axis(array, kept_first, axis=1)[:, :k]
-            for array in (items, scores)
-        )
-        return (
-            np.pad(items, missing, constant_values=-1).astype(np.int32),
-            np.pad(scores, missing, constant_values=-np.inf).astype(np.float32),
-        )
+    asked = [name for name in lists if weights[name]]
+    shares = np.array([weights[name] for name in asked], np.float32)
+    total = len(lists[asked[0]][0])
+    found = []
+    for at in range(0, total, USERS_AT_ONCE):
+        rows = slice(at, at + USERS_AT_ONCE)
+        few = [(lists[name][0][rows], lists[name][1][rows]) for name in asked]
+        found.append(rank_pool(pool_lists(few, normalization), shares, k))
+    items, scores = zip(*found, strict=True)
+    return np.concatenate(items), np.concatenate(scores)
 
 
 def normalize_scores(
@@ -173,10 +88,15 @@ def normalize_scores(
     Args:
       scores: Best first, -inf where there is no item.
 
+    Raises:
+      ValueError: `how` is none of these.
+
     Example:
       >>> normalize_scores(np.array([[4.0, 2.0, 0.0]], np.float32), "min_max").tolist()
       [[1.0, 0.5, 0.0]]
     """
+    if how not in NORMALIZATIONS:
+        raise ValueError(f"{how!r}: choose one of {', '.join(NORMALIZATIONS)}")
     is_item = np.isfinite(scores)
     if how == "reciprocal_rank":
         rank = _worst_ranks(scores)
@@ -208,7 +128,7 @@ def _worst_ranks(scores: Float32[np.ndarray, "U D"]) -> Int[np.ndarray, "U D"]:
 
 
 def pool_lists(
-    lists: Sequence[tuple[Int32[np.ndarray, "U D"], Float32[np.ndarray, "U D"]]],
+    lists: Sequence[PartLists],
     normalization: str,
 ) -> Pool:
     """Unites the parts' lists, user by user.
@@ -296,7 +216,7 @@ def choose_weights(
     scale = pool.features.max(axis=1, initial=0.0).mean(axis=0)  # [P]
     weights = 1.0 / np.maximum(scale, 1e-12)
     start, best = weights.copy(), measure(weights)
-    for _ in range(MOST_ROUNDS):
+    for _ in range(MAX_ROUNDS):
         before = best
         for part in range(len(weights)):
             tried = weights[part] * np.array(MULTIPLIERS)
@@ -314,3 +234,33 @@ def choose_weights(
         if (found := measure(alone)) > best:
             weights, best = alone, found
     return (weights / weights.sum()).astype(np.float32), best
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """Weights by part, their scale, and the validation metric that they reach."""
+
+    normalization: str
+    weights: dict[str, float]
+    value: float
+
+
+def choose(
+    lists: Mapping[str, Evaluation],
+    targets: Int32[np.ndarray, " U"],
+    normalizations: Sequence[str],
+    metric: str,
+) -> Choice:
+    """Chooses weights for every scale, and then the scale.
+
+    Args:
+      lists: By part, of the validation users.
+      targets: Of these users.
+    """
+    found = []
+    for how in normalizations:
+        pool = pool_lists([(e.item_numbers, e.scores) for e in lists.values()], how)
+        weights, value = choose_weights(pool, targets, metric=metric)
+        rounded = [round(float(weight), 4) for weight in weights]
+        found.append(Choice(how, dict(zip(lists, rounded, strict=True)), value))
+    return max(found, key=lambda choice: choice.value)

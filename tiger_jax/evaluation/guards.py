@@ -2,15 +2,18 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int32
 
+from tiger_jax.evaluation.evaluator import sample_users
 from tiger_jax.evaluation.recommend_fn import RecommendFn
 from tiger_jax.histories import HeldOut
 
-LEAST_SHIFT = 0.01  # total variation; a decoder that ignores its encoder shows 0
-LEAST_OVERLAP = 0.9  # of the search's list with the exact one
+MIN_SHIFT = 0.01  # total variation; a decoder that ignores its encoder shows 0
+MIN_OVERLAP = 0.9  # of the search's list with the exact one
+MIN_EXACT_USERS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +31,40 @@ class GuardResult:
     value: float
     is_fine: bool
     explanation: str
+
+
+def check_recommender(
+    recommend: Any,
+    held_out: HeldOut,
+    *,
+    num_users: int,
+    exact_scores: int,
+    seed: int,
+) -> list[GuardResult]:
+    """Checks on a few users that the history is heard and the search is exact.
+
+    Args:
+      recommend: A `RecommendFn` with `first_codeword_log_probs`, `recommend_exactly`,
+        `num_items` and `max_items`.
+      held_out: Of validation users.
+      num_users: How many of them; 0 for no check.
+      exact_scores: Item scores that the exact scoring may cost; it is left out where
+        they pay for fewer than `MIN_EXACT_USERS` users.
+      seed: Of the sample.
+    """
+    sample, _ = sample_users(held_out, num_users, seed=seed)
+    total = len(sample.targets) if num_users else 0
+    affordable = exact_scores // recommend.num_items
+    shown = {"history_length": recommend.max_items}
+    found = []
+    if total > 1:
+        distribution_fn = recommend.first_codeword_log_probs
+        found.append(check_history_matters(distribution_fn, sample, **shown))
+    if total and affordable >= MIN_EXACT_USERS:
+        few = sample.select(np.arange(min(affordable, total)))
+        exact = recommend.recommend_exactly
+        found.append(check_search_is_exact(recommend, exact, few, **shown))
+    return found
 
 
 def check_history_matters(
@@ -57,18 +94,13 @@ def check_history_matters(
     swapped = np.roll(histories, 1, axis=0)
     other = np.exp(np.asarray(distribution_fn(users, swapped), np.float64))
     shift = float(np.abs(own - other).sum(1).mean() / 2)
-    is_fine = shift >= LEAST_SHIFT
-    return GuardResult(
+    return _judge(
         "history_matters",
         shift,
-        is_fine,
-        f"another user's history moves {shift:.1%} of the first codeword's probability"
-        + (
-            ""
-            if is_fine
-            else f" (expected at least {LEAST_SHIFT:.0%}): the decoder ignores its "
-            "encoder. Lower the learning rate, or train longer with warm-up"
-        ),
+        shift >= MIN_SHIFT,
+        f"another user's history moves {shift:.1%} of the first codeword's probability",
+        f"{MIN_SHIFT:.0%}): the decoder ignores its encoder. Lower the learning rate, "
+        "or train longer with warm-up",
     )
 
 
@@ -92,18 +124,12 @@ def check_search_is_exact(
     wanted = np.asarray(exact(*arguments)[0])  # [B, k]
     is_there = (wanted[:, :, None] == found[:, None, :]).any(2) & (wanted >= 0)
     overlap = float(is_there.sum() / max(1, (wanted >= 0).sum()))
-    is_fine = overlap >= LEAST_OVERLAP
-    return GuardResult(
+    return _judge(
         "search_is_exact",
         overlap,
-        is_fine,
-        f"the search finds {overlap:.1%} of the exact top {k} over the whole catalogue"
-        + (
-            ""
-            if is_fine
-            else f" (expected at least {LEAST_OVERLAP:.0%}): use more beams, or score "
-            "the whole catalogue"
-        ),
+        overlap >= MIN_OVERLAP,
+        f"the search finds {overlap:.1%} of the exact top {k} over the whole catalogue",
+        f"{MIN_OVERLAP:.0%}): use more beams, or score the whole catalogue",
     )
 
 
@@ -117,15 +143,17 @@ def check_lists_differ(
     first = item_numbers[:, 0]
     distinct = len(np.unique(first[first >= 0]))
     expected = max(1, min(len(first), num_items) // 100)
-    is_fine = distinct >= expected
-    return GuardResult(
+    return _judge(
         "lists_differ",
         float(distinct),
-        is_fine,
-        f"{distinct:,} different items come first in the lists of {len(first):,} users"
-        + (
-            ""
-            if is_fine
-            else f" (expected at least {expected:,}): the recommender has collapsed"
-        ),
+        distinct >= expected,
+        f"{distinct:,} different items come first in the lists of {len(first):,} users",
+        f"{expected:,}): the recommender has collapsed",
     )
+
+
+def _judge(
+    name: str, value: float, is_fine: bool, measured: str, expected: str
+) -> GuardResult:
+    explanation = measured if is_fine else f"{measured} (expected at least {expected}"
+    return GuardResult(name, value, is_fine, explanation)

@@ -1,6 +1,7 @@
 """Ranking metrics over the whole catalogue, with ties counted against the target."""
 
 import re
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int32
@@ -15,8 +16,11 @@ REPORTED = (
     "ndcg@20",
     "mrr@20",
 )
-LARGEST_CUTOFF = 20
+MAX_CUTOFF = 20
 MISS = np.iinfo(np.int32).max  # the rank of a target that can't be in the top
+
+MetricFn = Callable[[Int32[np.ndarray, " U"], int], Float64[np.ndarray, " U"]]
+_METRIC_FNS: dict[str, MetricFn] = {}
 
 
 def ranks_in_lists(
@@ -52,18 +56,34 @@ def ranks_in_lists(
     return np.where(known, at_least - 1, MISS).astype(np.int32)
 
 
-def ranks_in_catalogue(
-    scores: Float32[np.ndarray, "B N"], targets: Int32[np.ndarray, " B"]
-) -> Int32[np.ndarray, " B"]:
-    """Finds each target's 0-based rank among all N items, worst place of its ties.
+def metric(name: str) -> Callable[[MetricFn], MetricFn]:
+    """Registers (ranks[U], k) -> values[U] as a metric: ``NAME@k`` is then known.
 
-    A target scored -inf (excluded) is a `MISS`.
+    Raises:
+      ValueError: Another function has the name.
+
+    Example:
+      >>> @metric("halves")
+      ... def half_recall(ranks, k):
+      ...     return 0.5 * (ranks < k)
+      >>> values_per_user("halves@5", np.array([0, 7], np.int32)).tolist()
+      [0.5, 0.0]
     """
-    score = scores[np.arange(len(targets)), targets]  # [B]
-    rank = (scores >= score[:, None]).sum(1) - 1
-    return np.where(np.isneginf(score), MISS, rank).astype(np.int32)
+
+    def register(function: MetricFn) -> MetricFn:
+        known = _METRIC_FNS.get(name, function)
+        if (known.__module__, known.__name__) != (
+            function.__module__,
+            function.__name__,
+        ):
+            raise ValueError(f"a metric {name!r} is there already: {known.__module__}")
+        _METRIC_FNS[name] = function
+        return function
+
+    return register
 
 
+@metric("recall")
 def recall_at_k(ranks: Int32[np.ndarray, " U"], k: int) -> Float64[np.ndarray, " U"]:
     """1 where the one held-out item is among the first k, else 0.
 
@@ -72,6 +92,7 @@ def recall_at_k(ranks: Int32[np.ndarray, " U"], k: int) -> Float64[np.ndarray, "
     return (ranks < k).astype(np.float64)
 
 
+@metric("ndcg")
 def ndcg_at_k(ranks: Int32[np.ndarray, " U"], k: int) -> Float64[np.ndarray, " U"]:
     """1 / log2(rank + 2) where rank < k, else 0.
 
@@ -80,12 +101,10 @@ def ndcg_at_k(ranks: Int32[np.ndarray, " U"], k: int) -> Float64[np.ndarray, " U
     return np.where(ranks < k, 1.0 / np.log2(ranks.astype(np.float64) + 2.0), 0.0)
 
 
+@metric("mrr")
 def mrr_at_k(ranks: Int32[np.ndarray, " U"], k: int) -> Float64[np.ndarray, " U"]:
     """1 / (rank + 1) where rank < k, else 0."""
     return np.where(ranks < k, 1.0 / (ranks.astype(np.float64) + 1.0), 0.0)
-
-
-_METRIC_FNS = {"recall": recall_at_k, "ndcg": ndcg_at_k, "mrr": mrr_at_k}
 
 
 def values_per_user(
@@ -94,16 +113,38 @@ def values_per_user(
     """Evaluates a metric by its reported name, such as ``ndcg@10``.
 
     Raises:
-      ValueError: The name isn't ``recall@k``, ``ndcg@k`` or ``mrr@k``.
+      ValueError: The name isn't ``NAME@k`` of a registered metric.
 
     Example:
       >>> values_per_user("mrr@20", np.array([0, 3, MISS], np.int32)).tolist()
       [1.0, 0.25, 0.0]
     """
-    match = re.fullmatch(r"(recall|ndcg|mrr)@([1-9]\d*)", name)
-    if match is None:
-        raise ValueError(f"unknown metric {name!r}: expected recall@k, ndcg@k or mrr@k")
-    return _METRIC_FNS[match[1]](ranks, int(match[2]))
+    function, cutoff = _parse(name)
+    return function(ranks, cutoff)
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Finds out before any search that metrics can be computed.
+
+    Raises:
+      ValueError: A metric is unknown, or looks further than the lists go.
+    """
+    for name in names:
+        if _parse(name)[1] > MAX_CUTOFF:
+            raise ValueError(f"{name}: lists are cut at {MAX_CUTOFF} items")
+
+
+def with_reported(names: Sequence[str]) -> tuple[str, ...]:
+    """The reported metrics and others, each once."""
+    return tuple(dict.fromkeys((*REPORTED, *names)))
+
+
+def _parse(name: str) -> tuple[MetricFn, int]:
+    match = re.fullmatch(r"(\w+)@([1-9]\d*)", name)
+    if match is None or match[1] not in _METRIC_FNS:
+        known = ", ".join(f"{known}@k" for known in _METRIC_FNS)
+        raise ValueError(f"unknown metric {name!r}: known are {known}")
+    return _METRIC_FNS[match[1]], int(match[2])
 
 
 def compute_metrics(

@@ -1,5 +1,6 @@
 """The one shape of a recommender, and how dense scores are put into it."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
@@ -8,20 +9,26 @@ from jaxtyping import Float32, Int, Int32
 
 from tiger_jax.histories import Histories
 
-MOST_SCORES_AT_ONCE = 1 << 24  # 64 MiB of float32, whatever the catalogue's size
+MAX_SCORES_AT_ONCE = 1 << 24  # 64 MiB of float32, whatever the catalogue's size
+USUAL_ITEMS = 20  # of a history that a recommender is shown
+
+Users = Int32[np.ndarray, " B"]
+Shown = Int32[np.ndarray, "B I"]  # histories
+Excluded = Int32[np.ndarray, "B X"]
+Lists = tuple[Int32[np.ndarray, "B k"], Float32[np.ndarray, "B k"]]
+ScoreFn = Callable[[Users, Shown], Float32[np.ndarray, "B N"]]
 
 
 @runtime_checkable
 class RecommendFn(Protocol):
-    """Recommends k items to each of B users."""
+    """Recommends k items to each of B users.
+
+    Where it has an attribute `max_items`, it is shown that many items of a history.
+    """
 
     def __call__(
-        self,
-        user_numbers: Int32[np.ndarray, " B"],
-        histories: Int32[np.ndarray, "B I"],
-        exclude: Int32[np.ndarray, "B X"],
-        k: int,
-    ) -> tuple[Int32[np.ndarray, "B k"], Float32[np.ndarray, "B k"]]:
+        self, user_numbers: Users, histories: Shown, exclude: Excluded, k: int
+    ) -> Lists:
         """Returns item numbers and scores, best first.
 
         Args:
@@ -62,28 +69,33 @@ def top_k(
     )
 
 
-def from_scores(
-    score_fn: Callable[
-        [Int32[np.ndarray, " B"], Int32[np.ndarray, "B I"]],
-        Float32[np.ndarray, "B N"],
-    ],
-    num_items: int,
-) -> RecommendFn:
-    """Makes a recommender of a function that scores the whole catalogue.
+@dataclasses.dataclass(frozen=True)
+class ScoredCatalogue:
+    """A recommender made of a function that scores the whole catalogue.
 
     Users are scored a few at a time where B x N scores would be many.
-    """
-    step = max(1, MOST_SCORES_AT_ONCE // max(1, num_items))
 
-    def recommend(
-        user_numbers: Int32[np.ndarray, " B"],
-        histories: Int32[np.ndarray, "B I"],
-        exclude: Int32[np.ndarray, "B X"],
-        k: int,
-    ) -> tuple[Int32[np.ndarray, "B k"], Float32[np.ndarray, "B k"]]:
+    Attributes:
+        score_fn: (user_numbers[B], histories[B I]) -> scores[B N].
+        num_items: N.
+        max_items: Items of a history that are scored, the most recent; None for all
+            that are shown.
+    """
+
+    score_fn: ScoreFn
+    num_items: int
+    max_items: int | None = None
+
+    def __call__(
+        self, user_numbers: Users, histories: Shown, exclude: Excluded, k: int
+    ) -> Lists:
+        """Recommends k items per user (`RecommendFn`)."""
+        step = max(1, MAX_SCORES_AT_ONCE // max(1, self.num_items))
+        if self.max_items is not None:
+            histories = last_items(histories, self.max_items)
         parts = [
             top_k(
-                score_fn(user_numbers[at : at + step], histories[at : at + step]),
+                self.score_fn(user_numbers[at : at + step], histories[at : at + step]),
                 exclude[at : at + step],
                 k,
             )
@@ -92,7 +104,10 @@ def from_scores(
         item_numbers, scores = zip(*parts, strict=True)
         return np.concatenate(item_numbers), np.concatenate(scores)
 
-    return recommend
+
+def shown_items(recommend: RecommendFn, usual: int = USUAL_ITEMS) -> int:
+    """How many items of a history a recommender is shown: its `max_items`, if any."""
+    return getattr(recommend, "max_items", None) or usual
 
 
 def recency_weights(

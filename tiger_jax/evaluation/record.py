@@ -1,95 +1,172 @@
-"""What `evaluate` writes: metrics.json, details.json and predictions.jsonl."""
+"""The format of what `evaluate` and `fuse` write, and reading it back.
 
+``metrics.json`` has, of our recommender (or of the fused one), the mean of every metric
+by split (``test``, ``test_masked``, ``validation``), their ``intervals``, the same of
+every baseline (``baselines``, or ``parts``), what to call these (``titles``), and the
+``settings`` in force. ``details.json`` has what only the report shows.
+``predictions.jsonl`` is for people: one line per test user, with four decimals of each
+score. The same lists at full precision are in ``lists/`` (`lists.SavedLists`).
+"""
+
+import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tiger_jax.evaluation import diversity, metrics, names
+from tiger_jax.evaluation import diversity
+from tiger_jax.evaluation.baselines.known import TITLES
 from tiger_jax.evaluation.bootstrap import paired_difference
+from tiger_jax.evaluation.comparison import OURS, Comparison
 from tiger_jax.evaluation.evaluator import Evaluation
+from tiger_jax.evaluation.guards import GuardResult
+from tiger_jax.evaluation.metrics import MAX_CUTOFF, recall_at_k
 from tiger_jax.evaluation.recommend_fn import count_items
 from tiger_jax.histories import HeldOut
+from tiger_jax.workdir.json_files import read_json, write_json
 
 if TYPE_CHECKING:
     from tiger_jax.data.prepared import PreparedData
 
+METRICS, DETAILS = "metrics.json", "details.json"
+PREDICTIONS, LISTS = "predictions.jsonl", "lists"
+TIE_RULE = "a tie counts against the target: it takes the worst place of its group"
+OUR_TITLE, FUSED = "TIGER (this run)", "Fusion"
 # Groups of targets by their number of training interactions: name, from, to.
 TARGET_COUNTS = (("never", 0, 0), ("1–5", 1, 5), ("6–20", 6, 20), ("over 20", 21, None))
 
 
-def collect_metrics(
-    ours: Mapping[str, Evaluation],
-    baselines: Mapping[str, Mapping[str, Evaluation]],
+def read_record(folder: Path | None, name: str = METRICS) -> dict[str, Any] | None:
+    """Reads one of the JSON files; None where it isn't there."""
+    if folder is None or not (folder / name).is_file():
+        return None
+    return read_json(folder / name)
+
+
+def title_of(record: Mapping[str, Any], name: str) -> str:
+    """What tables call a method; records of earlier versions hold no titles."""
+    return record.get("titles", {}).get(name) or TITLES.get(name, name)
+
+
+def save_record(
+    folder: Path,
+    compared: Comparison,
     data: "PreparedData",
+    *,
+    settings: Mapping[str, Any],
+    checks: Sequence[GuardResult],
+    num_predicted: int,
     seed: int,
-) -> dict[str, Any]:
-    """Everything in ``metrics.json`` but the settings.
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Writes everything that `evaluate` found out.
 
     Args:
-      ours: By split.
-      baselines: By name and split.
-      data: For the ceiling, where it is known.
+      settings: What found the items; shown beside the metrics.
+      checks: What the guards found.
+      num_predicted: Items of each list in ``predictions.jsonl``.
       seed: Of the bootstrap.
+
+    Returns:
+      What is in ``metrics.json`` and in ``details.json``.
     """
-    return {
-        **{split: found.compute_metrics() for split, found in ours.items()},
-        "intervals": {
-            split: found.compute_intervals(seed) for split, found in ours.items()
-        },
-        "baselines": {
-            name: {split: found.compute_metrics() for split, found in splits.items()}
-            for name, splits in baselines.items()
-        },
+    means, intervals = _summarize(compared.evaluations, compared.metrics, seed)
+    test = compared.users["test"].held_out
+    metrics = {
+        **means.pop(OURS),
+        "intervals": intervals.pop(OURS),
+        "baselines": means,
+        "titles": dict(compared.titles),
         "ceiling": data.ceiling,
-        "invalid_ids": sum(found.num_invalid for found in ours.values()),
+        "invalid_ids": sum(found.num_invalid for found in compared.ours.values()),
+        "settings": {
+            **settings,
+            "users": len(test.targets),
+            "validation_users": len(compared.users["validation"].rows),
+            "masking": "test and validation: none; test_masked: the user's own items",
+            "ties": TIE_RULE,
+            "catalogue": f"all {data.num_items:,} items compete",
+            "seed": seed,
+        },
     }
+    details = {
+        "baseline_intervals": intervals,
+        "differences": [
+            {"baseline": compared.titles[name], "split": split}
+            | _difference(compared.ours[split], theirs, "recall@10", seed)
+            for name, splits in compared.baselines.items()
+            for split, theirs in splits.items()
+        ],
+        "diversity": _measure_diversity(compared, data),
+        "by_target_count": _group_by_target(compared, data),
+        "guards": [dataclasses.asdict(check) for check in checks],
+    }
+    write_json(folder / METRICS, metrics)
+    write_json(folder / DETAILS, details)
+    path = folder / PREDICTIONS
+    _write_predictions(path, compared.ours["test"], test, data, num_predicted)
+    compared.save_lists(folder / LISTS)
+    return metrics, details
 
 
-def collect_details(
-    evaluations: Mapping[str, Mapping[str, Evaluation]],
-    test: HeldOut,
-    data: "PreparedData",
+def collect_fusion(
+    measured: Mapping[str, Mapping[str, Evaluation]],
+    titles: Mapping[str, str],
+    *,
+    names: tuple[str, ...],
     seed: int,
 ) -> dict[str, Any]:
-    """What the report shows beyond the metrics."""
-    ours = evaluations["tiger"]
-    baselines = {n: e for n, e in evaluations.items() if n != "tiger"}
-    differences = []
-    for name, splits in baselines.items():
-        for split, theirs in splits.items():
-            mean, low, high = paired_difference(
-                ours[split].ranks, theirs.ranks, "recall@10", seed=seed
-            )
-            differences.append(
-                {
-                    "baseline": names.BASELINE_NAMES[name],
-                    "split": split,
-                    "difference": mean,
-                    "low": low,
-                    "high": high,
-                }
-            )
+    """The fused recommender and its parts, all but the settings.
+
+    Args:
+      measured: By part and split; the fused recommender is ``fusion``.
+    """
+    means, intervals = _summarize(measured, names, seed)
+    fused = measured["fusion"]
     return {
-        "baseline_intervals": {
-            name: {split: e.compute_intervals(seed) for split, e in splits.items()}
-            for name, splits in baselines.items()
-        },
-        "differences": differences,
-        "diversity": _measure_diversity(evaluations, data),
-        "by_target_count": _group_by_target(evaluations, test, data),
+        **means.pop("fusion"),
+        "intervals": intervals.pop("fusion"),
+        "parts": means,
+        "part_intervals": intervals,
+        "titles": dict(titles),
+        "differences": [
+            {"part": part, "split": split, "metric": metric}
+            | _difference(fused[split], measured[part][split], metric, seed)
+            for split in fused
+            for part in means
+            for metric in ("recall@10", "ndcg@10")
+        ],
     }
 
 
-def _measure_diversity(
-    evaluations: Mapping[str, Mapping[str, Evaluation]], data: "PreparedData"
-) -> dict[str, Any]:
+def _summarize(
+    evaluations: Mapping[str, Mapping[str, Evaluation]],
+    names: tuple[str, ...],
+    seed: int,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Means and intervals, each by recommender, split and metric."""
+    means, intervals = {}, {}
+    for name, splits in evaluations.items():
+        means[name] = {s: found.compute_metrics(names) for s, found in splits.items()}
+        intervals[name] = {
+            s: found.compute_intervals(seed, names) for s, found in splits.items()
+        }
+    return means, intervals
+
+
+def _difference(
+    ours: Evaluation, theirs: Evaluation, metric: str, seed: int
+) -> dict[str, float]:
+    found = paired_difference(ours.ranks, theirs.ranks, metric, seed=seed)
+    return dict(zip(("difference", "low", "high"), found, strict=True))
+
+
+def _measure_diversity(compared: Comparison, data: "PreparedData") -> dict[str, Any]:
     categories = data.category_of_items()
     counts = count_items(data.train, data.num_items)
     rows = []
-    for name, splits in evaluations.items():
+    for name, splits in compared.evaluations.items():
         lists = splits["test"].item_numbers
         entropy = (
             float(diversity.category_entropy(lists, categories, 10).mean())
@@ -100,7 +177,7 @@ def _measure_diversity(
         popularity = diversity.mean_popularity_rank(lists, counts, 10)
         rows.append(
             {
-                "name": names.BASELINE_NAMES.get(name, names.OURS),
+                "name": compared.titles.get(name, OUR_TITLE),
                 "values": [entropy, coverage, popularity],
             }
         )
@@ -108,13 +185,10 @@ def _measure_diversity(
     return {"columns": columns, "rows": rows}
 
 
-def _group_by_target(
-    evaluations: Mapping[str, Mapping[str, Evaluation]],
-    test: HeldOut,
-    data: "PreparedData",
-) -> dict[str, Any]:
+def _group_by_target(compared: Comparison, data: "PreparedData") -> dict[str, Any]:
     """Recall@10 by how often the target occurs in training."""
-    counts = count_items(data.train, data.num_items)[test.targets]  # [U]
+    targets = compared.users["test"].held_out.targets
+    counts = count_items(data.train, data.num_items)[targets]  # [U]
     groups = []
     for name, low, high in TARGET_COUNTS:
         inside = (counts >= low) & (counts <= (high if high is not None else np.inf))
@@ -122,25 +196,23 @@ def _group_by_target(
             groups.append((name, inside))
 
     def recalls(found: Evaluation) -> list[float]:
-        hits = metrics.recall_at_k(found.ranks, 10)
+        hits = recall_at_k(found.ranks, 10)
         return [float(hits[inside].mean()) for _, inside in groups]
 
     return {
         "groups": [name for name, _ in groups],
         "sizes": [int(inside.sum()) for _, inside in groups],
-        "tiger": recalls(evaluations["tiger"]["test"]),
+        "tiger": recalls(compared.ours["test"]),
         "baselines": {
-            name: recalls(splits["test"])
-            for name, splits in evaluations.items()
-            if name != "tiger"
+            name: recalls(splits["test"]) for name, splits in compared.baselines.items()
         },
     }
 
 
-def write_predictions(
+def _write_predictions(
     path: Path, found: Evaluation, test: HeldOut, data: "PreparedData", num_items: int
 ) -> None:
-    """One line a user: ids of users and items are those of the raw data."""
+    """One line per user: ids of users and items are those of the raw data."""
     with open(path, "w", encoding="utf-8", errors="surrogatepass") as file:
         for row, user in enumerate(test.user_numbers.tolist()):
             rank = int(found.ranks[row])
@@ -150,7 +222,7 @@ def write_predictions(
                 "user": data.user_ids[user],
                 "history": [data.item_ids[i] for i in test.histories.of(row).tolist()],
                 "target": data.item_ids[int(test.targets[row])],
-                "rank": rank if rank < metrics.LARGEST_CUTOFF else None,
+                "rank": rank if rank < MAX_CUTOFF else None,
                 "recommended": [
                     {"item_id": data.item_ids[item], "score": round(score, 4)}
                     for item, score in zip(listed, scores, strict=True)

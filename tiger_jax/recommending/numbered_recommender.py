@@ -13,6 +13,7 @@ from tiger_jax.data.prepared import PreparedData
 from tiger_jax.decoding.search.exact_scoring import CatalogueWalk
 from tiger_jax.decoding.trie.trie import Trie
 from tiger_jax.errors import InputError
+from tiger_jax.evaluation.recommend_fn import Excluded, Lists, Shown, Users
 from tiger_jax.recommending.searcher import (
     Found,
     Queries,
@@ -25,11 +26,6 @@ from tiger_jax.recommending.trained_model import load_card_and_table, load_recom
 from tiger_jax.semantic_ids.encoder_inputs import encode_histories
 from tiger_jax.semantic_ids.table import SemanticIdTable
 from tiger_jax.training.partitioning import Partitioner
-
-Users = Int32[np.ndarray, " B"]
-Histories = Int32[np.ndarray, "B I"]
-Excluded = Int32[np.ndarray, "B X"]
-Lists = tuple[Int32[np.ndarray, "B k"], Float32[np.ndarray, "B k"]]
 
 
 class NumberedRecommender:
@@ -83,7 +79,7 @@ class NumberedRecommender:
         return self._put_whole(CatalogueWalk.build(self._host_trie))
 
     def __call__(
-        self, user_numbers: Users, histories: Histories, exclude: Excluded, k: int
+        self, user_numbers: Users, histories: Shown, exclude: Excluded, k: int
     ) -> Lists:
         """Recommends k items per user (`RecommendFn`); compiled once per batch shape.
 
@@ -101,7 +97,7 @@ class NumberedRecommender:
         return self._find(self.searcher.search, self._trie, queries, k)
 
     def recommend_exactly(
-        self, user_numbers: Users, histories: Histories, exclude: Excluded, k: int
+        self, user_numbers: Users, histories: Shown, exclude: Excluded, k: int
     ) -> Lists:
         """The same by scoring the whole catalogue: no item can be overlooked."""
         allowed = np.ones((len(histories), self.num_items + 1), bool)
@@ -110,7 +106,7 @@ class NumberedRecommender:
         return self.searcher.search_exactly(self._walk, inputs, allowed[:, :-1], k)
 
     def recommend_unconstrained(
-        self, user_numbers: Users, histories: Histories, exclude: Excluded, k: int
+        self, user_numbers: Users, histories: Shown, exclude: Excluded, k: int
     ) -> Lists:
         """The best k of all Semantic IDs, with k beams, as the paper searches.
 
@@ -125,7 +121,7 @@ class NumberedRecommender:
         return np.where(is_invalid, np.int32(-2), item_numbers), scores
 
     def recommend_by_group(
-        self, user_numbers: Users, histories: Histories, exclude: Excluded, k: int
+        self, user_numbers: Users, histories: Shown, exclude: Excluded, k: int
     ) -> tuple[Int32[np.ndarray, "B k"], Int32[np.ndarray, "B k"]]:
         """The k best items that the training has seen, and the k best unseen ones.
 
@@ -162,7 +158,7 @@ class NumberedRecommender:
     def sample(
         self,
         user_numbers: Users,
-        histories: Histories,
+        histories: Shown,
         exclude: Excluded,
         k: int,
         *,
@@ -184,7 +180,7 @@ class NumberedRecommender:
         return item_numbers, np.where(item_numbers >= 0, falling, scores)
 
     def first_codeword_log_probs(
-        self, user_numbers: Users, histories: Histories
+        self, user_numbers: Users, histories: Shown
     ) -> Float32[np.ndarray, "B K"]:
         """The distribution of the first codeword: the coarsest view of the output."""
         rows = put_rows(self._partitioner, self._encode(user_numbers, histories))
@@ -202,7 +198,7 @@ class NumberedRecommender:
     def _queries(
         self,
         user_numbers: Users,
-        histories: Histories,
+        histories: Shown,
         exclude: Excluded | None = None,
     ) -> Queries:
         has_some = exclude is not None and exclude.shape[1]
@@ -210,7 +206,7 @@ class NumberedRecommender:
         return Queries(inputs, exclude=exclude if has_some else None)
 
     def _encode(
-        self, user_numbers: Users, histories: Histories
+        self, user_numbers: Users, histories: Shown
     ) -> Int32[np.ndarray, "B S"]:
         is_known = user_numbers >= 0
         hashes = np.zeros(len(user_numbers), np.uint32)

@@ -1,9 +1,11 @@
 """A list of recommendations as lines that fit a terminal."""
 
+from rich.cells import cell_len
+
 from tiger_jax.recommending.catalogue import Catalogue
 from tiger_jax.recommending.histories_wanted import Wanted
 from tiger_jax.recommending.requests import Answer
-from tiger_jax.reporting.tables import display_width, shorten
+from tiger_jax.reporting.tables import shorten
 
 HISTORY_SHOWN = 5
 TITLE_WIDTH = 70
@@ -18,7 +20,7 @@ def format_answer(wanted: Wanted, answer: Answer, catalogue: Catalogue) -> str:
         category = catalogue.categories[number]
         if not category:
             return title
-        gap = " " * (TITLE_WIDTH - display_width(title))
+        gap = " " * (TITLE_WIDTH - cell_len(title))
         return f"{title}{gap}  {shorten(category, 24)}"
 
     lines = [shorten(wanted.user, TITLE_WIDTH)]

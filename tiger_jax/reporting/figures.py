@@ -4,16 +4,17 @@ import contextlib
 import dataclasses
 import io
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
-    from matplotlib.figure import Figure
 
 DOTS_PER_INCH = 160
 PAGE_INCHES = 7.0
+STYLE = Path(__file__).parent / "templates" / "report.mplstyle"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +66,6 @@ DARK = Theme(
     series=_SERIES,
 )
 
-Draw = Callable[[Theme], "Figure"]
-
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
@@ -87,36 +86,46 @@ class Picture:
     dark: bytes
 
 
-def render(name: str, draw: Draw, *, alt: str, caption: str) -> Picture:
-    """Draws a figure twice and encodes it.
+def render(
+    name: str,
+    draw: Callable[..., None],
+    *data: Any,
+    height: float,
+    alt: str,
+    caption: str,
+    below: float = 0.0,
+    between: float = 0.0,
+) -> Picture:
+    """Draws a figure twice, as wide as the page, and encodes it.
 
-    `draw` gets a theme and returns a figure; the theme is in force meanwhile. Text
-    is taken literally: a title with dollar signs is no formula.
-    """
-    encoded = []
-    for theme in (LIGHT, DARK):
-        with _in_force(theme):
-            buffer = io.BytesIO()
-            # Without this, the PNG would name the library's version: the same
-            # plot should have the same bytes wherever it can.
-            draw(theme).savefig(buffer, format="png", metadata={"Software": None})
-            encoded.append(buffer.getvalue())
-    return Picture(name, alt, caption, *encoded)
-
-
-def new_figure(height: float, *, below: float = 0.0, between: float = 0.0) -> "Figure":
-    """An empty figure as wide as the page.
+    Text is taken literally: a title with dollar signs is no formula.
 
     Args:
+      name: Of the picture.
+      draw: draw(figure, theme, *data) fills an empty figure; the theme is in force
+        meanwhile.
       height: In inches.
+      alt: See `Picture`, as `caption`.
       below: Share of the height that is left free at the bottom.
       between: Free height between rows of plots, as a share of a plot's.
     """
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    layout = ConstrainedLayoutEngine(rect=(0, below, 1, 1 - below), hspace=between)
-    return Figure(figsize=(PAGE_INCHES, height), layout=layout)
+    encoded = []
+    for theme in (LIGHT, DARK):
+        with _in_force(theme):
+            layout = ConstrainedLayoutEngine(
+                rect=(0, below, 1, 1 - below), hspace=between
+            )
+            figure = Figure(figsize=(PAGE_INCHES, height), layout=layout)
+            draw(figure, theme, *data)
+            buffer = io.BytesIO()
+            # Without this, the PNG would name the library's version: the same
+            # plot should have the same bytes wherever it can.
+            figure.savefig(buffer, format="png", metadata={"Software": None})
+            encoded.append(buffer.getvalue())
+    return Picture(name, alt, caption, *encoded)
 
 
 def thousands(axis: "Axis") -> None:
@@ -137,52 +146,30 @@ def label(axes: "Axes", title: str, x: str = "", y: str = "") -> None:
     axes.set_ylabel(y)
 
 
+def hide(rest: Iterable["Axes"]) -> None:
+    """Hides the plots of a grid that nothing was drawn in."""
+    for axes in rest:
+        axes.set_visible(False)
+
+
 @contextlib.contextmanager
 def _in_force(theme: Theme) -> Iterator[None]:
     import matplotlib
     from cycler import cycler
 
+    paper, ink, faint = theme.background, theme.ink, theme.faint
     settings: dict[Any, Any] = {
-        "figure.facecolor": theme.background,
-        "figure.dpi": DOTS_PER_INCH,
-        "savefig.dpi": DOTS_PER_INCH,
-        "savefig.facecolor": theme.background,
-        "axes.facecolor": theme.background,
+        **{f"{which}.dpi": DOTS_PER_INCH for which in ("figure", "savefig")},
+        **{f"{w}.facecolor": paper for w in ("figure", "savefig", "axes", "legend")},
+        **{f"{which}.color": faint for which in ("xtick", "ytick")},
+        "axes.labelcolor": faint,
+        "axes.titlecolor": ink,
+        "text.color": ink,
         "axes.edgecolor": theme.grid,
-        "axes.labelcolor": theme.faint,
-        "axes.titlecolor": theme.ink,
-        "axes.titlesize": 10.5,
-        "axes.titleweight": "bold",
-        "axes.titlepad": 9,
-        "axes.labelsize": 9,
-        "axes.grid": True,
-        "axes.axisbelow": True,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.prop_cycle": cycler(color=theme.series),
         "grid.color": theme.grid,
-        "grid.linewidth": 0.7,
-        "xtick.color": theme.faint,
-        "ytick.color": theme.faint,
-        "xtick.labelsize": 8.5,
-        "ytick.labelsize": 8.5,
-        "xtick.major.size": 0,
-        "ytick.major.size": 0,
-        "xtick.minor.size": 0,
-        "ytick.minor.size": 0,
-        "text.color": theme.ink,
-        "text.parse_math": False,
-        "legend.facecolor": theme.background,
-        "legend.edgecolor": "none",
-        "legend.framealpha": 0.8,
-        "legend.fontsize": 8.5,
-        "lines.linewidth": 1.8,
-        "font.family": "sans-serif",
-        "font.sans-serif": ["DejaVu Sans"],
-        "font.size": 9.5,
-        "svg.hashsalt": "tiger_jax",
+        "axes.prop_cycle": cycler(color=theme.series),
     }
-    with matplotlib.rc_context(settings), warnings.catch_warnings():
+    with matplotlib.rc_context(settings, fname=STYLE), warnings.catch_warnings():
         # A category's name may be in letters that the font lacks: boxes are fine.
         warnings.filterwarnings("ignore", message=r"Glyph \d+")
         yield

@@ -2,12 +2,13 @@
 
 import base64
 import dataclasses
+import datetime
 from typing import Any
 
-from tiger_jax.reporting import code_facts, figures, paper_rows, sections, tables
-from tiger_jax.reporting.pictures import draw_pictures
-from tiger_jax.reporting.sample_users import choose_samples
-from tiger_jax.reporting.workdir_parts import WorkdirParts
+from tiger_jax.reporting import figures, paper_rows, sections, tables
+from tiger_jax.reporting.data_pictures import code_pictures, data_pictures
+from tiger_jax.reporting.result_pictures import result_pictures, training_pictures
+from tiger_jax.reporting.workdir_parts import FOLDERS, WorkdirParts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,38 +36,39 @@ def build_report(parts: WorkdirParts, *, shown_items: int, seed: int) -> Report:
       shown_items: Items of a history that the recommender sees.
       seed: Of the choice of sample users.
     """
-    pictures = draw_pictures(parts, shown_items)
-    by_name = {picture.name: picture for picture in pictures}
-    known = sections.known_data(parts.data)
+    data, table, details = parts.data, parts.table, parts.details or {}
+    result_tables = sections.result_tables(parts)
+    pictures = data_pictures(data, shown_items) if data is not None else []
+    pictures += code_pictures(table, data) if table is not None else []
+    pictures += training_pictures(parts.rqvae_curves, parts.recommender_curves)
+    if parts.metrics is not None:
+        groups = details.get("by_target_count")
+        pictures += result_pictures(result_tables, parts.metrics, groups)
+    known, _ = paper_rows.recognise_data(data)
     quality = None
-    if parts.table is not None:
-        quality = code_facts.describe_table(parts.table, parts.data, seed)
+    if table is not None:
+        quality = sections.describe_table(table, data, seed)
     html = (
         make_environment()
         .get_template("report.html")
         .render(
-            title=known.title
-            if known
-            else (parts.data.name if parts.data else "TIGER"),
-            caveat=known.caveat if known else "",
-            notes=parts.data.statistics.get("notes", ()) if parts.data else (),
-            has=frozenset(parts.manifests),
-            pictures=by_name,
+            title=known.title if known else data.name if data else "TIGER",
+            folders=FOLDERS,
+            manifests=parts.manifests,
+            known=known,
+            data=data,
+            pictures={picture.name: picture for picture in pictures},
             headline=sections.headline(parts),
             warnings=sections.warnings(parts, quality),
-            result_tables=sections.result_tables(parts),
-            columns=tables.COLUMNS,
-            published_columns=paper_rows.METRICS,
+            result_tables=result_tables,
             settings=(parts.metrics or {}).get("settings", {}),
-            guards=(parts.details or {}).get("guards", ()),
-            differences=sections.differences(parts),
-            diversity=(parts.details or {}).get("diversity", {}),
-            samples=choose_samples(parts, seed),
+            guards=details.get("guards", ()),
+            differences=details.get("differences", ()),
+            splits=sections.SPLITS,
+            diversity=details.get("diversity", {}),
+            samples=sections.choose_samples(parts, seed),
             quality=quality,
             errors=parts.reconstruction_errors,
-            data_facts=sections.data_facts(parts.data) if parts.data else (),
-            provenance=sections.provenance(parts),
-            packages=sections.packages(parts),
         )
     )
     return Report(html, tuple(pictures))
@@ -86,12 +88,31 @@ def make_environment() -> Any:
     environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
     environment.filters["metric_title"] = tables.metric_title
     environment.filters["interval"] = tables.format_interval
+    environment.filters["signed"] = _signed
+    environment.filters["day_and_time"] = _day_and_time
+    environment.filters["duration"] = _duration
     environment.globals["format_value"] = tables.format_value
     return environment
 
 
 def write_report(report: Report, folder: Any) -> None:
-    """Writes ``index.html`` and one PNG a picture (the light one) into a folder."""
+    """Writes ``index.html`` and one PNG per picture (the light one) into a folder."""
     (folder / "index.html").write_text(report.html, encoding="utf-8")
     for picture in report.pictures:
         (folder / f"{picture.name}.png").write_bytes(picture.light)
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.4f}".replace("-", "−").replace("0.", ".")
+
+
+def _day_and_time(iso: str) -> str:
+    return datetime.datetime.fromisoformat(iso).strftime("%Y-%m-%d %H:%M")
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02} min"
+    return f"{minutes} min {rest:02} s" if minutes else f"{seconds:.1f} s"

@@ -1,125 +1,99 @@
 """What each section of the report says, as plain values for the template."""
 
-import datetime
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from tiger_jax.data.prepared import PreparedData
+from tiger_jax.evaluation.record import title_of
 from tiger_jax.reporting import paper_rows, tables
-from tiger_jax.reporting.workdir_parts import FOLDERS, WorkdirParts
-from tiger_jax.semantic_ids.quality import MINIMUM_USE
+from tiger_jax.reporting.workdir_parts import WorkdirParts
+from tiger_jax.semantic_ids.quality import MINIMUM_USE, describe_codes
+from tiger_jax.semantic_ids.table import SemanticIdTable
 
+# Title, and what it means.
 SPLITS = {
-    "test": "Test",
-    "test_masked": "Test, seen items masked",
-    "validation": "Validation",
+    "test": (
+        "Test",
+        "The headline. Every item of the catalogue competes, also those the user "
+        "already has.",
+    ),
+    "test_masked": (
+        "Test, seen items masked",
+        "Items that the user already has are taken out of the running.",
+    ),
+    "validation": (
+        "Validation",
+        "The item before the last, by which the checkpoint was chosen.",
+    ),
 }
-IN_A_SENTENCE = {
-    "popularity": "popularity",
-    "item_cooccurrence": "item co-occurrence",
-    "semantic_knn": "Semantic KNN",
-    "sasrec": "SASRec",
-}
-
-
-def known_data(data: PreparedData | None) -> paper_rows.KnownData | None:
-    """The public data set this is, if its statistics say so."""
-    if data is None:
-        return None
-    return paper_rows.recognise(
-        data.num_users, data.num_items, len(data.histories.items)
-    )
+NUM_RANDOM_SAMPLES, NUM_FOUND_SAMPLES = 4, 2
+HISTORY_SHOWN, RECOMMENDED_SHOWN = 6, 10
 
 
 def result_tables(parts: WorkdirParts) -> list[dict[str, Any]]:
-    """One table a split, each a title, what it means, and its rows."""
+    """One table per split, each a title, what it means, and its rows."""
     if parts.metrics is None:
         return []
-    known = known_data(parts.data)
-    published = paper_rows.PUBLISHED[known.name] if known else ()
+    _, published = paper_rows.recognise_data(parts.data)
     intervals = (parts.details or {}).get("baseline_intervals", {})
-    meanings = {
-        "test": "The headline. Every item of the catalogue competes, also those the "
-        "user already has.",
-        "test_masked": "Items that the user already has are taken out of the running.",
-        "validation": "The item before the last, by which the checkpoint was chosen.",
-    }
     found = []
-    for split, title in SPLITS.items():
+    for split, (title, meaning) in SPLITS.items():
         if split not in parts.metrics:
             continue
+        quoted = published if split != "validation" else ()
         rows = tables.build_result_rows(
             parts.metrics,
             split,
             baseline_intervals=intervals,
-            published=() if split == "validation" else published,
+            published=quoted,
             fusion=parts.fusion,
         )
         found.append(
             {
                 "split": split,
                 "title": title,
-                "meaning": meanings[split],
+                "meaning": meaning,
+                "columns": tables.columns_of(rows),
                 "rows": rows,
-                "is_published": split != "validation" and bool(published),
+                "is_published": bool(quoted),
             }
         )
     return found
-
-
-def differences(parts: WorkdirParts) -> list[dict[str, str]]:
-    """Lines of the table that says which differences are real."""
-    return [
-        {
-            "baseline": row["baseline"],
-            "split": SPLITS[row["split"]],
-            "difference": _signed(row["difference"]),
-            "interval": f"{_signed(row['low'])} to {_signed(row['high'])}",
-            "verdict": "better"
-            if row["low"] > 0
-            else "worse"
-            if row["high"] < 0
-            else "a draw",
-        }
-        for row in (parts.details or {}).get("differences", ())
-    ]
 
 
 def headline(parts: WorkdirParts) -> dict[str, Any] | None:
     """The one sentence and the few numbers that a hurried reader should take away."""
     if parts.metrics is None:
         return None
-    metrics = parts.metrics
-    ours = metrics["test"]["recall@10"]
+    test, intervals = parts.metrics["test"], parts.metrics["intervals"].get("test", {})
+    ours = test["recall@10"]
     baselines = {
         name: splits["test"]["recall@10"]
-        for name, splits in metrics["baselines"].items()
+        for name, splits in parts.metrics["baselines"].items()
         if "test" in splits
     }
+    ceiling = (parts.metrics.get("ceiling") or {}).get("recall@10")
     cards = [
-        _card("Recall@10", ours, metrics["intervals"].get("test", {}).get("recall@10")),
-        _card(
-            "NDCG@10",
-            metrics["test"]["ndcg@10"],
-            metrics["intervals"].get("test", {}).get("ndcg@10"),
-        ),
+        {
+            "title": tables.metric_title(metric),
+            "value": tables.short(test[metric]),
+            "note": f"95 % interval {tables.format_interval(intervals[metric])}"
+            if metric in intervals
+            else "",
+        }
+        for metric in ("recall@10", "ndcg@10")
     ]
-    if popularity := baselines.get("popularity"):
-        cards.append(
-            {
-                "title": "against popularity",
-                "value": f"{ours / popularity:.1f} ×",
-                "note": f"whose Recall@10 is {_short(popularity)}",
-            }
-        )
-    if ceiling := (metrics.get("ceiling") or {}).get("recall@10"):
-        cards.append(
-            {
-                "title": "of the best possible",
-                "value": f"{ours / ceiling:.0%}",
-                "note": f"whose Recall@10 is {_short(ceiling)}",
-            }
-        )
+    for title, other, form in (
+        ("against popularity", baselines.get("popularity"), "{:.1f} ×"),
+        ("of the best possible", ceiling, "{:.0%}"),
+    ):
+        if other:
+            note = f"whose Recall@10 is {tables.short(other)}"
+            cards.append(
+                {"title": title, "value": form.format(ours / other), "note": note}
+            )
     sentence = (
         f"For {ours:.1%} of users the item they took next is among the ten that TIGER "
         "recommends from the whole catalogue."
@@ -134,7 +108,7 @@ def warnings(parts: WorkdirParts, quality: Mapping[str, Any] | None) -> list[str
 
     Args:
       parts: What the work directory holds.
-      quality: Of the Semantic IDs, from `code_facts.describe_table`.
+      quality: Of the Semantic IDs, from `describe_table`.
     """
     found = [
         guard["explanation"]
@@ -153,88 +127,78 @@ def warnings(parts: WorkdirParts, quality: Mapping[str, Any] | None) -> list[str
     return found
 
 
-def data_facts(data: PreparedData) -> list[tuple[str, str]]:
-    """Names and values of the statistics table."""
-    s = data.statistics
-    facts = [
-        ("Users", f"{data.num_users:,}"),
-        ("Items", f"{data.num_items:,}"),
-        ("Interactions", f"{len(data.histories.items):,}"),
-        ("Density", f"{s['density']:.3%}"),
-        (
-            "History length",
-            f"mean {s['mean_history']:.3f}, median {s['median_history']:g}, "
-            f"longest {s['max_history']:,}",
-        ),
-        ("Training pairs", f"{s['training_pairs']:,} (prefix, next item)"),
-        ("Test items never in training", f"{s['test_items_never_in_training']:,}"),
-        (
-            "Test users who had the target before",
-            f"{s['test_users_who_had_the_target_before']:,}",
-        ),
-    ]
-    known = known_data(data)
-    facts.insert(
-        0,
-        (
-            "Recognised as",
-            f"{known.title}: users, items and interactions are the paper's"
-            if known
-            else "none of the paper's data sets",
-        ),
+def describe_table(
+    table: SemanticIdTable, data: PreparedData | None, seed: int = 0
+) -> dict[str, Any]:
+    """`describe_codes` of a table, with category purity where categories are known."""
+    categories = None
+    if data is not None and data.num_items == table.num_items:
+        categories = data.category_of_items()
+    return describe_codes(
+        table.codes[:, : table.num_levels],
+        table.codebook_sizes[: table.num_levels],
+        categories=categories,
+        seed=seed,
     )
-    return facts
 
 
-def provenance(parts: WorkdirParts) -> list[dict[str, Any]]:
-    """One line a stage: what it made, from what, when, how long it took."""
-    rows = []
-    for name in FOLDERS:
-        manifest = parts.manifests.get(name)
-        if manifest is None:
-            rows.append({"folder": name, "is_there": False})
-            continue
-        made = manifest.made
-        rows.append(
-            {
-                "folder": name,
-                "is_there": True,
-                "stage": manifest.stage,
-                "hash": manifest.content_hash[:12],
-                "inputs": {k: v[:12] for k, v in manifest.inputs.items()},
-                "external": {k: v[:12] for k, v in manifest.external.items()},
-                "finished": _day_and_time(made["finished"]),
-                "seconds": _duration(made["seconds"]),
-                "commit": made["commit"],
-                "devices": made["devices"],
-                "command": " ".join(made["command"]),
-                "summary": manifest.summary,
-                "gin": made.get("operative_gin") or made.get("gin", ""),
-            }
+def choose_samples(parts: WorkdirParts, seed: int) -> list[dict[str, Any]]:
+    """A few users: their last items, what was recommended, and what they took.
+
+    Most are drawn at random; a couple more are drawn from those whose item was
+    found, and say so.
+    """
+    if parts.data is None or not parts.predictions:
+        return []
+    key = np.random.default_rng(seed)
+    order = [parts.predictions[i] for i in key.permutation(len(parts.predictions))]
+    at_random, others = order[:NUM_RANDOM_SAMPLES], order[NUM_RANDOM_SAMPLES:]
+    hits = [p for p in others if p["rank"] is not None and p["rank"] < 10]
+    items = _describe_items(parts.data)
+    return [
+        {
+            "user": prediction["user"],
+            "how": how,
+            "num_earlier": max(0, len(prediction["history"]) - HISTORY_SHOWN),
+            "history": [items[i] for i in prediction["history"][-HISTORY_SHOWN:]],
+            "target": items[prediction["target"]],
+            "place": None if prediction["rank"] is None else prediction["rank"] + 1,
+            "recommended": [
+                items[one["item_id"]]
+                | {"is_hit": one["item_id"] == prediction["target"]}
+                for one in prediction["recommended"][:RECOMMENDED_SHOWN]
+            ],
+        }
+        for how, chosen in (
+            ("drawn at random", at_random),
+            ("drawn from the hits", hits[:NUM_FOUND_SAMPLES]),
         )
-    return rows
+        for prediction in chosen
+    ]
 
 
-def packages(parts: WorkdirParts) -> dict[str, str]:
-    """Versions of what the last finished stage ran on."""
-    for name in reversed(FOLDERS):
-        if name in parts.manifests:
-            made = parts.manifests[name].made
-            return {"python": made["python"], **made["packages"]}
-    return {}
+def _describe_items(data: PreparedData) -> dict[str, dict[str, Any]]:
+    """A title to show and a category, by item id."""
+    titles = data.items["title"].to_pylist()
+    described = zip(data.item_ids, titles, data.category_of_items(), strict=True)
+    return {
+        item_id: {
+            "title": tables.shorten(title or f"(no title) {item_id}", 90),
+            "category": category,
+        }
+        for item_id, title, category in described
+    }
 
 
-def _card(title: str, value: float, interval: Sequence[float] | None) -> dict[str, str]:
-    note = f"95 % interval {tables.format_interval(interval)}" if interval else ""
-    return {"title": title, "value": _short(value), "note": note}
+def in_a_sentence(title: str) -> str:
+    """A title without what follows its comma, small unless it holds a proper name.
 
-
-def _short(value: float) -> str:
-    return f"{value:.4f}".removeprefix("0")
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.4f}".replace("-", "−").replace("0.", ".")
+    Example:
+      >>> in_a_sentence("Item co-occurrence"), in_a_sentence("SASRec, full softmax")
+      ('item co-occurrence', 'SASRec')
+    """
+    short = title.partition(",")[0]
+    return short if short[1:] != short[1:].lower() else short.lower()
 
 
 def _compare(parts: WorkdirParts, ours: float, baselines: Mapping[str, float]) -> str:
@@ -246,12 +210,12 @@ def _compare(parts: WorkdirParts, ours: float, baselines: Mapping[str, float]) -
     }
     groups: dict[str, list[str]] = {"more than": [], "as much as": [], "less than": []}
     for key, theirs in baselines.items():
-        title = tables.BASELINE_NAMES.get(key, key)
+        title = title_of(parts.metrics or {}, key)
         if title in draws:
             relation = "as much as"
         else:
             relation = "more than" if ours > theirs else "less than"
-        groups[relation].append(IN_A_SENTENCE.get(key, title))
+        groups[relation].append(in_a_sentence(title))
     said = [f"{relation} {_join(names)}" for relation, names in groups.items() if names]
     if len(said) > 1:
         said = [", ".join(said[:-1]), said[-1]]
@@ -260,15 +224,3 @@ def _compare(parts: WorkdirParts, ours: float, baselines: Mapping[str, float]) -
 
 def _join(names: Sequence[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
-
-
-def _day_and_time(iso: str) -> str:
-    return datetime.datetime.fromisoformat(iso).strftime("%Y-%m-%d %H:%M")
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02} min"
-    return f"{minutes} min {rest:02} s" if minutes else f"{seconds:.1f} s"

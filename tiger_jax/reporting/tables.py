@@ -5,8 +5,12 @@ import unicodedata
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
-from tiger_jax.evaluation.names import BASELINE_NAMES, FUSED, OURS
-from tiger_jax.reporting.paper_rows import PublishedRow
+from rich.cells import cell_len, set_cell_size
+
+from tiger_jax.data.prepared import PreparedData
+from tiger_jax.evaluation.metrics import REPORTED
+from tiger_jax.evaluation.record import FUSED, OUR_TITLE, title_of
+from tiger_jax.reporting.paper_rows import PublishedRow, recognise_data
 
 COLUMNS = ("recall@5", "ndcg@5", "recall@10", "ndcg@10", "recall@20", "mrr@20")
 
@@ -51,7 +55,7 @@ def build_result_rows(
     intervals = baseline_intervals or {}
     rows = [
         ResultRow(
-            BASELINE_NAMES.get(name, name),
+            title_of(metrics, name),
             "baseline",
             splits[split],
             intervals.get(name, {}).get(split, {}),
@@ -60,7 +64,7 @@ def build_result_rows(
         if split in splits
     ]
     ours = metrics[split]
-    rows.append(ResultRow(OURS, "ours", ours, metrics["intervals"].get(split, {})))
+    rows.append(ResultRow(OUR_TITLE, "ours", ours, metrics["intervals"].get(split, {})))
     ceiling = metrics.get("ceiling")
     if ceiling and split == "test":
         note = "known, since the shop is generated"
@@ -88,17 +92,17 @@ def build_fusion_rows(
     """
     rows = [
         ResultRow(
-            BASELINE_NAMES[name],
+            title_of(fusion, name),
             "baseline",
             splits[split],
             fusion["part_intervals"][name][split],
         )
         for name, splits in fusion["parts"].items()
-        if name in BASELINE_NAMES and name not in besides
+        if name != "tiger" and name not in besides
     ]
     weights = fusion["settings"]["weights"]
     note = "weights from validation: " + ", ".join(
-        f"{BASELINE_NAMES.get(name, 'TIGER')} {weight:.2f}"
+        f"{'TIGER' if name == 'tiger' else title_of(fusion, name)} {weight:.2f}"
         for name, weight in weights.items()
     )
     intervals = fusion["intervals"][split]
@@ -117,6 +121,11 @@ def format_value(row: ResultRow, metric: str) -> str:
         return "–"
     if row.kind == "share":
         return f"{value:.1%}"
+    return short(value)
+
+
+def short(value: float) -> str:
+    """Four decimals, without the zero before the point."""
     return f"{value:.4f}".removeprefix("0")
 
 
@@ -127,30 +136,70 @@ def format_interval(interval: Sequence[float]) -> str:
       >>> format_interval((0.0612, 0.0671))
       '.0612–.0671'
     """
-    return "–".join(f"{end:.4f}".removeprefix("0") for end in interval)
+    return "–".join(map(short, interval))
+
+
+def format_evaluation(
+    metrics: Mapping[str, Any], details: Mapping[str, Any], data: PreparedData
+) -> str:
+    """What `evaluate` found, for a terminal: the test splits, then the checks."""
+    published = recognise_data(data)[1]
+    titles = {
+        "test": "Test, whole catalogue (the headline)",
+        "test_masked": "Test, items that the user already has masked",
+    }
+    lines = []
+    for split, title in titles.items():
+        rows = build_result_rows(metrics, split, published=published)
+        lines.append(f"\n{format_result_table(title, rows)}")
+    lines.append("")
+    for check in details["guards"]:
+        lines.append(
+            ("ok: " if check["is_fine"] else "WARNING: ") + check["explanation"]
+        )
+    return "\n".join(lines)
+
+
+def format_fusion(fusion: Mapping[str, Any]) -> str:
+    """What `fuse` found, for a terminal."""
+    lines = []
+    for split, title in (
+        ("test", "Test"),
+        ("test_masked", "Test, items that the user already has masked"),
+    ):
+        ours = fusion["parts"].get("tiger", {}).get(split)
+        rows = [ResultRow(OUR_TITLE, "baseline", ours)] if ours else []
+        rows += build_fusion_rows(fusion, split)
+        lines.append("\n" + format_result_table(title, rows))
+    chosen = fusion["validation_masked"]
+    without = [f"{n} alone left out {v:.4f}" for n, v in chosen["without"].items()]
+    fused = f"masked validation {chosen['metric']} {chosen['fusion']:.4f}"
+    return "\n".join([*lines, "", "; ".join([fused, *without])])
 
 
 def format_result_table(
-    title: str, rows: Sequence[ResultRow], columns: Sequence[str] = COLUMNS
+    title: str, rows: Sequence[ResultRow], columns: Sequence[str] | None = None
 ) -> str:
     """Lays the rows out for a terminal; intervals stand under our own numbers."""
-    cells = [["", *(metric_title(metric) for metric in columns)]]
+    columns = columns or columns_of(rows)
+    cells, notes = [["", *(metric_title(metric) for metric in columns)]], [""]
     for row in rows:
         cells.append([row.name, *(format_value(row, m) for m in columns)])
+        notes.append(row.note)
         if row.kind == "ours" and row.intervals:
             ends = [
                 format_interval(row.intervals[m]) if m in row.intervals else ""
                 for m in columns
             ]
             cells.append(["  95 % interval", *ends])
-    notes = [""] + [
-        note
-        for row in rows
-        for note in (
-            [row.note, ""] if row.kind == "ours" and row.intervals else [row.note]
-        )
-    ]
+            notes.append("")
     return f"{title}\n{format_columns(cells, notes)}"
+
+
+def columns_of(rows: Sequence[ResultRow]) -> tuple[str, ...]:
+    """The usual columns, and those of metrics that somebody added."""
+    added = (m for row in rows for m in row.values if m not in REPORTED)
+    return (*COLUMNS, *dict.fromkeys(added))
 
 
 def metric_title(metric: str) -> str:
@@ -161,40 +210,24 @@ def metric_title(metric: str) -> str:
       ('NDCG@10', 'Recall@5')
     """
     name, _, cutoff = metric.partition("@")
-    return f"{name.capitalize() if name == 'recall' else name.upper()}@{cutoff}"
+    return f"{name.upper() if len(name) <= 4 else name.capitalize()}@{cutoff}"
 
 
 def format_columns(
     cells: Sequence[Sequence[str]], notes: Sequence[str] | None = None
 ) -> str:
     """Aligns columns: the first to the left, the others to the right; header ruled."""
-    widths = [max(map(display_width, column)) for column in zip(*cells, strict=True)]
+    widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
     lines = []
     for number, row in enumerate(cells):
-        padded = [
-            row[0] + " " * (widths[0] - display_width(row[0])),
-            *(
-                " " * (width - display_width(cell)) + cell
-                for width, cell in zip(widths[1:], row[1:], strict=True)
-            ),
-        ]
+        padded = [set_cell_size(row[0], widths[0])]
+        for width, cell in zip(widths[1:], row[1:], strict=True):
+            padded.append(" " * (width - cell_len(cell)) + cell)
         note = f"   {notes[number]}" if notes and notes[number] else ""
         lines.append(("  " + "  ".join(padded) + note).rstrip())
         if number == 0:
             lines.append("  " + "─" * (sum(widths) + 2 * (len(widths) - 1)))
     return "\n".join(lines)
-
-
-def display_width(text: str) -> int:
-    """Columns that a text takes on a terminal; East Asian wide letters take two."""
-    return sum(
-        0
-        if unicodedata.combining(letter)
-        else 2
-        if unicodedata.east_asian_width(letter) in "WF"
-        else 1
-        for letter in text
-    )
 
 
 def shorten(text: str, width: int) -> str:
@@ -206,8 +239,6 @@ def shorten(text: str, width: int) -> str:
         " " if unicodedata.category(letter) in ("Cc", "Cf") else letter
         for letter in text
     )
-    if display_width(text) <= width:
+    if cell_len(text) <= width:
         return text
-    while text and display_width(text) > width - 1:
-        text = text[:-1]
-    return text.rstrip() + "…"
+    return set_cell_size(text, width - 1).rstrip() + "…"

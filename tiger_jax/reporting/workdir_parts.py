@@ -2,21 +2,22 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tiger_jax.data.prepared import PreparedData
-from tiger_jax.reporting.training_plots import Curve, read_curves
+from tiger_jax.evaluation.record import DETAILS, PREDICTIONS, read_record
+from tiger_jax.reporting.result_pictures import Curve
 from tiger_jax.semantic_ids.table import SemanticIdTable
-from tiger_jax.stage_table import STAGES
+from tiger_jax.stage_table import MADE_BY, STAGES
 from tiger_jax.workdir import artifacts
-from tiger_jax.workdir.json_files import read_json
 from tiger_jax.workdir.reading import reading
 
-FOLDERS = STAGES["report"].reads
+# In the order of the pipeline.
+FOLDERS = tuple(name for name in MADE_BY if name in STAGES["report"].reads)
 NUM_SAMPLES_READ = 2000
 
 
@@ -77,21 +78,15 @@ def read_parts(
             reconstruction_errors=_read_errors(folders.get("rqvae")),
             rqvae_curves=_read_curves(folders.get("rqvae")),
             recommender_curves=_read_curves(folders.get("recommender")),
-            metrics=_read_json(folders.get("evaluation"), "metrics.json"),
-            details=_read_json(folders.get("evaluation"), "details.json"),
-            fusion=_read_json(folders.get("fusion"), "metrics.json"),
+            metrics=read_record(folders.get("evaluation")),
+            details=read_record(folders.get("evaluation"), DETAILS),
+            fusion=read_record(folders.get("fusion")),
             predictions=_read_predictions(folders.get("evaluation"), seed),
         )
 
 
-def _read_json(folder: Path | None, name: str) -> dict[str, Any] | None:
-    if folder is None or not (folder / name).is_file():
-        return None
-    return read_json(folder / name)
-
-
 def _read_errors(folder: Path | None) -> list[float]:
-    quality = _read_json(folder, "quality.json")
+    quality = read_record(folder, "quality.json")
     errors = [
         level["reconstruction_error"] for level in (quality or {"levels": []})["levels"]
     ]
@@ -105,11 +100,29 @@ def _read_curves(folder: Path | None) -> dict[str, Curve]:
     return read_curves([json.loads(line) for line in text.splitlines() if line])
 
 
+def read_curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, Curve]:
+    """Gathers each metric's (steps, values) from lines that hold a few each.
+
+    A line that repeats a step (written again after a resumed run) replaces the
+    earlier one.
+    """
+    values: dict[str, dict[int, float]] = {}
+    for row in rows:
+        for name, value in row.items():
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if name != "step" and is_number and "step" in row:
+                values.setdefault(name, {})[int(row["step"])] = float(value)
+    return {
+        name: (sorted(by_step), [by_step[s] for s in sorted(by_step)])
+        for name, by_step in values.items()
+    }
+
+
 def _read_predictions(folder: Path | None, seed: int) -> list[dict[str, Any]]:
-    """Takes a random part of the lines: there is one a user, and users may be many."""
-    if folder is None or not (folder / "predictions.jsonl").is_file():
+    """Takes a random part of the lines: one per user may be too many."""
+    if folder is None or not (folder / PREDICTIONS).is_file():
         return []
-    with open(folder / "predictions.jsonl", "rb") as file:
+    with open(folder / PREDICTIONS, "rb") as file:
         starts = np.cumsum([0] + [len(line) for line in file])[:-1]
         chosen = np.random.default_rng(seed).permutation(len(starts))
         lines = []

@@ -1,34 +1,28 @@
 """A trained recommender to the lists it gives every user: the folder `candidates/`.
 
-Searching for all users is what costs in an evaluation. Done once a split and kept,
+Searching for all users is what costs in an evaluation. Done once per split and kept,
 the lists can be fused, masked and looked into as often as one likes.
 """
 
-import json
 from pathlib import Path
 
 import gin
-import numpy as np
-from jaxtyping import Float32, Int32
 
 from tiger_jax.config import config
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.errors import InputError
-from tiger_jax.evaluation import evaluator
-from tiger_jax.evaluation.fusion import ListedRecommender
-from tiger_jax.evaluation.recommend_fn import RecommendFn
-from tiger_jax.histories import HeldOut
+from tiger_jax.evaluation import lists, metrics
+from tiger_jax.evaluation.evaluator import sample_users
+from tiger_jax.evaluation.record import LISTS
 from tiger_jax.recommending.numbered_recommender import load_numbered_recommender
 from tiger_jax.recommending.searcher import SearchConfig
 from tiger_jax.stages.context import RunContext
 from tiger_jax.workdir import artifacts
-from tiger_jax.workdir.arrays import load_arrays, save_arrays
-from tiger_jax.workdir.chunks import load_chunk, remove_chunks, save_chunk
+from tiger_jax.workdir.chunks import remove_chunks
 from tiger_jax.workdir.json_files import canonical
 
 INPUTS = ("data", "semantic_ids", "recommender")
 SPLITS = ("validation", "test")
-CHUNK = 2048  # users that a kill costs at most
 
 
 @config("list_candidates")
@@ -38,8 +32,8 @@ class CandidatesConfig:
     Attributes:
         depth: Items of a list; at most the search's beams. Items that the user
             already has may be among them, and are left out when the lists are used.
-        reuse: Take the test lists that `evaluate` wrote, where they are long enough
-            and come from the same recommender, search and users; else search.
+        reuse: Take the lists that `evaluate` made, where they are long enough and
+            come from the same recommender, search and users; else search.
         batch_size: Users searched at a time.
         max_users: Test users, drawn by seed; None for all.
         max_validation_users: The same for the validation split.
@@ -80,129 +74,67 @@ def list_candidates(
             f"list_candidates.CandidatesConfig.depth is {config.depth}: it must lie "
             f"between 1 and recommendation.SearchConfig.num_beams = {search.num_beams}"
         )
-    reused = config.reuse and _can_reuse(context.workdir, config, search)
+    workdir = context.workdir
+    limits = {"validation": config.max_validation_users, "test": config.max_users}
+    listed = _listed_by_evaluate(workdir, config, search)
     run = artifacts.begin(
-        context.workdir,
+        workdir,
         "candidates",
         stage="list_candidates",
-        inputs=(*INPUTS, "evaluation") if reused else INPUTS,
+        inputs=(*INPUTS, "evaluation") if listed else INPUTS,
         config={"config": config, "search": search, "seed": seed},
         resumable=True,
     )
     if run.is_current:
         return
-    data = PreparedData.load(context.workdir / "data")
-    ours = load_numbered_recommender(context.workdir, data, search)
-    limits = {"validation": config.max_validation_users, "test": config.max_users}
-    counts = {}
+    data = PreparedData.load(workdir / "data")
+    counts, ours = {}, None
     for split in SPLITS:
-        held_out, rows = evaluator.sample_users(
-            getattr(data, split), limits[split], seed=seed
-        )
-        if split == "test" and reused:
-            items, scores = _read_predictions(
-                context.workdir / "evaluation", data, held_out, config.depth
-            )
+        held_out, rows = sample_users(getattr(data, split), limits[split], seed=seed)
+        if split in listed:
+            folder = workdir / "evaluation" / LISTS
+            found = lists.SavedLists.load(folder, f"tiger_{split}")
+            found = found.select(rows, config.depth)
         else:
-            items, scores = _search(
-                ours, held_out, run.folder, split, config, ours.max_items
+            ours = ours or load_numbered_recommender(workdir, data, search)
+            found = lists.list_resumably(
+                ours,
+                held_out,
+                rows,
+                run.folder,
+                split=split,
+                depth=config.depth,
+                batch_size=config.batch_size,
             )
-        arrays = {"rows": rows, "items": items, "scores": scores}
-        save_arrays(
-            run.folder, {f"{split}_{name}": array for name, array in arrays.items()}
-        )
+        found.save(run.folder, split)
         counts[f"{split}_users"] = len(rows)
     remove_chunks(run.folder)
-    run.commit(
-        summary={**counts, "depth": config.depth, "test lists from evaluate": reused}
-    )
+    summary = {**counts, "depth": config.depth, "lists from evaluate": listed}
+    run.commit(summary=summary)
 
 
-def _can_reuse(workdir: Path, config: CandidatesConfig, search: SearchConfig) -> bool:
-    """Whether `evaluate` searched for the same lists already."""
+def _listed_by_evaluate(
+    workdir: Path, config: CandidatesConfig, search: SearchConfig
+) -> list[str]:
+    """The splits that `evaluate` searched for all users."""
     folder = workdir / "evaluation"
-    if not (folder / artifacts.MANIFEST).is_file():
-        return False
+    if not config.reuse or not (folder / artifacts.MANIFEST).is_file():
+        return []
     made = artifacts.load_manifest(folder, verify=False)
     recommender = artifacts.load_manifest(workdir / "recommender", verify=False)
+    if (
+        made.inputs["recommender"] != recommender.content_hash
+        or made.config["search"] != canonical(search)
+        or config.depth > metrics.MAX_CUTOFF
+    ):
+        return []
     theirs = made.config["config"]
-    return (
-        made.inputs["recommender"] == recommender.content_hash
-        and made.config["search"] == canonical(search)
-        and theirs["max_users"] == config.max_users is None
-        and theirs["predictions"] >= config.depth
-    )
-
-
-def _read_predictions(
-    folder: Path, data: PreparedData, held_out: HeldOut, depth: int
-) -> tuple[Int32[np.ndarray, "U D"], Float32[np.ndarray, "U D"]]:
-    """The lists in ``predictions.jsonl``; scores there have four decimals."""
-    user_of = {user_id: n for n, user_id in enumerate(data.user_ids)}
-    item_of = {item_id: n for n, item_id in enumerate(data.item_ids)}
-    row_of = {n: row for row, n in enumerate(held_out.user_numbers.tolist())}
-    items = np.full((len(row_of), depth), -1, np.int32)
-    scores = np.full((len(row_of), depth), -np.inf, np.float32)
-    path = folder / "predictions.jsonl"
-    with open(path, encoding="utf-8", errors="surrogatepass") as file:
-        for line in file:
-            found = json.loads(line)
-            row, listed = row_of[user_of[found["user"]]], found["recommended"][:depth]
-            items[row, : len(listed)] = [item_of[one["item_id"]] for one in listed]
-            scores[row, : len(listed)] = [one["score"] for one in listed]
-    return items, scores
-
-
-def _search(
-    recommend: RecommendFn,
-    held_out: HeldOut,
-    folder: Path,
-    split: str,
-    config: CandidatesConfig,
-    history_length: int,
-) -> tuple[Int32[np.ndarray, "U D"], Float32[np.ndarray, "U D"]]:
-    """Lists of all users, chunk by chunk; chunks on disk aren't searched again."""
-    found = []
-    total = len(held_out.targets)
-    for start in range(0, total, CHUNK):
-        rows = np.arange(start, min(start + CHUNK, total))
-        names = [f"{split}_{start:08}_{name}" for name in ("items", "scores")]
-        lists = [load_chunk(folder, name) for name in names]
-        if any(array is None for array in lists):
-            made = evaluator.list_items(
-                recommend,
-                held_out.select(rows),
-                k=config.depth,
-                history_length=history_length,
-                batch_size=config.batch_size,
-                description=f"{split}, {start + len(rows):,} of {total:,}",
-            )
-            for name, array in zip(names, made, strict=True):
-                save_chunk(folder, name, array)
-            lists = [*made]
-        found.append([array for array in lists if array is not None])
-    items, scores = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    return items, scores
-
-
-def load_candidates(
-    workdir: Path, data: PreparedData, split: str
-) -> tuple[ListedRecommender, HeldOut]:
-    """Reads the lists of a split.
-
-    Returns:
-        A recommender of these users, and their held-out interactions.
-
-    Raises:
-        InputError: The folder can't be read.
-    """
-    folder = workdir / "candidates"
-    names = [f"{split}_{name}" for name in ("rows", "items", "scores")]
-    try:
-        rows, items, scores = load_arrays(folder, names).values()
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{folder} holds no lists ({error}): run --stage=list_candidates again"
-        ) from error
-    held_out = getattr(data, split).select(rows)
-    return ListedRecommender(held_out.user_numbers, items, scores), held_out
+    limit = {
+        "test": theirs["max_users"],
+        "validation": theirs["max_validation_users"] or theirs["max_users"],
+    }
+    return [
+        split
+        for split in SPLITS
+        if limit[split] is None and f"{LISTS}/tiger_{split}_items.npy" in made.files
+    ]

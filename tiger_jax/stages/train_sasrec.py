@@ -11,6 +11,11 @@ from jaxtyping import Array, Float, Int32, Int64
 
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.errors import InputError
+from tiger_jax.evaluation.baselines.sasrec import (
+    CHECKPOINTS,
+    SasRecCard,
+    load_sasrec_params,
+)
 from tiger_jax.evaluation.metrics import compute_metrics
 from tiger_jax.histories import HeldOut
 from tiger_jax.input_pipeline.resident_sequences import (
@@ -27,11 +32,6 @@ from tiger_jax.models.sasrec import (
 )
 from tiger_jax.progress import say
 from tiger_jax.stages.context import RunContext
-from tiger_jax.stages.sasrec_artifact import (
-    CHECKPOINTS,
-    SasRecCard,
-    load_sasrec_params,
-)
 from tiger_jax.training.loop import LoopConfig, decides, train
 from tiger_jax.training.optimizers import OptimizerConfig, make_optimizer
 from tiger_jax.training.partitioning import MeshConfig, Partitioner

@@ -82,14 +82,14 @@ def test_older_items_than_the_last_few_have_no_weight(last):
 
 
 def test_a_large_catalogue_is_scored_a_few_users_at_a_time(monkeypatch):
-    monkeypatch.setattr(recommend_fn, "MOST_SCORES_AT_ONCE", 100)
+    monkeypatch.setattr(recommend_fn, "MAX_SCORES_AT_ONCE", 100)
     sizes = []
 
     def score(users, histories):
         sizes.append(len(users))
         return np.tile(np.arange(40, dtype=np.float32), (len(users), 1))
 
-    recommend = recommend_fn.from_scores(score, 40)
+    recommend = recommend_fn.ScoredCatalogue(score, 40)
     users = np.arange(5, dtype=np.int32)
     listed, _ = recommend(users, users[:, None], np.full((5, 1), 39, np.int32), 2)
     assert sizes == [2, 2, 1]

@@ -1,26 +1,49 @@
 """Baseline: items that others bought close to yours. Hard to beat on Beauty."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Float32
 
-from tiger_jax.evaluation import recommend_fn
+from tiger_jax.config import config
+from tiger_jax.evaluation.baselines.baseline import Baseline
+from tiger_jax.evaluation.recommend_fn import (
+    RecommendFn,
+    ScoredCatalogue,
+    Shown,
+    Users,
+    count_items,
+    recency_weights,
+)
 from tiger_jax.histories import Histories
 
 if TYPE_CHECKING:
     import scipy.sparse
 
-LARGEST_DISTANCE = 3  # items apart in a history that still count as together
+    from tiger_jax.data.prepared import PreparedData
+
+MAX_DISTANCE = 3  # items apart in a history that still count as together
 BACKWARD_WEIGHT = 0.5  # what b then a says about a then b
 LAST_ITEMS = 10  # of the history, in the query
+
+
+@config("item_cooccurrence")
+class ItemCooccurrence(Baseline):
+    """Items that others bought close to the user's last ones."""
+
+    name, title = "item_cooccurrence", "Item co-occurrence"
+
+    def build(self, data: "PreparedData", workdir: Path) -> RecommendFn:
+        """Counts neighbours in the training histories."""
+        return build_item_cooccurrence(data.train, data.num_items)
 
 
 def count_neighbours(
     train: Histories,
     num_items: int,
     *,
-    largest_distance: int = LARGEST_DISTANCE,
+    max_distance: int = MAX_DISTANCE,
     backward_weight: float = BACKWARD_WEIGHT,
 ) -> "scipy.sparse.csr_array":
     """Sums, for every pair of items, how closely one followed the other.
@@ -35,7 +58,7 @@ def count_neighbours(
 
     user = np.repeat(np.arange(train.num_users), train.lengths)  # [total]
     rows, columns, weights = [], [], []
-    for distance in range(1, largest_distance + 1):
+    for distance in range(1, max_distance + 1):
         together = user[distance:] == user[:-distance]
         first = train.items[:-distance][together]
         second = train.items[distance:][together]
@@ -51,7 +74,7 @@ def count_neighbours(
 
 def build_item_cooccurrence(
     train: Histories, num_items: int, *, last_items: int = LAST_ITEMS
-) -> recommend_fn.RecommendFn:
+) -> RecommendFn:
     """Scores an item by its neighbourhood with the user's last items.
 
         score(b) = sum_j C[a_j, b] / j  /  sqrt(1 + count(b)),   j = 1 for the newest
@@ -62,14 +85,12 @@ def build_item_cooccurrence(
     import scipy.sparse
 
     neighbours = count_neighbours(train, num_items)  # [N, N]
-    counts = recommend_fn.count_items(train, num_items)  # [N]
+    counts = count_items(train, num_items)  # [N]
     discount = (1.0 / np.sqrt(1.0 + counts)).astype(np.float32)
     scaled = neighbours.multiply(discount[None, :]).tocsr()
 
-    def score(
-        user_numbers: Int32[np.ndarray, " B"], histories: Int32[np.ndarray, "B I"]
-    ) -> Float32[np.ndarray, "B N"]:
-        weights = recommend_fn.recency_weights(histories, last_items)  # [B, I]
+    def score(user_numbers: Users, histories: Shown) -> Float32[np.ndarray, "B N"]:
+        weights = recency_weights(histories, last_items)  # [B, I]
         user, place = np.nonzero(weights)
         query = scipy.sparse.csr_array(
             (weights[user, place], (user, histories[user, place])),
@@ -77,4 +98,4 @@ def build_item_cooccurrence(
         )
         return (query @ scaled).toarray().astype(np.float32, copy=False)
 
-    return recommend_fn.from_scores(score, num_items)
+    return ScoredCatalogue(score, num_items)

@@ -1,6 +1,6 @@
 """Reading curves."""
 
-from tiger_jax.reporting.training_plots import read_curves
+from tiger_jax.reporting.workdir_parts import read_curves
 
 
 def test_curves_are_gathered_by_name_in_the_order_of_steps():

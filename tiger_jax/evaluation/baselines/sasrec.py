@@ -1,15 +1,21 @@
-"""The folder `sasrec/`: what rebuilds the trained baseline, and reading it back."""
+"""Baseline: a trained SASRec; what rebuilds it from the folder `sasrec/`."""
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Float32
 
+from tiger_jax.config import config
 from tiger_jax.errors import InputError
-from tiger_jax.evaluation.recommend_fn import RecommendFn, from_scores, last_items
+from tiger_jax.evaluation.baselines.baseline import Baseline
+from tiger_jax.evaluation.recommend_fn import (
+    ScoredCatalogue,
+    Shown,
+    Users,
+)
 from tiger_jax.models.sasrec import (
     Params,
     SasRec,
@@ -17,13 +23,15 @@ from tiger_jax.models.sasrec import (
     init_params,
     make_score_fn,
 )
-from tiger_jax.training.checkpoints import STEP_PREFIX, restore_params_of
 from tiger_jax.workdir.json_files import read_json, write_json
 from tiger_jax.workdir.reading import reading
 
+if TYPE_CHECKING:
+    from tiger_jax.data.prepared import PreparedData
+
 MODEL_FILE = "model.json"
 CHECKPOINTS = "checkpoints"
-MOST_USERS = 256  # scored at a time
+MAX_USERS = 256  # scored at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +80,9 @@ def load_sasrec_params(
     Raises:
         InputError: The folder is incomplete, or its checkpoint doesn't fit its model.
     """
+    # Only here: whoever reads the name of a baseline needs no orbax.
+    from tiger_jax.training.checkpoints import STEP_PREFIX, restore_params_of
+
     card = SasRecCard.load(folder)
     model = SasRec(card.config, card.num_items)
     best = folder / CHECKPOINTS / f"{STEP_PREFIX}_{card.best_step}"
@@ -79,48 +90,40 @@ def load_sasrec_params(
     return card, params
 
 
-def load_sasrec(workdir: Path, num_items: int) -> tuple[RecommendFn, int]:
-    """Loads the baseline of a work directory.
+@config("sasrec_baseline")
+class TrainedSasRec(Baseline):
+    """SASRec with a full softmax, as `train_sasrec` left it."""
 
-    Returns:
-        The recommender, and how many items of a history it reads.
+    name, title = "sasrec", "SASRec, full softmax"
+    inputs = ("sasrec",)
 
-    Raises:
-        InputError: It can't be read, or was trained on another catalogue.
-    """
-    card, params = load_sasrec_params(workdir / "sasrec")
-    if card.num_items != num_items:
-        raise InputError(
-            f"{workdir / 'sasrec'} scores {card.num_items:,} items, and the data has "
-            f"{num_items:,}: run --stage=train_sasrec again"
-        )
-    score = make_numpy_score_fn(SasRec(card.config, num_items), params)
-    return from_scores(score, num_items), card.config.max_length
+    def build(self, data: "PreparedData", workdir: Path) -> ScoredCatalogue:
+        """Loads the best parameters.
+
+        Raises:
+            InputError: They can't be read, or were trained on another catalogue.
+        """
+        card, params = load_sasrec_params(workdir / "sasrec")
+        if card.num_items != data.num_items:
+            raise InputError(
+                f"{workdir / 'sasrec'} scores {card.num_items:,} items, and the data "
+                f"has {data.num_items:,}: run --stage=train_sasrec again"
+            )
+        return make_recommend_fn(SasRec(card.config, card.num_items), params)
 
 
-def make_numpy_score_fn(
-    model: SasRec, params: Params
-) -> Callable[
-    [Int32[np.ndarray, " B"], Int32[np.ndarray, "B I"]], Float32[np.ndarray, "B N"]
-]:
-    """Makes the form that `from_scores` takes; compiled once a history width.
-
-    Histories longer than the model reads are cut to their last items.
-    """
+def make_recommend_fn(model: SasRec, params: Params) -> ScoredCatalogue:
+    """Wraps a model and its parameters; compiled once per history width."""
     score_fn = jax.jit(make_score_fn(model))
-    longest = model.config.max_length
 
-    def score(
-        user_numbers: Int32[np.ndarray, " B"], histories: Int32[np.ndarray, "B I"]
-    ) -> Float32[np.ndarray, "B N"]:
+    def score(user_numbers: Users, histories: Shown) -> Float32[np.ndarray, "B N"]:
         del user_numbers
-        items = last_items(histories, longest)
         parts = []
-        for at in range(0, len(items), MOST_USERS):
-            part = items[at : at + MOST_USERS]
-            # One shape a width: the rows that fill the last part up are dropped.
-            filled = np.pad(part, ((0, MOST_USERS - len(part)), (0, 0)), mode="edge")
+        for at in range(0, len(histories), MAX_USERS):
+            part = histories[at : at + MAX_USERS]
+            # One shape per width: the rows that fill the last part up are dropped.
+            filled = np.pad(part, ((0, MAX_USERS - len(part)), (0, 0)), mode="edge")
             parts.append(np.asarray(score_fn(params, filled))[: len(part)])
         return np.concatenate(parts)
 
-    return score
+    return ScoredCatalogue(score, model.num_items, model.config.max_length)

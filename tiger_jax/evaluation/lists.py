@@ -1,0 +1,142 @@
+"""Lists of recommendations that are kept: arrays on disk at full precision."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32, Int32, Int64
+
+from tiger_jax.evaluation.evaluator import list_items
+from tiger_jax.evaluation.recommend_fn import (
+    Excluded,
+    Lists,
+    RecommendFn,
+    Shown,
+    Users,
+)
+from tiger_jax.histories import HeldOut
+from tiger_jax.workdir.arrays import load_arrays, save_arrays
+from tiger_jax.workdir.chunks import load_chunk, save_chunk
+from tiger_jax.workdir.reading import reading
+
+CHUNK = 2048  # users whose lists a kill costs at most
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedLists:
+    """The list of every user of a split, or of some of them.
+
+    Attributes:
+        rows: Of the users in the split's held-out interactions, ascending.
+        items: Item numbers, best first, padded with -1.
+        scores: Beside them, padded with -inf.
+    """
+
+    rows: Int64[np.ndarray, " U"]
+    items: Int32[np.ndarray, "U k"]
+    scores: Float32[np.ndarray, "U k"]
+
+    def save(self, folder: Path, name: str) -> None:
+        """Writes ``NAME_rows.npy``, ``NAME_items.npy`` and ``NAME_scores.npy``."""
+        arrays = {f"{name}_{what}": array for what, array in vars(self).items()}
+        save_arrays(folder, arrays)
+
+    @classmethod
+    def load(cls, folder: Path, name: str) -> "SavedLists":
+        """Reads what `save` wrote.
+
+        Raises:
+            InputError: It isn't there or damaged; the message names the stage to run.
+        """
+        names = [f"{name}_{field.name}" for field in dataclasses.fields(cls)]
+        with reading(folder):
+            return cls(*load_arrays(folder, names).values())
+
+    def select(self, rows: Int64[np.ndarray, " u"], depth: int) -> "SavedLists":
+        """The first `depth` items of some users, whose rows must be among these."""
+        at = np.searchsorted(self.rows, rows)
+        return SavedLists(rows, self.items[at, :depth], self.scores[at, :depth])
+
+
+class ListedRecommender:
+    """A recommender whose lists were made before, for known users (`RecommendFn`).
+
+    What is excluded is taken out of them, so a list may come out shorter than asked.
+    """
+
+    def __init__(
+        self,
+        user_numbers: Int32[np.ndarray, " U"],
+        item_numbers: Int32[np.ndarray, "U D"],
+        scores: Float32[np.ndarray, "U D"],
+    ) -> None:
+        """Takes each user's list, best first, padded with -1 and -inf."""
+        self._item_numbers, self._scores = item_numbers, scores
+        self._row_of = np.full(int(user_numbers.max(initial=-1)) + 1, -1)
+        self._row_of[user_numbers] = np.arange(len(user_numbers))
+
+    def __call__(
+        self, user_numbers: Users, histories: Shown, exclude: Excluded, k: int
+    ) -> Lists:
+        """Looks the lists up.
+
+        Raises:
+            ValueError: There is no list for a user.
+        """
+        del histories
+        known = (user_numbers >= 0) & (user_numbers < len(self._row_of))
+        rows = np.where(known, self._row_of[np.where(known, user_numbers, 0)], -1)
+        if (rows < 0).any():
+            raise ValueError(f"no list was made for user {user_numbers[rows < 0][0]}")
+        items, scores = self._item_numbers[rows], self._scores[rows]  # [B, D]
+        is_out = (items[:, :, None] == exclude[:, None, :]).any(2) | (items < 0)
+        kept_first = np.argsort(is_out, axis=1, kind="stable")
+        items = np.where(is_out, -1, items)
+        scores = np.where(is_out, -np.inf, scores)
+        missing = ((0, 0), (0, max(0, k - items.shape[1])))
+        items, scores = (
+            np.take_along_axis(array, kept_first, axis=1)[:, :k]
+            for array in (items, scores)
+        )
+        return (
+            np.pad(items, missing, constant_values=-1).astype(np.int32),
+            np.pad(scores, missing, constant_values=-np.inf).astype(np.float32),
+        )
+
+
+def list_resumably(
+    recommend: RecommendFn,
+    held_out: HeldOut,
+    rows: Int64[np.ndarray, " U"],
+    folder: Path,
+    *,
+    split: str,
+    depth: int,
+    batch_size: int,
+) -> SavedLists:
+    """Lists all users, chunk by chunk; chunks on disk aren't searched again.
+
+    Args:
+        rows: Of the users in the split.
+        folder: For the chunks; `remove_chunks` clears it up.
+        split: What the chunks' files and the progress bar are called by.
+        depth: Items of each list.
+    """
+    found = []
+    for start in range(0, len(rows), CHUNK):
+        part = np.arange(start, min(start + CHUNK, len(rows)))
+        names = [f"{split}_{start:08}_{name}" for name in ("items", "scores")]
+        chunk = [load_chunk(folder, name) for name in names]
+        if any(array is None for array in chunk):
+            made = list_items(
+                recommend,
+                held_out.select(part),
+                k=depth,
+                batch_size=batch_size,
+                description=f"{split}, {start + len(part):,} of {len(rows):,}",
+            )
+            for name, array in zip(names, made, strict=True):
+                save_chunk(folder, name, array)
+            chunk = [*made]
+        found.append(chunk)
+    return SavedLists(rows, *(np.concatenate(p) for p in zip(*found, strict=True)))

@@ -1,0 +1,229 @@
+"""Pictures of how the training went, and of what came out of it."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tiger_jax.evaluation.record import title_of
+from tiger_jax.reporting import figures, tables
+from tiger_jax.reporting.figures import Picture, Theme, label, render, thousands
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Curve = tuple[list[int], list[float]]  # steps and values
+Panels = list[tuple[str, dict[str, Curve]]]  # title, and curves by name
+
+# What is drawn of a stage's metrics: panel -> {name in metrics.jsonl: in the legend}.
+RQVAE_PANELS = {
+    "Loss": {r"train/loss": "loss"},
+    "Reconstruction error": {r"train/reconstruction_error": "error"},
+    "Codebook perplexity": {r"train/perplexity_(\d+)": r"level \1"},
+    "Share of codewords used": {r"train/use_(\d+)": r"level \1"},
+}
+RECOMMENDER_PANELS = {
+    "Loss": {r"train/loss": "training", r"validation/loss": "validation"},
+    "Validation": {r"validation/(recall@10|ndcg@10)": r"\1"},
+    "Codeword accuracy in training": {r"train/correct_level_(\d+)": r"level \1"},
+    "Examples per second": {r"train/examples_per_s": "examples/s"},
+}
+MARKED = ("recall@10", "ndcg@10")  # curves whose largest value has a dot
+
+
+def training_pictures(
+    rqvae: Mapping[str, Curve], recommender: Mapping[str, Curve]
+) -> list[Picture]:
+    """Training curves of the quantizer and of the recommender, where there are any."""
+    pictures = []
+    for name, alt, caption, panels in (
+        (
+            "rqvae_training",
+            "Training curves of the quantizer",
+            "Perplexity: how many codewords would tell as much if all were used "
+            "alike. A collapsing codebook shows as a falling one.",
+            find_panels(rqvae, RQVAE_PANELS),
+        ),
+        (
+            "recommender_training",
+            "Training curves of the recommender",
+            "Dots: the best on validation. Codeword accuracy: that of the likeliest "
+            "codeword, given the true ones before it.",
+            find_panels(recommender, RECOMMENDER_PANELS),
+        ),
+    ):
+        if panels:
+            height = 2.5 * -(-len(panels) // 2)
+            pictures.append(
+                render(
+                    name, _draw_curves, panels, height=height, alt=alt, caption=caption
+                )
+            )
+    return pictures
+
+
+def find_panels(
+    curves: Mapping[str, Curve], panels: Mapping[str, Mapping[str, str]]
+) -> Panels:
+    """Finds the curves of each panel by the patterns of their names."""
+    found = []
+    for title, patterns in panels.items():
+        named = {}
+        for pattern, name in patterns.items():
+            for metric in sorted(curves):
+                if match := re.fullmatch(pattern, metric):
+                    named[match.expand(name)] = curves[metric]
+        if named:
+            found.append((title, named))
+    return found
+
+
+def result_pictures(
+    result_tables: Sequence[Mapping[str, Any]],
+    metrics: Mapping[str, Any],
+    groups: Mapping[str, Any] | None,
+) -> list[Picture]:
+    """Every method with its interval, and who is served how well.
+
+    Args:
+      result_tables: From `sections.result_tables`.
+      metrics: The content of ``evaluation/metrics.json``.
+      groups: ``by_target_count`` of ``evaluation/details.json``, if it is there.
+    """
+    pictures = []
+    for table in result_tables:
+        if table["split"] == "validation":
+            continue
+        rows = [r for r in table["rows"] if r.kind != "share" and r.values["recall@10"]]
+        rows.sort(key=lambda row: row.values["recall@10"])
+        pictures.append(
+            render(
+                f"results_{table['split']}",
+                _draw_comparison,
+                rows,
+                "recall@10",
+                height=0.7 + 0.34 * len(rows),
+                alt=f"Recall@10 of every method on {table['title']}",
+                caption="Lines are 95 % bootstrap intervals over users.",
+            )
+        )
+    if groups:
+        values = {title_of(metrics, n): v for n, v in groups["baselines"].items()}
+        sized = zip(groups["groups"], groups["sizes"], strict=True)
+        pictures.append(
+            render(
+                "recall_by_popularity",
+                _draw_groups,
+                [f"{name}\n({size:,} users)" for name, size in sized],
+                {**values, "TIGER": groups["tiger"]},
+                height=3.0,
+                alt="Recall@10 of each method for rare and for popular targets",
+                caption="Rare items are where recommenders differ most.",
+            )
+        )
+    return pictures
+
+
+def _draw_curves(figure: "Figure", theme: Theme, panels: Panels) -> None:
+    """Draws panels, two in a row."""
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    colors = (theme.accent, theme.second, *theme.series[2:])
+    for axes, (title, named) in zip(grid, panels, strict=False):
+        for color, (name, (steps, values)) in zip(colors, named.items(), strict=False):
+            marker = "o" if len(steps) <= 30 else ""
+            axes.plot(
+                steps, values, color=color, label=name, marker=marker, markersize=3
+            )
+            if name in MARKED:
+                mark_best(axes, theme, color, (steps, values))
+        label(axes, title, "step")
+        thousands(axes.xaxis)
+        if axes.get_ylim()[1] >= 1000:
+            thousands(axes.yaxis)
+        if len(named) > 1:
+            axes.legend()
+    figures.hide(grid[len(panels) :])
+
+
+def mark_best(axes: "Axes", theme: Theme, color: str, curve: Curve) -> None:
+    """Dots the largest value and writes it on the side where there is room."""
+    steps, values = curve
+    best = max(range(len(values)), key=values.__getitem__)
+    is_late = steps[best] > (steps[0] + steps[-1]) / 2
+    axes.plot([steps[best]], [values[best]], "o", color=color, markersize=6)
+    axes.annotate(
+        f"{values[best]:.4f}",
+        (steps[best], values[best]),
+        xytext=(-4 if is_late else 4, -8),
+        textcoords="offset points",
+        ha="right" if is_late else "left",
+        va="top",
+        fontsize=8.5,
+        color=theme.ink,
+    )
+
+
+def _draw_comparison(
+    figure: "Figure", theme: Theme, rows: Sequence[tables.ResultRow], metric: str
+) -> None:
+    """One bar per method, weakest first, with 95 % intervals where there are any."""
+    axes = figure.subplots()
+    colors = {
+        "ours": theme.accent,
+        "baseline": theme.second,
+        "fused": theme.series[2],
+        "ceiling": theme.grid,
+        "published": theme.neutral,
+    }
+    for place, row in enumerate(rows):
+        value = end = row.values[metric]
+        axes.barh(place, value, 0.68, color=colors[row.kind])
+        if metric in row.intervals:
+            low, end = row.intervals[metric]
+            axes.plot([low, end], [place, place], color=theme.ink, linewidth=1.4)
+        axes.annotate(
+            tables.format_value(row, metric),
+            (end, place),
+            xytext=(5, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8.5,
+            color=theme.ink,
+            fontweight="bold" if row.kind == "ours" else "normal",
+        )
+    names = [r.name + " [published]" * (r.kind == "published") for r in rows]
+    axes.set_yticks(range(len(rows)), names)
+    for text, row in zip(axes.get_yticklabels(), rows, strict=True):
+        text.set_color(theme.ink)
+        text.set_fontweight("bold" if row.kind == "ours" else "normal")
+    axes.grid(axis="y", visible=False)
+    axes.margins(x=0.1)
+    label(axes, tables.metric_title(metric))
+
+
+def _draw_groups(
+    figure: "Figure",
+    theme: Theme,
+    groups: Sequence[str],
+    values: Mapping[str, Sequence[float]],
+) -> None:
+    """One group of bars per kind of target, one bar per method; the last is ours."""
+    axes = figure.subplots()
+    width = 0.8 / len(values)
+    quiet = (theme.neutral, theme.series[2], theme.second, *theme.series[6:])
+    for i, (name, heights) in enumerate(values.items()):
+        color = theme.accent if i == len(values) - 1 else quiet[i]
+        place = np.arange(len(groups)) + (i - (len(values) - 1) / 2) * width
+        axes.bar(place, heights, width * 0.92, color=color, label=name)
+    axes.set_xticks(range(len(groups)), groups)
+    axes.grid(axis="x", visible=False)
+    axes.legend(ncols=2)
+    label(
+        axes,
+        "Recall@10 by how often the target occurs in training",
+        "training interactions of the target",
+    )
