@@ -57,8 +57,7 @@ bench: $(BIN)/.test  ## Measure; one JSON row a measurement.
 	$(BIN)/python -m benchmarks
 
 scale: $(BIN)/.test  ## Measure how each stage grows, and write docs/scale.md (an hour).
-	$(BIN)/python -m benchmarks.scale --parts=local
-	$(BIN)/python -m benchmarks.scale --parts=shards,end_to_end
+	$(BIN)/python -m benchmarks.scale
 	$(BIN)/python -m benchmarks.scale --document=docs/scale.md
 
 REPRODUCE = $(BIN)/python run.py --gin_file=experiments/beauty_best.gin \

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from tiger_jax.evaluation.metrics import ndcg_at_k, recall_at_k
 from tiger_jax.input_pipeline.vocabulary import TigerVocabulary
 
 CUTOFFS = (1, 5, 10, 20)
@@ -56,12 +57,10 @@ def ranking_metrics(
     """
     is_hit = (beams == targets[:, None, :]).all(-1)  # [n, M]
     num_beams = beams.shape[1]
-    rank = np.where(is_hit.any(-1), is_hit.argmax(-1), num_beams)  # [n]
+    rank = np.where(is_hit.any(-1), is_hit.argmax(-1), num_beams).astype(np.int32)
     metrics = {}
     for k in sorted(k for k in cutoffs if k <= num_beams):
-        is_within = rank < k
-        metrics[f"recall@{k}"] = float(is_within.mean())
+        metrics[f"recall@{k}"] = float(recall_at_k(rank, k).mean())
         if k > 1:
-            gains = np.where(is_within, 1 / np.log2(rank + 2), 0.0)
-            metrics[f"ndcg@{k}"] = float(gains.mean())
+            metrics[f"ndcg@{k}"] = float(ndcg_at_k(rank, k).mean())
     return metrics

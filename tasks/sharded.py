@@ -1,4 +1,4 @@
-"""Tasks over token files in shards: examples made beforehand, by `tiger_jax.beam`.
+"""Tasks over token files in shards: examples made beforehand by `assign_shards`.
 
 What `tasks.tiger` gathers from arrays in memory is read here from TFRecord files of
 any number. Each host reads files of its own, so there must be as many files as hosts.
@@ -40,7 +40,7 @@ def register_sharded_task(
 
     Args:
         name: Name of the task.
-        folder: What the pipeline `tokens` wrote; by default `shards/tokens` in the
+        folder: What the stage `assign_shards` wrote; by default `shards/tokens` in the
             work directory that TIGER_WORKDIR names when the task is used.
         shuffle_buffer_size: Examples that the next one is drawn from; some 500 bytes
             each, and part of every saved position.

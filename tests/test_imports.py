@@ -127,3 +127,15 @@ def test_a_bare_machine_trains_decodes_and_evaluates_from_arrays(tmp_path):
         """
     )
     assert float(printed.split()[-1]) >= 0.9
+
+
+def test_gin_binds_every_stage_without_tensorflow_or_beam():
+    code = """
+        import sys
+        from tiger_jax.cli import parse_gin
+        parse_gin(["demo.gin"], [])
+        assert not {"apache_beam", "tensorflow", "torch"} & set(sys.modules)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]

@@ -44,6 +44,8 @@ _TABLE: tuple[tuple[str, Kind, str | None, str], ...] = (
     ("export", "request", "bundle", f"{_TRAINED} rqvae"),
     ("update_catalogue", "request", "bundle.catalogue", "bundle"),
     ("serve", "request", None, "bundle"),
+    ("prepare_shards", "request", None, ""),
+    ("assign_shards", "request", None, "rqvae"),
     ("export_t5", "request", "t5", "semantic_ids recommender"),
     ("export_recbole", "request", "recbole", "data semantic_ids"),
 )

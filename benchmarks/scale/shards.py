@@ -227,7 +227,7 @@ def _join(
     )
     for name, work, inputs in (
         ("items", emit_items, rows_of(raw.items)),
-        ("ask", emit_asked, joined.number_shards(raw.interactions)),
+        ("ask", emit_asked, list(enumerate(raw.interactions.paths))),
         ("look up", functools.partial(pass_on, both, joined.look_up, answered), every),
         (
             "join",
@@ -299,7 +299,7 @@ def _embed_distinct(
     data: prepare.PreparedShards,
     writer: ShardWriter,
     text: ItemTextConfig,
-    encoder: embed.FrozenEncoder,
+    encoder: embed.TextEncoding,
     runner: Any,
 ) -> Shards:
     """The first half of `embed`, by one worker."""
@@ -314,15 +314,15 @@ def _embed_distinct(
 
 
 def _embed_bucket(
-    spool: Spool, writer: ShardWriter, encoder: embed.FrozenEncoder, bucket: int
+    spool: Spool, writer: ShardWriter, encoder: embed.TextEncoding, bucket: int
 ) -> None:
     texts = embed._distinct((bucket, spool.take(bucket)))
-    embedded = embed.TextEncoding(encoder).run_inference([texts], _loaded(encoder))
+    embedded = encoder.run_inference([texts], _loaded(encoder))
     for keyed in embedded:
         embed._write_distinct(writer, keyed)
 
 
 @functools.cache
-def _loaded(encoder: embed.FrozenEncoder) -> EncodeFn:
+def _loaded(encoder: embed.TextEncoding) -> EncodeFn:
     """Once a worker."""
-    return encoder.load()
+    return encoder.load_model()

@@ -111,13 +111,14 @@ class ShardedShop:
             **how,
         )
         self.semantic_ids = assign(
-            self.embeddings, local.rqvae, folder / "semantic_ids", **how
+            self.embeddings, local.rqvae, folder / "semantic_ids", runner=runner
         )
         self.tokens = make_tokens(
             self.data,
             self.semantic_ids,
             folder / "tokens",
             num_user_tokens=NUM_USER_TOKENS,
+            max_items=20,
             runner=runner,
         )
 

@@ -1,4 +1,4 @@
-"""The command `python -m tiger_jax.beam` on a disk where every shard takes a while."""
+"""The command line on a disk where every shard takes a while."""
 
 import sys
 import time
@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("apache_beam", reason="needs apache-beam: make test-beam")
 
-from tiger_jax.beam.__main__ import main
+from tiger_jax.cli import main
 from tiger_jax.workdir.shards import ShardWriter
 
 SECONDS = 0.15
@@ -27,4 +27,4 @@ def run(arguments: list[str]) -> None:
         write(self, shard, halves, **facts)
 
     ShardWriter.write = write_slowly
-    sys.exit(main(arguments))
+    sys.exit(main(["run.py", *arguments]))

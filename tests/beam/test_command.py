@@ -1,4 +1,4 @@
-"""The command line: python -m tiger_jax.beam."""
+"""The pipelines as stages of run.py."""
 
 import multiprocessing
 import os
@@ -15,8 +15,8 @@ pytest.importorskip("apache_beam", reason="needs apache-beam: make test-beam")
 import slow_disk
 from shop_pipelines import LocalShop, small_shop
 
-from tiger_jax.beam.__main__ import main
 from tiger_jax.beam.prepare import PreparedShards, read_histories
+from tiger_jax.cli import main
 from tiger_jax.data.interactions import InteractionsConfig
 from tiger_jax.data.prepare import prepare_shop
 from tiger_jax.data.splits import SplitsConfig
@@ -33,30 +33,38 @@ def write_parquet_shop(folder, shop, num_files=3):
     return folder
 
 
-def arguments(pipeline, tmp_path, *more):
-    return [f"--pipeline={pipeline}", f"--workdir={tmp_path}/run", *more]
+def arguments(stage, workdir, *more):
+    files = ["--gin_file=demo.gin", "--gin_file=base/shards.gin"]
+    return [f"--stage={stage}", f"--workdir={workdir}", *files, *more]
+
+
+def run(stage, workdir, *more):
+    return main(["run.py", *arguments(stage, workdir, *more)])
 
 
 def test_parquet_files_are_taken_over_by_workers(tmp_path, capsys):
     shop = small_shop()
     folder = write_parquet_shop(tmp_path / "shop", shop)
-    how = ["--num_shards=2", "--seed=5", f"--data_dir={folder}"]
+    how = ["--gin.prepare_shards.num_shards=2", "--gin.SEED=5", f"--data_dir={folder}"]
     bound = "--gin.interactions.InteractionsConfig.k_core=4"
-    assert main(arguments("prepare", tmp_path, *how, bound)) == 0
+    assert run("prepare_shards", tmp_path / "run", *how, bound) == 0
     found = PreparedShards.load(tmp_path / "run" / "shards" / "data")
     expected = prepare_shop(shop, InteractionsConfig(k_core=4), SplitsConfig(), seed=5)
     histories = read_histories(found.histories.read())
     np.testing.assert_array_equal(histories.items, expected.histories.items)
     assert found.items.read().equals(expected.items)
-    # The next pipelines say what they lack.
-    assert main(arguments("tokens", tmp_path)) == 2
-    assert "semantic_ids is no whole folder of shards" in capsys.readouterr().err
+    # The next stage says what it lacks.
+    assert run("assign_shards", tmp_path / "run") == 2
+    assert (
+        "rqvae, which does not exist: run --stage=train_rqvae"
+        in capsys.readouterr().err
+    )
     # Bad input, met by a worker, is one line and exit code 2.
     events = shop.interactions.set_column(
         1, "item_id", pa.array(["nothing"] * shop.interactions.num_rows)
     )
     pa.parquet.write_table(events, folder / "interactions" / "1.parquet")
-    assert main(arguments("prepare", tmp_path, *how)) == 2
+    assert run("prepare_shards", tmp_path / "run", *how) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "item 'nothing' of an interaction is not among the raw items" in error
@@ -68,7 +76,7 @@ def test_parquet_files_are_taken_over_by_workers(tmp_path, capsys):
     [
         ("timestamp", None, "has no column 'timestamp'"),
         ("user_id", "", "row 1: no 'user_id' is given"),
-        ("timestamp", "soon", "'timestamp' holds string and must be double"),
+        ("timestamp", "soon", "row 1: 'timestamp' is 'soon', which is no time"),
     ],
 )
 def test_a_bad_file_is_refused(column, values, message, tmp_path, capsys):
@@ -79,20 +87,28 @@ def test_a_bad_file_is_refused(column, values, message, tmp_path, capsys):
     if values is not None:
         table = table.append_column(column, pa.array([values] * table.num_rows))
     pa.parquet.write_table(table, path)
-    assert main(arguments("prepare", tmp_path, f"--data_dir={folder}")) == 2
+    assert run("prepare_shards", tmp_path / "run", f"--data_dir={folder}") == 2
     error = capsys.readouterr().err
     assert message in error
     assert str(path) in error
 
 
 def test_wrong_usage_is_one_line(tmp_path, capsys):
-    assert main(arguments("embed", tmp_path)) == 2
-    assert "run --pipeline=prepare" in capsys.readouterr().err
-    assert main(arguments("prepare", tmp_path, "--num_shards=0")) == 2
-    assert main(arguments("prepare", tmp_path, "--gin.nothing.k=1")) == 2
+    def refused(stage, *more):
+        assert run(stage, tmp_path / "run", *more) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        return error
+
+    assert "run --stage=prepare_shards" in refused("assign_shards")
+    no_shards = refused("prepare_shards", "--gin.prepare_shards.num_shards=0")
+    assert "must be at least 1" in no_shards
+    nobody = refused("prepare_shards", "--gin.beam.RunnerConfig.workers=0")
+    assert "beam.RunnerConfig" in nobody
     shuffled = "--gin.interactions.InteractionsConfig.tie_order='shuffle'"
-    assert main(arguments("prepare", tmp_path, shuffled)) == 2
-    assert "which no shard can" in capsys.readouterr().err
+    assert "which no shard can" in refused("prepare_shards", shuffled)
+    assert main(["run.py", "--stage=assign_shards", f"--workdir={tmp_path}"]) == 2
+    assert "add base/shards.gin" in capsys.readouterr().err
 
 
 def stamps(workdir):
@@ -147,31 +163,35 @@ def test_killed_at_random_moments_every_pipeline_ends_the_same(tmp_path):
     folder = write_parquet_shop(tmp_path / "shop", shop)
     local = LocalShop(shop, tmp_path, interactions=InteractionsConfig(k_core=5))
     options = {
-        "prepare": [
+        "prepare_shards": [
             f"--data_dir={folder}",
+            "--gin.prepare_shards.num_shards=6",
             "--gin.interactions.InteractionsConfig.k_core=5",
+            "--gin.encoders.TfidfEncoder.dims=16",
         ],
-        "embed": ["--gin.encoders.TfidfEncoder.dims=16"],
-        "assign": [f"--rqvae={local.rqvae}"],
-        "tokens": ["--num_user_tokens=10"],
+        "assign_shards": [
+            f"--gin.assign_shards.rqvae='{local.rqvae}'",
+            "--gin.assign_shards.num_user_tokens=10",
+        ],
     }
     # Each a process of its own, forked from one that has done the imports.
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["tiger_jax.beam.__main__"])
+    processes.set_forkserver_preload(["slow_disk", "tiger_jax.beam.prepare"])
     rng = np.random.default_rng(0)
-    for pipeline, more in options.items():
-        how = ["--num_shards=6", *more]
-        assert main(arguments(pipeline, tmp_path / "whole", *how)) == 0
-        killed = arguments(pipeline, tmp_path / "killed", *how)
-        kills, finished = kill_and_restart(processes, killed, tmp_path / "killed", rng)
-        print(f"{pipeline}: {kills} kills; files of finished shards: {finished}")
-        assert kills >= 3
+    for stage, more in options.items():
+        assert run(stage, tmp_path / "whole", *more) == 0
+        killed = arguments(stage, tmp_path / "killed", *more)
+        kills, finished = kill_and_restart(
+            processes, killed, tmp_path / "killed", rng, min_kills=6
+        )
+        print(f"{stage}: {kills} kills; files of finished shards: {finished}")
+        assert kills >= 6
     whole, again = (
         {
             path.parent.relative_to(tmp_path / run): Shards.load(
                 path.parent, verify=True
             ).content_hash
-            for path in (tmp_path / run).rglob("shards.json")
+            for path in (tmp_path / run / "shards").rglob("manifest.json")
         }
         for run in ("whole", "killed")
     )

@@ -9,10 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from tiger_jax.beam.blocks import from_bytes
-from tiger_jax.beam.joined import emit_asked, number_shards
+from tiger_jax.beam.embed import TextEncoding
+from tiger_jax.beam.joined import emit_asked
 from tiger_jax.beam.prepare import _emit_counts
 from tiger_jax.beam.raw import write_raw_shards
 from tiger_jax.data.raw_shop import CATEGORY_PATHS, RawShop
+from tiger_jax.embedding.encoders import TfidfEncoder
 
 
 def shop_of_one_popular_item(num_events):
@@ -40,10 +42,15 @@ def test_a_shard_asks_for_an_item_once_however_often_it_was_bought(tmp_path):
     raw = write_raw_shards(shop, tmp_path, num_shards=2)
     asked = [
         from_bytes(block).to_pydict()
-        for shard in number_shards(raw.interactions)
+        for shard in enumerate(raw.interactions.paths)
         for _, block in emit_asked(shard, range(3))
     ]
     assert asked == [{"item_id": ["everybody's"], "shard": [n]} for n in (0, 1)]
+
+
+def test_a_bucket_without_texts_passes_the_encoder():
+    encoding = TextEncoding(TfidfEncoder(), None)
+    assert list(encoding.run_inference([(3, b"")], len)) == [(3, b"")]
 
 
 def test_neighbouring_items_are_counted_in_different_shards(tmp_path):

@@ -33,6 +33,7 @@ def read(split, *, use_cached):
     ]
 
 
+@pytest.mark.slow
 def test_cached_examples_are_the_uncached_ones_in_the_caches_order(
     tmp_path, monkeypatch
 ):

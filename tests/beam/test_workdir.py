@@ -15,12 +15,10 @@ import pytest
 
 pytest.importorskip("apache_beam", reason="needs apache-beam: make test-beam")
 
-from shop_pipelines import ENCODER, SEED, LocalShop, ShardedShop, small_shop
+from shop_pipelines import ENCODER, SEED
 
 from tiger_jax.beam import workdir as module
-from tiger_jax.beam.__main__ import main
 from tiger_jax.beam.workdir import write_workdir
-from tiger_jax.data.interactions import InteractionsConfig
 from tiger_jax.embedding.tfidf import FrozenTfidf
 from tiger_jax.errors import InputError
 from tiger_jax.semantic_ids.table import SemanticIdTable
@@ -31,10 +29,11 @@ from tiger_jax.workdir import artifacts
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_the_folders_are_those_of_the_local_stages(tmp_path, monkeypatch, capsys):
-    local = LocalShop(small_shop(), tmp_path, interactions=InteractionsConfig(k_core=5))
-    workdir = tmp_path / "run"
-    found = ShardedShop(local, workdir / "shards", shards=3, workers=1)
+def test_the_folders_are_those_of_the_local_stages(
+    small, tmp_path, monkeypatch, capsys
+):
+    local, found = small
+    workdir = shutil.copytree(found.folder.parent, tmp_path / "run")
     write_workdir(workdir)
     # What the local stages would have written, but for what only they know.
     statistics = {**local.data.statistics, "notes": list(local.shop.notes)}
@@ -57,7 +56,7 @@ def test_the_folders_are_those_of_the_local_stages(tmp_path, monkeypatch, capsys
     capsys.readouterr()
     write_workdir(workdir)
     assert capsys.readouterr().out.count("up to date") == 3
-    with pytest.raises(InputError, match="--folders names"):
+    with pytest.raises(InputError, match="folders names"):
         write_workdir(workdir, ["recommender"])
     (tmp_path / "local" / "shards").symlink_to(workdir / "shards")
     with pytest.raises(InputError, match="and not from"):
@@ -75,7 +74,7 @@ def test_the_folders_are_those_of_the_local_stages(tmp_path, monkeypatch, capsys
 
 
 STEPS = 400
-FROM_SHARDS = ["--gin_file=demo.gin", "--gin_file=base/from_shards.gin"]
+FROM_SHARDS = ["--gin_file=demo.gin", "--gin_file=base/shards.gin"]
 
 
 @pytest.mark.slow
@@ -83,9 +82,6 @@ FROM_SHARDS = ["--gin_file=demo.gin", "--gin_file=base/from_shards.gin"]
 def test_the_documented_commands_end_in_an_evaluated_model(tmp_path):
     """docs/scale.md's commands on the demo shop, with fewer steps."""
     workdir = f"--workdir={tmp_path / 'run'}"
-
-    def pipeline(name, *more):
-        assert main([f"--pipeline={name}", workdir, *more]) == 0
 
     def stage(name, *more):
         command = [sys.executable, "run.py", f"--stage={name}", workdir, *FROM_SHARDS]
@@ -96,16 +92,13 @@ def test_the_documented_commands_end_in_an_evaluated_model(tmp_path):
 
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
     environment.pop("TIGER_WORKDIR", None)
-    pipeline("prepare", "--num_shards=4")
-    pipeline("embed", "--num_shards=4")
+    stage("prepare_shards", "--gin.prepare_shards.num_shards=4")
     stage(
         "train_rqvae",
         "--gin.rqvae_training.RqVaeTraining.num_steps=300",
         "--gin.shuffled_rows.ShuffleConfig.sample_rows=2000",
     )
-    pipeline("assign", "--num_shards=4")
-    pipeline("tokens", "--num_user_tokens=0")
-    pipeline("workdir")
+    stage("assign_shards")
     stage(
         "train_recommender",
         f"--gin.loop.LoopConfig.total_steps={STEPS}",

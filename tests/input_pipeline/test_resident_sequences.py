@@ -63,7 +63,7 @@ def test_an_epoch_has_every_target_once_behind_the_item_before_it():
 
 
 def _epoch(stream):
-    for first, targets in zip(stream._first, stream._targets, strict=True):
+    for first, targets in zip(*stream._examples.values(), strict=True):
         yield HISTORIES.items[first : first + targets + 1].tolist()
 
 

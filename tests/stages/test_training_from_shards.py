@@ -115,9 +115,10 @@ def test_files_that_do_not_fit_are_refused(workdir):
         run(workdir, seqio=SeqioConfig(TASK, batch_size=32, max_items=5))
     with pytest.raises(InputError, match="has the token layout"):
         run(workdir, num_user_tokens=4)
-    listed = workdir / "shards" / "tokens" / "train" / "shards.json"
-    facts = read_json(listed)
-    write_json(listed, {**facts, "semantic_ids": "another table's"})
+    path = workdir / "shards" / "tokens" / "train" / "manifest.json"
+    manifest = read_json(path)
+    manifest["summary"]["semantic_ids"] = "another table's"
+    write_json(path, {**manifest, "seal": ""})
     with pytest.raises(InputError, match="were made of other Semantic IDs"):
         run(workdir)
     shutil.rmtree(workdir / "shards" / "tokens" / "validation")
@@ -158,7 +159,7 @@ def test_two_hosts_train_from_files_of_their_own(workdir, tmp_path):
     os.environ["TIGER_WORKDIR"] = str(workdir)
     try:
         source = token_shards_of(TASK)
-        ends = np.cumsum([0, *source.shards["train"].rows])
+        ends = np.cumsum([0, *source.shards["train"].count()])
         inputs, _ = source.read_examples(
             "train", np.arange(ends[-1]), num_inputs=1 + 4 * 4
         )

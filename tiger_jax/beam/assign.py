@@ -15,7 +15,13 @@ import pyarrow.parquet
 
 from tiger_jax.beam.blocks import Keyed, column, gather, scatter, shards_of
 from tiger_jax.beam.runner import RunnerConfig
-from tiger_jax.beam.steps import collect, run_missing, spread, write_items
+from tiger_jax.beam.steps import (
+    ITEM_NUMBER,
+    collect,
+    run_missing,
+    spread,
+    write_items,
+)
 from tiger_jax.errors import InputError
 from tiger_jax.progress import say
 from tiger_jax.quantizers.quantizer import Quantizer
@@ -43,7 +49,6 @@ def assign(
     folder: Path,
     *,
     collision_level_size: int = COLLISION_LEVEL_SIZE,
-    num_shards: int,
     runner: RunnerConfig,
 ) -> Shards:
     """Gives every item its Semantic ID: `item_id` and `codes`, by item number.
@@ -53,10 +58,7 @@ def assign(
     Args:
         embeddings: `item_id` and `embedding`, by item number.
         rqvae: The folder that the stage `train_rqvae` wrote.
-        folder: Where to write.
-        collision_level_size: Codewords at the collision level.
-        num_shards: Of the output, and of the buckets of codewords.
-        runner: Where it runs.
+        folder: Where to write, in as many shards as the embeddings have.
 
     Raises:
         InputError: The quantizer takes more than embeddings, or more items share
@@ -67,7 +69,8 @@ def assign(
             f"the quantizer in {rqvae} also takes collaborative vectors, which these "
             "pipelines don't make: train one on embeddings alone"
         )
-    made = artifacts.load_manifest(rqvae, needed_by="assign").content_hash
+    made = artifacts.load_manifest(rqvae, needed_by="assign_shards").content_hash
+    num_shards = embeddings.num_shards
     sizes = (*load_quantizer(rqvae).codebook_sizes, collision_level_size)
     writer = ShardWriter(
         folder, num_shards, recipe_of({"sizes": sizes}, embeddings, made)
@@ -82,7 +85,7 @@ def assign(
             | "By codewords" >> beam.GroupByKey()
             | "Number"
             >> beam.FlatMap(
-                functools.partial(_number, sizes=sizes, ends=ends, missing=missing)
+                _number, sizes=sizes, ends=ends, missing=missing
             ).with_output_types(Keyed)
         )
         collect(pipeline, blocks, writer, write_items, missing)
@@ -124,7 +127,7 @@ def _emit_codes(
     codes = _load_quantizer(rqvae).encode(read_vectors(table, "embedding"))
     coded = pa.table(
         {
-            "item_number": np.arange(rows.first_row, rows.first_row + len(codes)),
+            ITEM_NUMBER: np.arange(rows.first_row, rows.first_row + len(codes)),
             "item_id": table["item_id"],
             "codes": vector_array(codes),
         }
@@ -148,7 +151,7 @@ def _number(
     ends: Sequence[int],
     missing: Sequence[int],
 ) -> Iterator[Keyed]:
-    table = gather(bucket[1], "item_number")
+    table = gather(bucket[1], ITEM_NUMBER)
     assert table is not None
     full = add_collision_level(
         read_vectors(table, "codes"),
@@ -156,5 +159,5 @@ def _number(
         collision_level_size=sizes[-1],
     )
     numbered = table.drop_columns(["codes"]).append_column("codes", vector_array(full))
-    where = shards_of(column(table, "item_number"), ends)
+    where = shards_of(column(table, ITEM_NUMBER), ends)
     yield from scatter(numbered, where, missing)

@@ -35,13 +35,13 @@ def gather(blocks: Iterable[bytes], sort_by: str | None = None) -> pa.Table | No
     """All rows that came for one key, in an order that no runner decides.
 
     Args:
-        blocks: Tables of one schema.
+        blocks: Tables of one schema; empty bytes stand for none.
         sort_by: A column of numbers that no two rows share; as they came if None.
 
     Returns:
         One table; None if nothing came.
     """
-    tables = [from_bytes(block) for block in blocks]
+    tables = [from_bytes(block) for block in blocks if block]
     if not tables:
         return None
     whole = pa.concat_tables(tables).combine_chunks()

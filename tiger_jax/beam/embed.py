@@ -1,12 +1,11 @@
 """Item texts -> embeddings, each distinct text once, in Beam's inference transform.
 
-    distinct/     a bucket of texts a shard: their vectors, and the items they are of
+    distinct/     a bucket of texts per shard: their vectors, and the items they are of
     embeddings/   `item_id` and `embedding`, in the order of item numbers
 
 A killed run goes on after the last finished bucket of texts.
 """
 
-import dataclasses
 import functools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -32,6 +31,7 @@ from tiger_jax.beam.blocks import (
 from tiger_jax.beam.prepare import PreparedShards
 from tiger_jax.beam.runner import RunnerConfig
 from tiger_jax.beam.steps import (
+    ITEM_NUMBER,
     exchange,
     run_missing,
     spread,
@@ -63,48 +63,45 @@ from tiger_jax.workdir.vector_shards import vector_array
 MAX_FITTED_ITEMS = 131_072
 
 
-@dataclasses.dataclass(frozen=True)
-class FrozenEncoder:
-    """An encoder that each worker loads for itself.
+class TextEncoding(ModelHandler):
+    """Beam's handle on an encoder: an example is a bucket's block of texts.
 
     Attributes:
-        encoder: The sentence encoder; or what TF-IDF was fitted by.
         tfidf: The folder of the fitted TF-IDF, or None.
     """
 
-    encoder: SentenceTransformerEncoder | TfidfEncoder
-    tfidf: Path | None
-
-    def load(self) -> EncodeFn:
-        """Loads the model."""
-        if self.tfidf is not None:
-            return FrozenTfidf.load(self.tfidf).encode
-        return self.encoder.prepare([], seed=0)
-
-    @property
-    def texts_per_chunk(self) -> int | None:
-        """How many texts are sorted by length together."""
-        return self.encoder.texts_per_chunk
-
-
-class TextEncoding(ModelHandler):
-    """Beam's handle on an encoder: an example is a bucket's block of texts."""
-
-    def __init__(self, encoder: FrozenEncoder) -> None:
-        """Takes the encoder; it is loaded on the workers."""
+    def __init__(
+        self, encoder: SentenceTransformerEncoder | TfidfEncoder, tfidf: Path | None
+    ) -> None:
+        """Takes the sentence encoder, or what TF-IDF was fitted by, and its folder."""
         super().__init__()
-        self._encoder = encoder
+        self._encoder, self.tfidf = encoder, tfidf
 
     def load_model(self) -> EncodeFn:
-        """Called once a worker."""
-        return self._encoder.load()
+        """Called once per worker."""
+        if self.tfidf is not None:
+            return FrozenTfidf.load(self.tfidf).encode
+        return self._encoder.prepare([], seed=0)
 
     def run_inference(
         self, batch: Sequence[Keyed], model: EncodeFn, inference_args: Any = None
     ) -> Iterable[Keyed]:
-        """Embeds each block's distinct texts."""
+        """Replaces each block's distinct texts by their vectors."""
         for shard, block in batch:
-            yield shard, to_bytes(_embed(from_bytes(block), model, self._encoder))
+            if not block:  # no text fell into this bucket
+                yield shard, block
+                continue
+            table = from_bytes(block)
+            found = table["text"].to_pylist()
+            # So many are sorted by length together.
+            size = self._encoder.texts_per_chunk or max(len(found), 1)
+            vectors = [
+                embed_chunk(found[at : at + size], model, self._encoder.batch_size)
+                for at in range(0, len(found), size)
+            ]
+            column = vector_array(np.concatenate(vectors))
+            table = table.drop_columns(["text"]).append_column("embedding", column)
+            yield shard, to_bytes(table)
 
     def batch_elements_kwargs(self) -> dict[str, int]:
         """A block is a batch already."""
@@ -121,21 +118,17 @@ def embed(
     num_shards: int,
     runner: RunnerConfig,
 ) -> Shards:
-    """Writes one vector an item.
+    """Writes one vector per item.
 
     Equal to the stage `embed_items`, if the encoder's vector of a text does not
     depend on the texts beside it, as TF-IDF's does not. (Neural encoders on some
     devices round differently in batches of other shapes.)
 
     Args:
-        data: The catalogue.
-        folder: Where to write.
-        text: What is said about an item.
-        encoder: Loaded once a worker; TF-IDF is fitted first, to at most
+        encoder: Loaded once per worker; TF-IDF is fitted first, to at most
             `MAX_FITTED_ITEMS` items.
         seed: Decides TF-IDF's projections, and the items that it is fitted to.
         num_shards: Of the texts' buckets, and of the embeddings.
-        runner: Where it runs.
 
     Raises:
         InputError: The template or the encoder can't be used.
@@ -168,16 +161,16 @@ def _freeze(
     text: ItemTextConfig,
     encoder: SentenceTransformerEncoder | TfidfEncoder,
     seed: int,
-) -> FrozenEncoder:
+) -> TextEncoding:
     if not isinstance(encoder, TfidfEncoder):
-        return FrozenEncoder(encoder, None)
+        return TextEncoding(encoder, None)
     recipe = recipe_of({"text": text, "encoder": encoder, "seed": seed}, data.items)
     place = folder / recipe[:16]
     done = place / "done.json"
     if not done.exists():
         FrozenTfidf.save(encoder.fit(_draw_texts(data, text, seed), seed=seed), place)
         write_json(done, recipe)
-    return FrozenEncoder(encoder, place)
+    return TextEncoding(encoder, place)
 
 
 def _draw_texts(data: PreparedShards, text: ItemTextConfig, seed: int) -> list[str]:
@@ -201,7 +194,7 @@ def _embed_distinct(
     data: PreparedShards,
     writer: ShardWriter,
     text: ItemTextConfig,
-    encoder: FrozenEncoder,
+    encoder: TextEncoding,
     runner: RunnerConfig,
 ) -> Shards:
     emit = functools.partial(_emit_texts, text=text, num_buckets=writer.num_shards)
@@ -211,7 +204,7 @@ def _embed_distinct(
         _ = (
             with_every_shard(pipeline, blocks, missing)
             | "Distinct texts" >> beam.Map(_distinct).with_output_types(Keyed)
-            | "Embed" >> RunInference(TextEncoding(encoder))
+            | "Embed" >> RunInference(encoder)
             | "Write" >> beam.Map(functools.partial(_write_distinct, writer))
         )
 
@@ -225,7 +218,7 @@ def _emit_texts(
     found = pa.array(build_item_texts(items, text), pa.string())
     table = pa.table(
         {
-            "item_number": np.arange(rows.first_row, rows.first_row + len(found)),
+            ITEM_NUMBER: np.arange(rows.first_row, rows.first_row + len(found)),
             "item_id": items["item_id"],
             "text": found,
         }
@@ -236,7 +229,7 @@ def _emit_texts(
 def _distinct(keyed: tuple[int, Iterable[bytes]]) -> Keyed:
     """Each text of a bucket once, with the items that it is of."""
     shard, blocks = keyed
-    table = gather([block for block in blocks if block], "item_number")
+    table = gather(blocks, ITEM_NUMBER)
     if table is None:
         return shard, b""
     encoded = texts(table, "text").dictionary_encode()
@@ -250,26 +243,13 @@ def _distinct(keyed: tuple[int, Iterable[bytes]]) -> Keyed:
             {
                 "text": encoded.dictionary,
                 "item_numbers": pa.ListArray.from_arrays(
-                    offsets, texts(ordered, "item_number")
+                    offsets, texts(ordered, ITEM_NUMBER)
                 ),
                 "item_ids": pa.ListArray.from_arrays(
                     offsets, texts(ordered, "item_id")
                 ),
             }
         )
-    )
-
-
-def _embed(table: pa.Table, encode: EncodeFn, encoder: FrozenEncoder) -> pa.Table:
-    """Replaces a block's texts by their vectors."""
-    found = table["text"].to_pylist()
-    size = encoder.texts_per_chunk or max(len(found), 1)
-    vectors = [
-        embed_chunk(found[start : start + size], encode, encoder.encoder.batch_size)
-        for start in range(0, len(found), size)
-    ]
-    return table.drop_columns(["text"]).append_column(
-        "embedding", vector_array(np.concatenate(vectors))
     )
 
 
@@ -288,10 +268,10 @@ def _emit_vectors(
     of_text = numbers.value_parent_indices()
     exploded = pa.table(
         {
-            "item_number": numbers.flatten(),
+            ITEM_NUMBER: numbers.flatten(),
             "item_id": texts(table, "item_ids").flatten(),
             "embedding": texts(table, "embedding").take(of_text),
         }
     )
-    numbers = column(exploded, "item_number")
-    yield from scatter(exploded, shards_of(numbers, ends), missing)
+    where = shards_of(column(exploded, ITEM_NUMBER), ends)
+    yield from scatter(exploded, where, missing)

@@ -5,8 +5,6 @@ worker could hold them. So interactions don't meet their items: each shard asks 
 its distinct items' rows, once each, and is joined with the answers where it lies.
 """
 
-import dataclasses
-import functools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -61,12 +59,12 @@ def join_interactions(
     writer = ShardWriter(folder, num_buckets, recipe)
 
     def build(pipeline: beam.Pipeline, missing: list[int]) -> None:
+        numbered = list(enumerate(raw.interactions.paths))
+        shards = rows_of(raw.interactions)
         every = range(num_buckets)  # an item's bucket is asked by all shards
         parts = {
             "items": spread(pipeline, rows_of(raw.items), emit_items, every, "items"),
-            "asked": spread(
-                pipeline, number_shards(raw.interactions), emit_asked, every, "shards"
-            ),
+            "asked": spread(pipeline, numbered, emit_asked, every, "shards"),
         }
         blocks = (
             parts
@@ -75,35 +73,12 @@ def join_interactions(
             | "To those who asked" >> beam.GroupByKey()
             | "Join"
             >> beam.FlatMap(
-                functools.partial(
-                    join_shard,
-                    shards=rows_of(raw.interactions),
-                    num_buckets=num_buckets,
-                    missing=missing,
-                )
+                join_shard, shards=shards, num_buckets=num_buckets, missing=missing
             ).with_output_types(Keyed)
         )
         collect(pipeline, blocks, writer, write_bucket, missing)
 
     return run_missing(runner, writer, build)
-
-
-@dataclasses.dataclass(frozen=True)
-class NumberedShard:
-    """A shard of interactions that asks for its items.
-
-    Attributes:
-        path: Its file.
-        number: Which one.
-    """
-
-    path: Path
-    number: int
-
-
-def number_shards(interactions: Shards) -> list[NumberedShard]:
-    """All shards, each with its number."""
-    return [NumberedShard(path, n) for n, path in enumerate(interactions.paths)]
 
 
 def emit_items(rows: ShardRows, wanted: Sequence[int]) -> Iterator[Keyed]:
@@ -114,11 +89,12 @@ def emit_items(rows: ShardRows, wanted: Sequence[int]) -> Iterator[Keyed]:
     yield from scatter(table, buckets_of(texts(table, "item_id"), len(wanted)), wanted)
 
 
-def emit_asked(shard: NumberedShard, wanted: Sequence[int]) -> Iterator[Keyed]:
-    """Each distinct item of a shard of interactions, to the item's bucket."""
-    ids = pa.parquet.read_table(shard.path, columns=["item_id"])["item_id"]
-    distinct = pc.unique(ids)
-    number = pa.array(np.full(len(distinct), shard.number))
+def emit_asked(shard: tuple[int, Path], wanted: Sequence[int]) -> Iterator[Keyed]:
+    """Each distinct item of a numbered shard of interactions, to the item's bucket."""
+    distinct = pc.unique(
+        pa.parquet.read_table(shard[1], columns=["item_id"])["item_id"]
+    )
+    number = pa.array(np.full(len(distinct), shard[0]))
     table = pa.table({"item_id": distinct, "shard": number})
     yield from scatter(table, buckets_of(distinct, len(wanted)), wanted)
 
@@ -176,9 +152,8 @@ def join_shard(
     yield from scatter(events, users, missing)
 
 
-def write_bucket(shard: int, blocks: list[bytes], writer: ShardWriter) -> None:
+def write_bucket(shard: int, blocks: Iterable[bytes], writer: ShardWriter) -> None:
     """Writes a bucket of users."""
-    table = gather(blocks, "row")
-    table = SCHEMA.empty_table() if table is None else table
+    table = gather(blocks, "row") or SCHEMA.empty_table()
     num_users = len(pc.unique(table["user_id"]))
     writer.write_table(shard, table, users=num_users)

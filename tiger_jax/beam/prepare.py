@@ -16,7 +16,7 @@ permutation, 12 bytes an item, in files that workers map instead of loading.
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from tiger_jax.beam.blocks import Keyed, column, gather, scatter, shards_of
 from tiger_jax.beam.joined import join_interactions
 from tiger_jax.beam.raw import RawShards
 from tiger_jax.beam.runner import RunnerConfig
-from tiger_jax.beam.steps import each_shard, exchange
+from tiger_jax.beam.steps import ITEM_NUMBER, each_shard, exchange, write_items
 from tiger_jax.data.interactions import (
     MIN_HISTORY,
     InteractionsConfig,
@@ -97,12 +97,13 @@ class PreparedShards:
             facts = read_json(folder / _FACTS)
         except (OSError, ValueError) as error:
             raise InputError(
-                f"{folder} holds no prepared shards ({error}): run --pipeline=prepare"
+                f"{folder} holds no prepared shards ({error}): run "
+                "--stage=prepare_shards"
             ) from error
         items, histories = (Shards.load(folder / n) for n in ("items", "histories"))
         if [items.content_hash, histories.content_hash] != facts["contents"]:
             raise InputError(
-                f"{folder} is being made anew: run --pipeline=prepare to its end"
+                f"{folder} is being made anew: run --stage=prepare_shards to its end"
             )
         return cls(items, histories, folder, facts)
 
@@ -132,14 +133,10 @@ def prepare(
     Equal to `data.prepare.prepare_shop` on the same rows, for any number of shards.
 
     Args:
-        raw: The raw shop.
-        folder: Where to write.
         interactions: Filtering and order; ties can't be shuffled here, which would
             take a draw for all interactions at once.
-        splits: What is kept back.
         seed: Decides item numbers and unseen items.
         num_shards: Of all that is written.
-        runner: Where it runs.
 
     Raises:
         InputError: A config is impossible, or too little is left to train on.
@@ -163,7 +160,7 @@ def prepare(
         alive = core.items_with(k, min_user=min_user, alive=alive)
     survivors = core.survivors(alive, min_user=min_user)
     counts = {
-        "raw_users": sum(shard["users"] for shard in joined.facts["shards"]),
+        "raw_users": sum(joined.count("users")),
         "raw_items": raw.items.num_rows,
         "raw_interactions": raw.interactions.num_rows,
         "users_with_too_short_history": (num_in_core or survivors.num_rows)
@@ -180,39 +177,33 @@ def prepare(
     numbers = folder / "number_of_row.npy"
     save_whole(numbers, number_of_row)
     save_whole(folder / "items_file_rows.npy", items_file_rows)
-    config = {"interactions": interactions, "seed": seed}
+    recipe = recipe_of({"interactions": interactions, "seed": seed}, joined)
+    no_items = pa.parquet.read_schema(raw.items.paths[0]).empty_table()
+    ends = cut_evenly(len(items_file_rows), num_shards)
     items = exchange(
         runner,
-        ShardWriter(folder / "items", num_shards, recipe_of(config, joined)),
+        ShardWriter(folder / "items", num_shards, recipe),
         rows_of(raw.items),
-        functools.partial(
-            _emit_items,
-            numbers=numbers,
-            ends=cut_evenly(len(items_file_rows), num_shards),
-        ),
-        functools.partial(_write_items, first=raw.items.paths[0]),
+        functools.partial(_emit_items, numbers=numbers, ends=ends),
+        functools.partial(write_items, empty=no_items),
     )
-    histories = exchange(
-        runner,
-        ShardWriter(folder / "histories", num_shards, recipe_of(config, joined)),
-        joined.paths,
-        functools.partial(
-            _emit_histories,
-            alive=alive,
-            numbers=numbers,
-            min_user=min_user,
-            tie_order=interactions.tie_order,
-            ends=_cut_users(survivors, raw.interactions.num_rows, num_shards),
-        ),
-        _write_histories,
+    emit = functools.partial(
+        _emit_histories,
+        alive=alive,
+        numbers=numbers,
+        min_user=min_user,
+        tie_order=interactions.tie_order,
+        ends=_cut_users(survivors, raw.interactions.num_rows, num_shards),
     )
+    writer = ShardWriter(folder / "histories", num_shards, recipe)
+    histories = exchange(runner, writer, joined.paths, emit, _write_histories)
     unseen = _choose_unseen(histories, splits.unseen_share, seed)
     save_whole(folder / "unseen_items.npy", unseen)
     facts = {
         "name": raw.name,
         "users": histories.num_rows,
         "items": items.num_rows,
-        "interactions": sum(s["interactions"] for s in histories.facts["shards"]),
+        "interactions": sum(histories.count("interactions")),
         **counts,
         "k_core": k,
         "tie_order": interactions.tie_order,
@@ -270,18 +261,13 @@ class _Core:
         for number in range(self.num_items + 1):
             folder = self.folder / f"user-{min_user}" / f"round-{number:03}"
             config = {"min_item": min_item, "min_user": min_user, "round": number}
-            counts = exchange(
-                self.runner,
-                ShardWriter(folder, self.num_shards, recipe_of(config, self.joined)),
-                self.joined.paths,
-                functools.partial(
-                    _emit_counts,
-                    alive=alive,
-                    min_user=min_user,
-                    num_shards=self.num_shards,
-                ),
-                functools.partial(_write_counts, min_item=min_item),
+            recipe = recipe_of(config, self.joined)
+            writer = ShardWriter(folder, self.num_shards, recipe)
+            emit = functools.partial(
+                _emit_counts, alive=alive, min_user=min_user, num_shards=self.num_shards
             )
+            write = functools.partial(_write_counts, min_item=min_item)
+            counts = exchange(self.runner, writer, self.joined.paths, emit, write)
             before, num_alive = num_alive, counts.num_rows
             alive = folder / "alive.npy"
             flags = np.zeros(self.num_items, bool)
@@ -296,20 +282,13 @@ class _Core:
     def survivors(self, alive: Path, *, min_user: int) -> Shards:
         """The users that are left of each bucket: `first_row` and `length`."""
         config = {"min_user": min_user, "alive": hash_file(alive)}
-        return each_shard(
-            self.runner,
-            ShardWriter(
-                self.folder / f"user-{min_user}" / "survivors",
-                self.num_shards,
-                recipe_of(config, self.joined),
-            ),
-            functools.partial(
-                _write_survivors,
-                paths=self.joined.paths,
-                alive=alive,
-                min_user=min_user,
-            ),
+        folder = self.folder / f"user-{min_user}" / "survivors"
+        writer = ShardWriter(folder, self.num_shards, recipe_of(config, self.joined))
+        paths = self.joined.paths
+        work = functools.partial(
+            _write_survivors, paths=paths, alive=alive, min_user=min_user
         )
+        return each_shard(self.runner, writer, work)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -344,6 +323,13 @@ class _Bucket:
         is_kept[rows] = k_core(users[rows], one_item, min_user=min_user, min_item=0)
         return cls(table, users, encoded.dictionary, is_kept)
 
+    def left(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of each user who is left: number, interactions, first raw row of all."""
+        _, first = np.unique(self.users, return_index=True)
+        lengths = np.bincount(self.users[self.is_kept], minlength=len(first))
+        left = np.flatnonzero(lengths)
+        return left, lengths[left], column(self.table, "row")[first[left]]
+
 
 def _emit_counts(
     path: Path,
@@ -363,12 +349,9 @@ def _emit_counts(
 
 
 def _write_counts(
-    shard: int, blocks: list[bytes], writer: ShardWriter, *, min_item: int
+    shard: int, blocks: Iterable[bytes], writer: ShardWriter, *, min_item: int
 ) -> None:
-    table = gather(blocks)
-    if table is None:
-        writer.write_table(shard, _COUNTS.empty_table())
-        return
+    table = gather(blocks) or _COUNTS.empty_table()
     rows, inverse = np.unique(column(table, "item_row"), return_inverse=True)
     counts = np.zeros(len(rows), np.int64)
     np.add.at(counts, inverse, column(table, "count"))
@@ -378,21 +361,10 @@ def _write_counts(
 
 
 def _write_survivors(
-    shard: int,
-    writer: ShardWriter,
-    *,
-    paths: Sequence[Path],
-    alive: Path,
-    min_user: int,
+    shard: int, writer: ShardWriter, *, paths: list[Path], alive: Path, min_user: int
 ) -> None:
-    bucket = _Bucket.read(paths[shard], alive, min_user)
-    _, first = np.unique(bucket.users, return_index=True)
-    lengths = np.bincount(bucket.users[bucket.is_kept], minlength=len(first))
-    left = np.flatnonzero(lengths)
-    first_rows = column(bucket.table, "row")[first[left]]
-    writer.write_table(
-        shard, pa.table({"first_row": first_rows, "length": lengths[left]})
-    )
+    _, lengths, first_rows = _Bucket.read(paths[shard], alive, min_user).left()
+    writer.write_table(shard, pa.table({"first_row": first_rows, "length": lengths}))
 
 
 def _refuse_too_little(survivors: Shards, counts: dict[str, int], k: int) -> None:
@@ -438,18 +410,18 @@ def _emit_histories(
     ends: Sequence[int],
 ) -> Iterator[Keyed]:
     bucket = _Bucket.read(path, alive, min_user)
-    _, first = np.unique(bucket.users, return_index=True)
+    left, lengths, first_rows = bucket.left()
     kept = bucket.table.filter(pa.array(bucket.is_kept))
+    ties = None
+    if tie_order == "item":  # in code-point order, as the local stage does
+        ties = np.asarray(pc.rank(texts(kept, "item_id"), tiebreaker="dense"))
+        ties = ties.astype(np.int64)
     users = bucket.users[bucket.is_kept]
-    ties = _rank_ids(kept) if tie_order == "item" else None
     order = chronological_order(users, column(kept, "timestamp"), ties)
-    lengths = np.bincount(users, minlength=len(first))
-    left = np.flatnonzero(lengths)
     number_of_row = load_array(numbers, is_mapped=True)
     items = number_of_row[column(kept, "item_row")[order]]
-    offsets = np.concatenate([[0], np.cumsum(lengths[left])]).astype(np.int32)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     user_ids = bucket.user_ids.take(pa.array(left))
-    first_rows = column(bucket.table, "row")[first[left]]
     table = pa.table(
         {
             "user_id": user_ids,
@@ -461,18 +433,8 @@ def _emit_histories(
     yield from scatter(table, shards_of(first_rows, ends), missing)
 
 
-def _rank_ids(table: pa.Table) -> Int64[np.ndarray, " rows"]:
-    """Ranks item identifiers in code-point order, as the local stage does."""
-    encoded = texts(table, "item_id").dictionary_encode()
-    by_id = np.asarray(pc.sort_indices(encoded.dictionary)).astype(np.int64)
-    rank = np.empty_like(by_id)
-    rank[by_id] = np.arange(len(by_id))
-    return rank[np.asarray(encoded.indices)]
-
-
-def _write_histories(shard: int, blocks: list[bytes], writer: ShardWriter) -> None:
-    table = gather(blocks, "first_row")
-    table = HISTORY_SCHEMA.empty_table() if table is None else table
+def _write_histories(shard: int, blocks: Iterable[bytes], writer: ShardWriter) -> None:
+    table = gather(blocks, "first_row") or HISTORY_SCHEMA.empty_table()
     table = table.select(HISTORY_SCHEMA.names)
     count = len(pc.list_flatten(table["items"]))
     writer.write_table(shard, table, interactions=count)
@@ -487,19 +449,8 @@ def _emit_items(
     in_catalogue = np.flatnonzero(number >= 0)
     number = number[in_catalogue]
     table = table.take(pa.array(in_catalogue))
-    table = table.append_column("item_number (ours)", pa.array(number))
+    table = table.append_column(ITEM_NUMBER, pa.array(number))
     yield from scatter(table, shards_of(number, ends), missing)
-
-
-def _write_items(
-    shard: int, blocks: list[bytes], writer: ShardWriter, *, first: Path
-) -> None:
-    table = gather(blocks, "item_number (ours)")
-    if table is None:
-        table = pa.parquet.read_schema(first).empty_table()
-    else:
-        table = table.drop_columns(["item_number (ours)"])
-    writer.write_table(shard, table)
 
 
 def _choose_unseen(histories: Shards, share: float, seed: int) -> np.ndarray:

@@ -4,7 +4,6 @@ Both give work only to the shards that are missing: a pipeline that was killed a
 started again leaves the finished ones alone.
 """
 
-import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ from tiger_jax.workdir.shards import Shards, ShardWriter
 
 Emit = Callable[[Any, Sequence[int]], Iterator[Keyed]]
 """(an input, the shards that are missing) -> blocks for these shards."""
-Write = Callable[[int, list[bytes], ShardWriter], None]
+Write = Callable[[int, Iterable[bytes], ShardWriter], None]
 """(shard, the blocks that came for it, where to write it)."""
 Work = Callable[[int, ShardWriter], None]
 """(shard, where to write it)."""
@@ -39,7 +38,7 @@ def exchange(
         writer: Where the shards go.
         inputs: Small descriptions, such as paths.
         emit: Called on each input.
-        write: Called once a shard, also if nothing came for it.
+        write: Called once per shard, also if nothing came for it.
         facts: Kept with the folder.
     """
 
@@ -59,8 +58,8 @@ def each_shard(
         _ = (
             pipeline
             | "Missing shards" >> beam.Create(missing)
-            | "One shard a worker" >> beam.Reshuffle()
-            | "Write" >> beam.Map(functools.partial(_work, work, writer))
+            | "One shard per worker" >> beam.Reshuffle()
+            | "Write" >> beam.Map(lambda shard: work(shard, writer))
         )
 
     return run_missing(runner, writer, build, **facts)
@@ -92,14 +91,13 @@ def spread(
     name: str = "inputs",
 ) -> beam.PCollection:
     """The blocks of all inputs."""
+    wanted = list(wanted)
     return (
         pipeline
         | f"List {name}" >> beam.Create(list(inputs))
         | f"Spread {name}" >> beam.Reshuffle()
         | f"Take {name} apart"
-        >> beam.FlatMap(functools.partial(_emit, emit, list(wanted))).with_output_types(
-            Keyed
-        )
+        >> beam.FlatMap(lambda value: emit(value, wanted)).with_output_types(Keyed)
     )
 
 
@@ -111,20 +109,16 @@ def collect(
     missing: Sequence[int],
 ) -> None:
     """Writes each missing shard of the blocks that come for it."""
-    _ = with_every_shard(pipeline, blocks, missing) | "Write" >> beam.Map(
-        functools.partial(_write_shard, write, writer)
-    )
+    grouped = with_every_shard(pipeline, blocks, missing)
+    _ = grouped | "Write" >> beam.MapTuple(lambda s, blocks: write(s, blocks, writer))
 
 
 def with_every_shard(
     pipeline: beam.Pipeline, blocks: beam.PCollection, missing: Sequence[int]
 ) -> beam.PCollection:
     """Groups blocks by shard; an empty block stands for each that none came for."""
-    everyone = (
-        pipeline
-        | "Missing shards" >> beam.Create([(shard, b"") for shard in missing])
-        | "Keys" >> beam.Map(_same).with_output_types(Keyed)
-    )
+    empty = beam.Create([(shard, b"") for shard in missing]).with_output_types(Keyed)
+    everyone = pipeline | "Missing shards" >> empty
     return (
         (blocks, everyone)
         | "Blocks and keys" >> beam.Flatten()
@@ -132,30 +126,19 @@ def with_every_shard(
     )
 
 
-def write_items(shard: int, blocks: list[bytes], writer: ShardWriter) -> None:
-    """Writes a shard of items in the order of their numbers, which it leaves out."""
-    table = gather(blocks, "item_number")
-    if table is None:
-        table = pa.table({"item_id": pa.array([], pa.string())})
-    else:
-        table = table.drop_columns(["item_number"])
-    writer.write_table(shard, table)
+# Where items are on their way: a shop's own columns may have any other name.
+ITEM_NUMBER = "item_number (ours)"
+_NO_ITEMS = pa.table({"item_id": pa.array([], pa.string())})
 
 
-def _work(work: Work, writer: ShardWriter, shard: int) -> None:
-    work(shard, writer)
-
-
-def _emit(emit: Emit, wanted: list[int], value: Any) -> Iterator[Keyed]:
-    return emit(value, wanted)
-
-
-def _same(value: Any) -> Any:
-    return value
-
-
-def _write_shard(
-    write: Write, writer: ShardWriter, keyed: tuple[int, Iterable[bytes]]
+def write_items(
+    shard: int,
+    blocks: Iterable[bytes],
+    writer: ShardWriter,
+    *,
+    empty: pa.Table = _NO_ITEMS,
 ) -> None:
-    shard, blocks = keyed
-    write(shard, [block for block in blocks if block], writer)
+    """Writes a shard of items in the order of their numbers, which it leaves out."""
+    table = gather(blocks, ITEM_NUMBER)
+    table = empty if table is None else table.drop_columns([ITEM_NUMBER])
+    writer.write_table(shard, table)

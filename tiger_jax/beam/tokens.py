@@ -27,7 +27,7 @@ from tiger_jax.errors import InputError
 from tiger_jax.input_pipeline.pairs import SPLITS, Pairs
 from tiger_jax.input_pipeline.quiet_tensorflow import tf
 from tiger_jax.progress import say
-from tiger_jax.semantic_ids.encoder_inputs import encode_histories
+from tiger_jax.semantic_ids.encoder_inputs import lay_out_tokens
 from tiger_jax.semantic_ids.token_ids import TokenLayout
 from tiger_jax.workdir.arrays import load_array
 from tiger_jax.workdir.shards import Shards, ShardWriter, recipe_of
@@ -42,8 +42,8 @@ def make_tokens(
     semantic_ids: Shards,
     folder: Path,
     *,
-    num_user_tokens: int = 2000,
-    max_items: int = 20,
+    num_user_tokens: int,
+    max_items: int,
     seed: int = 0,
     runner: RunnerConfig,
 ) -> dict[str, Shards]:
@@ -56,7 +56,6 @@ def make_tokens(
         num_user_tokens: Tokens that users are hashed to; 0 for none.
         max_items: Most recent items that an example holds.
         seed: Decides the order of training examples within their file.
-        runner: Where it runs.
 
     Returns:
         Each split's shards.
@@ -67,7 +66,7 @@ def make_tokens(
     if semantic_ids.num_rows != data.items.num_rows:
         raise InputError(
             f"{semantic_ids.folder} has {semantic_ids.num_rows:,} Semantic IDs, and "
-            f"the catalogue {data.items.num_rows:,} items: run --pipeline=assign again"
+            f"the catalogue {data.items.num_rows:,} items: run --stage=assign_shards"
         )
     layout = TokenLayout(tuple(semantic_ids.facts["codebook_sizes"]), num_user_tokens)
     config = {
@@ -77,7 +76,10 @@ def make_tokens(
         "semantic_ids": semantic_ids.content_hash,
     }
     recipe = recipe_of(config, semantic_ids, data.content_hash)
-    codes = _map_codes(semantic_ids, folder)
+    # All codes in one file that workers map: they read the pages they need.
+    codes = folder / f"codes-{semantic_ids.content_hash[:16]}.npy"
+    if not codes.exists():
+        save_vectors(semantic_ids, "codes", codes)
     found = {}
     for split in SPLITS:
         work = _Tokens(
@@ -139,37 +141,19 @@ class _Tokens:
         user_hashes: UInt32[np.ndarray, " U"],
     ) -> Iterator[bytes]:
         users, windows, targets = pairs.windows(chosen, self.max_items)
+        is_item = windows >= 0
         # Only the codes of the items at hand leave the file.
-        items, places = np.unique(
-            np.append(windows.reshape(-1), targets), return_inverse=True
-        )
-        own = np.array(codes[np.maximum(items, 0)])
-        places = np.where(items < 0, -1, np.arange(len(items)))[places]
-        windows = places[: windows.size].reshape(windows.shape).astype(np.int32)
+        tokens = self.layout.tokens_of(codes[np.where(is_item, windows, 0)])
         has_users = self.layout.num_user_tokens > 0
-        inputs = encode_histories(
-            windows,
-            own,
-            self.layout,
-            user_hashes=user_hashes[users] if has_users else None,
-        )
-        lengths = (windows >= 0).sum(axis=1) * own.shape[1] + has_users
-        tokens = self.layout.tokens_of(own[places[windows.size :]])
+        user_tokens = self.layout.user_tokens(user_hashes[users]) if has_users else None
+        inputs = lay_out_tokens(tokens, is_item, user_tokens)
+        lengths = is_item.sum(axis=1) * tokens.shape[2] + has_users
+        tokens = self.layout.tokens_of(codes[targets])
         for row, length, target in zip(inputs, lengths, tokens, strict=True):
             features = {"inputs": _ints(row[:length]), "targets": _ints(target)}
             yield tf.train.Example(
                 features=tf.train.Features(feature=features)
             ).SerializeToString(deterministic=True)
-
-
-def _map_codes(semantic_ids: Shards, folder: Path) -> Path:
-    """All codes in one file that workers map: they read the pages they need."""
-    path = folder / f"codes-{semantic_ids.content_hash[:16]}.npy"
-    if path.exists():
-        return path
-    folder.mkdir(parents=True, exist_ok=True)
-    save_vectors(semantic_ids, "codes", path)
-    return path
 
 
 def _ints(values: np.ndarray) -> Any:

@@ -23,6 +23,7 @@ from tiger_jax.data.statistics import compute_statistics
 from tiger_jax.errors import InputError
 from tiger_jax.progress import say
 from tiger_jax.semantic_ids.table import commit_table
+from tiger_jax.stage_table import MADE_BY
 from tiger_jax.workdir import artifacts
 from tiger_jax.workdir.arrays import load_array
 from tiger_jax.workdir.json_files import write_json
@@ -46,28 +47,19 @@ def write_workdir(workdir: Path, folders: Collection[str] = FOLDERS) -> None:
     """
     unknown = sorted(set(folders) - set(FOLDERS))
     if unknown:
-        raise InputError(f"--folders names {unknown}: choose from {', '.join(FOLDERS)}")
+        raise InputError(
+            f"assign_shards.folders names {unknown}: choose from {', '.join(FOLDERS)}"
+        )
     shards = workdir / "shards"
     data = PreparedShards.load(shards / "data")
     _refuse_other_data(workdir, data)
     if "data" in folders:
         _write_data(workdir, data)
     if "embeddings" in folders:
-        embeddings = _load(shards / "embedded" / "embeddings", "made_by")
+        embeddings = Shards.load(shards / "embedded" / "embeddings")
         _write_embeddings(workdir, data, embeddings)
     if "semantic_ids" in folders:
-        _write_semantic_ids(workdir, data, _load(shards / "semantic_ids", "rqvae"))
-
-
-def _load(folder: Path, fact: str) -> Shards:
-    """Finds shards that say how they were made."""
-    shards = Shards.load(folder)
-    if fact not in shards.facts:
-        raise InputError(
-            f"{folder} is an earlier version's: delete it, and run the pipeline that "
-            "makes it again"
-        )
-    return shards
+        _write_semantic_ids(workdir, data, Shards.load(shards / "semantic_ids"))
 
 
 def _refuse_other_data(workdir: Path, data: PreparedShards) -> None:
@@ -83,13 +75,7 @@ def _refuse_other_data(workdir: Path, data: PreparedShards) -> None:
 
 
 def _write_data(workdir: Path, shards: PreparedShards) -> None:
-    run = artifacts.begin(
-        workdir,
-        "data",
-        stage="prepare_data",
-        config={"from": "shards"},
-        external={"shards/data": shards.content_hash},
-    )
+    run = _begin(workdir, "data", shards.content_hash)
     if run.is_current:
         return
     users = shards.histories.read()
@@ -117,14 +103,7 @@ def _write_data(workdir: Path, shards: PreparedShards) -> None:
 
 
 def _write_embeddings(workdir: Path, data: PreparedShards, shards: Shards) -> None:
-    run = artifacts.begin(
-        workdir,
-        "embeddings",
-        stage="embed_items",
-        inputs=_present(workdir, "data"),
-        config={"from": "shards"},
-        external={"shards/embeddings": shards.content_hash},
-    )
+    run = _begin(workdir, "embeddings", shards.content_hash, "data")
     if run.is_current:
         return
     dims = save_vectors(shards, "embedding", run.folder / "embeddings.npy").shape[1]
@@ -154,19 +133,11 @@ def _write_embeddings(workdir: Path, data: PreparedShards, shards: Shards) -> No
 
 def _write_semantic_ids(workdir: Path, data: PreparedShards, shards: Shards) -> None:
     # The quantizer stands among the inputs only if it is the one that was used.
-    inputs = _present(workdir, "data", "embeddings")
-    rqvae = workdir / "rqvae"
+    inputs, rqvae = ["data", "embeddings"], workdir / "rqvae"
     if (rqvae / artifacts.MANIFEST).is_file():
         used = artifacts.load_manifest(rqvae, verify=False).content_hash
         inputs += ["rqvae"] * (used == shards.facts["rqvae"])
-    run = artifacts.begin(
-        workdir,
-        "semantic_ids",
-        stage="assign_semantic_ids",
-        inputs=inputs,
-        config={"from": "shards"},
-        external={"shards/semantic_ids": shards.content_hash},
-    )
+    run = _begin(workdir, "semantic_ids", shards.content_hash, *inputs)
     if run.is_current:
         return
     table = load_table(shards)
@@ -181,5 +152,13 @@ def _write_semantic_ids(workdir: Path, data: PreparedShards, shards: Shards) -> 
     say(f"{run.final}: {table.num_items:,} items")
 
 
-def _present(workdir: Path, *folders: str) -> list[str]:
-    return [f for f in folders if (workdir / f / artifacts.MANIFEST).is_file()]
+def _begin(workdir: Path, folder: str, made_from: str, *inputs: str) -> Any:
+    """Begins a local stage's folder; of the inputs, those that are there are named."""
+    return artifacts.begin(
+        workdir,
+        folder,
+        stage=MADE_BY[folder],
+        inputs=[i for i in inputs if (workdir / i / artifacts.MANIFEST).is_file()],
+        config={"from": "shards"},
+        external={f"shards/{folder}": made_from},
+    )

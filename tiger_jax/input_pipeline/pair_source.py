@@ -24,7 +24,7 @@ BLOCK_SIZE = 512
 _SHUFFLE_ROUNDS = 16
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Shop:
     """What a task is made from.
 

@@ -54,27 +54,75 @@ class ResidentConfig:
 
 
 class ShuffledEpochs:
-    """Which examples come next, and where that stands: a position that is saved.
+    """An endless stream of updates over examples that lie on the device.
 
-    Epoch e is one permutation of all examples, drawn from (seed, e).
+    Epoch e is one permutation of all examples, drawn from (seed, e); the position is
+    saved. A subclass gathers the examples in its `make_batch`.
 
     Attributes:
+        constants: The arrays that live on the device.
+        buckets: The lengths that microbatches are padded to, ascending.
         num_examples: Examples of an epoch.
     """
 
     def __init__(
-        self, arrays: dict[str, np.ndarray], num_examples: int, seed: int
+        self,
+        config: Any,
+        constants: dict[str, np.ndarray],
+        examples: dict[str, Int32[np.ndarray, " P"]],
+        *,
+        lengths: str,
+        max_length: int,
+        made_of: dict[str, np.ndarray],
+        seed: int,
     ) -> None:
         """Starts before the first example of epoch 0.
 
         Args:
-            arrays: What the examples are made of; another run's are told by their
-                hash.
+            config: Has `batch_size`, `microbatch_size` and `bucket_items`.
+            constants: See the class.
+            examples: Of each example, what `make_batch` is told.
+            lengths: Which of these is its length.
+            max_length: The longest bucket.
+            made_of: Arrays that other examples are told from these by.
+
+        Raises:
+            InputError: There are no examples.
         """
-        self._fingerprint = hash_arrays(arrays)
-        self.num_examples, self._seed = num_examples, seed
+        shorter = sorted({n for n in config.bucket_items if 0 < n < max_length})
+        self.buckets = (*shorter, max_length)
+        self.constants, self._examples, self._lengths = constants, examples, lengths
+        self._config, self._seed = config, seed
+        self._fingerprint = hash_arrays(made_of)
+        self.num_examples = len(examples[lengths])
+        if not self.num_examples:
+            raise InputError(
+                "no training history has two items, so there is nothing to predict: "
+                "lower the k-core or bring more interactions"
+            )
         self._drawn = 0  # examples since the first of epoch 0
         self._epoch, self._order = -1, np.empty(0, np.int64)
+
+    def __iter__(self) -> Iterator[Update]:
+        return self
+
+    def __next__(self) -> Update:
+        config = self._config
+        chosen = self._draw(config.batch_size)
+        lengths = self._examples[self._lengths][chosen]
+        order, buckets = cut_by_length(lengths, config.microbatch_size, self.buckets)
+        rows = chosen[order]  # [M B]
+        return Update(
+            arrays={name: array[rows] for name, array in self._examples.items()},
+            buckets=buckets,
+            num_examples=len(chosen),
+            num_tokens=self._count_tokens(lengths),
+            is_global=True,
+        )
+
+    def _count_tokens(self, lengths: Int32[np.ndarray, " B"]) -> int:
+        """Tokens in an update's examples, padding excluded."""
+        return int(lengths.sum())
 
     @property
     def epochs(self) -> float:
@@ -134,12 +182,7 @@ class ShuffledEpochs:
 
 
 class ResidentInput(ShuffledEpochs):
-    """An endless stream of updates; the examples are gathered by `make_batch`.
-
-    Attributes:
-        constants: The arrays that live on the device.
-        buckets: Items in each bucket, ascending.
-    """
+    """Prefixes of histories and their next items, gathered inside the step."""
 
     def __init__(
         self,
@@ -166,52 +209,35 @@ class ResidentInput(ShuffledEpochs):
         check_sizes(
             "resident.ResidentConfig", config.batch_size, config.microbatch_size
         )
-        shorter = sorted({n for n in config.bucket_items if 0 < n < config.max_items})
-        self.buckets = (*shorter, config.max_items)
-        self._config, self._layout = config, layout
         pairs = (Pairs.of_last if only_last else Pairs.of_prefixes)(histories)
-        user, start, target = locate(pairs, np.arange(pairs.num_pairs))  # [P]
-        if not pairs.num_pairs:
-            raise InputError(
-                "no training history has two items, so there is nothing to predict: "
-                "lower the k-core or bring more interactions"
-            )
-        self._target = target.astype(np.int32)
-        self._num_items = np.minimum(target - start, config.max_items).astype(np.int32)
-        self._user_token = np.zeros(len(user), np.int32)
+        row, start, target = locate(pairs, np.arange(pairs.num_pairs))  # [P]
+        tokens = np.asarray(layout.tokens_of(codes), np.int32)  # [N T]
+        constants = {"tokens": tokens[histories.items]}  # [total T]
+        examples = {
+            "target": target.astype(np.int32),
+            "num_items": np.minimum(target - start, config.max_items).astype(np.int32),
+        }
+        user_token = np.zeros(len(row), np.int32)
         if layout.num_user_tokens:
             if user_hashes is None:
                 raise ValueError("a layout with user tokens needs user_hashes")
-            self._user_token = layout.user_tokens(user_hashes)[user]
-        tokens = np.asarray(layout.tokens_of(codes), np.int32)  # [N T]
-        self.constants = {"tokens": tokens[histories.items]}  # [total T]
+            user_token = layout.user_tokens(user_hashes)[row]
+            examples["user_token"] = user_token
+        self._layout = layout
         super().__init__(
-            {**self.constants, "target": self._target, "user": self._user_token},
-            len(user),
-            seed,
+            config,
+            constants,
+            examples,
+            lengths="num_items",
+            max_length=config.max_items,
+            made_of={**constants, "target": examples["target"], "user": user_token},
+            seed=seed,
         )
 
-    def __iter__(self) -> Iterator[Update]:
-        return self
-
-    def __next__(self) -> Update:
-        config = self._config
-        chosen = self._draw(config.batch_size)
-        num_items = self._num_items[chosen]
-        order, buckets = cut_by_length(num_items, config.microbatch_size, self.buckets)
-        rows = chosen[order]  # [M B]
-        arrays = {"target": self._target[rows], "num_items": self._num_items[rows]}
-        if self._layout.num_user_tokens:
-            arrays["user_token"] = self._user_token[rows]
+    def _count_tokens(self, lengths: Int32[np.ndarray, " B"]) -> int:
         num_codes = self._layout.semantic_id_length
         per_example = num_codes + bool(self._layout.num_user_tokens)
-        return Update(
-            arrays=arrays,
-            buckets=buckets,
-            num_examples=len(chosen),
-            num_tokens=int(num_items.sum()) * num_codes + len(chosen) * per_example,
-            is_global=True,
-        )
+        return int(lengths.sum()) * num_codes + len(lengths) * per_example
 
     def make_batch(
         self, constants: dict[str, Array], arrays: dict[str, Array], bucket: int

@@ -10,16 +10,13 @@ A history of n items has n - 1 targets. One with more than `max_items` of them i
 into windows that share their border item, so that every target is in one window.
 """
 
-from collections.abc import Iterator
-
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Int32
 
 from tiger_jax.config import config
-from tiger_jax.errors import InputError
 from tiger_jax.histories import Histories
-from tiger_jax.input_pipeline.microbatches import Update, check_sizes, cut_by_length
+from tiger_jax.input_pipeline.microbatches import check_sizes
 from tiger_jax.input_pipeline.resident import ShuffledEpochs
 
 
@@ -40,11 +37,9 @@ class SequenceConfig:
 
 
 class ResidentSequences(ShuffledEpochs):
-    """An endless stream of updates over all windows of the training histories.
+    """All windows of the training histories, gathered inside the step.
 
     Attributes:
-        constants: The arrays that live on the device.
-        buckets: Targets in each bucket, ascending.
         num_targets: Targets of an epoch.
     """
 
@@ -70,36 +65,18 @@ class ResidentSequences(ShuffledEpochs):
             config.batch_size,
             config.microbatch_size,
         )
-        shorter = sorted({n for n in config.bucket_items if 0 < n < max_items})
-        self.buckets = (*shorter, max_items)
-        self._config = config
-        self._first, self._targets = _cut_into_windows(histories, max_items)
-        if not len(self._first):
-            raise InputError(
-                "no training history has two items, so there is nothing to predict: "
-                "lower the k-core or bring more interactions"
-            )
-        self.constants = {"items": histories.items}
-        self.num_targets = int(self._targets.sum())
-        arrays = {"first": self._first, "targets": self._targets}
-        super().__init__({**self.constants, **arrays}, len(self._first), seed)
-
-    def __iter__(self) -> Iterator[Update]:
-        return self
-
-    def __next__(self) -> Update:
-        chosen = self._draw(self._config.batch_size)
-        targets = self._targets[chosen]
-        order, buckets = cut_by_length(
-            targets, self._config.microbatch_size, self.buckets
-        )
-        rows = chosen[order]  # [M B]
-        return Update(
-            arrays={"first": self._first[rows], "targets": self._targets[rows]},
-            buckets=buckets,
-            num_examples=len(chosen),
-            num_tokens=int(targets.sum()),
-            is_global=True,
+        first, targets = _cut_into_windows(histories, max_items)
+        self.num_targets = int(targets.sum())
+        constants = {"items": histories.items}
+        examples = {"first": first, "targets": targets}
+        super().__init__(
+            config,
+            constants,
+            examples,
+            lengths="targets",
+            max_length=max_items,
+            made_of={**constants, **examples},
+            seed=seed,
         )
 
     def make_batch(

@@ -1,6 +1,6 @@
 """The token files as seqio reads them, and a few held-out examples of them.
 
-Needs TensorFlow, and not Beam: training reads here what the pipelines wrote.
+Needs TensorFlow, and not Beam.
 """
 
 import functools
@@ -15,6 +15,7 @@ from tiger_jax.errors import InputError
 from tiger_jax.input_pipeline.pairs import SPLITS
 from tiger_jax.input_pipeline.quiet_tensorflow import seqio, tf
 from tiger_jax.semantic_ids.token_ids import TokenLayout
+from tiger_jax.workdir.artifacts import MANIFEST
 from tiger_jax.workdir.hashing import hash_json
 from tiger_jax.workdir.shards import Shards, rows_of
 
@@ -34,7 +35,7 @@ class TokenShards(seqio.TFExampleDataSource):
         """Takes the folder with `train/`, `validation/` and `test/`, or who knows it.
 
         Args:
-            folder: What the pipeline `tokens` wrote.
+            folder: What the stage `assign_shards` wrote.
             cycle_length: Files that are read in turns.
         """
         self._find_folder = folder if callable(folder) else lambda: Path(folder)
@@ -104,7 +105,7 @@ class TokenShards(seqio.TFExampleDataSource):
             Inputs and targets, in the order of `rows`.
         """
         found, shards = [], self.shards[split]
-        for shard, count in zip(rows_of(shards), shards.rows, strict=True):
+        for shard, count in zip(rows_of(shards), shards.count(), strict=True):
             here = rows - shard.first_row
             here = here[(here >= 0) & (here < count)]
             blocks = tf.data.TFRecordDataset(str(shard.path)).batch(_CHUNK)
@@ -131,15 +132,15 @@ def _load(folder: Path, stamps: tuple[int, ...]) -> dict[str, Shards]:
     """Finds the splits; the stamps only tell the folder's states apart."""
     del stamps
     shards = {split: Shards.load(folder / split) for split in SPLITS}
-    if len({s.facts["recipe"] for s in shards.values()}) > 1:
+    if len({s.recipe for s in shards.values()}) > 1:
         raise InputError(
             f"the splits in {folder} were made from different data: run "
-            "--pipeline=tokens again"
+            "--stage=assign_shards again"
         )
     return shards
 
 
 def _stamp(folder: Path) -> int:
     """When a folder was finished; 0 if it wasn't, which `Shards.load` will say."""
-    path = folder / "shards.json"
+    path = folder / MANIFEST
     return path.stat().st_mtime_ns if path.exists() else 0

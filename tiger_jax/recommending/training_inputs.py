@@ -134,7 +134,7 @@ def open_token_shards(
     if made_of.get(SEMANTIC_ID_SHARDS) != source.semantic_ids:
         raise InputError(
             f"the token files in {source.folder} were made of other Semantic IDs than "
-            f"{folder}: run --pipeline=tokens and --pipeline=workdir again"
+            f"{folder}: run --stage=assign_shards again"
         )
     config, table = input[0], SemanticIdTable.load(folder)
     if config.max_items != source.max_items:

@@ -100,7 +100,7 @@ class ValidationSample:
         if (items < 0).any():
             raise InputError(
                 "a validation example's target is no item's Semantic ID: the token "
-                "files were made of other Semantic IDs; run --pipeline=tokens again"
+                "files were made of other Semantic IDs; run --stage=assign_shards again"
             )
         return cls(inputs, targets, items)
 

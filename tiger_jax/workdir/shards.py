@@ -1,9 +1,10 @@
 """A folder of shards: each written whole, counted and hashed, and found again.
 
-Beside each ``part-00003-of-00016.parquet`` lies ``part-00003-of-00016.json`` with its
-row count, its SHA-256, and the recipe that made it: a hash of the config and of the
-inputs. A run of the same recipe leaves finished shards alone; any other replaces
-them. When all are there, ``shards.json`` lists them, and the folder counts as whole.
+A finished folder has a manifest as every folder has, in which a file's entry also has
+its row count. Workers leave these entries beside their files: by
+``part-00003-of-00016.parquet`` lies ``part-00003-of-00016.json``, with the recipe that
+made it, a hash of the config and of the inputs. A run of the same recipe leaves
+finished shards alone; any other replaces them.
 """
 
 import contextlib
@@ -17,10 +18,11 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from tiger_jax.errors import InputError
+from tiger_jax.workdir import artifacts
 from tiger_jax.workdir.hashing import hash_file, hash_json
-from tiger_jax.workdir.json_files import read_json, write_json
+from tiger_jax.workdir.json_files import canonical, read_json, write_json
+from tiger_jax.workdir.provenance import describe_environment
 
-_LIST = "shards.json"
 # Rows that are decoded together: who wants a few need not read a whole file.
 ROW_GROUP = 16_384
 
@@ -43,28 +45,28 @@ class ShardWriter:
 
     def path(self, shard: int) -> Path:
         """The shard's file."""
-        return self.folder / (f"part-{shard:05}-of-{self.num_shards:05}.{self.suffix}")
+        return self.folder / f"part-{shard:05}-of-{self.num_shards:05}.{self.suffix}"
 
     def missing(self) -> list[int]:
         """The shards that this recipe has not finished."""
-        return [s for s in range(self.num_shards) if self._facts(s) is None]
+        return [s for s in range(self.num_shards) if self._entry(s) is None]
 
-    def write_table(self, shard: int, table: pa.Table, **facts: Any) -> None:
+    def write_table(self, shard: int, table: pa.Table, **counts: Any) -> None:
         """Writes a shard of rows."""
 
         def write(path: Path) -> int:
             pa.parquet.write_table(table, path, row_group_size=ROW_GROUP)
             return table.num_rows
 
-        self.write(shard, write, **facts)
+        self.write(shard, write, **counts)
 
-    def write(self, shard: int, write: Callable[[Path], int], **facts: Any) -> None:
+    def write(self, shard: int, write: Callable[[Path], int], **counts: Any) -> None:
         """Writes a shard beside its place, and moves it there with its counts.
 
         Args:
             shard: Its number.
             write: Writes the file that it is given, and returns its count of rows.
-            facts: Further counts.
+            counts: Further counts.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.path(shard)
@@ -78,58 +80,60 @@ class ShardWriter:
             "rows": rows,
             "bytes": beside.stat().st_size,
             "sha256": hash_file(beside),
-            **facts,
+            **counts,
         }
-        _beside(path).unlink(missing_ok=True)
+        path.with_suffix(".json").unlink(missing_ok=True)
         beside.replace(path)
-        write_json(_beside(path), known)
+        write_json(path.with_suffix(".json"), known)
 
     def finish(self, **facts: Any) -> "Shards":
-        """Lists the shards and clears away what other recipes have left.
+        """Writes the manifest and clears away what other recipes have left.
 
         Args:
-            facts: Of the whole folder, kept in its list.
+            facts: Of the whole folder, kept in its manifest.
 
         Raises:
             InputError: A shard is missing.
         """
-        listed = []
+        files = {}
         for shard in range(self.num_shards):
-            known = self._facts(shard)
-            if known is None:
+            entry = self._entry(shard)
+            if entry is None:
                 raise InputError(
                     f"{self.path(shard)} is missing: run the same command again"
                 )
-            listed.append({"name": self.path(shard).name, **known})
-        kept = {shard["name"] for shard in listed}
+            files[self.path(shard).name] = entry
         for other in self.folder.glob("part-*"):
             is_half = other.suffix == ".tmp"
-            if is_half or other.with_suffix(f".{self.suffix}").name not in kept:
+            if is_half or other.with_suffix(f".{self.suffix}").name not in files:
                 other.unlink()
-        write_json(
-            self.folder / _LIST,
-            {
-                "recipe": self.recipe,
-                "content_hash": _hash_of(listed),
-                **facts,
-                "shards": listed,
-            },
+        manifest = artifacts.Manifest(
+            stage=_stage_of(self.folder),
+            content_hash=hash_json([e["sha256"] for e in files.values()]),
+            fingerprint=self.recipe,
+            config={},
+            inputs={},
+            external={},
+            files=files,
+            summary=canonical(facts),
+            made=describe_environment(),
         )
+        manifest = dataclasses.replace(manifest, seal=artifacts.seal(vars(manifest)))
+        write_json(self.folder / artifacts.MANIFEST, dataclasses.asdict(manifest))
         return Shards.load(self.folder)
 
     def whole(self) -> "Shards | None":
         """The folder, if this recipe has finished it."""
         with contextlib.suppress(InputError):
             shards = Shards.load(self.folder)
-            is_mine = shards.facts["recipe"] == self.recipe
-            if is_mine and shards.num_shards == self.num_shards:
+            if (shards.recipe, shards.num_shards) == (self.recipe, self.num_shards):
                 return shards
         return None
 
-    def _facts(self, shard: int) -> dict[str, Any] | None:
+    def _entry(self, shard: int) -> dict[str, Any] | None:
         path = self.path(shard)
         try:
-            known = read_json(_beside(path))
+            known = read_json(path.with_suffix(".json"))
             is_whole = path.stat().st_size == known["bytes"]
         except (OSError, ValueError, KeyError):
             return None
@@ -142,11 +146,17 @@ class Shards:
 
     Attributes:
         folder: Where they lie.
-        facts: What ``shards.json`` says.
+        facts: Of the whole folder: what `ShardWriter.finish` was given.
+        files: Of each file, by name and in order: `rows`, `bytes`, further counts.
+        content_hash: Names the shards by their bytes.
+        recipe: What they were made by.
     """
 
     folder: Path
     facts: Mapping[str, Any]
+    files: Mapping[str, Mapping[str, Any]]
+    content_hash: str
+    recipe: str
 
     @classmethod
     def load(cls, folder: Path, *, verify: bool = False) -> "Shards":
@@ -160,51 +170,33 @@ class Shards:
             InputError: No pipeline finished the folder, or a file is damaged.
         """
         folder = Path(folder)
-        try:
-            facts = read_json(folder / _LIST)
-            listed = facts["shards"]
-            paths = [folder / Path(shard["name"]).name for shard in listed]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        if not (folder / artifacts.MANIFEST).is_file():
             raise InputError(
-                f"{folder} is no whole folder of shards: run the pipeline that makes "
-                f"it ({error})"
-            ) from error
-        for path, shard in zip(paths, listed, strict=True):
-            size = path.stat().st_size if path.exists() else None
-            is_whole = size == shard["bytes"]
-            if is_whole and verify:
-                is_whole = hash_file(path) == shard["sha256"]
-            if not is_whole:
-                raise InputError(
-                    f"{path} is missing or damaged: delete it and run the pipeline "
-                    "that makes it again"
-                )
-        return cls(folder, facts)
+                f"{folder} is no whole folder of shards: run "
+                f"--stage={_stage_of(folder)}, which goes on where it stopped"
+            )
+        known = artifacts.load_manifest(folder, verify=verify)
+        files = dict(sorted(known.files.items()))
+        return cls(folder, known.summary, files, known.content_hash, known.fingerprint)
 
     @property
     def paths(self) -> list[Path]:
         """The files, in order."""
-        return [self.folder / Path(s["name"]).name for s in self.facts["shards"]]
+        return [self.folder / name for name in self.files]
 
-    @property
-    def rows(self) -> list[int]:
-        """How many rows each shard has."""
-        return [shard["rows"] for shard in self.facts["shards"]]
+    def count(self, name: str = "rows") -> list[int]:
+        """A count of each file; by default its rows."""
+        return [entry[name] for entry in self.files.values()]
 
     @property
     def num_shards(self) -> int:
         """How many files."""
-        return len(self.facts["shards"])
+        return len(self.files)
 
     @property
     def num_rows(self) -> int:
         """Rows of all shards."""
-        return sum(self.rows)
-
-    @property
-    def content_hash(self) -> str:
-        """Names the shards by their bytes."""
-        return self.facts["content_hash"]
+        return sum(self.count())
 
     def tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """Reads one shard after the other."""
@@ -233,7 +225,7 @@ class ShardRows:
 def rows_of(shards: Shards) -> list[ShardRows]:
     """The shards of a folder, each with its first row's number."""
     first, found = 0, []
-    for path, count in zip(shards.paths, shards.rows, strict=True):
+    for path, count in zip(shards.paths, shards.count(), strict=True):
         found.append(ShardRows(path, first))
         first += count
     return found
@@ -260,17 +252,15 @@ def cut_evenly(total: int, num_shards: int) -> list[int]:
     return [total * shard // num_shards for shard in range(num_shards + 1)]
 
 
-def _beside(path: Path) -> Path:
-    return path.with_suffix(".json")
-
-
-def _hash_of(listed: Sequence[Mapping[str, Any]]) -> str:
-    return hash_json([shard["sha256"] for shard in listed])
-
-
 def texts(table: pa.Table, name: str) -> pa.Array:
     """A column as one Arrow array."""
     whole = table[name].combine_chunks()
     if isinstance(whole, pa.ChunkedArray):
         return whole.chunk(0) if whole.num_chunks else pa.array([], whole.type)
     return whole
+
+
+def _stage_of(folder: Path) -> str:
+    """The stage that makes a folder under `shards/`."""
+    is_of_ids = {"semantic_ids", "tokens"} & {folder.name, folder.parent.name}
+    return "assign_shards" if is_of_ids else "prepare_shards"

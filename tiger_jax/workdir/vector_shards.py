@@ -68,7 +68,7 @@ class VectorRows:
         if not shards.num_rows:
             raise InputError(f"{shards.folder} has no rows")
         self._name, self._rows = name, rows_of(shards)
-        self._ends = np.cumsum(shards.rows)
+        self._ends = np.cumsum(shards.count())
         self.num_rows = int(self._ends[-1])
 
     def read(self, start: int, stop: int) -> Float32[np.ndarray, "rows E"]:
@@ -91,7 +91,7 @@ class VectorRows:
         if not is_finite.all():
             raise InputError(
                 f"the embedding of item number {start + int(is_finite.argmin())} is "
-                "not finite: run --pipeline=embed again with another encoder"
+                "not finite: run --stage=prepare_shards again with another encoder"
             )
         return vectors
 

@@ -1,0 +1,17 @@
+"""One small shop, locally and through the pipelines; tests that change it copy it."""
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory):
+    """The local stages' results, and the pipelines' in a work directory's `shards/`."""
+    pytest.importorskip("apache_beam", reason="needs apache-beam: make .venv/bin/.test")
+    from shop_pipelines import LocalShop, ShardedShop, small_shop
+
+    from tiger_jax.data.interactions import InteractionsConfig
+
+    folder = tmp_path_factory.mktemp("small")
+    interactions = InteractionsConfig(k_core=5, tie_order="item")
+    local = LocalShop(small_shop(), folder, interactions=interactions, unseen_share=0.1)
+    return local, ShardedShop(local, folder / "run" / "shards", shards=4, workers=2)
