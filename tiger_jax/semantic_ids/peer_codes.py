@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int, Int32
 
 from tiger_jax.errors import InputError
+from tiger_jax.progress import say
 
 _QUERIES = 256  # rows of similarities held at once
 
@@ -31,6 +32,71 @@ class PeerCodes:
     def missing(self) -> Int[np.ndarray, " M"]:
         """Numbers of the items without codes."""
         return np.flatnonzero(self.codes[:, 0] < 0)
+
+
+def take_peer_codes(
+    path: Path,
+    item_ids: Sequence[str],
+    load_embeddings: Callable[[], Float[np.ndarray, "N E"]],
+    *,
+    num_levels: int | None,
+    codebook_sizes: tuple[int, ...] | None,
+    missing_items: str,
+) -> tuple[Int32[np.ndarray, "N L"], Int32[np.ndarray, " N"] | None, tuple[int, ...]]:
+    """Reads a file's codes as `assign_semantic_ids` takes them.
+
+    Args:
+        path: The file.
+        item_ids: The catalogue's, by item number.
+        load_embeddings: Called where missing items get the nearest items' codes.
+        num_levels: How many of the file's codes were learned; all if None.
+        codebook_sizes: Of the learned levels; the largest code plus one if None.
+        missing_items: "error" or "nearest", for items that the file lacks.
+
+    Returns:
+        Learned codes, collision codewords to keep (-1: none) if any, codebook sizes.
+
+    Raises:
+        InputError: As `load_peer_codes`; or the levels or sizes don't fit the file,
+            or it lacks items.
+    """
+    peer = load_peer_codes(path, item_ids)
+    if peer.num_unknown:
+        say(
+            f"assign_semantic_ids: {peer.num_unknown:,} items of {path} are not in the "
+            f"catalogue (such as {peer.first_unknown!r}) and are left out"
+        )
+    length = peer.codes.shape[1]
+    num_levels = length if num_levels is None else num_levels
+    if not 1 <= num_levels <= length <= num_levels + 1:
+        raise InputError(
+            f"{path} has {length} codes per item, which can't be {num_levels} learned "
+            "levels and at most one collision level: set "
+            "assign_semantic_ids.peer_num_levels"
+        )
+    codes = peer.codes[:, :num_levels]
+    taken = peer.codes[:, num_levels] if length > num_levels else None
+    missing = peer.missing
+    if len(missing):
+        what = (
+            f"{path} has no codes for {len(missing):,} of {len(item_ids):,} items "
+            f"(such as {item_ids[int(missing[0])]!r})"
+        )
+        if missing_items == "error":
+            raise InputError(
+                f"{what}: set assign_semantic_ids.missing_items = 'nearest' to give "
+                "them the codes of the most similar items, or leave them out of the "
+                "data"
+            )
+        say(f"WARNING: assign_semantic_ids: {what}: they get the most similar items'")
+        codes = copy_from_nearest(codes, load_embeddings())
+    sizes = codebook_sizes or tuple(int(m) + 1 for m in codes.max(axis=0))
+    if len(sizes) != num_levels:
+        raise InputError(
+            f"assign_semantic_ids.peer_codebook_sizes has {len(sizes)} sizes for "
+            f"{num_levels} levels"
+        )
+    return codes, taken, tuple(sizes)
 
 
 def load_peer_codes(path: Path, item_ids: Sequence[str]) -> PeerCodes:

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import gin
-import numpy as np
 
 from tiger_jax.data.item_vectors import load_embeddings, load_quantized_vectors
 from tiger_jax.data.prepared import PreparedData
@@ -12,7 +11,7 @@ from tiger_jax.errors import InputError
 from tiger_jax.progress import say
 from tiger_jax.quantizers.rqvae_quantizer import load_quantizer
 from tiger_jax.semantic_ids.collisions import COLLISION_LEVEL_SIZE, add_collision_level
-from tiger_jax.semantic_ids.peer_codes import copy_from_nearest, load_peer_codes
+from tiger_jax.semantic_ids.peer_codes import take_peer_codes
 from tiger_jax.semantic_ids.quality import format_quality
 from tiger_jax.semantic_ids.table import SemanticIdTable, commit_table
 from tiger_jax.stages.context import RunContext
@@ -96,10 +95,10 @@ def assign_semantic_ids(
         embeddings = load_quantized_vectors(embeddings, context.workdir / "rqvae")
         codes, sizes = quantizer.encode(embeddings), quantizer.codebook_sizes
     else:
-        codes, taken, sizes = _take_peer_codes(
+        codes, taken, sizes = take_peer_codes(
             path,
-            data,
-            context.workdir / "embeddings",
+            data.item_ids,
+            lambda: load_embeddings(context.workdir / "embeddings", data.num_items),
             num_levels=peer_num_levels,
             codebook_sizes=peer_codebook_sizes,
             missing_items=missing_items,
@@ -129,53 +128,3 @@ def assign_semantic_ids(
             "about an item, tells those items apart: more levels or larger codebooks "
             "would"
         )
-
-
-def _take_peer_codes(
-    path: Path,
-    data: PreparedData,
-    embeddings_folder: Path,
-    *,
-    num_levels: int | None,
-    codebook_sizes: tuple[int, ...] | None,
-    missing_items: str,
-) -> tuple[np.ndarray, np.ndarray | None, tuple[int, ...]]:
-    """Learned codes, collision codes to keep (-1: none) if any, and codebook sizes."""
-    peer = load_peer_codes(path, data.item_ids)
-    if peer.num_unknown:
-        say(
-            f"assign_semantic_ids: {peer.num_unknown:,} items of {path} are not in the "
-            f"catalogue (such as {peer.first_unknown!r}) and are left out"
-        )
-    length = peer.codes.shape[1]
-    num_levels = length if num_levels is None else num_levels
-    if not 1 <= num_levels <= length <= num_levels + 1:
-        raise InputError(
-            f"{path} has {length} codes an item, which can't be {num_levels} learned "
-            "levels and at most one collision level: set "
-            "assign_semantic_ids.peer_num_levels"
-        )
-    codes = peer.codes[:, :num_levels]
-    taken = peer.codes[:, num_levels] if length > num_levels else None
-    missing = peer.missing
-    if len(missing):
-        what = (
-            f"{path} has no codes for {len(missing):,} of {data.num_items:,} items "
-            f"(such as {data.item_ids[missing[0]]!r})"
-        )
-        if missing_items == "error":
-            raise InputError(
-                f"{what}: set assign_semantic_ids.missing_items = 'nearest' to give "
-                "them the codes of the most similar items, or leave them out of the "
-                "data"
-            )
-        say(f"WARNING: assign_semantic_ids: {what}: they get the most similar items'")
-        embeddings = load_embeddings(embeddings_folder, data.num_items)
-        codes = copy_from_nearest(codes, embeddings)
-    sizes = codebook_sizes or tuple(int(m) + 1 for m in codes.max(axis=0))
-    if len(sizes) != num_levels:
-        raise InputError(
-            f"assign_semantic_ids.peer_codebook_sizes has {len(sizes)} sizes for "
-            f"{num_levels} levels"
-        )
-    return codes, taken, tuple(sizes)

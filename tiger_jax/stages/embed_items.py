@@ -26,10 +26,10 @@ def embed_items(
     context: RunContext,
     *,
     seed: int = 0,
-    text: ItemTextConfig | None = None,
-    encoder: Encoder | None = None,
+    text: ItemTextConfig = ItemTextConfig(),
+    encoder: Encoder = TfidfEncoder(),
 ) -> None:
-    """Writes one vector an item, from its text or from a file of ready vectors.
+    """Writes one vector per item, from its text or from a file of ready vectors.
 
     Writes `embeddings.npy` (float32[N E] by item number), `encoder.json` (what made
     it), and, where texts were embedded, `texts.parquet`.
@@ -38,13 +38,12 @@ def embed_items(
       context: The work directory; `context.embeddings`, if given, is the file of
         ready vectors, in items-file order, and `text` and `encoder` don't count.
       seed: Decides TF-IDF's random projections.
-      text: What is said about an item; `ItemTextConfig`'s defaults if None.
-      encoder: What embeds it; TF-IDF if None.
+      text: What is said about an item.
+      encoder: What embeds it.
 
     Raises:
       InputError: The ready vectors, the template or the encoder can't be used.
     """
-    text, encoder = text or ItemTextConfig(), encoder or TfidfEncoder()
     config: dict[str, Any] = {"text": text, "encoder": encoder, "seed": seed}
     external = {} if context.embeddings else encoder.hashes()
     if context.embeddings is not None:

@@ -35,8 +35,8 @@ def prepare_data(
     recbole: RecboleConfig | None = None,
     movielens: MovielensConfig | None = None,
     synthetic: SyntheticShopConfig | None = None,
-    interactions: InteractionsConfig | None = None,
-    splits: SplitsConfig | None = None,
+    interactions: InteractionsConfig = InteractionsConfig(),
+    splits: SplitsConfig = SplitsConfig(),
     expected: Mapping[str, int] | None = None,
 ) -> None:
     """Reads a shop, filters it, numbers its items, orders and splits histories.
@@ -63,8 +63,6 @@ def prepare_data(
       InputError: The data can't be used, isn't what was expected, or the work
         directory holds another shop's: nothing is overwritten.
     """
-    interactions = interactions or InteractionsConfig()
-    splits = splits or SplitsConfig()
     found = find_source(
         context.data_dir,
         source,

@@ -23,7 +23,7 @@ def serve(
     port: int = 8000,
     token_file: str | None = None,
     hosts: tuple[str, ...] = (),
-    limits: Limits | None = None,
+    limits: Limits = Limits(),
 ) -> None:
     """Answers over HTTP until SIGINT or SIGTERM.
 
@@ -55,7 +55,7 @@ def serve(
     folder = Path(bundle).expanduser() if bundle else context.workdir / BUNDLE
     versions = CatalogueVersions.open(folder)
     recommender = Recommender.load(versions)
-    service = Service(recommender, versions, limits or Limits(), token=token)
+    service = Service(recommender, versions, limits, token=token)
     listener = server.listen(host, port)
     name = f"[{host}]" if ":" in host else host
     say(

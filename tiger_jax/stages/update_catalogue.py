@@ -30,7 +30,7 @@ def update_catalogue(
     roll_back: int | None = None,
     bundle: str | None = None,
     keep: int = KEEP,
-    files: FilesConfig | None = None,
+    files: FilesConfig = FilesConfig(),
 ) -> None:
     """Changes the catalogue of an exported bundle, without training or compiling.
 
@@ -67,7 +67,6 @@ def update_catalogue(
         _list(versions)
         return
     else:
-        files = files or FilesConfig()
         _, report = versions.change(
             versions.load(),
             add=_read_items(add, files, context.embeddings) if add else (),
@@ -114,7 +113,7 @@ def _read_items(
         if vectors.ndim != 2 or len(vectors) != len(rows):
             raise InputError(
                 f"--embeddings={embeddings} has the shape {vectors.shape}, and {file} "
-                f"has {len(rows)} items: give one row an item, in the file's order"
+                f"has {len(rows)} items: give one row per item, in the file's order"
             )
     return [
         NewItem.from_json({**row, "embedding": vector})
