@@ -1,10 +1,17 @@
 """Which rooms pull in which heavy packages, seen from fresh processes."""
 
+import ast
+import configparser
+import importlib.metadata
+import re
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
 
 CORE = "models training decoding semantic_ids evaluation".split()
 BLOCKED = (
@@ -139,3 +146,26 @@ def test_gin_binds_every_stage_without_tensorflow_or_beam():
     command = [sys.executable, "-c", textwrap.dedent(code)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_every_import_is_declared():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    lists = [setup["options"]["install_requires"]]
+    lists += setup["options.extras_require"].values()
+    names = re.findall(r"^[\w-]+", "\n".join(lists), re.MULTILINE)
+    declared = {name.lower().replace("_", "-") for name in names}
+    installed = importlib.metadata.packages_distributions()
+    ours = ("tiger_jax", "tasks")
+    # t5x, which has no release, brings clu.
+    exempt = {*sys.stdlib_module_names, *ours, "clu"}
+    for path in (p for room in ours for p in (ROOT / room).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            modules = []
+            if isinstance(node, ast.Import):
+                modules = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                modules = [node.module]
+            for name in {module.partition(".")[0] for module in modules} - exempt:
+                brings = {d.lower().replace("_", "-") for d in installed.get(name, ())}
+                assert not brings or brings & declared, f"{path} imports {name}"
