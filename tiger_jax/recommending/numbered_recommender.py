@@ -27,6 +27,8 @@ from tiger_jax.semantic_ids.encoder_inputs import encode_histories
 from tiger_jax.semantic_ids.table import SemanticIdTable
 from tiger_jax.training.partitioning import Partitioner
 
+_SEEN, _UNSEEN = np.uint32(1), np.uint32(2)  # attribute bits of a trie
+
 
 class NumberedRecommender:
     """Recommends item numbers to user numbers, its batches split over all devices.
@@ -134,25 +136,23 @@ class NumberedRecommender:
         Raises:
             InputError: There are no unseen items.
         """
-        queries = self._queries(user_numbers, histories, exclude)
-        search = self.searcher.with_beams(2 * k, num_unseen_beams=k).search
-        item_numbers, _ = self._find(search, self._trie_by_group, queries, 2 * k)
-        is_item, is_unseen = item_numbers >= 0, self.is_unseen[item_numbers]
-        return (
-            _first_of(item_numbers, is_item & ~is_unseen, k),
-            _first_of(item_numbers, is_item & is_unseen, k),
-        )
-
-    @functools.cached_property
-    def _trie_by_group(self) -> Trie:
         if not self.is_unseen.any():
             raise InputError(
                 "this data has no unseen items: prepare it with "
                 "splits.SplitsConfig.unseen_share"
             )
-        table = self._table
+        queries = self._queries(user_numbers, histories, exclude)
+        search, found = self.searcher.with_beams(k).search, []
+        for bit in (_SEEN, _UNSEEN):
+            own = queries._replace(allowed=np.full(len(histories), bit))
+            found.append(self._find(search, self._trie_by_group, own, k)[0])
+        return found[0], found[1]
+
+    @functools.cached_property
+    def _trie_by_group(self) -> Trie:
+        table, groups = self._table, np.where(self.is_unseen, _UNSEEN, _SEEN)
         return self._put_whole(
-            Trie.build(table.codes, table.codebook_sizes, unseen=self.is_unseen)
+            Trie.build(table.codes, table.codebook_sizes, attributes=groups)
         )
 
     def sample(
@@ -253,12 +253,3 @@ def load_numbered_recommender(
         method=search.method,
         unseen_items=data.unseen_items,
     )
-
-
-def _first_of(
-    item_numbers: Int32[np.ndarray, "B C"], is_wanted: np.ndarray, k: int
-) -> Int32[np.ndarray, "B k"]:
-    """The first k wanted items of each row, padded with -1."""
-    order = np.argsort(~is_wanted, axis=1, kind="stable")[:, :k]  # [B, k]
-    first = np.take_along_axis(item_numbers, order, axis=1)
-    return np.where(np.take_along_axis(is_wanted, order, axis=1), first, -1)

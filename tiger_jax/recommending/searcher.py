@@ -7,9 +7,8 @@ compiled once for a model and a batch's shapes, or read from a bundle's programs
 """
 
 import dataclasses
-import typing
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,8 +27,6 @@ from tiger_jax.models.tiger import TigerConfig, make_decode_fns
 from tiger_jax.training.partitioning import Partitioner
 
 MAX_EXACT_ROWS = 16  # each has a thousand decoder rows in flight
-METHODS = ("beam", "exact")
-NORMALIZE = ("auto", "level", "given", "children")
 
 
 @config("recommendation")
@@ -44,21 +41,11 @@ class SearchConfig:
             `beam_search`); "auto" takes what the model was trained with.
     """
 
-    method: str = "beam"
+    method: Literal["beam", "exact"] = "beam"
     num_beams: int = 50
-    normalize: str = "auto"
+    normalize: Literal["auto", "level", "given", "children"] = "auto"
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise InputError(
-                f"recommendation.SearchConfig.method is {self.method!r}: choose one "
-                f"of {', '.join(METHODS)}"
-            )
-        if self.normalize not in NORMALIZE:
-            raise InputError(
-                f"recommendation.SearchConfig.normalize is {self.normalize!r}: choose "
-                f"one of {', '.join(NORMALIZE)}"
-            )
         if self.num_beams < 1:
             raise InputError(
                 f"recommendation.SearchConfig.num_beams is {self.num_beams}: it must "
@@ -67,9 +54,7 @@ class SearchConfig:
 
     def normalize_for(self, model: TigerConfig) -> Normalize:
         """What is in force for a model."""
-        if self.normalize == "auto":
-            return model.normalize
-        return typing.cast(Normalize, self.normalize)
+        return model.normalize if self.normalize == "auto" else self.normalize
 
 
 class Queries(NamedTuple):
@@ -104,7 +89,6 @@ class Settings(NamedTuple):
 
     num_beams: int
     normalize: Normalize
-    num_unseen_beams: int = 0
 
 
 Params = Mapping[str, Any]
@@ -131,9 +115,9 @@ class Searcher:
     programs: Programs | None = None
     partitioner: Partitioner | None = None
 
-    def with_beams(self, num_beams: int, num_unseen_beams: int = 0) -> "Searcher":
+    def with_beams(self, num_beams: int) -> "Searcher":
         """The same with other beams, compiled from the model's code."""
-        settings = Settings(num_beams, self.settings.normalize, num_unseen_beams)
+        settings = Settings(num_beams, self.settings.normalize)
         return dataclasses.replace(self, settings=settings, programs=None)
 
     def search(self, trie: Trie, queries: Queries) -> Found:
@@ -252,7 +236,6 @@ def _search(
         prefix=queries.prefix,
         num_beams=settings.num_beams,
         normalize=settings.normalize,
-        num_unseen_beams=settings.num_unseen_beams,
         **decoder,
     )
     return Found(*found)

@@ -135,6 +135,17 @@ class JoinedRows:
     embeddings: Float32[np.ndarray, "n E"]
     joined: Int32[np.ndarray, " n"]
 
+    @classmethod
+    def none(cls, catalogue: Catalogue) -> "JoinedRows":
+        """No items, in a catalogue's form."""
+        dims = 0 if catalogue.embeddings is None else catalogue.embeddings.shape[1]
+        return cls(
+            catalogue.items.slice(0, 0),
+            np.empty((0, catalogue.table.semantic_id_length), np.int32),
+            np.empty((0, dims), np.float32),
+            np.empty(0, np.int32),
+        )
+
 
 def change_rows(
     catalogue: Catalogue,
@@ -191,12 +202,10 @@ def _make_rows(
     coder: ItemCoder,
 ) -> JoinedRows:
     """New items' codes, made unique among all that stay."""
+    if not items:
+        return JoinedRows.none(catalogue)
     own, rows = catalogue.table, to_table(items, catalogue.items.schema)
     joined = np.full(len(items), catalogue.version + 1, np.int32)
-    if not items:
-        dims = (0, coder.num_dims)
-        codes = np.empty((0, own.semantic_id_length), np.int32)
-        return JoinedRows(rows, codes, np.empty(dims, np.float32), joined)
     vectors = coder.embed(items, rows)
     stays = own.codes[kept]
     learned = np.concatenate([stays[:, :-1], coder.encode(vectors)])

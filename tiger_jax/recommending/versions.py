@@ -25,7 +25,7 @@ import dataclasses
 import fcntl
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,6 @@ import pyarrow.parquet
 from tiger_jax.errors import InputError
 from tiger_jax.recommending.bundle import Bundle
 from tiger_jax.recommending.catalogue import Catalogue
-from tiger_jax.recommending.new_items import NewItem
 from tiger_jax.recommending.updates import JoinedRows, UpdateReport, change_rows, update
 from tiger_jax.workdir import artifacts
 from tiger_jax.workdir.arrays import load_arrays, save_arrays
@@ -148,23 +147,19 @@ class CatalogueVersions:
         return found
 
     def change(
-        self,
-        catalogue: Catalogue,
-        *,
-        add: Sequence[NewItem | Mapping[str, Any]] = (),
-        remove: Sequence[str] = (),
-        attributes: Mapping[str, Any] | None = None,
+        self, catalogue: Catalogue, **changes: Any
     ) -> tuple[Catalogue, UpdateReport]:
-        """Writes the version after `catalogue`, the newest one; see `updates.update`.
+        """Writes the version after `catalogue`, the newest one.
+
+        Args:
+            catalogue: Of this bundle.
+            **changes: add, remove and attributes; see `updates.update`.
 
         Raises:
             InputError: The change makes no sense, or `catalogue` isn't the newest
                 version by now; nothing is written.
         """
-        coder = self.bundle.parts.coder()
-        changed, report = update(
-            catalogue, coder, add=add, remove=remove, attributes=attributes
-        )
+        changed, report = update(catalogue, self.bundle.parts.coder(), **changes)
         counts = {
             "added": len(report.added),
             "removed": len(report.removed),
@@ -187,7 +182,7 @@ class CatalogueVersions:
         again = change_rows(
             old,
             np.ones(old.num_items, bool),
-            _no_rows(old),
+            JoinedRows.none(old),
             attributes=old.attributes,
             version=number,
         )
@@ -243,16 +238,6 @@ def _hold(folder: Path) -> Iterator[None]:
     with open(folder / ".lock", "a", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def _no_rows(catalogue: Catalogue) -> JoinedRows:
-    dims = 0 if catalogue.embeddings is None else catalogue.embeddings.shape[1]
-    return JoinedRows(
-        catalogue.items.slice(0, 0),
-        np.empty((0, catalogue.table.semantic_id_length), np.int32),
-        np.empty((0, dims), np.float32),
-        np.empty(0, np.int32),
-    )
 
 
 def _write_parts(

@@ -1,5 +1,7 @@
 """Stage `export`: everything a recommender needs -> `bundle/`, one folder to serve."""
 
+from typing import Literal
+
 import gin
 
 from tiger_jax.errors import InputError
@@ -11,19 +13,13 @@ from tiger_jax.recommending.searcher import SearchConfig
 from tiger_jax.stages.context import RunContext
 from tiger_jax.workdir import artifacts
 
-# A text embedded again must come out as it was, but for the order of sums.
-_TOLERANCE = 1e-3
-_SAMPLE = 200
-# A vector that lies between two codewords may go to the other one on other hardware.
-_AGREEMENT = 0.97
-
 
 @gin.configurable(module="stages")
 def export(
     context: RunContext,
     *,
     num_beams: int = 50,
-    normalize: str = "auto",
+    normalize: Literal["auto", "level", "given", "children"] = "auto",
     batch_sizes: tuple[int, ...] = (1, 4, 16),
     max_excluded: int = 64,
     room: float = 1.5,
@@ -33,8 +29,8 @@ def export(
     Args:
         num_beams: Beams of the search, and the most items a list can have.
         normalize: See `recommendation.SearchConfig`.
-        batch_sizes: Requests a program takes at once; others are filled up.
-        max_excluded: Excluded items a request that cost nothing extra.
+        batch_sizes: Queries that a program takes at once; others are filled up.
+        max_excluded: Excluded items per request that cost nothing extra.
         room: Factor by which the catalogue can grow before a new export is due.
 
     Raises:
