@@ -193,18 +193,48 @@ def run(
     model: nn.Module,
     settings: Settings,
     params: Params,
-    catalogue: Trie | CatalogueWalk | None,
+    catalogue: Any,
     queries: Queries,
 ) -> Any:
     """Runs a search of a kind, as a pure function to be compiled or exported."""
     init_decode, decode_step = make_decode_fns(model)
-    return _KINDS[kind](
-        settings,
-        params,
-        catalogue,
-        queries,
-        {"init_decode": init_decode, "decode_step": decode_step},
-    )
+    seams: Any = {"init_decode": init_decode, "decode_step": decode_step}
+    more = {**seams, "normalize": settings.normalize}
+    if kind == "first_codeword":
+        first = jnp.zeros((len(queries.inputs), 1), jnp.int32)
+        cache = init_decode(params, queries.inputs)
+        logits, _ = decode_step(params, cache, first, first, 0)
+        return jax.nn.log_softmax(logits[:, 0])
+    if kind == "scores":
+        return score_catalogue(params, queries.inputs, catalogue, **more)
+    if kind == "unconstrained":
+        more["num_beams"] = settings.num_beams
+        found = unconstrained_search(params, queries.inputs, catalogue, **more)
+        return Found(found.item_numbers, found.scores)
+
+    def restrictions(rows: Queries) -> dict[str, Any]:
+        names = ("exclude", "allowed", "prefix")
+        return {name: getattr(rows, name) for name in names}
+
+    if kind == "search":
+        more |= {"num_beams": settings.num_beams, **restrictions(queries)}
+        return Found(*beam_search(params, queries.inputs, catalogue, **more))
+
+    def draw(row: Queries) -> Found:
+        one: Queries = jax.tree.map(lambda array: array[None], row)
+        found = sample_distinct_items(
+            params,
+            one.inputs,
+            catalogue,
+            jax.random.key(row.seeds),
+            num_samples=settings.num_beams,
+            temperature=row.temperatures,
+            **restrictions(one),
+            **seams,
+        )
+        return Found(found.item_numbers[0], found.scores[0])
+
+    return jax.vmap(draw)(queries)
 
 
 # Compiled once for a model and a shape, however many searchers share them.
@@ -219,89 +249,3 @@ def put_rows(partitioner: Partitioner, rows: Any) -> Any:
         return np.concatenate([array, np.repeat(array[:1], missing, axis=0)])
 
     return partitioner.put(jax.tree.map(fill, rows), batch_axis=0, is_global=True)
-
-
-Decoder = dict[str, Any]  # init_decode, decode_step
-
-
-def _search(
-    settings: Settings, params: Params, trie: Trie, queries: Queries, decoder: Decoder
-) -> Found:
-    found = beam_search(
-        params,
-        queries.inputs,
-        trie,
-        exclude=queries.exclude,
-        allowed=queries.allowed,
-        prefix=queries.prefix,
-        num_beams=settings.num_beams,
-        normalize=settings.normalize,
-        **decoder,
-    )
-    return Found(*found)
-
-
-def _sample(
-    settings: Settings, params: Params, trie: Trie, queries: Queries, decoder: Decoder
-) -> Found:
-    def draw(row: Queries) -> Found:
-        one: Queries = jax.tree.map(lambda array: array[None], row)
-        found = sample_distinct_items(
-            params,
-            one.inputs,
-            trie,
-            jax.random.key(row.seeds),
-            num_samples=settings.num_beams,
-            temperature=row.temperatures,
-            exclude=one.exclude,
-            allowed=one.allowed,
-            prefix=one.prefix,
-            **decoder,
-        )
-        return Found(found.item_numbers[0], found.scores[0])
-
-    return jax.vmap(draw)(queries)
-
-
-def _unconstrained(
-    settings: Settings, params: Params, trie: Trie, queries: Queries, decoder: Decoder
-) -> Found:
-    found = unconstrained_search(
-        params,
-        queries.inputs,
-        trie,
-        num_beams=settings.num_beams,
-        normalize=settings.normalize,
-        **decoder,
-    )
-    return Found(found.item_numbers, found.scores)
-
-
-def _scores(
-    settings: Settings,
-    params: Params,
-    walk: CatalogueWalk,
-    queries: Queries,
-    decoder: Decoder,
-) -> Float32[jax.Array, "B N"]:
-    return score_catalogue(
-        params, queries.inputs, walk, normalize=settings.normalize, **decoder
-    )
-
-
-def _first_codeword(
-    settings: Settings, params: Params, trie: None, queries: Queries, decoder: Decoder
-) -> Float32[jax.Array, "B K"]:
-    first = jnp.zeros((len(queries.inputs), 1), jnp.int32)
-    cache = decoder["init_decode"](params, queries.inputs)
-    logits, _ = decoder["decode_step"](params, cache, first, first, 0)
-    return jax.nn.log_softmax(logits[:, 0])
-
-
-_KINDS: dict[str, Callable[..., Any]] = {
-    "search": _search,
-    "sample": _sample,
-    "unconstrained": _unconstrained,
-    "scores": _scores,
-    "first_codeword": _first_codeword,
-}
