@@ -7,8 +7,12 @@ and, where gin configures it, ``gin_configs/base/NAME.gin``.
 from typing import Literal, NamedTuple
 
 Kind = Literal["pipeline", "comparison", "request"]
+# A report shows the folders in the order of `_SHOWN`.
 _TRAINED = "data embeddings semantic_ids recommender"
-_SHOWN = "sasrec evaluation candidates fusion bundle t5 recbole"
+_SHOWN = (
+    "data embeddings rqvae semantic_ids recommender sasrec evaluation candidates "
+    "fusion bundle t5 recbole"
+)
 
 
 class Stage(NamedTuple):
@@ -28,7 +32,7 @@ class Stage(NamedTuple):
     reads: tuple[str, ...]
 
 
-# Each after those whose folders it reads; a report shows the folders in this order.
+# Each after those whose folders it reads.
 _TABLE: tuple[tuple[str, Kind, str | None, str], ...] = (
     ("prepare_data", "pipeline", "data", ""),
     ("embed_items", "pipeline", "embeddings", "data"),
@@ -39,7 +43,7 @@ _TABLE: tuple[tuple[str, Kind, str | None, str], ...] = (
     ("evaluate", "pipeline", "evaluation", f"{_TRAINED} sasrec"),
     ("list_candidates", "comparison", "candidates", f"{_TRAINED} evaluation"),
     ("fuse", "comparison", "fusion", f"{_TRAINED} rqvae sasrec candidates evaluation"),
-    ("report", "pipeline", "report", f"{_TRAINED} rqvae {_SHOWN}"),
+    ("report", "pipeline", "report", _SHOWN),
     ("recommend", "request", None, f"{_TRAINED} bundle"),
     ("export", "request", "bundle", f"{_TRAINED} rqvae"),
     ("update_catalogue", "request", "bundle.catalogue", "bundle"),
