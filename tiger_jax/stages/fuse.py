@@ -97,8 +97,7 @@ def fuse(
         held_out: HeldOut = getattr(data, split)
         if not with_ours:
             return held_out, built
-        name = f"{prefix}{split}"
-        lists = SavedLists.load(lists_folder, name)
+        lists = SavedLists.load(lists_folder, prefix + split)
         held_out = held_out.select(lists.rows)
         ours = ListedRecommender(held_out.user_numbers, lists.items, lists.scores)
         return held_out, {OURS: ours, **built}
