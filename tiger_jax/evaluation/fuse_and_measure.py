@@ -1,10 +1,13 @@
 """Several recommenders fused: weights from validation users, metrics on test users."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from tiger_jax.config import config
 from tiger_jax.evaluation import fusion, metrics, record
-from tiger_jax.evaluation.comparison import SPLITS
+from tiger_jax.evaluation.baselines.baseline import Baseline
+from tiger_jax.evaluation.baselines.known import resolve
+from tiger_jax.evaluation.comparison import OURS, SPLITS
 from tiger_jax.evaluation.evaluator import Evaluation, evaluate
 from tiger_jax.evaluation.lists import ListedRecommender
 from tiger_jax.evaluation.recommend_fn import RecommendFn
@@ -13,14 +16,43 @@ from tiger_jax.histories import HeldOut
 OpenSplit = Callable[[str], tuple[HeldOut, Mapping[str, RecommendFn]]]
 
 
+@config("fuse")
+class FusionConfig:
+    """What is fused, and how the weights are chosen.
+
+    Attributes:
+        parts: ``tiger``, and baselines as `evaluate` takes them: names, such as
+            ``item_cooccurrence``, ``dense_knn`` (nearest neighbours over the vectors
+            that were quantized) and ``sasrec``, or configs; None takes all of these
+            that the work directory has.
+        normalizations: Scales to choose from (see `fusion.normalize_scores`).
+        depth: Items of each part's list.
+        metric: What the weights and the scale are chosen by, on validation users
+            with their own items masked.
+        metrics: Names of metrics besides `metrics.REPORTED`.
+    """
+
+    parts: tuple[str | Baseline, ...] | None = None
+    normalizations: tuple[str, ...] = fusion.NORMALIZATIONS
+    depth: int = 100
+    metric: str = "ndcg@10"
+    metrics: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        metrics.check_names((self.metric, *self.metrics))
+        resolve([part for part in self.parts or () if part != OURS])
+        if unknown := set(self.normalizations) - set(fusion.NORMALIZATIONS):
+            raise ValueError(
+                f"normalizations names {sorted(unknown)}: known are "
+                f"{', '.join(fusion.NORMALIZATIONS)}"
+            )
+
+
 def fuse_and_measure(
     open_split: OpenSplit,
+    config: FusionConfig,
     *,
     num_items: int,
-    depth: int,
-    normalizations: Sequence[str],
-    metric: str,
-    names: tuple[str, ...],
     titles: Mapping[str, str],
     seed: int,
 ) -> dict[str, Any]:
@@ -28,14 +60,13 @@ def fuse_and_measure(
 
     Args:
         open_split: Gives the users of a split and the parts by name.
+        config: How; its parts are those that are opened.
         num_items: Size of the catalogue.
-        depth: Items of each part's list.
-        normalizations: Scales to choose from.
-        metric: What is chosen by, with the users' own items masked.
-        names: Of the metrics that are reported.
         titles: What to call the parts.
         seed: Of the bootstrap.
     """
+    depth, metric = config.depth, config.metric
+    names = metrics.with_reported(config.metrics)
 
     def measure(name: str, recommend: RecommendFn, **settings: Any) -> Evaluation:
         masked = ", masked" if settings["exclude_seen"] else ""
@@ -45,7 +76,7 @@ def fuse_and_measure(
         )
 
     def choose(lists: Mapping[str, Evaluation]) -> fusion.Choice:
-        return fusion.choose(lists, validation.targets, normalizations, metric)
+        return fusion.choose(lists, validation.targets, config.normalizations, metric)
 
     validation, parts = open_split("validation")
     lists = {

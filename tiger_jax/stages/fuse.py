@@ -4,13 +4,12 @@ from pathlib import Path
 
 import gin
 
-from tiger_jax.config import config
 from tiger_jax.data.prepared import PreparedData
-from tiger_jax.evaluation import fusion, metrics, record
+from tiger_jax.evaluation import record
 from tiger_jax.evaluation.baselines.baseline import Baseline
 from tiger_jax.evaluation.baselines.known import resolve
 from tiger_jax.evaluation.comparison import OURS
-from tiger_jax.evaluation.fuse_and_measure import fuse_and_measure
+from tiger_jax.evaluation.fuse_and_measure import FusionConfig, fuse_and_measure
 from tiger_jax.evaluation.lists import ListedRecommender, SavedLists
 from tiger_jax.evaluation.recommend_fn import RecommendFn
 from tiger_jax.histories import HeldOut
@@ -21,38 +20,6 @@ from tiger_jax.workdir import artifacts
 from tiger_jax.workdir.json_files import write_json
 
 USUAL_PARTS = ("item_cooccurrence", "dense_knn", "sasrec")  # where their folders are
-
-
-@config("fuse")
-class FusionConfig:
-    """What is fused, and how the weights are chosen.
-
-    Attributes:
-        parts: ``tiger``, and baselines as `evaluate` takes them: names, such as
-            ``item_cooccurrence``, ``dense_knn`` (nearest neighbours over the vectors
-            that were quantized) and ``sasrec``, or configs; None takes all of these
-            that the work directory has.
-        normalizations: Scales to choose from (see `fusion.normalize_scores`).
-        depth: Items of each part's list.
-        metric: What the weights and the scale are chosen by, on validation users
-            with their own items masked.
-        metrics: Names of metrics besides `metrics.REPORTED`.
-    """
-
-    parts: tuple[str | Baseline, ...] | None = None
-    normalizations: tuple[str, ...] = fusion.NORMALIZATIONS
-    depth: int = 100
-    metric: str = "ndcg@10"
-    metrics: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        metrics.check_names((self.metric, *self.metrics))
-        resolve([part for part in self.parts or () if part != OURS])
-        if unknown := set(self.normalizations) - set(fusion.NORMALIZATIONS):
-            raise ValueError(
-                f"normalizations names {sorted(unknown)}: known are "
-                f"{', '.join(fusion.NORMALIZATIONS)}"
-            )
 
 
 @gin.configurable(module="stages")
@@ -102,15 +69,9 @@ def fuse(
         ours = ListedRecommender(held_out.user_numbers, lists.items, lists.scores)
         return held_out, {OURS: ours, **built}
 
+    titles = {baseline.name: baseline.title for baseline in baselines}
     result = fuse_and_measure(
-        open_split,
-        num_items=data.num_items,
-        depth=config.depth,
-        normalizations=config.normalizations,
-        metric=config.metric,
-        names=metrics.with_reported(config.metrics),
-        titles={baseline.name: baseline.title for baseline in baselines},
-        seed=seed,
+        open_split, config, num_items=data.num_items, titles=titles, seed=seed
     )
     write_json(run.folder / record.METRICS, result)
     say(tables.format_fusion(result))
