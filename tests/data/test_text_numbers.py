@@ -1,12 +1,10 @@
-"""Texts numbered in pieces are numbered as in one hash table."""
+"""Texts in chunks are numbered as a dictionary of Python's would."""
 
 import numpy as np
 import pyarrow as pa
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tiger_jax.data import text_numbers
 from tiger_jax.data.text_numbers import number_texts
 
 # Long and short, some ending alike, some empty, some not ASCII.
@@ -24,15 +22,8 @@ def in_chunks(rows, cuts):
     return pa.chunked_array(arrays, pa.string())
 
 
-@pytest.fixture(scope="module")
-def small_pieces():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(text_numbers, "_PIECE_ROWS", 3)
-        yield
-
-
 @given(rows=st.lists(TEXTS, max_size=60), cuts=st.lists(st.integers(0, 60), max_size=3))
-def test_pieces_number_texts_as_one_table_does(small_pieces, rows, cuts):
+def test_texts_are_numbered_by_first_appearance(rows, cuts):
     texts = in_chunks(rows, cuts)
     numbers, distinct = number_texts(texts)
     assert distinct.to_pylist() == list(dict.fromkeys(rows))

@@ -3,8 +3,10 @@
 Each encoder is its own config: a frozen dataclass to choose and set in gin.
 """
 
+import dataclasses
 import importlib.util
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -190,3 +192,42 @@ class SentenceTransformerEncoder:
             return np.asarray(vectors, np.float32)
 
         return encode
+
+
+_OURS = {cls.__name__: cls for cls in (TfidfEncoder, SentenceTransformerEncoder)}
+
+
+def encoder_facts(encoder: Encoder) -> dict[str, Any]:
+    """What `encoder_from_facts` reads: an encoder's class and settings, for JSON."""
+    cls = type(encoder)
+    facts = {"kind": cls.__name__, "settings": dataclasses.asdict(encoder)}  # type: ignore[call-overload]
+    if _OURS.get(cls.__name__) is not cls:
+        facts["class"] = f"{cls.__module__}.{cls.__qualname__}"
+    return facts
+
+
+def encoder_from_facts(facts: Mapping[str, Any], path: Path) -> Encoder:
+    """Makes the encoder that a file describes.
+
+    A file never decides what is imported: that would let it run code.
+
+    Args:
+        facts: From `encoder_facts`.
+        path: The file, for messages.
+
+    Raises:
+        InputError: The class is in a module that nobody has imported.
+        KeyError, TypeError: These are no such facts.
+    """
+    name = facts.get("class")
+    if name is None:
+        return _OURS[facts["kind"]](**facts["settings"])
+    module, _, cls_name = str(name).rpartition(".")
+    cls = getattr(sys.modules.get(module), cls_name, None)
+    if not (isinstance(cls, type) and hasattr(cls, "prepare")):
+        raise InputError(
+            f"{path} is of the class {name}, which is not imported: add the line "
+            f"`import {module}` to a gin file that the run reads (or import it before "
+            "this call)"
+        )
+    return cls(**facts["settings"])

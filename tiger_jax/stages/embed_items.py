@@ -10,7 +10,7 @@ import pyarrow.parquet
 from tiger_jax.data.item_text import ItemTextConfig, build_item_texts
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.embedding.embed import embed_texts
-from tiger_jax.embedding.encoders import Encoder, TfidfEncoder
+from tiger_jax.embedding.encoders import Encoder, TfidfEncoder, encoder_facts
 from tiger_jax.embedding.ready_made import load_ready_made
 from tiger_jax.errors import InputError
 from tiger_jax.progress import say
@@ -81,7 +81,7 @@ def embed_items(
         if num_empty := texts.count(""):
             say(f"embed_items: {num_empty:,} of {len(texts):,} items have no text")
         made_by = {
-            "kind": type(encoder).__name__,
+            **encoder_facts(encoder),
             "encoder": encoder,
             "text": text,
             "distinct_texts": num_distinct,
