@@ -7,7 +7,9 @@ department's categories are listed in the order in which people come to need
 them: an espresso machine first, then a grinder, a portafilter, a jug.
 """
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -30,143 +32,27 @@ class Department:
     categories: tuple[tuple[str, str, float], ...]
 
 
-_GRADES = tuple(
-    "Starter Basic Compact Classic Comfort Plus Select Advanced Pro Expert Elite "
-    "Signature".split()
+_WORDS = json.loads(
+    (Path(__file__).parent / "synthetic_words.json").read_text(encoding="utf-8")
 )
-_SIZES = tuple(
-    "Micro Mini Petite Small Midsize Standard Medium Roomy Large Grand Giant "
-    "Colossal".split()
-)
-_STEPS = tuple(
-    "First Second Third Fourth Fifth Sixth Seventh Eighth Ninth Tenth Eleventh "
-    "Twelfth".split()
-)
-
-DEPARTMENTS = (
+DEPARTMENTS = tuple(
     Department(
-        "Home & Kitchen",
-        "Coffee & Tea",
-        _GRADES,
-        (
-            ("Espresso Machines", "Espresso Machine", 260.0),
-            ("Coffee Grinders", "Burr Grinder", 95.0),
-            ("Portafilters", "Bottomless Portafilter", 38.0),
-            ("Steaming Jugs", "Milk Steaming Jug", 19.0),
-            ("Coffee Beans", "Whole Bean Espresso Roast", 14.0),
-            ("Descalers", "Descaling Powder", 9.0),
+        department["name"],
+        department["section"],
+        tuple(_WORDS["ladders"][department["ladder"]].split()),
+        tuple(
+            (name, product, price) for name, product, price in department["categories"]
         ),
-    ),
-    Department(
-        "Home & Kitchen",
-        "Baking",
-        _SIZES,
-        (
-            ("Stand Mixers", "Stand Mixer", 210.0),
-            ("Cake Tins", "Springform Cake Tin", 17.0),
-            ("Proofing Baskets", "Rattan Proofing Basket", 21.0),
-            ("Piping Sets", "Icing Nozzle Set", 13.0),
-            ("Cooling Racks", "Wire Cooling Rack", 15.0),
-            ("Cake Stands", "Domed Cake Stand", 34.0),
-        ),
-    ),
-    Department(
-        "Photography",
-        "",
-        _GRADES,
-        (
-            ("Camera Bodies", "Mirrorless Camera", 780.0),
-            ("Lenses", "Prime Lens", 340.0),
-            ("Lens Filters", "Polarising Filter", 42.0),
-            ("Tripods", "Travel Tripod", 120.0),
-            ("Camera Bags", "Padded Shoulder Bag", 65.0),
-            ("Memory Cards", "Memory Card", 28.0),
-        ),
-    ),
-    Department(
-        "Garden",
-        "Growing",
-        _STEPS,
-        (
-            ("Seed Trays", "Propagator Tray", 12.0),
-            ("Potting Soil", "Peat Free Potting Soil", 11.0),
-            ("Planters", "Terracotta Planter", 27.0),
-            ("Plant Supports", "Willow Plant Support", 16.0),
-            ("Irrigation", "Drip Irrigation Kit", 48.0),
-            ("Pruning Tools", "Bypass Secateurs", 31.0),
-        ),
-    ),
-    Department(
-        "Arts & Crafts",
-        "Painting",
-        _STEPS,
-        (
-            ("Watercolours", "Watercolour Pan Set", 33.0),
-            ("Brushes", "Sable Brush", 14.0),
-            ("Sketchbooks", "Cold Pressed Sketchbook", 18.0),
-            ("Palettes", "Porcelain Palette", 22.0),
-            ("Easels", "Folding Beech Easel", 74.0),
-            ("Frames", "Oak Picture Frame", 29.0),
-        ),
-    ),
-    Department(
-        "Sports",
-        "Cycling",
-        _SIZES,
-        (
-            ("Touring Bikes", "Steel Touring Bike", 890.0),
-            ("Panniers", "Waterproof Pannier", 82.0),
-            ("Bike Lights", "Dynamo Headlight", 54.0),
-            ("Saddles", "Leather Saddle", 93.0),
-            ("Tyres", "Puncture Proof Tyre", 39.0),
-            ("Repair Kits", "Roadside Repair Kit", 24.0),
-        ),
-    ),
-    Department(
-        "Pet Supplies",
-        "",
-        _SIZES,
-        (
-            ("Dog Beds", "Orthopaedic Dog Bed", 68.0),
-            ("Dog Harnesses", "No Pull Harness", 32.0),
-            ("Dog Leads", "Rope Lead", 18.0),
-            ("Dog Toys", "Rubber Chew Toy", 11.0),
-            ("Dog Food", "Grain Free Kibble", 44.0),
-            ("Grooming", "Deshedding Brush", 16.0),
-        ),
-    ),
-    Department(
-        "Music",
-        "Strings",
-        _STEPS,
-        (
-            ("Violins", "Student Violin", 310.0),
-            ("Bows", "Carbon Fibre Bow", 110.0),
-            ("Rosin", "Amber Rosin", 10.0),
-            ("Violin Strings", "Perlon String Set", 36.0),
-            ("Shoulder Rests", "Adjustable Shoulder Rest", 26.0),
-            ("Method Books", "Violin Method Book", 13.0),
-        ),
-    ),
+    )
+    for department in _WORDS["departments"]
 )
 CATEGORIES_PER_DEPARTMENT = 6
 _REACH = 4  # places on a partner's ladder, up and down from the answering one
 
-_BRAND_STARTS = tuple(
-    "Hal Bren Tor Mar Quil Ves Ost Lin Far Cald Dun Ker Ash Nor Pel Rav Sol Thay Wick "
-    "Ard".split()
+_BRAND_STARTS, _BRAND_ENDS, _LINE_NAMES, _COLORS = (
+    tuple(_WORDS[kind].split())
+    for kind in ("brand_starts", "brand_ends", "line_names", "colors")
 )
-_BRAND_ENDS = tuple(
-    "vorsen don mere well ington berg ley by stad rick low field haven cott more "
-    "ridge".split()
-)
-_LINE_NAMES = tuple(
-    "Meridian Juniper Harbor Solstice Ember Lantern Cascade Orchard Summit Willow "
-    "Aurora Pebble Foundry Prairie Tundra Saffron Indigo Falcon Otter Heron Maple "
-    "Granite Breeze Copper Velvet Anchor Beacon Clover Drift Echo Fable Glacier "
-    "Horizon Isle Jasper Kestrel Lagoon Mosaic Nimbus Opal".split()
-)
-_COLORS = tuple("Black White Slate Sand Olive Navy Rust Cream Teal Plum".split())
 
 
 @dataclass(frozen=True)

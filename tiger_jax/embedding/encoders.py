@@ -219,9 +219,11 @@ def encoder_from_facts(facts: Mapping[str, Any], path: Path) -> Encoder:
         InputError: The class is in a module that nobody has imported.
         KeyError, TypeError: These are no such facts.
     """
-    name = facts.get("class")
+    name, settings = facts.get("class"), facts.get("settings")
+    if settings is None:  # as in folders of versions that knew two encoders
+        settings = {k: v for k, v in facts["encoder"].items() if k != "class"}
     if name is None:
-        return _OURS[facts["kind"]](**facts["settings"])
+        return _OURS[facts["kind"]](**settings)
     module, _, cls_name = str(name).rpartition(".")
     cls = getattr(sys.modules.get(module), cls_name, None)
     if not (isinstance(cls, type) and hasattr(cls, "prepare")):
@@ -230,4 +232,4 @@ def encoder_from_facts(facts: Mapping[str, Any], path: Path) -> Encoder:
             f"`import {module}` to a gin file that the run reads (or import it before "
             "this call)"
         )
-    return cls(**facts["settings"])
+    return cls(**settings)

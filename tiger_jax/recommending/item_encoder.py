@@ -10,7 +10,12 @@ import pyarrow.parquet as pq
 from jaxtyping import Float32
 
 from tiger_jax.data.item_text import ItemTextConfig, build_item_texts
-from tiger_jax.embedding.encoders import SentenceTransformerEncoder, TfidfEncoder
+from tiger_jax.embedding.encoders import (
+    Encoder,
+    TfidfEncoder,
+    encoder_facts,
+    encoder_from_facts,
+)
 from tiger_jax.embedding.tfidf import FrozenTfidf
 from tiger_jax.errors import InputError
 from tiger_jax.workdir.hashing import hash_arrays, hash_json
@@ -29,11 +34,11 @@ class ItemEncoder:
 
     Attributes:
         text: The sentence about an item.
-        encoder: A fitted TF-IDF, or the sentence encoder's name and settings.
+        encoder: A fitted TF-IDF, or another encoder, which is loaded at use.
     """
 
     text: ItemTextConfig
-    encoder: FrozenTfidf | SentenceTransformerEncoder
+    encoder: FrozenTfidf | Encoder
 
     def encode(self, items: pa.Table) -> Float32[np.ndarray, "N E"]:
         """Embeds items.
@@ -78,8 +83,7 @@ class ItemEncoder:
             self.encoder.save(folder)
             facts["kind"] = "TfidfEncoder"
         else:
-            facts["kind"] = "SentenceTransformerEncoder"
-            facts["settings"] = dataclasses.asdict(self.encoder)
+            facts |= encoder_facts(self.encoder)
         write_json(folder / _FACTS, facts)
 
     @classmethod
@@ -95,7 +99,7 @@ class ItemEncoder:
             config = ItemTextConfig(tuple(text["sentences"]), text["price_format"])
             if facts["kind"] == "TfidfEncoder":
                 return cls(config, FrozenTfidf.load(folder))
-            return cls(config, SentenceTransformerEncoder(**facts["settings"]))
+            return cls(config, encoder_from_facts(facts, folder / _FACTS))
 
 
 def freeze_encoder(folder: Path, embeddings: np.ndarray) -> ItemEncoder | None:
@@ -113,15 +117,15 @@ def freeze_encoder(folder: Path, embeddings: np.ndarray) -> ItemEncoder | None:
     text = ItemTextConfig(
         tuple(facts["text"]["sentences"]), facts["text"]["price_format"]
     )
-    settings = {k: v for k, v in facts["encoder"].items() if k != "class"}
-    if facts["kind"] == "SentenceTransformerEncoder":
-        return ItemEncoder(text, SentenceTransformerEncoder(**settings))
+    encoder = encoder_from_facts(facts, path)
+    if not isinstance(encoder, TfidfEncoder):
+        return ItemEncoder(text, encoder)
     texts = pq.read_table(folder / "texts.parquet")["text"].to_pylist()
     if (folder / "tfidf").exists():  # of shards: fitted to some of the texts
         fitted = FrozenTfidf.load(folder / "tfidf")
     else:
         distinct = list(dict.fromkeys(texts))
-        fitted = TfidfEncoder(**settings).fit(distinct, seed=facts["seed"])
+        fitted = encoder.fit(distinct, seed=facts["seed"])
     sample = np.linspace(0, len(texts) - 1, min(SAMPLE, len(texts))).astype(int)
     again = fitted.encode([texts[row] for row in sample])
     if np.abs(again - embeddings[sample]).max() > _TOLERANCE:
