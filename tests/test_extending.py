@@ -29,13 +29,21 @@ SMALL = SyntheticShopConfig(
 )
 
 
-@pytest.fixture
-def extension(tmp_path, monkeypatch):
-    """Writes the document's files, and reads one of its gin files as run.py does."""
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The document's files, in a folder whose modules can be imported."""
+    folder = tmp_path_factory.mktemp("extensions")
     for name, body in BLOCKS.items():
-        (tmp_path / name).write_text(body)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.chdir(tmp_path)
+        (folder / name).write_text(body)
+    sys.path.insert(0, str(folder))
+    yield folder
+    sys.path.remove(str(folder))
+
+
+@pytest.fixture
+def extension(folder, tmp_path, monkeypatch):
+    """Reads one of the document's gin files, as run.py does."""
+    monkeypatch.chdir(folder)
     gin.clear_config()
 
     def read(name: str, *bindings: str) -> Path:
@@ -44,11 +52,6 @@ def extension(tmp_path, monkeypatch):
 
     yield read
     gin.clear_config()
-    with gin.unlock_config():
-        for name in (Path(name).stem for name in BLOCKS if name.endswith(".py")):
-            sys.modules.pop(name, None)
-            for known in [k for k in gin.config._REGISTRY if k.startswith(f"{name}.")]:
-                gin.config._REGISTRY.pop(known)
 
 
 @pytest.mark.parametrize("name", [name for name in BLOCKS if name.endswith(".py")])
@@ -81,7 +84,7 @@ def test_reader(extension, tmp_path):
     assert set(data.items["price"].to_pylist()) == {4.99}
 
 
-def test_encoder(extension, tmp_path):
+def test_encoder(extension, tmp_path, monkeypatch):
     workdir = extension("my_encoder")
     prepare_data(RunContext(workdir), synthetic=SMALL)
     embed_items(RunContext(workdir))
@@ -92,6 +95,70 @@ def test_encoder(extension, tmp_path):
     freeze_encoder(workdir / "embeddings", vectors).save(tmp_path / "encoder")
     encoder = ItemEncoder.load(tmp_path / "encoder")
     np.testing.assert_array_equal(encoder.encode(items), vectors)
-    del sys.modules["my_encoder"]
+    monkeypatch.delitem(sys.modules, "my_encoder")
     with pytest.raises(InputError, match="add the line `import my_encoder`"):
         ItemEncoder.load(tmp_path / "encoder")
+
+
+def test_quantizer(extension):
+    pytest.importorskip("tiger_jax.quantizers.store")
+    from tiger_jax.semantic_ids.table import SemanticIdTable
+    from tiger_jax.stages.assign_semantic_ids import assign_semantic_ids
+    from tiger_jax.stages.train_rqvae import train_rqvae
+
+    workdir = extension("my_quantizer", "encoders.TfidfEncoder.dims = 16")
+    prepare_data(RunContext(workdir), synthetic=SMALL)
+    for stage in (embed_items, train_rqvae, assign_semantic_ids):
+        stage(RunContext(workdir))
+    table = SemanticIdTable.load(workdir / "semantic_ids")
+    assert table.codebook_sizes[:-1] == (8, 8)
+    assert len(np.unique(table.codes[:, 0])) == 8
+
+
+@pytest.mark.slow
+def test_model_variant(extension, tmp_path):
+    pytest.importorskip("tiger_jax.quantizers.store")
+    from small_workdir import make_workdir
+
+    from tiger_jax.recommending.trained_model import load_recommender
+    from tiger_jax.stages.train_recommender import train_recommender
+
+    extension(
+        "my_model",
+        "my_model.GatedTigerConfig.d_model = 8",
+        "my_model.GatedTigerConfig.num_encoder_layers = 1",
+        "my_model.GatedTigerConfig.num_decoder_layers = 1",
+        "my_model.GatedTigerConfig.num_heads = 2",
+        "my_model.GatedTigerConfig.head_dim = 4",
+        "my_model.GatedTigerConfig.mlp_dim = 16",
+        "loop.LoopConfig.total_steps = 4",
+        "loop.LoopConfig.evaluate_every = 4",
+        "resident.ResidentConfig.batch_size = 32",
+    )
+    workdir = make_workdir(tmp_path / "work")
+    train_recommender(RunContext(workdir))
+    _, _, model, params = load_recommender(workdir / "recommender")
+    assert type(model).__name__ == "GatedTiger"
+    assert params["gate"].shape == (8,)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["my_baseline", "my_metric"])
+def test_baseline_and_metric(extension, tmp_path, name):
+    pytest.importorskip("tiger_jax.evaluation.baselines.baseline")
+    from trained_workdir import make_trained_workdir
+
+    from tiger_jax.stages.evaluate import evaluate
+
+    extension(
+        name,
+        "evaluate.EvaluateConfig.batch_size = 16",
+        "evaluate.EvaluateConfig.guard_users = 16",
+    )
+    workdir = make_trained_workdir(tmp_path / "work")
+    evaluate(RunContext(workdir))
+    metrics = json.loads((workdir / "evaluation" / "metrics.json").read_text())
+    if name == "my_baseline":
+        assert set(metrics["baselines"]) == {"popularity", "last_again"}
+    else:
+        assert 0 <= metrics["test"]["linear@10"] <= metrics["test"]["recall@10"]

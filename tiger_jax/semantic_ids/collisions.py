@@ -15,7 +15,7 @@ from jaxtyping import Bool, Int, Int32, Int64
 from tiger_jax.errors import InputError
 
 COLLISION_LEVEL_SIZE = 256
-_LARGEST_KEY = 1 << 62
+_MAX_KEY = 1 << 62
 
 
 def group_rows(codes: Int[np.ndarray, "N L"]) -> Int64[np.ndarray, " N"]:
@@ -33,7 +33,7 @@ def group_rows(codes: Int[np.ndarray, "N L"]) -> Int64[np.ndarray, " N"]:
     for level in range(codes.shape[1]):
         column = codes[:, level].astype(np.int64)
         width = int(column.max(initial=0)) + 1
-        if bound * width > _LARGEST_KEY:
+        if bound * width > _MAX_KEY:
             groups, bound = _rank(groups), len(groups)
         groups *= width
         groups += column

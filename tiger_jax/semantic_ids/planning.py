@@ -23,8 +23,8 @@ from tiger_jax.errors import InputError
 from tiger_jax.semantic_ids.collisions import COLLISION_LEVEL_SIZE, group_rows
 
 # What the decoder's tries can hold.
-_MOST_CODEWORDS = 1 << 16
-_MOST_LEVELS = 16
+_MAX_CODEWORDS = 1 << 16
+_MAX_LEVELS = 16
 _CODEWORD_BYTES = 4  # int32, in a SemanticIdTable
 
 
@@ -168,13 +168,13 @@ up to 2 alike; 193,616 bytes
         >>> plan_semantic_ids(1_000_000_000, max_collision_rate=0.01).num_levels
         5
     """
-    if num_items < 1 or not 2 <= codebook_size <= _MOST_CODEWORDS:
+    if num_items < 1 or not 2 <= codebook_size <= _MAX_CODEWORDS:
         raise InputError(
             f"can't plan {num_items} items over codebooks of {codebook_size}: there "
-            f"must be an item, and 2 to {_MOST_CODEWORDS:,} codewords"
+            f"must be an item, and 2 to {_MAX_CODEWORDS:,} codewords"
         )
     spread = spread or CodeSpread()
-    wanted = range(1, _MOST_LEVELS + 1) if num_levels is None else [num_levels]
+    wanted = range(1, _MAX_LEVELS + 1) if num_levels is None else [num_levels]
     for levels in wanted:
         sizes = (codebook_size,) * levels
         agreements = spread.agreements(sizes)
@@ -188,7 +188,7 @@ up to 2 alike; 193,616 bytes
     else:
         if num_levels is None:
             raise InputError(
-                f"{_MOST_LEVELS} levels of {codebook_size} codewords leave "
+                f"{_MAX_LEVELS} levels of {codebook_size} codewords leave "
                 f"{collision_rate:.1%} of {num_items:,} items colliding: this "
                 "quantizer's deeper levels tell too little apart"
             )
@@ -199,10 +199,10 @@ up to 2 alike; 193,616 bytes
     if collision_level_size is None:
         room = max(4 * largest if bound is None else bound, COLLISION_LEVEL_SIZE)
         collision_level_size = 1 << (room - 1).bit_length()
-    if collision_level_size > _MOST_CODEWORDS:
+    if collision_level_size > _MAX_CODEWORDS:
         raise InputError(
             f"{num_items:,} items in cells of {sizes} may need a collision level of "
-            f"{collision_level_size:,} codewords, and {_MOST_CODEWORDS:,} are the "
+            f"{collision_level_size:,} codewords, and {_MAX_CODEWORDS:,} are the "
             "most: plan more levels, larger codebooks, or measure a larger pilot"
         )
     sizes = (*sizes, collision_level_size)
@@ -237,7 +237,7 @@ def expected_largest_group(num_items: int, num_cells: int, agreement: float) -> 
     Counts no further than twice what a collision level can hold.
     """
     mean, shape = num_items / num_cells, _shape(num_cells, agreement)
-    most = min(num_items, 2 * _MOST_CODEWORDS)
+    most = min(num_items, 2 * _MAX_CODEWORDS)
     if mean >= most:
         return most
     tail = np.cumsum(_log_pmf(mean, shape, most)[::-1])[::-1]
