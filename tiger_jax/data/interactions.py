@@ -26,15 +26,15 @@ class InteractionsConfig:
     """Which interactions count, and in which order.
 
     Attributes:
-      k_core: Users and items keep at least this many interactions each: those with
-        fewer go, until none has fewer. Repeated interactions of a user with an
-        item all count, and all stay. 0 filters nothing. None is 5, as in the paper;
-        but a generated shop stays whole, since its ceiling holds for the whole.
-      tie_order: Order of a user's interactions at the same time. "data": as they
-        stand in the file. "item": by item identifier, as in preprocessings that
-        sorted the raw Amazon files. "shuffle": at random, by the seed.
-      keep_all_items: Keep items without interactions in the catalogue, where they
-        can still be recommended. A generated shop keeps them where k_core is None.
+        k_core: Users and items keep at least this many interactions each: those with
+            fewer go, until none has fewer. Repeated interactions of a user with an
+            item all count, and all stay. 0 filters nothing. None is 5, as in the paper;
+            but a generated shop stays whole, since its ceiling holds for the whole.
+        tie_order: Order of a user's interactions at the same time. "data": as they
+            stand in the file. "item": by item identifier, as in preprocessings that
+            sorted the raw Amazon files. "shuffle": at random, by the seed.
+        keep_all_items: Keep items without interactions in the catalogue, where they
+            can still be recommended. A generated shop keeps them where k_core is None.
     """
 
     k_core: int | None = None
@@ -71,10 +71,10 @@ class NumberedShop:
     """A catalogue by item number, users by user number, and their histories.
 
     Attributes:
-      items_file_rows: Row in the raw items of each item number.
-      user_ids: Identifier of each user number, in order of first appearance.
-      histories: Item numbers in time order, user for user.
-      counts: What was there before filtering, and what was left out.
+        items_file_rows: Row in the raw items of each item number.
+        user_ids: Identifier of each user number, in order of first appearance.
+        histories: Item numbers in time order, user for user.
+        counts: What was there before filtering, and what was left out.
     """
 
     items_file_rows: Int64[np.ndarray, " N"]
@@ -92,7 +92,7 @@ def build_histories(
     its item; raw files are often sorted, and a model or a tie rule could use it.
 
     Raises:
-      InputError: Too little is left to train on.
+        InputError: Too little is left to train on.
     """
     config = config.resolved_for(shop)
     k = config.k_core
@@ -156,15 +156,15 @@ def k_core(
     set whatever the order; here all of them go at once.
 
     Args:
-      users: The user of each interaction, a number from 0.
-      items: The item of each interaction, a number from 0.
-      min_user: Fewest interactions a user keeps.
-      min_item: Fewest interactions an item keeps.
+        users: The user of each interaction, a number from 0.
+        items: The item of each interaction, a number from 0.
+        min_user: Fewest interactions a user keeps.
+        min_item: Fewest interactions an item keeps.
 
     Example:
-      >>> users, items = np.array([0, 0, 1, 1, 2]), np.array([0, 1, 0, 1, 1])
-      >>> k_core(users, items, min_user=2, min_item=2).tolist()
-      [True, True, True, True, False]
+        >>> users, items = np.array([0, 0, 1, 1, 2]), np.array([0, 1, 0, 1, 1])
+        >>> k_core(users, items, min_user=2, min_item=2).tolist()
+        [True, True, True, True, False]
     """
     rows = None
     kept_users, kept_items = users, items

@@ -18,8 +18,8 @@ class ItemTextConfig:
     item lacks is left out, so that no text speaks of unknown prices.
 
     Attributes:
-      sentences: The sentences, joined by spaces.
-      price_format: Python's format of a price ("${:.2f}" where it is dollars).
+        sentences: The sentences, joined by spaces.
+        price_format: Python's format of a price ("${:.2f}" where it is dollars).
     """
 
     sentences: tuple[str, ...] = (
@@ -38,17 +38,17 @@ def build_item_texts(items: pa.Table, config: ItemTextConfig) -> list[str]:
     space is made single spaces.
 
     Args:
-      items: A catalogue, as `PreparedData.items`.
-      config: The template.
+        items: A catalogue, as `PreparedData.items`.
+        config: The template.
 
     Raises:
-      InputError: The template is malformed, or names a field that isn't there.
+        InputError: The template is malformed, or names a field that isn't there.
 
     Example:
-      >>> items = pa.table({"title": ["Red polish", ""], "price": [None, 2.5]})
-      >>> config = ItemTextConfig(("Called {title}.", "Costs {price}."))
-      >>> build_item_texts(items, config)
-      ['Called Red polish.', 'Costs 2.50.']
+        >>> items = pa.table({"title": ["Red polish", ""], "price": [None, 2.5]})
+        >>> config = ItemTextConfig(("Called {title}.", "Costs {price}."))
+        >>> build_item_texts(items, config)
+        ['Called Red polish.', 'Costs 2.50.']
     """
     templates = [
         (sentence, _fields_of(sentence, items.column_names))

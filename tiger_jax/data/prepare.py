@@ -25,7 +25,7 @@ def prepare_shop(
     """Filters, numbers, orders and splits a shop.
 
     Raises:
-      InputError: A config is impossible, or too little is left to train on.
+        InputError: A config is impossible, or too little is left to train on.
     """
     interactions = interactions.resolved_for(shop)
     numbered = build_histories(shop, interactions, seed=seed)

@@ -29,20 +29,20 @@ class PreparedData:
     """A catalogue by item number, and its users' histories.
 
     Attributes:
-      name: The data set's name.
-      items: The catalogue: row n is item number n, with the columns of
-        `RawShop.items`.
-      user_ids: Identifier of each user number.
-      user_hashes: A hash of each user's identifier, for hashed user tokens. It is
-        the same whatever other users there are.
-      histories: Whole histories, in time order.
-      items_file_rows: Row in the raw items of each item number: ready-made
-        embeddings E in items-file order are `E[items_file_rows]` by item number.
-      unseen_items: Item numbers kept out of training and validation for the
-        cold-start experiment; usually none.
-      statistics: What `compute_statistics` counted, the data's source, and notes.
-      ceiling: For the synthetic shop, what the best recommender is expected to
-        reach on the test split, unmasked ({"recall@10": ...}); otherwise None.
+        name: The data set's name.
+        items: The catalogue: row n is item number n, with the columns of
+            `RawShop.items`.
+        user_ids: Identifier of each user number.
+        user_hashes: A hash of each user's identifier, for hashed user tokens. It is
+            the same whatever other users there are.
+        histories: Whole histories, in time order.
+        items_file_rows: Row in the raw items of each item number: ready-made
+            embeddings E in items-file order are `E[items_file_rows]` by item number.
+        unseen_items: Item numbers kept out of training and validation for the
+            cold-start experiment; usually none.
+        statistics: What `compute_statistics` counted, the data's source, and notes.
+        ceiling: For the synthetic shop, what the best recommender is expected to
+            reach on the test split, unmasked ({"recall@10": ...}); otherwise None.
     """
 
     name: str
@@ -59,7 +59,7 @@ class PreparedData:
         """Checks that the parts speak of the same users and items.
 
         Raises:
-          InputError: They don't.
+            InputError: They don't.
         """
         num_items, num_users = self.items.num_rows, self.histories.num_users
         numbers = self.histories.items
@@ -142,7 +142,7 @@ class PreparedData:
         """Reads what `save` wrote.
 
         Raises:
-          InputError: A file is missing or can't be read, or the parts don't fit.
+            InputError: A file is missing or can't be read, or the parts don't fit.
         """
         folder = Path(folder)
         with reading(folder):
@@ -180,7 +180,7 @@ def choose_categories(categories: Sequence[Sequence[Sequence[str]]]) -> list[str
     earlier gives its last name.
 
     Args:
-      categories: Each item's paths, root first.
+        categories: Each item's paths, root first.
     """
     paths = [p[0] if p else [] for p in categories]
     deepest = max((len(path) for path in paths), default=0)

@@ -32,21 +32,21 @@ class RawShop:
     may keep theirs.
 
     Attributes:
-      name: Short name of the data set, shown in reports ("amazon2014_beauty").
-      items: One row an item, in the source's order, with at least the columns of
-        `ITEM_COLUMNS`, and strings for all further ones, which serve as text
-        fields. `item_id` is unique and not empty. Unknown titles and brands are
-        empty strings, unknown prices null, unknown categories empty lists.
-      interactions: One row an event, in the source's order, with exactly the
-        columns of `INTERACTION_COLUMNS`; all values are known, and each
-        `item_id` is in `items`. `timestamp` counts seconds, or anything else
-        that grows with time.
-      notes: What the reader counted and left out, or assumed; one sentence each,
-        shown to the user.
-      ceiling_by_user: For a generated shop, what the best possible recommender
-        is expected to reach on each user's last interaction given all earlier
-        ones, without masking seen items: {"u1": {"recall@1": .12, "recall@5": .3,
-        "ndcg@5": .2, ...}}, the same keys for every user. None for real data.
+        name: Short name of the data set, shown in reports ("amazon2014_beauty").
+        items: One row an item, in the source's order, with at least the columns of
+            `ITEM_COLUMNS`, and strings for all further ones, which serve as text
+            fields. `item_id` is unique and not empty. Unknown titles and brands are
+            empty strings, unknown prices null, unknown categories empty lists.
+        interactions: One row an event, in the source's order, with exactly the
+            columns of `INTERACTION_COLUMNS`; all values are known, and each
+            `item_id` is in `items`. `timestamp` counts seconds, or anything else
+            that grows with time.
+        notes: What the reader counted and left out, or assumed; one sentence each,
+            shown to the user.
+        ceiling_by_user: For a generated shop, what the best possible recommender
+            is expected to reach on each user's last interaction given all earlier
+            ones, without masking seen items: {"u1": {"recall@1": .12, "recall@5": .3,
+            "ndcg@5": .2, ...}}, the same keys for every user. None for real data.
     """
 
     name: str

@@ -15,8 +15,8 @@ class SplitsConfig:
     """How interactions are kept back.
 
     Attributes:
-      unseen_share: Share of the test items to remove from all training and
-        validation data, for the cold-start experiment (paper, section 4.3: 0.05).
+        unseen_share: Share of the test items to remove from all training and
+            validation data, for the cold-start experiment (paper, section 4.3: 0.05).
     """
 
     unseen_share: float = 0.0
@@ -27,9 +27,9 @@ class Splits:
     """The three parts of a leave-one-out split.
 
     Attributes:
-      train: What may be learned from, for every user (possibly nothing).
-      validation: The last but one interaction, given all before it.
-      test: The last interaction, given all before it.
+        train: What may be learned from, for every user (possibly nothing).
+        validation: The last but one interaction, given all before it.
+        test: The last interaction, given all before it.
     """
 
     train: Histories
@@ -47,16 +47,16 @@ class Splits:
         histories: a shop shows its new items, it only hasn't learned from them.
 
         Args:
-          histories: Whole histories, each of at least three items.
-          unseen_items: Item numbers that must not be seen before the test.
+            histories: Whole histories, each of at least three items.
+            unseen_items: Item numbers that must not be seen before the test.
 
         Example:
-          >>> histories = Histories.from_lists([[3, 1, 4, 1, 5]])
-          >>> splits = Splits.leave_one_out(histories, np.array([1], np.int32))
-          >>> splits.train.of(0).tolist(), splits.validation.targets.tolist()
-          ([3, 4], [])
-          >>> splits.test.histories.of(0).tolist(), splits.test.targets.tolist()
-          ([3, 1, 4, 1], [5])
+            >>> histories = Histories.from_lists([[3, 1, 4, 1, 5]])
+            >>> splits = Splits.leave_one_out(histories, np.array([1], np.int32))
+            >>> splits.train.of(0).tolist(), splits.validation.targets.tolist()
+            ([3, 4], [])
+            >>> splits.test.histories.of(0).tolist(), splits.test.targets.tolist()
+            ([3, 1, 4, 1], [5])
         """
         if (histories.lengths < 3).any():
             raise ValueError("leave-one-out needs at least three items a user")
@@ -80,15 +80,15 @@ def choose_unseen_items(
     """Draws the items to hide from training among those that are test targets.
 
     Args:
-      histories: Whole histories.
-      share: Share of the distinct test targets, rounded; at least one if positive.
-      seed: Decides which.
+        histories: Whole histories.
+        share: Share of the distinct test targets, rounded; at least one if positive.
+        seed: Decides which.
 
     Returns:
-      Item numbers, ascending.
+        Item numbers, ascending.
 
     Raises:
-      InputError: The share isn't in [0, 1).
+        InputError: The share isn't in [0, 1).
     """
     if not 0 <= share < 1:
         raise InputError(f"SplitsConfig.unseen_share is {share}: it must be in [0, 1)")

@@ -18,9 +18,9 @@ def compute_statistics(
     are as many as users.
 
     Args:
-      histories: Whole histories.
-      splits: Their leave-one-out split.
-      num_items: Size N of the catalogue.
+        histories: Whole histories.
+        splits: Their leave-one-out split.
+        num_items: Size N of the catalogue.
     """
     lengths = histories.lengths
     train = splits.train

@@ -34,24 +34,24 @@ class SyntheticShopConfig:
     from the whole shop. Nobody takes an item twice, or before its launch.
 
     Attributes:
-      num_items: Items N; at least 60.
-      num_users: Customers U.
-      min_history: Shortest history, at least 2.
-      mean_history: Mean length of the histories.
-      max_history: Longest history; at most a quarter of the items.
-      items_per_series: Mean number of items in a product line.
-      new_item_share: Share of items launched after the opening, at any time.
-      popularity_spread: Standard deviation of the log popularity of lines in their
-        category, and again of items in their line.
-      follow_share: See above.
-      interest_share: See above; what remains goes by popularity alone.
-      step_share: Of those who follow an item, the share that stays in its line.
-      same_brand_share: How often a line's partner is of the same brand, where the
-        brand sells in the partner's category.
-      interest_change: Chance, at each step, that the interest is drawn anew from
-        the customer's three departments.
-      basket_share: Chance that an item is bought in the same second as the last.
-      seed: Seed of everything.
+        num_items: Items N; at least 60.
+        num_users: Customers U.
+        min_history: Shortest history, at least 2.
+        mean_history: Mean length of the histories.
+        max_history: Longest history; at most a quarter of the items.
+        items_per_series: Mean number of items in a product line.
+        new_item_share: Share of items launched after the opening, at any time.
+        popularity_spread: Standard deviation of the log popularity of lines in their
+            category, and again of items in their line.
+        follow_share: See above.
+        interest_share: See above; what remains goes by popularity alone.
+        step_share: Of those who follow an item, the share that stays in its line.
+        same_brand_share: How often a line's partner is of the same brand, where the
+            brand sells in the partner's category.
+        interest_change: Chance, at each step, that the interest is drawn anew from
+            the customer's three departments.
+        basket_share: Chance that an item is bought in the same second as the last.
+        seed: Seed of everything.
     """
 
     num_items: int = 3000
@@ -137,10 +137,10 @@ def generate_shop(config: SyntheticShopConfig) -> RawShop:
     already taken are 0: masking seen items gains nothing here.
 
     Args:
-      config: Sizes and shares.
+        config: Sizes and shares.
 
     Returns:
-      The shop, with `ceiling_by_user` for every user.
+        The shop, with `ceiling_by_user` for every user.
     """
     catalogue_seed, user_seed = np.random.SeedSequence(config.seed).spawn(2)
     catalogue = build_catalogue(

@@ -60,13 +60,13 @@ class Catalogue:
     """Items with their texts, and what the shop's customers will do with them.
 
     Attributes:
-      items: The table of a `RawShop`, in an order without meaning.
-      department: Department of each item.
-      popularity: How often an item is taken by those who follow nothing; sums to 1.
-      launch: When the item comes to the shop, as a share of the shop's life; 0 for
-        those there from the beginning.
-      followers: Items that people take after this one, padded with -1.
-      follower_probs: How likely each is; rows sum to 1, padding is 0.
+        items: The table of a `RawShop`, in an order without meaning.
+        department: Department of each item.
+        popularity: How often an item is taken by those who follow nothing; sums to 1.
+        launch: When the item comes to the shop, as a share of the shop's life; 0 for
+            those there from the beginning.
+        followers: Items that people take after this one, padded with -1.
+        follower_probs: How likely each is; rows sum to 1, padding is 0.
     """
 
     items: pa.Table

@@ -22,15 +22,15 @@ def embed_texts(
     interrupted run ends with the same array as one that never stopped.
 
     Args:
-      texts: One text an item.
-      encoder: The encoder; it is not even loaded if all chunks are there.
-      chunks_folder: Where chunks are kept; the caller deletes it in the end, and
-        must not offer chunks that other texts or another encoder left there.
-      seed: Passed to the encoder.
+        texts: One text an item.
+        encoder: The encoder; it is not even loaded if all chunks are there.
+        chunks_folder: Where chunks are kept; the caller deletes it in the end, and
+            must not offer chunks that other texts or another encoder left there.
+        seed: Passed to the encoder.
 
     Raises:
-      InputError: There are no texts, or the encoder returns something that isn't a
-        finite vector for each.
+        InputError: There are no texts, or the encoder returns something that isn't a
+            finite vector for each.
     """
     if not texts:
         raise InputError("there are no items to embed")
@@ -63,13 +63,13 @@ def embed_chunk(
     """Embeds texts in batches of like length.
 
     Args:
-      chunk: One text or more.
-      encode: From `Encoder.prepare`.
-      batch_size: Texts at a time.
-      advance: Told how many more are done.
+        chunk: One text or more.
+        encode: From `Encoder.prepare`.
+        batch_size: Texts at a time.
+        advance: Told how many more are done.
 
     Raises:
-      InputError: The encoder returns something that isn't a finite vector for each.
+        InputError: The encoder returns something that isn't a finite vector for each.
     """
     vectors: np.ndarray | None = None
     for rows in _batches(chunk, batch_size):

@@ -54,9 +54,9 @@ class TfidfEncoder:
     text without words gets the mean direction of the others, since zero has none.
 
     Attributes:
-      dims: Dimensions E; fewer if there are fewer distinct words or texts.
-      max_words: The most frequent words that count.
-      max_ngram: Longest run of words that counts as one; 1 is single words.
+        dims: Dimensions E; fewer if there are fewer distinct words or texts.
+        max_words: The most frequent words that count.
+        max_ngram: Longest run of words that counts as one; 1 is single words.
     """
 
     dims: int = 384
@@ -88,7 +88,7 @@ class TfidfEncoder:
         """Fits words, weights and projection to the texts.
 
         Raises:
-          InputError: The texts have no words, or the settings are impossible.
+            InputError: The texts have no words, or the settings are impossible.
         """
         from sklearn.decomposition import TruncatedSVD
 
@@ -127,10 +127,10 @@ class SentenceTransformerEncoder:
     """A model of the Sentence-Transformers library; Sentence-T5 in the paper.
 
     Attributes:
-      name: A name on the Hugging Face hub, or a folder with a model.
-      batch_size: Texts at a time.
-      texts_per_chunk: An interrupted run goes on after the last whole chunk.
-      device: "cpu", "cuda", "mps"; the best there is if None.
+        name: A name on the Hugging Face hub, or a folder with a model.
+        batch_size: Texts at a time.
+        texts_per_chunk: An interrupted run goes on after the last whole chunk.
+        device: "cpu", "cuda", "mps"; the best there is if None.
     """
 
     name: str = "sentence-t5-base"
@@ -155,7 +155,7 @@ class SentenceTransformerEncoder:
         """Loads the model, from its folder or from the hub.
 
         Raises:
-          InputError: The library or the model is missing.
+            InputError: The library or the model is missing.
         """
         del texts, seed  # nothing is fitted, nothing is random
         if min(self.batch_size, self.texts_per_chunk) < 1:

@@ -18,14 +18,14 @@ def load_ready_made(
     """Reads embeddings in items-file order and puts them in item-number order.
 
     Args:
-      path: A `.npy` of float16, float32 or float64, one row for each row of the
-        items file, in its order, those left out of the catalogue included.
-      num_file_items: Number of rows of the items file.
-      items_file_rows: Row in the items file of each item number.
+        path: A `.npy` of float16, float32 or float64, one row for each row of the
+            items file, in its order, those left out of the catalogue included.
+        num_file_items: Number of rows of the items file.
+        items_file_rows: Row in the items file of each item number.
 
     Raises:
-      InputError: The file isn't such an array, or a row can't be an embedding:
-        names the row, counted from 0.
+        InputError: The file isn't such an array, or a row can't be an embedding:
+            names the row, counted from 0.
     """
     array = _open(path)
     if array.dtype.kind != "f":

@@ -23,13 +23,13 @@ class FrozenTfidf:
     """Embeds texts of today and of later alike.
 
     Attributes:
-      words: The vocabulary; a text's other words don't count.
-      max_ngram: Longest run of words that counts as one.
-      idf: Inverse document frequency of each word.
-      components: The truncated SVD's directions.
-      mean: Mean direction of the texts that were fitted: what a text without words
-        is taken for.
-      rotation: Makes all dimensions alike in variance.
+        words: The vocabulary; a text's other words don't count.
+        max_ngram: Longest run of words that counts as one.
+        idf: Inverse document frequency of each word.
+        components: The truncated SVD's directions.
+        mean: Mean direction of the texts that were fitted: what a text without words
+            is taken for.
+        rotation: Makes all dimensions alike in variance.
     """
 
     words: tuple[str, ...]
@@ -67,7 +67,7 @@ class FrozenTfidf:
         """Reads what `save` wrote.
 
         Raises:
-          OSError, ValueError, KeyError: There is no whole encoder in the folder.
+            OSError, ValueError, KeyError: There is no whole encoder in the folder.
         """
         facts = read_json(folder / _FACTS)
         arrays = load_arrays(folder, _ARRAYS)

@@ -135,7 +135,7 @@ def read_reviews(path: Path) -> Reviews:
     """Reads reviews: who rated what, how, and when, one JSON object a line.
 
     Raises:
-      InputError: A line isn't such an object, or the file is damaged.
+        InputError: A line isn't such an object, or the file is damaged.
     """
     reviews = Reviews()
     for line, data in _read_lines(path):
@@ -182,16 +182,16 @@ def read_metadata(
     twenty, in these files) aren't evaluated.
 
     Args:
-      path: A `meta_*.json.gz`.
-      wanted: Item identifiers.
+        path: A `meta_*.json.gz`.
+        wanted: Item identifiers.
 
     Returns:
-      What was found, by item identifier; and the numbers of the lines left out,
-      since they are no literal of a dictionary with an asin, too long or too
-      deeply nested.
+        What was found, by item identifier; and the numbers of the lines left out,
+        since they are no literal of a dictionary with an asin, too long or too
+        deeply nested.
 
     Raises:
-      InputError: The file is damaged.
+        InputError: The file is damaged.
     """
     found: dict[str, Metadata] = {}
     skipped = []
@@ -219,10 +219,10 @@ def parse_literal(text: str) -> dict[Any, Any] | None:
     Runs no code. Text nested deeper than `MAX_DEPTH` is refused unparsed.
 
     Example:
-      >>> parse_literal("{'asin': 'B1', 'price': 3.5}")
-      {'asin': 'B1', 'price': 3.5}
-      >>> parse_literal("{'title': 'broken 'quoting''}") is None
-      True
+        >>> parse_literal("{'asin': 'B1', 'price': 3.5}")
+        {'asin': 'B1', 'price': 3.5}
+        >>> parse_literal("{'title': 'broken 'quoting''}") is None
+        True
     """
     depth = 0
     for bracket in re.findall(r"[\[\](){}]", text):

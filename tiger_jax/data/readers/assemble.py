@@ -55,18 +55,18 @@ def assemble_shop(
     The items' further columns are kept as texts; the interactions' are dropped.
 
     Args:
-      name: The data set's name.
-      items: One row an item.
-      interactions: One row an event. Without a timestamp column, its row order
-        is the order of time.
-      names: Which column is which.
-      unknown_items: What to do about an interaction whose item isn't among the
-        items: "error", or "drop" it and count it.
-      min_rating: Leave out interactions rated lower.
+        name: The data set's name.
+        items: One row an item.
+        interactions: One row an event. Without a timestamp column, its row order
+            is the order of time.
+        names: Which column is which.
+        unknown_items: What to do about an interaction whose item isn't among the
+            items: "error", or "drop" it and count it.
+        min_rating: Leave out interactions rated lower.
 
     Raises:
-      InputError: A column is missing, an item is given twice or unknown, a value
-        can't be used: names the file and the line.
+        InputError: A column is missing, an item is given twice or unknown, a value
+            can't be used: names the file and the line.
     """
     if unknown_items not in UNKNOWN_ITEMS:
         raise InputError(
@@ -138,7 +138,7 @@ def read_items(source: SourceTable, names: ColumnNames) -> tuple[pa.Table, list[
     """Reads items alone: the columns of `RawShop.items`, and notes.
 
     Raises:
-      InputError: An item is given twice, or a value can't be used.
+        InputError: An item is given twice, or a value can't be used.
     """
     ids = columns.read_ids(source, names.item_id)
     _refuse_duplicates(source, ids, names.item_id)

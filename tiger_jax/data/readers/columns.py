@@ -23,8 +23,8 @@ def read_ids(source: SourceTable, column: str) -> pa.ChunkedArray:
     Texts stay as they are (" a" is not "a"), whole numbers become their digits.
 
     Raises:
-      InputError: An identifier is missing, or the column holds fractions (a
-        spreadsheet's 123.0 would match no other file's 123) or lists.
+        InputError: An identifier is missing, or the column holds fractions (a
+            spreadsheet's 123.0 would match no other file's 123) or lists.
     """
     values = _column(source, column)
     if not (pa.types.is_string(values.type) or pa.types.is_integer(values.type)):
@@ -62,7 +62,7 @@ def read_prices(source: SourceTable, column: str) -> tuple[pa.ChunkedArray, list
     unknown ones.
 
     Returns:
-      The prices, float64, and a note if any was left out.
+        The prices, float64, and a note if any was left out.
     """
     texts = read_text(source, column)
     plain = pc.replace_substring_regex(texts, r"^\s*[^\d\s.,+-]{0,3}\s*", "")
@@ -95,7 +95,7 @@ def read_categories(source: SourceTable, column: str) -> pa.ChunkedArray:
     Empty names are dropped, then empty paths.
 
     Raises:
-      InputError: A text in square brackets isn't a list: names the line.
+        InputError: A text in square brackets isn't a list: names the line.
     """
     values = _column(source, column)
     if values.type == CATEGORY_PATHS:
@@ -123,7 +123,7 @@ def read_times(source: SourceTable, column: str) -> pa.ChunkedArray:
     """Reads times: any numbers, or ISO dates and times, which become seconds.
 
     Raises:
-      InputError: A time is missing, infinite, or neither: names the line.
+        InputError: A time is missing, infinite, or neither: names the line.
     """
     values = _column(source, column)
     if pa.types.is_date(values.type):
@@ -153,7 +153,7 @@ def read_numbers(source: SourceTable, column: str) -> pa.ChunkedArray:
     """Reads numbers, such as ratings.
 
     Raises:
-      InputError: A value is missing or no number: names the line.
+        InputError: A value is missing or no number: names the line.
     """
     values = _column(source, column)
     try:

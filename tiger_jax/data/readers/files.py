@@ -23,19 +23,19 @@ class FilesConfig:
     between paths and ">" between levels.
 
     Attributes:
-      item_id: Column of the items' identifiers, in both files.
-      interaction_item_id: The same in the interactions, if it has another name.
-      title: Optional column of titles.
-      brand: Optional column of brands.
-      price: Optional column of prices.
-      categories: Optional column of category paths.
-      user_id: Column of the users' identifiers.
-      timestamp: Optional column of times; without it, the file's order counts.
-      rating: Column of ratings, read only where `min_rating` asks for it.
-      min_rating: Leave out interactions rated lower (None: all count).
-      unknown_items: "error", or "drop" interactions of items that aren't listed.
-      delimiter: The character between a CSV file's fields.
-      encoding: Text encoding of CSV and JSON files.
+        item_id: Column of the items' identifiers, in both files.
+        interaction_item_id: The same in the interactions, if it has another name.
+        title: Optional column of titles.
+        brand: Optional column of brands.
+        price: Optional column of prices.
+        categories: Optional column of category paths.
+        user_id: Column of the users' identifiers.
+        timestamp: Optional column of times; without it, the file's order counts.
+        rating: Column of ratings, read only where `min_rating` asks for it.
+        min_rating: Leave out interactions rated lower (None: all count).
+        unknown_items: "error", or "drop" interactions of items that aren't listed.
+        delimiter: The character between a CSV file's fields.
+        encoding: Text encoding of CSV and JSON files.
     """
 
     item_id: str = "item_id"

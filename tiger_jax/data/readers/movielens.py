@@ -30,8 +30,8 @@ class MovielensConfig:
     """Which ratings count.
 
     Attributes:
-      min_rating: Leave out ratings below this (None: all are interactions).
-      unknown_items: "error", or "drop" ratings of films that aren't listed.
+        min_rating: Leave out ratings below this (None: all are interactions).
+        unknown_items: "error", or "drop" ratings of films that aren't listed.
     """
 
     min_rating: float | None = None

@@ -28,17 +28,17 @@ class RecboleConfig:
     """How to read RecBole's files. Of each tuple, the first column found counts.
 
     Attributes:
-      item_id: Column of the items' identifiers, in both files.
-      user_id: Column of the users' identifiers.
-      timestamp: Optional column of times; without it, the file's order counts.
-      rating: Column of ratings, read only where `min_rating` asks for it.
-      title: Names under which RecBole's data sets keep the title.
-      brand: Likewise the brand.
-      price: Likewise the price.
-      categories: Likewise the categories. They count as one path, separated by
-        commas if the column has any, otherwise by spaces.
-      min_rating: Leave out interactions rated lower (None: all count).
-      unknown_items: "error", or "drop" interactions of items that aren't listed.
+        item_id: Column of the items' identifiers, in both files.
+        user_id: Column of the users' identifiers.
+        timestamp: Optional column of times; without it, the file's order counts.
+        rating: Column of ratings, read only where `min_rating` asks for it.
+        title: Names under which RecBole's data sets keep the title.
+        brand: Likewise the brand.
+        price: Likewise the price.
+        categories: Likewise the categories. They count as one path, separated by
+            commas if the column has any, otherwise by spaces.
+        min_rating: Leave out interactions rated lower (None: all count).
+        unknown_items: "error", or "drop" interactions of items that aren't listed.
     """
 
     item_id: str = "item_id"

@@ -29,9 +29,9 @@ class CsvFormat:
     """How a text table is written; the defaults are ordinary CSV.
 
     Attributes:
-      delimiter: One character between fields.
-      quoting: Fields may stand in double quotes. RecBole's files have none.
-      encoding: Any of Python's text encodings; a byte order mark is skipped.
+        delimiter: One character between fields.
+        quoting: Fields may stand in double quotes. RecBole's files have none.
+        encoding: Any of Python's text encodings; a byte order mark is skipped.
     """
 
     delimiter: str = ","
@@ -48,13 +48,13 @@ def read_csv(
     around column names are dropped.
 
     Args:
-      path: The file.
-      columns: Read only these if the file has them all, otherwise everything.
-      csv_format: How the file is written.
+        path: The file.
+        columns: Read only these if the file has them all, otherwise everything.
+        csv_format: How the file is written.
 
     Raises:
-      InputError: Wrong encoding, rows of different lengths, a column name given
-        twice, a quote that is never closed: names the line.
+        InputError: Wrong encoding, rows of different lengths, a column name given
+            twice, a quote that is never closed: names the line.
     """
     check_encoding(path, csv_format.encoding)
     header_end, header = _read_header(path, csv_format)

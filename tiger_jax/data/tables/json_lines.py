@@ -29,17 +29,17 @@ def read_json_lines(
     path, a list of lists as several.
 
     Args:
-      path: The file.
-      columns: Read only these if the first line has them all, otherwise
-        everything.
-      encoding: Any of Python's text encodings.
+        path: The file.
+        columns: Read only these if the first line has them all, otherwise
+            everything.
+        encoding: Any of Python's text encodings.
 
     Returns:
-      The table; and the columns that hold anything else, with what they hold.
+        The table; and the columns that hold anything else, with what they hold.
 
     Raises:
-      InputError: Wrong encoding, malformed JSON, something other than an object:
-        names the line.
+        InputError: Wrong encoding, malformed JSON, something other than an object:
+            names the line.
     """
     check_encoding(path, encoding)
     if columns is not None and codecs.lookup(encoding).name == "utf-8":
@@ -60,8 +60,8 @@ def array_of_objects(values: list[Any]) -> pa.Array:
     """Gives a column of Python values one type.
 
     Raises:
-      TypeError: The values are of kinds that no column of ours holds.
-      UnicodeEncodeError: A text holds half a surrogate pair.
+        TypeError: The values are of kinds that no column of ours holds.
+        UnicodeEncodeError: A text holds half a surrogate pair.
     """
     kinds = {type(v) for v in values if v is not None}
     if kinds <= {str}:

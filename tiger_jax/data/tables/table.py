@@ -18,12 +18,12 @@ class SourceTable:
     """A file's rows, and where in the file each of them stands.
 
     Attributes:
-      path: The file.
-      table: Its columns: texts, numbers, booleans, times, or lists of paths
-        (`RawShop`'s categories).
-      unusable: Columns that hold something else, and what they hold.
-      where: Names a row, from 0, for an error message ("items.csv, line 7"). It
-        may read the whole file again.
+        path: The file.
+        table: Its columns: texts, numbers, booleans, times, or lists of paths
+            (`RawShop`'s categories).
+        unusable: Columns that hold something else, and what they hold.
+        where: Names a row, from 0, for an error message ("items.csv, line 7"). It
+            may read the whole file again.
     """
 
     path: Path
@@ -55,13 +55,13 @@ def read_table(
     """Reads a file by its suffix; what isn't `.jsonl` or `.parquet` is read as CSV.
 
     Args:
-      path: The file.
-      columns: Read only these if the file has them all, otherwise everything.
-      csv_format: How a CSV file is written; its encoding holds for JSON too.
+        path: The file.
+        columns: Read only these if the file has them all, otherwise everything.
+        csv_format: How a CSV file is written; its encoding holds for JSON too.
 
     Raises:
-      InputError: The file can't be read, is empty, or is malformed: names the
-        line, and for a wrong encoding the byte.
+        InputError: The file can't be read, is empty, or is malformed: names the
+            line, and for a wrong encoding the byte.
     """
     csv_format = csv_format or CsvFormat()
     unusable: dict[str, str] = {}
