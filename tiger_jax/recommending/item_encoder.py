@@ -12,12 +12,14 @@ from jaxtyping import Float32
 from tiger_jax.data.item_text import ItemTextConfig, build_item_texts
 from tiger_jax.embedding.encoders import (
     Encoder,
+    SentenceTransformerEncoder,
     TfidfEncoder,
     encoder_facts,
     encoder_from_facts,
 )
 from tiger_jax.embedding.tfidf import FrozenTfidf
 from tiger_jax.errors import InputError
+from tiger_jax.progress import say
 from tiger_jax.workdir.hashing import hash_arrays, hash_json
 from tiger_jax.workdir.json_files import read_json, write_json
 from tiger_jax.workdir.reading import reading
@@ -118,17 +120,26 @@ def freeze_encoder(folder: Path, embeddings: np.ndarray) -> ItemEncoder | None:
         tuple(facts["text"]["sentences"]), facts["text"]["price_format"]
     )
     encoder = encoder_from_facts(facts, path)
-    if not isinstance(encoder, TfidfEncoder):
+    if isinstance(encoder, SentenceTransformerEncoder):
         return ItemEncoder(text, encoder)
     texts = pq.read_table(folder / "texts.parquet")["text"].to_pylist()
+    sample = np.linspace(0, len(texts) - 1, min(SAMPLE, len(texts))).astype(int)
+    sampled = [texts[row] for row in sample]
+    if not isinstance(encoder, TfidfEncoder):
+        again = encoder.prepare(sampled, seed=facts["seed"])(sampled)
+        if np.abs(again - embeddings[sample]).max() > _TOLERANCE:
+            say(
+                f"{folder}: a text's vector depends on the other texts, so new items "
+                "will have to bring their embeddings"
+            )
+            return None
+        return ItemEncoder(text, encoder)
     if (folder / "tfidf").exists():  # of shards: fitted to some of the texts
         fitted = FrozenTfidf.load(folder / "tfidf")
     else:
         distinct = list(dict.fromkeys(texts))
         fitted = encoder.fit(distinct, seed=facts["seed"])
-    sample = np.linspace(0, len(texts) - 1, min(SAMPLE, len(texts))).astype(int)
-    again = fitted.encode([texts[row] for row in sample])
-    if np.abs(again - embeddings[sample]).max() > _TOLERANCE:
+    if np.abs(fitted.encode(sampled) - embeddings[sample]).max() > _TOLERANCE:
         raise InputError(
             f"{folder}: fitting TF-IDF to the same texts gives other vectors here, so "
             "new items would not fit the old: run --stage=embed_items and the stages "
