@@ -14,6 +14,7 @@ A stage whose fingerprint (its config and its inputs' content hashes) is the one
 in the manifest is up to date.
 """
 
+import contextlib
 import dataclasses
 import datetime
 import fnmatch
@@ -61,32 +62,30 @@ class Manifest:
     seal: str = ""
 
 
+@dataclasses.dataclass(frozen=True)
 class StageRun:
     """One stage's work on its folder; made by `begin`.
 
     Attributes:
+        final: The folder's place in the work directory.
         is_current: The folder is already up to date: there is nothing to do.
-        folder: Where to write; `final` until then still holds the old content.
         inputs: The manifests of the input folders, by name.
+        record: The fields of the manifest that are known from the start.
+        opaque: Patterns of paths that don't enter the content hash.
+        started: When the stage began.
     """
 
-    def __init__(
-        self,
-        final: Path,
-        *,
-        is_current: bool,
-        inputs: dict[str, Manifest],
-        record: dict[str, Any],
-        opaque: Sequence[str],
-    ) -> None:
-        """Takes what `begin` found out."""
-        self.final = final
-        self.is_current = is_current
-        self.folder = final if is_current else _partial(final)
-        self.inputs = inputs
-        self._record = record
-        self._opaque = tuple(opaque)
-        self._started = datetime.datetime.now(datetime.UTC)
+    final: Path
+    is_current: bool
+    inputs: dict[str, Manifest]
+    record: dict[str, Any]
+    opaque: Sequence[str]
+    started: datetime.datetime
+
+    @property
+    def folder(self) -> Path:
+        """Where to write; until `commit`, `final` still holds the old content."""
+        return self.final if self.is_current else _partial(self.final)
 
     def commit(
         self,
@@ -103,21 +102,20 @@ class StageRun:
         """
         (self.folder / _FINGERPRINT).unlink(missing_ok=True)
         finished = datetime.datetime.now(datetime.UTC)
-        manifest = Manifest(
-            content_hash=_hash_content(self.folder, self._opaque, contents or {}),
+        manifest = write_manifest(
+            self.folder,
+            content_hash=_hash_content(self.folder, self.opaque, contents or {}),
             files=_hash_files(self.folder),
             summary=canonical(dict(summary or {})),
             made={
-                "started": self._started.isoformat(timespec="seconds"),
+                "started": self.started.isoformat(timespec="seconds"),
                 "finished": finished.isoformat(timespec="seconds"),
-                "seconds": round((finished - self._started).total_seconds(), 1),
+                "seconds": round((finished - self.started).total_seconds(), 1),
                 "command": sys.argv,
                 **describe_environment(),
             },
-            **self._record,
+            **self.record,
         )
-        manifest = dataclasses.replace(manifest, seal=seal(vars(manifest)))
-        write_json(self.folder / MANIFEST, dataclasses.asdict(manifest))
         _swap_into_place(self.final)
         return manifest
 
@@ -164,9 +162,8 @@ def begin(
     record["fingerprint"] = hash_json(record)
     current = load_manifest(final) if final.exists() else None
     is_current = current is not None and current.fingerprint == record["fingerprint"]
-    run = StageRun(
-        final, is_current=is_current, inputs=manifests, record=record, opaque=opaque
-    )
+    now = datetime.datetime.now(datetime.UTC)
+    run = StageRun(final, is_current, manifests, record, opaque, now)
     if is_current:
         say(f"{stage}: up to date ({final})")
         return run
@@ -231,6 +228,14 @@ def count_test_reads(folder: Path) -> int:
     return int(load_manifest(folder, verify=False).summary.get("test_reads", 1))
 
 
+def write_manifest(folder: Path, **fields: Any) -> Manifest:
+    """Seals a manifest of these fields and writes it into the folder."""
+    manifest = Manifest(**fields)
+    manifest = dataclasses.replace(manifest, seal=seal(vars(manifest)))
+    write_json(folder / MANIFEST, vars(manifest))
+    return manifest
+
+
 def seal(fields: Mapping[str, Any]) -> str:
     """The hash of a manifest's other fields."""
     return hash_json({k: v for k, v in fields.items() if k != "seal"})
@@ -250,20 +255,13 @@ def _open_partial(
     """Makes an empty partial folder, or keeps one that can be gone on with."""
     mark = folder / _FINGERPRINT
     if folder.exists():
-        is_ours = mark.is_file() and _reads_as(mark, record["fingerprint"])
-        if resumable and is_ours:
-            say(f"{stage}: resuming")
-            return
+        with contextlib.suppress(FileNotFoundError, IsADirectoryError, ValueError):
+            if resumable and read_json(mark) == record["fingerprint"]:
+                say(f"{stage}: resuming")
+                return
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
     write_json(mark, record["fingerprint"])
-
-
-def _reads_as(path: Path, value: str) -> bool:
-    try:
-        return read_json(path) == value
-    except ValueError:
-        return False
 
 
 def _swap_into_place(final: Path) -> None:

@@ -107,7 +107,8 @@ class ShardWriter:
             is_half = other.suffix == ".tmp"
             if is_half or other.with_suffix(f".{self.suffix}").name not in files:
                 other.unlink()
-        manifest = artifacts.Manifest(
+        artifacts.write_manifest(
+            self.folder,
             stage=_stage_of(self.folder),
             content_hash=hash_json([e["sha256"] for e in files.values()]),
             fingerprint=self.recipe,
@@ -118,8 +119,6 @@ class ShardWriter:
             summary=canonical(facts),
             made=describe_environment(),
         )
-        manifest = dataclasses.replace(manifest, seal=artifacts.seal(vars(manifest)))
-        write_json(self.folder / artifacts.MANIFEST, dataclasses.asdict(manifest))
         return Shards.load(self.folder)
 
     def whole(self) -> "Shards | None":
