@@ -20,7 +20,7 @@ from tiger_jax.histories import Histories
 from tiger_jax.models.tiger import Tiger, TigerConfig, init_params
 from tiger_jax.quantizers.quantizer import Quantizer
 from tiger_jax.quantizers.residual_kmeans import ResidualKMeans
-from tiger_jax.quantizers.rqvae_quantizer import save_quantizer
+from tiger_jax.quantizers.store import save_quantizer
 from tiger_jax.recommending.trained_model import CHECKPOINTS, ModelCard
 from tiger_jax.semantic_ids.collisions import add_collision_level
 from tiger_jax.semantic_ids.table import SemanticIdTable

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from benchmarks.decoding.cases import RealModel
-from tiger_jax.models.t5_weights import t5_config
+from tiger_jax.t5x_bridge.t5_weights import t5_config
 
 
 class HfGenerate:

@@ -30,8 +30,8 @@ from benchmarks.scale.worker import (
 from tiger_jax.beam import assign
 from tiger_jax.beam.steps import write_items
 from tiger_jax.models.rqvae import RqVaeConfig
-from tiger_jax.quantizers.rqvae_quantizer import save_quantizer
 from tiger_jax.quantizers.rqvae_training import RqVaeTraining
+from tiger_jax.quantizers.store import save_quantizer
 from tiger_jax.semantic_ids.planning import CodeSpread, plan_semantic_ids
 from tiger_jax.workdir.shards import ShardWriter, cut_evenly, rows_of
 from tiger_jax.workdir.vector_shards import read_vectors, vector_array

@@ -48,9 +48,9 @@ from tiger_jax.data.splits import SplitsConfig
 from tiger_jax.errors import InputError
 from tiger_jax.histories import Histories
 from tiger_jax.input_pipeline.resident import ResidentConfig, ResidentInput
-from tiger_jax.models.t5_weights import t5_config
 from tiger_jax.models.tiger import Tiger, TigerConfig, init_params, make_loss_fn
 from tiger_jax.semantic_ids.token_ids import TokenLayout
+from tiger_jax.t5x_bridge.t5_weights import t5_config
 from tiger_jax.training.flops import count_microbatch_flops
 from tiger_jax.training.optimizers import OptimizerConfig, make_optimizer
 from tiger_jax.training.partitioning import Partitioner, use_cpu_cores

@@ -24,7 +24,7 @@ from tiger_jax.input_pipeline.pairs import SPLITS
 from tiger_jax.input_pipeline.preprocessors import make_preprocessors
 from tiger_jax.input_pipeline.quiet_tensorflow import tf
 from tiger_jax.quantizers.residual_kmeans import ResidualKMeans
-from tiger_jax.quantizers.rqvae_quantizer import save_quantizer
+from tiger_jax.quantizers.store import save_quantizer
 from tiger_jax.semantic_ids.collisions import add_collision_level
 from tiger_jax.semantic_ids.table import SemanticIdTable
 from tiger_jax.semantic_ids.token_ids import TokenLayout

@@ -21,7 +21,6 @@ from tiger_jax.models.rqvae import RqVaeConfig
 from tiger_jax.quantizers.rqvae_training import RqVaeTraining
 from tiger_jax.recommending.bundle import Bundle
 from tiger_jax.stage_table import MADE_BY
-from tiger_jax.stages import train_rqvae
 from tiger_jax.training.checkpoints import Checkpointer
 from tiger_jax.training.optimizers import make_optimizer
 from tiger_jax.training.partitioning import Partitioner
@@ -189,26 +188,25 @@ _RQVAE = RqVaeTraining(
 
 
 @functools.cache
-def _rqvae(folder: Path) -> tuple[train_rqvae._Corpus, str]:
+def _rqvae(folder: Path) -> tuple[np.ndarray, str]:
     """Embeddings, with two checkpoints of a training on them, and what it ends in."""
     shutil.rmtree(folder, ignore_errors=True)
     embeddings = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)
-    corpus = train_rqvae._Corpus(embeddings, None, lambda quantizer: {})
-    whole = train_rqvae._train(_RQVAE, corpus, folder / "whole", 0, 0.0)
+    whole = _RQVAE.fit_in(folder / "whole", embeddings, seed=0, checkpoint_seconds=0.0)
     (folder / "cut").mkdir()
     shutil.copytree(folder / "whole" / "checkpoints", folder / "cut" / "checkpoints")
-    return corpus, hash_arrays(whole.to_arrays())
+    return embeddings, hash_arrays(whole.to_arrays())
 
 
 def damage_rqvae_checkpoint(number: int, folder: Path) -> Outcome:
     """The RQ-VAE's training ends in the same quantizer."""
-    corpus, expected = _rqvae(folder)
+    embeddings, expected = _rqvae(folder)
     rng, scratch = RQVAE_CHECKPOINT.random(number), folder / "damaged"
     shutil.rmtree(scratch, ignore_errors=True)
     shutil.copytree(folder / "cut", scratch)
-    newest = max((scratch / "checkpoints").iterdir(), key=lambda p: int(p.name))
+    newest = max((scratch / "checkpoints").iterdir(), key=lambda p: int(p.name[11:]))
     done = damage(_pick_file(newest, rng), rng)
-    fitted = train_rqvae._train(_RQVAE, corpus, scratch, 0, 0.0)
+    fitted = _RQVAE.fit_in(scratch, embeddings, seed=0)
     if hash_arrays(fitted.to_arrays()) == expected:
         return FINE
     return Outcome(lost=1, note=f"another quantizer after {done}")

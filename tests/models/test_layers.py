@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tiger_jax.models.layers import RmsNorm, dropout, random_bits, relu_dropout
-from tiger_jax.models.linear import linear
+from tiger_jax.models.layers import RmsNorm
+from tiger_jax.models.tuned_ops import dropout, linear, random_bits, relu_dropout
 
 SHAPE = (32, 64, 32)
 NUM_ELEMENTS = 32 * 64 * 32

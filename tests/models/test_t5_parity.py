@@ -7,9 +7,9 @@ import pytest
 from flax import linen as nn
 
 from tiger_jax.models.layers import relative_position_bucket
-from tiger_jax.models.t5_weights import from_t5_weights, t5_config, to_t5_weights
 from tiger_jax.models.tiger import Tiger, TigerConfig, init_params
 from tiger_jax.semantic_ids.token_ids import TokenLayout
+from tiger_jax.t5x_bridge.t5_weights import from_t5_weights, t5_config, to_t5_weights
 
 LAYOUT = TokenLayout((16, 16, 16, 16), num_user_tokens=30)
 CONFIG = TigerConfig(

@@ -6,7 +6,7 @@ from tiger_jax.quantizers.hashing import Lsh, RandomCodes
 from tiger_jax.quantizers.kmeans import fit_kmeans
 from tiger_jax.quantizers.quantizer import ENCODE_CHUNK, reconstruction_errors
 from tiger_jax.quantizers.residual_kmeans import FlatVq, ResidualKMeans
-from tiger_jax.quantizers.rqvae_quantizer import load_quantizer, save_quantizer
+from tiger_jax.quantizers.store import load_quantizer, save_quantizer
 
 CONFIGS = [
     ResidualKMeans((16, 8, 4)),

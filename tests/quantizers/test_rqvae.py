@@ -1,17 +1,19 @@
 import dataclasses
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from flax import linen as nn
 from flax.core import meta
 
 from tiger_jax.errors import InputError
 from tiger_jax.models.rqvae import RqVae, RqVaeConfig, make_loss_fn
-from tiger_jax.quantizers.rqvae_quantizer import load_quantizer, save_quantizer
-from tiger_jax.quantizers.rqvae_training import RqVaeTrainer, RqVaeTraining
+from tiger_jax.quantizers.rqvae_training import Batches, RqVaeTraining, _Training
+from tiger_jax.quantizers.store import load_quantizer, save_quantizer
 
 SMALL = RqVaeConfig((8, 4), hidden_sizes=(16,), latent_size=4)
 MODEL = RqVae(SMALL, embedding_size=6)
@@ -167,82 +169,120 @@ TRAINING = RqVaeTraining(
 )
 
 
-def test_training_reconstructs_and_uses_every_codeword():
+def rows_of(folder):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def watch(monkeypatch, name):
+    """Collects the calls of a method of the training: (arguments, what it returned)."""
+    method, calls = getattr(_Training, name), []
+
+    def call(self, *args):
+        result = method(self, *args)
+        calls.append((args, result))
+        return result
+
+    monkeypatch.setattr(_Training, name, call)
+    return calls
+
+
+def counts_after(folder, config):
+    """The codewords' counts in the last checkpoint."""
+    step = config.num_steps
+    handler = ocp.PyTreeCheckpointHandler()
+    tree = handler.restore(folder / "checkpoints" / f"checkpoint_{step}" / "state")
+    return tree["flax_mutables"]["codeword_counts"]
+
+
+def test_training_reconstructs_and_uses_every_codeword(tmp_path):
     x = make_embeddings()
-    trainer = RqVaeTrainer(TRAINING, x, seed=0)
-    state = trainer.init_state()
-    errors = []
-    while trainer.num_steps_left(state):
-        state, metrics = trainer.run_dispatch(state)
-        errors.append(metrics["reconstruction_error"])
-    assert int(state.step) == 60
-    assert len(errors) == 3
+    quantizer = TRAINING.fit_in(tmp_path, x, seed=0)
+    rows = rows_of(tmp_path)
+    assert [row["step"] for row in rows] == [20, 40, 60]
+    errors = [row["train/reconstruction_error"] for row in rows]
     assert errors[-1] < errors[0]
-    quantizer = trainer.finish(state)
     codes = quantizer.encode(x)
     assert set(codes[:, 0]) == set(range(8))
     assert set(codes[:, 1]) == set(range(4))
 
 
-def test_a_run_that_stops_and_goes_on_gives_the_same_bits():
+class Killed(BaseException):
+    pass
+
+
+def test_a_run_that_stops_and_goes_on_gives_the_same_bits(tmp_path, monkeypatch):
     x = make_embeddings()
     uninterrupted = TRAINING.fit(x, seed=4)
-    first = RqVaeTrainer(TRAINING, x, seed=4)
-    state, _ = first.run_dispatch(first.init_state())
-    saved = jax.tree.map(np.asarray, state)
-    second = RqVaeTrainer(TRAINING, x, seed=4)
-    state = saved
-    while second.num_steps_left(state):
-        state, _ = second.run_dispatch(state)
-    resumed = second.finish(state)
+    draw = Batches.__next__
+
+    def draw_or_die(self):
+        if self._step == 25:
+            raise Killed
+        return draw(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Batches, "__next__", draw_or_die)
+        with pytest.raises(Killed):
+            TRAINING.fit_in(tmp_path, x, seed=4, checkpoint_seconds=0.0)
+    resumed = TRAINING.fit_in(tmp_path, x, seed=4)
     arrays = resumed.to_arrays()
     for name, array in uninterrupted.to_arrays().items():
         np.testing.assert_array_equal(array, arrays[name])
 
 
-def test_unused_codewords_move_to_where_items_are():
-    x = make_embeddings()
+def test_checkpoints_of_an_earlier_version_are_mentioned(tmp_path, capsys):
+    (tmp_path / "checkpoints" / "20" / "default").mkdir(parents=True)
+    TRAINING.fit_in(tmp_path, make_embeddings(), seed=0)
+    assert "earlier version's form" in capsys.readouterr().out
+    assert (tmp_path / "checkpoints" / "20" / "default").is_dir()
+
+
+def test_unused_codewords_move_to_where_items_are(tmp_path, monkeypatch):
     config = dataclasses.replace(
-        TRAINING, num_steps=10, steps_per_dispatch=10, reset_share=1.0
+        TRAINING, num_steps=10, steps_per_dispatch=10, reset_share=1.0, refresh_at=()
     )
-    trainer = RqVaeTrainer(config, x, seed=0)
-    state = trainer.init_state()
-    far = jnp.full((8, 4), 1e3).at[0].set(0.0)
-    quantizer = {**state.params["quantizer"], "codebook_0": far}
-    state = state._replace(params={**state.params, "quantizer": quantizer})
-    state, metrics = trainer.run_dispatch(state)
-    assert metrics["use_0"] == 1 / 8
-    codebook = np.asarray(state.params["quantizer"]["codebook_0"])
+
+    def start_far_away(self, params):
+        far = jnp.full((8, 4), 1e3).at[0].set(0.0)
+        return {**params, "quantizer": {**params["quantizer"], "codebook_0": far}}
+
+    monkeypatch.setattr(_Training, "start_codebooks", start_far_away)
+    quantizer = config.fit_in(tmp_path, make_embeddings(), seed=0)
+    assert rows_of(tmp_path)[-1]["train/use_0"] == 1 / 8
+    codebook = quantizer.params["quantizer"]["codebook_0"]
     assert np.abs(codebook).max() < 100
     assert len(np.unique(codebook, axis=0)) == 8
-    assert float(state.counts["codebook_0"].sum()) == 0
+    assert counts_after(tmp_path, config)["codebook_0"].sum() == 0
 
 
 def test_codebooks_are_fitted_anew_where_it_is_due(monkeypatch):
-    x = make_embeddings()
     # Shares of 60 steps in dispatches of 20: 0.1 and 0.4 both round to step 20.
     config = dataclasses.replace(TRAINING, refresh_at=(0.1, 0.4, 0.7))
-    trainer = RqVaeTrainer(config, x, seed=0)
-    state = trainer.init_state()
-    fit, fitted_at = trainer._fit_codebooks, []
+    asked, fitted = watch(monkeypatch, "refresh_codebooks"), []
+    fit_codebooks = _Training.fit_codebooks
 
-    def fit_and_note(params):
-        fitted_at.append(int(state.step))
-        return fit(params)
+    def fit_and_note(self, params):
+        fitted.append(len(asked))
+        return fit_codebooks(self, params)
 
-    monkeypatch.setattr(trainer, "_fit_codebooks", fit_and_note)
-    while trainer.num_steps_left(state):
-        state, _ = trainer.run_dispatch(state)
-    assert fitted_at == [20, 40]
+    monkeypatch.setattr(_Training, "fit_codebooks", fit_and_note)
+    config.fit(make_embeddings())
+    assert [step for (step, _), _ in asked] == [0, 20, 40]
+    assert fitted == [0, 1, 2]  # at the start, and before the second and third dispatch
 
 
-def test_resets_end_with_their_share_of_training():
-    x = make_embeddings()
+def test_resets_end_with_their_share_of_training(tmp_path):
     config = dataclasses.replace(TRAINING, num_steps=20, reset_share=0.4)
-    trainer = RqVaeTrainer(config, x, seed=0)
-    state, _ = trainer.run_dispatch(trainer.init_state())
+    config.fit_in(tmp_path, make_embeddings(), seed=0)
     # Resets at step 10 only if 10 <= 8: never, so all 20 steps were counted.
-    assert float(state.counts["codebook_0"].sum()) == 20 * 64
+    assert counts_after(tmp_path, config)["codebook_0"].sum() == 20 * 64
+
+
+def test_the_last_dispatch_may_be_shorter(tmp_path):
+    config = dataclasses.replace(TRAINING, num_steps=25)
+    config.fit_in(tmp_path, make_embeddings(), seed=0)
+    assert [row["step"] for row in rows_of(tmp_path)] == [20, 25]
 
 
 def test_a_frozen_quantizer_is_read_back_as_it_was(tmp_path):
@@ -273,8 +313,8 @@ def test_a_dimension_that_never_varies_does_no_harm():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"optimizer": "sgd"}, "no RQ-VAE optimizer 'sgd'"),
-        ({"schedule": "linear"}, "no schedule 'linear'"),
+        ({"optimizer": "sgd"}, "RqVaeTraining.optimizer is 'sgd'"),
+        ({"schedule": "linear"}, "RqVaeTraining.schedule is 'linear'"),
         ({"learning_rate": 1e30}, "smaller .*learning_rate"),
         ({"model": RqVaeConfig((512, 4))}, "512 codewords needs as many items"),
     ],
@@ -284,13 +324,11 @@ def test_settings_that_cannot_work_are_refused(change, message):
         dataclasses.replace(TRAINING, **change).fit(make_embeddings())
 
 
-def test_the_papers_optimizer_trains_too():
+def test_the_papers_optimizer_trains_too(tmp_path):
     x = make_embeddings()
     config = dataclasses.replace(
         TRAINING, optimizer="adagrad", learning_rate=0.1, schedule="constant"
     )
-    trainer = RqVaeTrainer(config, x, seed=0)
-    state, first = trainer.run_dispatch(trainer.init_state())
-    state, _ = trainer.run_dispatch(state)
-    _, last = trainer.run_dispatch(state)
-    assert last["loss"] < first["loss"]
+    config.fit_in(tmp_path, x, seed=0)
+    first, *_, last = (row["train/loss"] for row in rows_of(tmp_path))
+    assert last < first

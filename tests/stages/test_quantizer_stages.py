@@ -14,10 +14,11 @@ from tiger_jax.embedding.collaborative import (
 )
 from tiger_jax.errors import InputError
 from tiger_jax.models.rqvae import RqVaeConfig
+from tiger_jax.quantizers.fitting import Corpus
 from tiger_jax.quantizers.hashing import Lsh, RandomCodes
 from tiger_jax.quantizers.residual_kmeans import FlatVq, ResidualKMeans
-from tiger_jax.quantizers.rqvae_quantizer import load_quantizer
-from tiger_jax.quantizers.rqvae_training import RqVaeTrainer, RqVaeTraining
+from tiger_jax.quantizers.rqvae_training import Batches, RqVaeTraining, _Training
+from tiger_jax.quantizers.store import load_quantizer
 from tiger_jax.semantic_ids.table import SemanticIdTable
 from tiger_jax.stages.assign_semantic_ids import assign_semantic_ids
 from tiger_jax.stages.context import RunContext
@@ -95,7 +96,7 @@ def test_a_collaborative_signal_is_quantized_with_the_text(workdir):
 def test_one_scale_for_all_dimensions_keeps_their_proportions():
     config = dataclasses.replace(TRAINING, standardize_each=False)
     embeddings = make_embeddings() * np.array([1, 1, 1, 9, 9, 9], np.float32)
-    trainer = RqVaeTrainer(config, embeddings, seed=0)
+    trainer = _Training(config, embeddings, 0, None)
     assert len(np.unique(trainer.scale)) == 1
     scaled = embeddings / trainer.scale
     assert np.mean(scaled.var(0)) == pytest.approx(1.0, rel=1e-4)
@@ -136,44 +137,46 @@ class Killed(BaseException):
     pass
 
 
+def curves(workdir):
+    """The metrics that no clock decides."""
+    rows = (workdir / "rqvae" / "metrics.jsonl").read_text().splitlines()
+    timed = ("train/examples_per_s", "train/tokens_per_s", "train/seconds")
+    rows = [json.loads(row) for row in rows]
+    return [{k: v for k, v in row.items() if k not in timed} for row in rows]
+
+
 @pytest.mark.parametrize("dispatches", [0, 1, 3, 4])
 def test_a_killed_training_ends_as_if_it_had_not_been(workdir, monkeypatch, dispatches):
     context = RunContext(workdir)
     train_rqvae(context, quantizer=TRAINING)
-    expected = content_hash(workdir / "rqvae")
-    metrics = (workdir / "rqvae" / "metrics.jsonl").read_text()
+    expected, metrics = content_hash(workdir / "rqvae"), curves(workdir)
     shutil.rmtree(workdir / "rqvae")
 
-    run_dispatch, finish = RqVaeTrainer.run_dispatch, RqVaeTrainer.finish
-    calls = []
-
-    def run_or_die(self, state):
-        if len(calls) == dispatches:
+    def draw_or_die(self):
+        if self._step == 10 * dispatches:
             raise Killed
-        calls.append(int(state.step))
-        return run_dispatch(self, state)
+        return draw(self)
 
-    def die(self, state):
+    def die(*args):
         raise Killed
 
-    monkeypatch.setattr(RqVaeTrainer, "run_dispatch", run_or_die)
-    monkeypatch.setattr(RqVaeTrainer, "finish", die)
-    with pytest.raises(Killed):
-        train_rqvae(context, quantizer=TRAINING, seconds_between_checkpoints=0.0)
+    draw, drawn = Batches.__next__, []
+    with monkeypatch.context() as patch:
+        patch.setattr(Batches, "__next__", draw_or_die)
+        patch.setattr(Corpus, "measure", die)
+        with pytest.raises(Killed):
+            train_rqvae(context, quantizer=TRAINING, seconds_between_checkpoints=0.0)
     assert not (workdir / "rqvae").exists()
 
-    resumed = []
+    def draw_and_note(self):
+        drawn.append(self._step)
+        return draw(self)
 
-    def run_and_note(self, state):
-        resumed.append(int(state.step))
-        return run_dispatch(self, state)
-
-    monkeypatch.setattr(RqVaeTrainer, "run_dispatch", run_and_note)
-    monkeypatch.setattr(RqVaeTrainer, "finish", finish)
+    monkeypatch.setattr(Batches, "__next__", draw_and_note)
     train_rqvae(context, quantizer=TRAINING)
-    assert resumed == list(range(10 * dispatches, 40, 10))
+    assert drawn == list(range(10 * dispatches, 40))
     assert content_hash(workdir / "rqvae") == expected
-    assert (workdir / "rqvae" / "metrics.jsonl").read_text() == metrics
+    assert curves(workdir) == metrics
 
 
 def test_poor_codebooks_are_refused_then_accepted_without_new_training(
@@ -184,10 +187,10 @@ def test_poor_codebooks_are_refused_then_accepted_without_new_training(
         train_rqvae(context, quantizer=TRAINING, minimum_use=1.01)
     assert not (workdir / "rqvae").exists()
 
-    def never(self, state):
+    def never(self):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(RqVaeTrainer, "run_dispatch", never)
+    monkeypatch.setattr(Batches, "__next__", never)
     train_rqvae(
         context, quantizer=TRAINING, minimum_use=1.01, accept_poor_codebooks=True
     )

@@ -11,8 +11,8 @@ from test_quantizer_stages import TRAINING, Killed, content_hash
 from tiger_jax.embedding.collaborative import CollaborativeConfig
 from tiger_jax.errors import InputError
 from tiger_jax.input_pipeline.shuffled_rows import ShuffleConfig
-from tiger_jax.quantizers.rqvae_quantizer import load_quantizer
-from tiger_jax.quantizers.rqvae_training import RqVaeTrainer
+from tiger_jax.quantizers.rqvae_training import Batches
+from tiger_jax.quantizers.store import load_quantizer
 from tiger_jax.stages.context import RunContext
 from tiger_jax.stages.train_rqvae import train_rqvae
 from tiger_jax.workdir import artifacts
@@ -42,15 +42,16 @@ def test_any_number_of_shards_and_of_kills_gives_one_quantizer(tmp_path, monkeyp
         one = make_workdir(tmp_path / "one", 1)
         train_rqvae(RunContext(one), quantizer=TRAINING, stream=STREAM)
         some = make_workdir(tmp_path / "some", 4)
-        run_dispatch, calls = RqVaeTrainer.run_dispatch, []
+        draw, calls = Batches.__next__, []
 
-        def run_or_die(self, state):
-            calls.append(int(state.step))
-            if len(calls) in (1, 3):
-                raise Killed
-            return run_dispatch(self, state)
+        def draw_or_die(self):
+            if self._step % 10 == 0:  # at a dispatch's first step
+                calls.append(self._step)
+                if len(calls) in (1, 3):
+                    raise Killed
+            return draw(self)
 
-        monkeypatch.setattr(RqVaeTrainer, "run_dispatch", run_or_die)
+        monkeypatch.setattr(Batches, "__next__", draw_or_die)
         for _ in range(3):
             try:
                 train_rqvae(

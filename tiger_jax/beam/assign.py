@@ -25,7 +25,7 @@ from tiger_jax.beam.steps import (
 from tiger_jax.errors import InputError
 from tiger_jax.progress import say
 from tiger_jax.quantizers.quantizer import Quantizer
-from tiger_jax.quantizers.rqvae_quantizer import load_quantizer
+from tiger_jax.quantizers.store import load_quantizer
 from tiger_jax.semantic_ids.collisions import COLLISION_LEVEL_SIZE, add_collision_level
 from tiger_jax.semantic_ids.table import SemanticIdTable
 from tiger_jax.workdir import artifacts

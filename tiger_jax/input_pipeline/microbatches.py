@@ -6,7 +6,6 @@ smallest bucket (a padded length) that holds its longest example. The gradient o
 update is the sum over its pieces, so this changes the cost and not the result.
 """
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,27 +14,9 @@ from jaxtyping import Int, Int32
 
 from tiger_jax.config import config
 from tiger_jax.errors import InputError
+from tiger_jax.training.inputs import Update
 
 Batch = dict[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Update:
-    """The host's part of one update: what the compiled step is given.
-
-    Attributes:
-        arrays: Arrays with the leading axes [M B]: M microbatches of B examples.
-        buckets: The bucket of each microbatch.
-        num_examples: Examples in it, padding excluded.
-        num_tokens: Tokens in them, padding excluded.
-        is_global: Every process holds the whole update, not only its own share.
-    """
-
-    arrays: dict[str, np.ndarray]
-    buckets: Int32[np.ndarray, " M"]
-    num_examples: int
-    num_tokens: int
-    is_global: bool
 
 
 def cut_by_length(

@@ -25,11 +25,12 @@ from jaxtyping import Array, Int, Int32, UInt32
 from tiger_jax.config import config
 from tiger_jax.errors import InputError
 from tiger_jax.histories import Histories
-from tiger_jax.input_pipeline.microbatches import Update, check_sizes, cut_by_length
+from tiger_jax.input_pipeline.microbatches import check_sizes, cut_by_length
 from tiger_jax.input_pipeline.pairs import Pairs, locate
 from tiger_jax.progress import say
 from tiger_jax.semantic_ids.encoder_inputs import lay_out_tokens
 from tiger_jax.semantic_ids.token_ids import TokenLayout
+from tiger_jax.training.inputs import Update
 from tiger_jax.workdir.hashing import hash_arrays
 
 _POSITION = "position.json"

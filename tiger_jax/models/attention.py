@@ -6,7 +6,6 @@ time, against what was kept of earlier positions (`SelfAttention.extend`) and of
 the encoder (`CrossAttention`).
 """
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -15,7 +14,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from tiger_jax.models.layers import Dropout, linear_param
-from tiger_jax.models.linear import linear
+from tiger_jax.models.tuned_ops import linear
 
 # Added to the scores of keys that must not be seen: large enough for a weight of
 # exactly zero, and finite, so that a row without any key gives no NaN.
@@ -211,29 +210,3 @@ def causal_bias(length: int) -> Float[Array, "1 1 T T"]:
     """Bias that hides keys after the query."""
     is_seen = jnp.tril(jnp.ones((length, length), bool))
     return jnp.where(is_seen, 0.0, MASKED)[None, None]
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def repeat_over_batch(
-    bias: Float[Array, "H T S"], batch_size: int
-) -> Float[Array, "B H T S"]:
-    """Repeats a bias for every row of a batch.
-
-    Its gradient is a sum over the batch, here written as a product with ones, for
-    which compilers have a fast kernel everywhere; on CPU, XLA's own sum over a
-    leading axis is twenty times slower.
-    """
-    return jnp.broadcast_to(bias[None], (batch_size, *bias.shape))
-
-
-def _repeat_forward(bias: Array, batch_size: int) -> tuple[Array, None]:
-    return repeat_over_batch(bias, batch_size), None
-
-
-def _repeat_backward(batch_size: int, saved: None, g: Array) -> tuple[Array]:
-    del saved
-    ones = jnp.ones((1, batch_size), g.dtype)
-    return ((ones @ g.reshape(batch_size, -1)).reshape(g.shape[1:]),)
-
-
-repeat_over_batch.defvjp(_repeat_forward, _repeat_backward)

@@ -11,7 +11,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
 from tiger_jax.models.layers import linear_param
-from tiger_jax.models.linear import linear
+from tiger_jax.models.tuned_ops import linear
 
 
 class ItemStructure(nn.Module):

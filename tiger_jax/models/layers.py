@@ -4,16 +4,15 @@ Parameters carry logical axis names ("vocab", "embed", "joined_kv", "mlp",
 "relpos_buckets", "heads"), which `training.partitioning` maps to mesh axes.
 """
 
-import functools
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Float, Int
 
-from tiger_jax.models.linear import linear
+from tiger_jax.models.tuned_ops import dropout, linear, relu_dropout
 
 
 class RmsNorm(nn.Module):
@@ -47,85 +46,6 @@ class Dropout(nn.Module):
         if not is_training or self.rate == 0.0:
             return x
         return dropout(x, self.rate, self.make_rng("dropout"))
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def dropout(
-    x: Float[Array, "*shape"], rate: float, key: Array
-) -> Float[Array, "*shape"]:
-    """Zeroes elements independently with probability `rate`, scales up the rest.
-
-    The random bits are a hash of (key, element index), not `jax.random.bits`:
-    a dozen integer operations that XLA fuses into the multiplication, where
-    Threefry costs more than the layer it protects. An element is kept if its
-    32 bits fall below a threshold, and the scale is the exact inverse of the
-    share of uint32 values below it, so the expectation is x. The mask depends
-    on no sharding: a mesh of any shape drops the same elements. The gradient is
-    the same function of the cotangent, so nothing but the key is stored.
-    """
-    is_kept = random_bits(key, x.shape) < jnp.uint32(_keep_below(rate))
-    return jnp.where(is_kept, x * (2**32 / _keep_below(rate)), 0).astype(x.dtype)
-
-
-def _dropout_forward(x: Array, rate: float, key: Array) -> tuple[Array, Array]:
-    return dropout(x, rate, key), key
-
-
-def _dropout_backward(rate: float, key: Array, g: Array) -> tuple[Array, None]:
-    return dropout(g, rate, key), None
-
-
-dropout.defvjp(_dropout_forward, _dropout_backward)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def relu_dropout(
-    x: Float[Array, "*shape"], rate: float, key: Array
-) -> Float[Array, "*shape"]:
-    """Computes ``dropout(relu(x), rate, key)`` and stores only its output.
-
-    A unit passes its gradient exactly where that output is positive, so neither
-    the input, nor the mask, nor the ReLU's sign is needed again.
-    """
-    return dropout(nn.relu(x), rate, key)
-
-
-def _relu_dropout_forward(x: Array, rate: float, key: Array) -> tuple[Array, Array]:
-    y = relu_dropout(x, rate, key)
-    return y, y
-
-
-def _relu_dropout_backward(rate: float, y: Array, g: Array) -> tuple[Array, None]:
-    scaled = g * (2**32 / _keep_below(rate))
-    return jnp.where(y > 0, scaled, 0).astype(g.dtype), None
-
-
-relu_dropout.defvjp(_relu_dropout_forward, _relu_dropout_backward)
-
-
-def _keep_below(rate: float) -> int:
-    return min(round((1.0 - rate) * 2**32), 2**32 - 1)
-
-
-def random_bits(key: Array, shape: tuple[int, ...]) -> UInt32[Array, "*shape"]:
-    """Hashes (key, element index) to 32 bits whose high bits are random.
-
-    Two rounds of multiply and xor-shift with full avalanche over the index, one
-    word of the key added before each, so that two keys give streams that are
-    not shifted copies of each other. Not for cryptography; the low 16 bits are
-    weaker, as the last xor-shift is left out.
-    """
-    first, second = jax.random.bits(key, (2,), jnp.uint32)
-    x = jnp.zeros(shape, jnp.uint32)
-    stride = 1
-    for axis in reversed(range(len(shape))):
-        index = jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
-        x += index * jnp.uint32(stride % 2**32)
-        stride *= shape[axis]
-    x += first
-    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
-    x += second
-    return (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
 
 
 class Mlp(nn.Module):

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
@@ -11,15 +12,21 @@ from jaxtyping import Array, Float, Int
 # to tell neighbouring codewords apart, or to copy one.
 _EXACT = jax.lax.Precision.HIGHEST
 
+AnyFloats = Float[Array, "_ Z"] | Float[np.ndarray, "_ Z"]
+AnyInts = Int[Array, " _"] | Int[np.ndarray, " _"]
 
-def nearest_codewords(
-    points: Float[Array, "B Z"], codebook: Float[Array, "K Z"]
-) -> Int[Array, " B"]:
-    """The codeword nearest to each point; ties go to the smallest index."""
+
+def nearest_codewords(points: AnyFloats, codebook: AnyFloats) -> AnyInts:
+    """The codeword nearest to each point; ties go to the smallest index.
+
+    Args:
+        points: [B Z], of NumPy or of JAX, as the codebook is.
+        codebook: [K Z].
+    """
     # |p - e|^2 without |p|^2, which no choice of codeword changes: one matmul, and
     # no [B, K, Z] array.
     norms = (codebook**2).sum(-1)[None, :]  # [1, K]
-    return (norms - 2 * jnp.dot(points, codebook.T, precision=_EXACT)).argmin(-1)
+    return (norms - 2 * (points @ codebook.T)).argmin(-1)
 
 
 def residual_quantize(
@@ -54,9 +61,10 @@ def residual_quantize(
     residual = latents
     codewords, residuals, chosen = [], [], []
     for codebook in codebooks:
-        codeword = nearest_codewords(
-            jax.lax.stop_gradient(residual), jax.lax.stop_gradient(codebook)
-        )
+        with jax.default_matmul_precision("highest"):
+            codeword = nearest_codewords(
+                jax.lax.stop_gradient(residual), jax.lax.stop_gradient(codebook)
+            )
         # A one-hot matmul copies rows exactly, and its gradient adds up in a fixed
         # order, where a gather's would scatter: on GPUs, in another order every time.
         one_hot = jax.nn.one_hot(codeword, len(codebook), dtype=codebook.dtype)

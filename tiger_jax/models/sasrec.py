@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 from tiger_jax.config import config
 from tiger_jax.models.attention import causal_bias
 from tiger_jax.models.layers import Dropout, linear_param
-from tiger_jax.models.linear import linear
+from tiger_jax.models.tuned_ops import linear
 
 PADDING = -1
 Params = Mapping[str, Any]

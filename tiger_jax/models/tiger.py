@@ -51,24 +51,18 @@ class TigerConfig(TransformerConfig):
         (`item_structure.ItemTokens`): T times fewer positions.
     """
 
-    output: str = "level"
+    output: Literal["level", "vocabulary"] = "level"
     is_tied: bool = True
     label_smoothing: float = 0.0
     z_loss: float = 0.0
     has_level_embeddings: bool = False
     num_recencies: int = 0
     has_item_context: bool = False
-    encoder_positions: str = "tokens"
+    encoder_positions: Literal["tokens", "items"] = "tokens"
 
-    def __post_init__(self) -> None:
-        """Refuses unknown kinds of output."""
-        super().__post_init__()
-        if self.output not in ("level", "vocabulary"):
-            raise ValueError(f"output is level or vocabulary, not {self.output!r}")
-        if self.encoder_positions not in ("tokens", "items"):
-            raise ValueError(
-                f"encoder_positions is tokens or items, not {self.encoder_positions!r}"
-            )
+    def build(self, layout: TokenLayout) -> "Tiger":
+        """The model of this config over a layout's tokens."""
+        return Tiger(self, layout)
 
     @property
     def has_item_structure(self) -> bool:

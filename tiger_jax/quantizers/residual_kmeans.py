@@ -8,17 +8,10 @@ import numpy as np
 from jaxtyping import Float, Float32, Int, Int32
 
 from tiger_jax.config import config
+from tiger_jax.models.residual_quantizer import nearest_codewords
 from tiger_jax.progress import say
 from tiger_jax.quantizers.kmeans import fit_kmeans
 from tiger_jax.quantizers.quantizer import ENCODE_CHUNK, chunks
-
-
-def nearest_codewords(
-    points: Float32[np.ndarray, "N Z"], codebook: Float32[np.ndarray, "K Z"]
-) -> Int32[np.ndarray, " N"]:
-    """The codeword nearest to each point; ties go to the smallest."""
-    # |p - e|^2 without |p|^2, which no choice of codeword changes.
-    return ((codebook**2).sum(1) - 2 * points @ codebook.T).argmin(1).astype(np.int32)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -44,7 +37,7 @@ class ResidualCodebooks:
                 codewords = nearest_codewords(residual, codebook)
                 residual = residual - codebook[codewords]
                 levels.append(codewords)
-            codes.append(np.column_stack(levels))
+            codes.append(np.column_stack(levels).astype(np.int32))
         return np.concatenate(codes)
 
     def reconstruct(self, codes: Int[np.ndarray, "N l"]) -> Float32[np.ndarray, "N E"]:

@@ -1,9 +1,8 @@
-"""A trained RQ-VAE as a quantizer, and the folder any quantizer is kept in."""
+"""A trained RQ-VAE as a quantizer."""
 
 import dataclasses
 import functools
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
@@ -12,14 +11,7 @@ from flax import traverse_util
 from jaxtyping import Array, Float, Float32, Int, Int32
 
 from tiger_jax.models.rqvae import RqVae, RqVaeConfig
-from tiger_jax.quantizers.hashing import HashedCodes, Hyperplanes
-from tiger_jax.quantizers.quantizer import ENCODE_CHUNK, Quantizer, chunks
-from tiger_jax.quantizers.residual_kmeans import ResidualCodebooks
-from tiger_jax.workdir.arrays import load_arrays, save_arrays
-from tiger_jax.workdir.json_files import read_json, write_json
-from tiger_jax.workdir.reading import reading
-
-_QUANTIZER, _ARRAYS = "quantizer.json", "arrays"
+from tiger_jax.quantizers.quantizer import ENCODE_CHUNK, chunks
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -104,37 +96,3 @@ def _reconstruct(
     model: RqVae, params: Mapping[str, Any], codewords: Int[Array, "B l"]
 ) -> Float[Array, "B E"]:
     return model.apply({"params": params}, codewords, method="reconstruct")
-
-
-_CLASSES: dict[str, type[Quantizer]] = {
-    cls.kind: cls
-    for cls in (ResidualCodebooks, Hyperplanes, HashedCodes, RqVaeQuantizer)
-}
-
-
-def save_quantizer(quantizer: Quantizer, folder: Path) -> None:
-    """Writes ``quantizer.json`` and ``arrays/``."""
-    arrays = quantizer.to_arrays()
-    save_arrays(folder / _ARRAYS, arrays)
-    write_json(
-        folder / _QUANTIZER,
-        {
-            "kind": quantizer.kind,
-            "codebook_sizes": list(quantizer.codebook_sizes),
-            "settings": quantizer.settings(),
-            "arrays": sorted(arrays),
-        },
-    )
-
-
-def load_quantizer(folder: Path) -> Quantizer:
-    """Reads what `save_quantizer` wrote.
-
-    Raises:
-        InputError: There is no whole quantizer in the folder.
-    """
-    folder = Path(folder)
-    with reading(folder):
-        facts = read_json(folder / _QUANTIZER)
-        arrays = load_arrays(folder / _ARRAYS, facts["arrays"])
-        return _CLASSES[facts["kind"]].from_arrays(arrays, facts["settings"])

@@ -1,30 +1,47 @@
 """Training an RQ-VAE: on embeddings that lie on the device, or on a stream of them.
 
-A dispatch is many steps in one `lax.scan`: the host only looks at sums between
-dispatches. Batches and everything else random come from (seed, step), so a run that
-goes on from a saved state gives, bit for bit, what an uninterrupted one gives. That
-holds for a stream too: it is asked for the rows from a position on.
+The loop is `training.loop`, as for every model. What is the RQ-VAE's own are its
+batches, codebooks that k-means starts and fits anew now and then, and codewords that
+nobody uses, which move to where residuals are.
+
+Batches and everything else random come from (seed, step), so a run that goes on from a
+checkpoint gives, bit for bit, what an uninterrupted one gives. That holds for a stream
+too: it is asked for the rows from a position on.
 """
 
 import functools
+import json
+import math
+import tempfile
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax.core import meta
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Array, Float, Float32, Int32
 
 from tiger_jax.config import config
 from tiger_jax.errors import InputError
+from tiger_jax.models.residual_quantizer import nearest_codewords
 from tiger_jax.models.rqvae import RqVae, RqVaeConfig, make_loss_fn
+from tiger_jax.progress import say
+from tiger_jax.quantizers.fitting import DrawFn
 from tiger_jax.quantizers.kmeans import fit_kmeans
 from tiger_jax.quantizers.quantizer import ENCODE_CHUNK, chunks
-from tiger_jax.quantizers.residual_kmeans import nearest_codewords
 from tiger_jax.quantizers.rqvae_quantizer import RqVaeQuantizer
 from tiger_jax.semantic_ids.quality import perplexity
+from tiger_jax.training.inputs import Update
+from tiger_jax.training.loop import LoopConfig, train
+from tiger_jax.training.optimizers import OptimizerConfig, make_optimizer
+from tiger_jax.training.partitioning import Partitioner
+from tiger_jax.training.train_state import TrainState
+
+Params = Mapping[str, Any]
+_ADVICE = "a smaller rqvae_training.RqVaeTraining.learning_rate"
+_DRAWN_AHEAD = 64  # steps whose rows are drawn in one call
 
 
 @config("rqvae_training")
@@ -55,16 +72,16 @@ class RqVaeTraining:
         reset_share: The share of training in which that is done.
         refresh_at: Shares of training after which k-means fits all codebooks anew,
             to the latents of that moment; whole dispatches.
-        steps_per_dispatch: Steps between two looks at the sums.
+        steps_per_dispatch: Steps between two rows of metrics.
         max_items: Of more items than this, a random part is trained on.
     """
 
     model: RqVaeConfig = RqVaeConfig()
     num_steps: int = 1500
     batch_size: int = 1024
-    optimizer: str = "adamw"
+    optimizer: Literal["adamw", "adagrad"] = "adamw"
     learning_rate: float = 1e-3
-    schedule: str = "cosine"
+    schedule: Literal["constant", "cosine"] = "cosine"
     weight_decay: float = 0.01
     standardize: bool = True
     standardize_each: bool = True
@@ -77,290 +94,254 @@ class RqVaeTraining:
     def fit(
         self, embeddings: Float[np.ndarray, "N E"], *, seed: int = 0
     ) -> RqVaeQuantizer:
-        """Trains without checkpoints; the stage adds them."""
-        trainer = RqVaeTrainer(self, embeddings, seed=seed)
-        state = trainer.init_state()
-        while trainer.num_steps_left(state):
-            state, _ = trainer.run_dispatch(state)
-        return trainer.finish(state)
+        """Trains in a folder that is thrown away."""
+        with tempfile.TemporaryDirectory() as folder:
+            return self.fit_in(Path(folder), embeddings, seed=seed)
+
+    def fit_in(
+        self,
+        folder: Path,
+        embeddings: Float[np.ndarray, "N E"],
+        *,
+        seed: int,
+        draw: DrawFn | None = None,
+        checkpoint_seconds: float | None = None,
+    ) -> RqVaeQuantizer:
+        """Trains from the newest checkpoint in `folder`, or from the start.
+
+        Args:
+            folder: Gets checkpoints and metrics.
+            embeddings: What the scale and k-means are computed of, and what batches
+                are drawn from: a sample, if there is a stream.
+            seed: Decides everything random.
+            draw: A stream of all embeddings, for batches.
+            checkpoint_seconds: How much time a kill may cost.
+
+        Raises:
+            InputError: A setting can't work with these embeddings.
+        """
+        rqvae = _Training(self, embeddings, seed, draw)
+        _mention_earlier_version(folder / "checkpoints")
+        unit = self.steps_per_dispatch
+        whole = math.ceil(self.num_steps / unit) * unit
+        optimizer = OptimizerConfig(
+            name=self.optimizer,
+            schedule=self.schedule,
+            learning_rate=self.learning_rate,
+            warmup_steps=0,
+            weight_decay=self.weight_decay if self.optimizer == "adamw" else 0.0,
+            decay_all=True,
+            epsilon=1e-8 if self.optimizer == "adamw" else 1e-7,
+        )
+        result = train(
+            loss_fn=rqvae.loss_fn,
+            init_fn=rqvae.init_params,
+            optimizer=make_optimizer(optimizer, self.num_steps),
+            input=rqvae.input,
+            # Small enough for one device, and one process.
+            partitioner=Partitioner(devices=jax.local_devices()[:1]),
+            config=LoopConfig(
+                total_steps=self.num_steps,
+                log_every=unit,
+                evaluate_every=whole,
+                checkpoint_every=whole,
+                checkpoint_seconds=checkpoint_seconds,
+                steps_per_dispatch=unit,
+                max_loss_ratio=100.0,
+            ),
+            folder=folder,
+            seed=seed,
+            variables={"codeword_counts": rqvae.no_counts()},
+            on_start=rqvae.start_codebooks,
+            before_dispatch=rqvae.refresh_codebooks,
+            after_update=rqvae.reset_codewords,
+            describe_fn=_describe,
+            advice=_ADVICE,
+        )
+        params = jax.tree.map(np.asarray, result.state.params)
+        return RqVaeQuantizer(self.model, params, rqvae.mean, rqvae.scale)
 
 
-class RqVaeState(NamedTuple):
-    """All that changes in training.
-
-    Attributes:
-        step: Steps done.
-        counts: How often each codeword was used since the last reset, by level.
-    """
-
-    step: Array
-    params: Mapping[str, Any]
-    opt_state: optax.OptState
-    counts: dict[str, Array]
-
-
-DrawFn = Callable[[int, int], Float32[np.ndarray, "B E"]]
-"""(position, count) -> so many embeddings of an endless stream, from there on."""
-
-
-class RqVaeTrainer:
-    """Takes an RQ-VAE from k-means initialization to a frozen quantizer.
-
-    Raises:
-        InputError: A setting can't work with these embeddings.
-    """
+class _Training:
+    """What the loop is given: an RQ-VAE's loss, batches, and changes on the way."""
 
     def __init__(
         self,
         config: RqVaeTraining,
         embeddings: Float[np.ndarray, "N E"],
-        *,
         seed: int,
-        draw: DrawFn | None = None,
+        draw: DrawFn | None,
     ) -> None:
-        """Standardizes the embeddings and puts them on the device.
-
-        Args:
-            config: How to train.
-            embeddings: What the scale and k-means are computed of, and what batches
-                are drawn from: a sample, if there is a stream.
-            seed: Decides everything random.
-            draw: A stream of all embeddings, for batches.
-        """
+        """Standardizes the embeddings and puts them on the device."""
         largest = max(config.model.codebook_sizes)
         if len(embeddings) < largest:
             raise InputError(
                 f"a codebook of {largest} codewords needs as many items, and there are "
                 f"{len(embeddings)}: set smaller rqvae.RqVaeConfig.codebook_sizes"
             )
-        self.config, self.seed, self._draw = config, seed, draw
+        self.config, self.seed = config, seed
         if len(embeddings) > config.max_items:
             rng = np.random.default_rng(seed)
             rows = rng.choice(len(embeddings), config.max_items, replace=False)
             embeddings = embeddings[np.sort(rows)]
         self.mean, self.scale = _mean_and_scale(embeddings, config)
-        self._model = RqVae(config.model, embeddings.shape[1])
+        self.model = RqVae(config.model, embeddings.shape[1])
         parts = [(chunk - self.mean) / self.scale for chunk in chunks(embeddings)]
-        self._embeddings = jax.device_put(np.concatenate(parts))
-
-    def init_state(self) -> RqVaeState:
-        """Fresh parameters, with codebooks fitted to the untrained latents.
-
-        k-means goes level by level, on what the levels before left over; the paper
-        does it on the first batch, here it is on all items.
-        """
-        state = _init_state(self.config, self._model, jax.random.key(self.seed))
-        return state._replace(params=self._fit_codebooks(state.params))
-
-    def abstract_state(self) -> RqVaeState:
-        """The shapes and dtypes of a state: what a checkpoint is restored to."""
-        key = jax.random.key(self.seed)
-        init = functools.partial(_init_state, self.config, self._model)
-        return jax.eval_shape(init, key)
-
-    def num_steps_left(self, state: RqVaeState) -> int:
-        """Steps until training is done."""
-        return self.config.num_steps - int(state.step)
-
-    def run_dispatch(self, state: RqVaeState) -> tuple[RqVaeState, dict[str, float]]:
-        """Runs the next steps, after k-means where it is due.
-
-        Returns:
-            The state after them, and metrics: ``loss`` per item;
-            ``reconstruction_error``, the share of the (standardized) embeddings'
-            variance that is missed; ``use_<level>`` and ``perplexity_<level>``.
-        """
-        num_steps = min(self.config.steps_per_dispatch, self.num_steps_left(state))
-        if int(state.step) in self._refresh_steps():
-            state = state._replace(params=self._fit_codebooks(state.params))
-        key = jax.random.key(self.seed)
-        if self._draw is None:
-            state, sums = _run_steps(
-                self.config, self._model, num_steps, state, self._embeddings, key
-            )
+        self.embeddings = jax.device_put(np.concatenate(parts))
+        self._sum_losses = make_loss_fn(self.model)
+        self._block, self._rows = -1, np.zeros((0, 0), np.int32)
+        if draw is None:
+            self.input = Batches(self._draw_rows, {"embeddings": self.embeddings})
         else:
-            batches = self._draw_batches(self._draw, int(state.step), num_steps)
-            state, sums = _run_batches(self.config, self._model, state, batches, key)
-        sums = jax.device_get(sums)
-        loss = float((sums["reconstruction"] + sums["quantization"]) / sums["weight"])
-        if not np.isfinite(loss):
-            raise InputError(
-                f"the RQ-VAE's loss is {loss} after {int(state.step)} steps: set a "
-                "smaller rqvae_training.RqVaeTraining.learning_rate"
-            )
-        metrics = {
-            "loss": loss,
-            "reconstruction_error": float(sums["reconstruction"] / sums["variance"]),
-        }
-        for name, counts in sums["codeword_counts"].items():
-            level = name.removeprefix("codebook_")
-            metrics[f"use_{level}"] = float((counts > 0).mean())
-            metrics[f"perplexity_{level}"] = perplexity(counts)
-        return state, metrics
+            self.input = Batches(functools.partial(self._draw_stream, draw), {})
 
-    def finish(self, state: RqVaeState) -> RqVaeQuantizer:
-        """Freezes the trained network."""
-        params = jax.tree.map(np.asarray, state.params)
-        return RqVaeQuantizer(self.config.model, params, self.mean, self.scale)
+    def _draw_rows(self, step: int) -> dict[str, np.ndarray]:
+        """A batch of the embeddings on the device, drawn with replacement."""
+        block, within = divmod(step, _DRAWN_AHEAD)
+        if block != self._block:
+            count = len(self.embeddings)
+            sizes = min(self.config.batch_size, count), count
+            first = block * _DRAWN_AHEAD
+            rows = _draw_rows(jax.random.key(self.seed), first, sizes)
+            self._block, self._rows = block, np.asarray(rows)
+        return {"rows": self._rows[within]}
 
-    def _draw_batches(
-        self, draw: DrawFn, step: int, num_steps: int
-    ) -> Float32[np.ndarray, "steps B E"]:
-        """The batches of the next steps, standardized."""
+    def _draw_stream(self, draw: DrawFn, step: int) -> dict[str, np.ndarray]:
+        """A batch of the stream, standardized on the host."""
         size = self.config.batch_size
-        rows = (draw(step * size, num_steps * size) - self.mean) / self.scale
-        return rows.reshape(num_steps, size, -1)
+        return {"embeddings": (draw(step * size, size) - self.mean) / self.scale}
 
-    def _refresh_steps(self) -> set[int]:
-        config, dispatch = self.config, self.config.steps_per_dispatch
-        steps = (share * config.num_steps for share in config.refresh_at)
-        return {max(round(step / dispatch), 1) * dispatch for step in steps}
+    def init_params(self, key: Array) -> Params:
+        """Fresh parameters; of the seed's own key, as they have always been."""
+        del key
+        example = jnp.zeros((1, self.model.embedding_size))
+        variables = self.model.init(jax.random.key(self.seed), example)
+        return meta.unbox(variables)["params"]
 
-    def _fit_codebooks(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        starts = range(0, len(self._embeddings), ENCODE_CHUNK)
-        parts = [self._embeddings[s : s + ENCODE_CHUNK] for s in starts]
-        latents = [np.asarray(_encode(self._model, params, part)) for part in parts]
+    def loss_fn(
+        self, params: Params, batch: Mapping[str, Array], key: Array | None
+    ) -> tuple[Array, dict[str, Any]]:
+        """The mean over the batch: all batches have the same size."""
+        loss_sum, sums = self._sum_losses(params, batch, None)
+        return loss_sum / sums["weight"], {**sums, "weight": jnp.ones(())}
+
+    def no_counts(self) -> dict[str, Array]:
+        """How often each codeword was used since the last reset, by level: never."""
+        sizes = self.config.model.codebook_sizes
+        return {f"codebook_{l}": jnp.zeros(size) for l, size in enumerate(sizes)}
+
+    def start_codebooks(self, params: Params) -> Params:
+        """Fits the codebooks to the untrained latents.
+
+        The paper does it on the first batch, here it is on all items.
+        """
+        say("train_rqvae: k-means on the untrained encoder's latents")
+        return self.fit_codebooks(params)
+
+    def refresh_codebooks(self, step: int, params: Params) -> Params:
+        """Fits the codebooks anew where that is due."""
+        config, unit = self.config, self.config.steps_per_dispatch
+        due = (share * config.num_steps for share in config.refresh_at)
+        if step in {max(round(at / unit), 1) * unit for at in due}:
+            return self.fit_codebooks(params)
+        return params
+
+    def fit_codebooks(self, params: Params) -> Params:
+        """k-means level by level, on what the levels before left over."""
+        starts = range(0, len(self.embeddings), ENCODE_CHUNK)
+        parts = [self.embeddings[s : s + ENCODE_CHUNK] for s in starts]
+        latents = [np.asarray(_encode(self.model, params, part)) for part in parts]
         residual = np.concatenate(latents)
         codebooks = {}
         for level, size in enumerate(self.config.model.codebook_sizes):
             codebook = fit_kmeans(residual, size, seed=self.seed + level)
-            codebooks[f"codebook_{level}"] = jnp.asarray(codebook)
+            codebooks[f"codebook_{level}"] = codebook
             residual = residual - codebook[nearest_codewords(residual, codebook)]
         return {**params, "quantizer": codebooks}
 
-
-def _mean_and_scale(
-    embeddings: Float[np.ndarray, "N E"], config: RqVaeTraining
-) -> tuple[Float32[np.ndarray, " E"], Float32[np.ndarray, " E"]]:
-    width = embeddings.shape[1]
-    if not config.standardize:
-        return np.zeros(width, np.float32), np.ones(width, np.float32)
-    mean = np.mean(embeddings, axis=0, dtype=np.float64)
-    scale = np.std(embeddings, axis=0, dtype=np.float64)
-    if not config.standardize_each:
-        scale = np.full(width, np.sqrt(np.mean(scale**2)))
-    # A dimension that hardly varies says nothing; blown up, it would be noise.
-    scale[scale < 1e-3 * scale.max(initial=0)] = 1
-    scale[scale == 0] = 1
-    return mean.astype(np.float32), scale.astype(np.float32)
-
-
-def _make_optimizer(config: RqVaeTraining) -> optax.GradientTransformation:
-    rates = {
-        "constant": optax.constant_schedule(config.learning_rate),
-        "cosine": optax.cosine_decay_schedule(config.learning_rate, config.num_steps),
-    }
-    if config.schedule not in rates:
-        raise InputError(
-            f"there is no schedule {config.schedule!r}: use one of {sorted(rates)}"
+    def reset_codewords(
+        self, state: TrainState, sums: Any, constants: Any, arrays: Any
+    ) -> TrainState:
+        """Counts the codewords that were used, and moves the others where it is due."""
+        config = self.config
+        counts = jax.tree.map(
+            jnp.add, state.variables["codeword_counts"], sums["codeword_counts"]
         )
-    rate = rates[config.schedule]
-    optimizers = {
-        "adamw": optax.adamw(rate, weight_decay=config.weight_decay),
-        "adagrad": optax.adagrad(rate),
-    }
-    if config.optimizer not in optimizers:
-        raise InputError(
-            f"there is no RQ-VAE optimizer {config.optimizer!r}: use one of "
-            f"{sorted(optimizers)}"
+        key = jax.random.fold_in(jax.random.key(self.seed), state.step - 1)
+        _, reset_key = jax.random.split(key)
+        one = jax.tree.map(lambda x: x[0], arrays)
+        batch = self.input.make_batch(constants, one, 0)
+        last_reset = int(config.reset_share * config.num_steps)
+        params, counts = jax.lax.cond(
+            (state.step % config.reset_every == 0) & (state.step <= last_reset),
+            functools.partial(_move_unused, self.model, batch, reset_key),
+            lambda params, counts: (params, counts),
+            state.params,
+            counts,
         )
-    return optimizers[config.optimizer]
+        return state._replace(params=params, variables={"codeword_counts": counts})
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _init_state(config: RqVaeTraining, model: RqVae, key: Array) -> RqVaeState:
-    params = meta.unbox(model.init(key, jnp.zeros((1, model.embedding_size))))["params"]
-    sizes = config.model.codebook_sizes
-    return RqVaeState(
-        step=jnp.zeros((), jnp.int32),
-        params=params,
-        opt_state=_make_optimizer(config).init(params),
-        counts={f"codebook_{l}": jnp.zeros(size) for l, size in enumerate(sizes)},
-    )
+class Batches:
+    """Updates that are numbered from 0 on; the number is what is saved.
+
+    Either rows of embeddings that lie on the device, or the embeddings themselves.
+    """
+
+    buckets = (0,)
+
+    def __init__(
+        self, draw: Callable[[int], dict[str, np.ndarray]], constants: dict[str, Array]
+    ) -> None:
+        """Takes what draws the batch of a step."""
+        self._draw, self.constants, self._step = draw, constants, 0
+
+    def __next__(self) -> Update:
+        arrays = {name: array[None] for name, array in self._draw(self._step).items()}
+        self._step += 1
+        (size,) = {array.shape[1] for array in arrays.values()}
+        return Update(arrays, np.zeros(1, np.int32), size, 0, is_global=True)
+
+    def make_batch(self, constants: Any, arrays: Any, bucket: int) -> dict[str, Array]:
+        """Gathers the rows, if it is rows; runs inside the compiled step."""
+        if "rows" in arrays:
+            return {"embeddings": constants["embeddings"][arrays["rows"]]}
+        return arrays
+
+    def save(self, path: Any) -> None:
+        """Writes the position into a folder."""
+        (path / "position.json").write_text(json.dumps({"updates": self._step}))
+
+    def restore(self, path: Any) -> None:
+        """Continues from a saved position."""
+        self._step = json.loads((path / "position.json").read_text())["updates"]
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _draw_rows(
+    key: Array, first: Int32[Array, ""], sizes: tuple[int, int]
+) -> Int32[Array, "steps B"]:
+    """The rows of the steps from `first` on; `sizes` are those of batch and corpus."""
+
+    def draw(step: Array) -> Int32[Array, " B"]:
+        batch_key, _ = jax.random.split(jax.random.fold_in(key, step))
+        return jax.random.randint(batch_key, sizes[:1], 0, sizes[1])
+
+    return jax.vmap(draw)(first + jnp.arange(_DRAWN_AHEAD))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _encode(
-    model: RqVae, params: Mapping[str, Any], embeddings: Float[Array, "B E"]
+    model: RqVae, params: Params, embeddings: Float[Array, "B E"]
 ) -> Float[Array, "B Z"]:
     return model.apply({"params": params}, embeddings, method="encode")
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _run_steps(
-    config: RqVaeTraining,
-    model: RqVae,
-    num_steps: int,
-    state: RqVaeState,
-    embeddings: Float[Array, "N E"],
-    key: Array,
-) -> tuple[RqVaeState, dict[str, Any]]:
-    """Many steps in one dispatch; the sums over all of them."""
-    num_items = len(embeddings)
-    batch_size = min(config.batch_size, num_items)
-
-    def run_step(state: RqVaeState, _: None) -> tuple[RqVaeState, dict[str, Any]]:
-        batch_key, reset_key = jax.random.split(jax.random.fold_in(key, state.step))
-        rows = jax.random.randint(batch_key, (batch_size,), 0, num_items)
-        return _run_step(config, model, state, embeddings[rows], reset_key)
-
-    state, sums = jax.lax.scan(run_step, state, None, length=num_steps)
-    return state, jax.tree.map(lambda x: x.sum(0), sums)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _run_batches(
-    config: RqVaeTraining,
-    model: RqVae,
-    state: RqVaeState,
-    batches: Float[Array, "steps B E"],
-    key: Array,
-) -> tuple[RqVaeState, dict[str, Any]]:
-    """The same, with batches that were drawn on the host."""
-
-    def run_step(state: RqVaeState, batch: Array) -> tuple[RqVaeState, dict[str, Any]]:
-        _, reset_key = jax.random.split(jax.random.fold_in(key, state.step))
-        return _run_step(config, model, state, batch, reset_key)
-
-    state, sums = jax.lax.scan(run_step, state, batches)
-    return state, jax.tree.map(lambda x: x.sum(0), sums)
-
-
-def _run_step(
-    config: RqVaeTraining,
-    model: RqVae,
-    state: RqVaeState,
-    embeddings: Float[Array, "B E"],
-    reset_key: Array,
-) -> tuple[RqVaeState, dict[str, Any]]:
-    loss_fn, optimizer = make_loss_fn(model), _make_optimizer(config)
-    batch = {"embeddings": embeddings}
-    last_reset = int(config.reset_share * config.num_steps)
-
-    def mean_loss(params: Mapping[str, Any]) -> tuple[Array, dict[str, Any]]:
-        loss_sum, sums = loss_fn(params, batch, None)
-        return loss_sum / sums["weight"], sums
-
-    grads, sums = jax.grad(mean_loss, has_aux=True)(state.params)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    step = state.step + 1
-    counts = jax.tree.map(jnp.add, state.counts, sums["codeword_counts"])
-    params, counts = jax.lax.cond(
-        (step % config.reset_every == 0) & (step <= last_reset),
-        functools.partial(_move_unused_codewords, model, batch, reset_key),
-        lambda params, counts: (params, counts),
-        params,
-        counts,
-    )
-    return RqVaeState(step, params, opt_state, counts), sums
-
-
-def _move_unused_codewords(
+def _move_unused(
     model: RqVae,
     batch: Mapping[str, Array],
     key: Array,
-    params: Mapping[str, Any],
+    params: Params,
     counts: dict[str, Array],
 ) -> tuple[dict[str, Any], dict[str, Array]]:
     """Puts each codeword with a count of 0 on some item's residual at its level."""
@@ -380,3 +361,39 @@ def _move_unused_codewords(
         codebooks[name] = jnp.where(is_unused, candidates, params["quantizer"][name])
     fresh = jax.tree.map(jnp.zeros_like, counts)
     return {**params, "quantizer": codebooks}, fresh
+
+
+def _describe(sums: Mapping[str, Any]) -> dict[str, float]:
+    """What is logged of some updates: see `reporting.pictures`."""
+    row = {"reconstruction_error": float(sums["reconstruction"] / sums["variance"])}
+    for name, counts in sums["codeword_counts"].items():
+        level = name.removeprefix("codebook_")
+        row[f"use_{level}"] = float((counts > 0).mean())
+        row[f"perplexity_{level}"] = perplexity(counts)
+    return row
+
+
+def _mention_earlier_version(checkpoints: Path) -> None:
+    """Says that what an earlier version saved half-way is not gone on with."""
+    if any(path.name.isdigit() for path in checkpoints.glob("*")):
+        say(
+            f"train_rqvae: {checkpoints} holds checkpoints in an earlier version's "
+            "form, which can't be resumed: training starts again, and they go when "
+            "it has ended"
+        )
+
+
+def _mean_and_scale(
+    embeddings: Float[np.ndarray, "N E"], config: RqVaeTraining
+) -> tuple[Float32[np.ndarray, " E"], Float32[np.ndarray, " E"]]:
+    width = embeddings.shape[1]
+    if not config.standardize:
+        return np.zeros(width, np.float32), np.ones(width, np.float32)
+    mean = np.mean(embeddings, axis=0, dtype=np.float64)
+    scale = np.std(embeddings, axis=0, dtype=np.float64)
+    if not config.standardize_each:
+        scale = np.full(width, np.sqrt(np.mean(scale**2)))
+    # A dimension that hardly varies says nothing; blown up, it would be noise.
+    scale[scale < 1e-3 * scale.max(initial=0)] = 1
+    scale[scale == 0] = 1
+    return mean.astype(np.float32), scale.astype(np.float32)

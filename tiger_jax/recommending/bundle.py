@@ -34,8 +34,9 @@ from flax import traverse_util
 
 from tiger_jax.decoding.trie.trie import Trie
 from tiger_jax.errors import InputError
-from tiger_jax.models.tiger import Tiger, TigerConfig
-from tiger_jax.quantizers.rqvae_quantizer import load_quantizer, save_quantizer
+from tiger_jax.extensions import config_of, settings_of
+from tiger_jax.models.tiger import TigerConfig
+from tiger_jax.quantizers.store import load_quantizer, save_quantizer
 from tiger_jax.recommending.item_encoder import ItemEncoder
 from tiger_jax.recommending.parts import PARAMS, Parts
 from tiger_jax.recommending.programs import (
@@ -97,7 +98,7 @@ def save_bundle(folder: Path, parts: Parts, shapes: Shapes) -> None:
         folder / _FACTS,
         {
             "format": FORMAT,
-            "model": dataclasses.asdict(parts.model.config),
+            "model": settings_of(parts.model.config, TigerConfig),
             "layout": parts.model.layout.to_json(),
             "max_items": parts.max_items,
             "collaborative_dims": parts.collaborative_dims,
@@ -183,8 +184,8 @@ def _read_parts(folder: Path, facts: Mapping[str, Any]) -> tuple[Parts, Shapes, 
     trie = Trie.load(folder / "trie", content_hash=table.content_hash)
     has = facts["parts"].__contains__
     parts = Parts(
-        model=Tiger(
-            TigerConfig(**facts["model"]), TokenLayout.from_json(facts["layout"])
+        model=config_of(facts["model"], TigerConfig, folder / _FACTS).build(
+            TokenLayout.from_json(facts["layout"])
         ),
         params=traverse_util.unflatten_dict(flat, sep="/"),
         max_items=int(facts["max_items"]),

@@ -15,7 +15,7 @@ from tiger_jax.data.prepared import PreparedData
 from tiger_jax.decoding.trie.planner import TriePlan, make_plan, worst_case
 from tiger_jax.errors import InputError
 from tiger_jax.quantizers.quantizer import Quantizer
-from tiger_jax.quantizers.rqvae_quantizer import load_quantizer
+from tiger_jax.quantizers.store import load_quantizer
 from tiger_jax.recommending.catalogue import Catalogue
 from tiger_jax.recommending.item_coder import ItemCoder
 from tiger_jax.recommending.item_encoder import SAMPLE, ItemEncoder, freeze_encoder

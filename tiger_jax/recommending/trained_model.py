@@ -8,6 +8,7 @@ import jax
 
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.errors import InputError
+from tiger_jax.extensions import config_of, settings_of
 from tiger_jax.models.tiger import Params, Tiger, TigerConfig, init_params
 from tiger_jax.semantic_ids.table import SemanticIdTable
 from tiger_jax.semantic_ids.token_ids import TokenLayout
@@ -49,7 +50,7 @@ class ModelCard:
         write_json(
             folder / MODEL_FILE,
             {
-                "config": dataclasses.asdict(self.config),
+                "config": settings_of(self.config, TigerConfig),
                 "layout": self.layout.to_json(),
                 "max_items": self.max_items,
                 "checkpoint": self.checkpoint,
@@ -70,7 +71,7 @@ class ModelCard:
         with reading(path):
             value: dict[str, Any] = read_json(path)
             return cls(
-                config=TigerConfig(**value["config"]),
+                config=config_of(value["config"], TigerConfig, path),
                 layout=TokenLayout.from_json(value["layout"]),
                 max_items=int(value["max_items"]),
                 best_step=int(value["best_step"]),
@@ -99,7 +100,7 @@ def load_recommender(
     card = ModelCard.load(folder)
     if step is not None:
         card = dataclasses.replace(card, best_step=step)
-    model = Tiger(card.config, card.layout)
+    model = card.config.build(card.layout)
     params = _restore_best(Path(folder), card, model, sharding)
     return card.config, card.layout, model, params
 

@@ -6,16 +6,22 @@ streams from them, validation reads the few examples that the seed draws, and no
 history is loaded. The catalogue's Semantic IDs are read whole, for the trie.
 """
 
+import contextlib
 import dataclasses
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.errors import InputError
 from tiger_jax.input_pipeline.microbatches import BucketedBatches
 from tiger_jax.input_pipeline.resident import ResidentConfig, ResidentInput
+from tiger_jax.recommending.codeword_embeddings import load_codebooks
+from tiger_jax.recommending.recipe import Recipe
 from tiger_jax.recommending.trained_model import load_table
 from tiger_jax.recommending.validation import ValidationSample, draw_rows
 from tiger_jax.semantic_ids.table import SemanticIdTable
@@ -24,6 +30,8 @@ from tiger_jax.workdir import artifacts
 
 # How `semantic_ids/` says that it was made of shards: the name of their hash.
 SEMANTIC_ID_SHARDS = "shards/semantic_ids"
+# Where the tasks of `tasks.tiger` look for a work directory.
+_TASKS_WORKDIR = "TIGER_WORKDIR"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +44,7 @@ class TrainingInputs:
         examples: Endless updates, with `save` and `restore`.
         sample: Held-out examples that a checkpoint is judged by.
         num_pairs: Training examples of an epoch.
+        codebooks: What the codewords' token embeddings start from, if anything.
     """
 
     table: SemanticIdTable
@@ -43,6 +52,47 @@ class TrainingInputs:
     examples: Any
     sample: ValidationSample
     num_pairs: int
+    codebooks: list[jax.Array] | None = None
+
+
+@contextlib.contextmanager
+def tasks_read(workdir: Path) -> Iterator[None]:
+    """Lets the tasks of `tasks.tiger` read this work directory, meanwhile.
+
+    Raises:
+        InputError: The user has set another one.
+    """
+    named = os.environ.get(_TASKS_WORKDIR)
+    if named is not None and Path(named).resolve() != workdir.resolve():
+        raise InputError(
+            f"{_TASKS_WORKDIR}={named} makes seqio's tasks read another work "
+            f"directory than --workdir={workdir}: unset it, or make both the same"
+        )
+    os.environ[_TASKS_WORKDIR] = str(workdir)
+    try:
+        yield
+    finally:
+        if named is None:
+            del os.environ[_TASKS_WORKDIR]
+
+
+def open_inputs(workdir: Path, recipe: Recipe, token_shards: Any) -> TrainingInputs:
+    """Opens what a recipe trains on: histories, or token files if there are any."""
+    sizes = {
+        "num_user_tokens": recipe.num_user_tokens,
+        "num_validation_users": recipe.validation.num_users,
+        "seed": recipe.seed,
+    }
+    if token_shards is not None:
+        inputs = open_token_shards(token_shards, workdir, recipe.input, **sizes)
+    else:
+        inputs = open_histories(
+            workdir, recipe.input, only_last=recipe.only_last, **sizes
+        )
+    if not recipe.codeword_embeddings:
+        return inputs
+    codebooks = load_codebooks(workdir / "rqvae", inputs.table)
+    return dataclasses.replace(inputs, codebooks=codebooks)
 
 
 def open_histories(

@@ -9,7 +9,7 @@ from tiger_jax.data.item_vectors import load_embeddings, load_quantized_vectors
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.errors import InputError
 from tiger_jax.progress import say
-from tiger_jax.quantizers.rqvae_quantizer import load_quantizer
+from tiger_jax.quantizers.store import load_quantizer
 from tiger_jax.semantic_ids.collisions import COLLISION_LEVEL_SIZE, add_collision_level
 from tiger_jax.semantic_ids.peer_codes import take_peer_codes
 from tiger_jax.semantic_ids.quality import format_quality

@@ -4,11 +4,11 @@ import jax
 import numpy as np
 
 from tiger_jax.errors import InputError
-from tiger_jax.models.t5_weights import t5_config, to_t5_weights
 from tiger_jax.progress import say
 from tiger_jax.recommending.trained_model import load_recommender
 from tiger_jax.semantic_ids.table import SemanticIdTable
 from tiger_jax.stages.context import RunContext
+from tiger_jax.t5x_bridge.t5_weights import t5_config, to_t5_weights
 from tiger_jax.workdir import artifacts
 from tiger_jax.workdir.json_files import write_json
 

@@ -98,8 +98,9 @@ class Optimizer(flax.struct.PyTreeNode):
 
     def restore_state(self, state: dict[str, Any]) -> "Optimizer":
         """Takes over what `state_dict` gave."""
-        params, param_states, step = from_checkpoint_tree(state, self._as_train_state())
-        return self.replace(state=OptimizerState(step, param_states), target=params)
+        restored = from_checkpoint_tree(state, self._as_train_state())
+        param_states = OptimizerState(restored.step, restored.opt_state)
+        return self.replace(state=param_states, target=restored.params)
 
     def _as_train_state(self) -> TrainState:
         return TrainState(self.target, self.state.param_states, self.state.step)

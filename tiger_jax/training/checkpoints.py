@@ -4,34 +4,45 @@
         state/      {"target": parameters,
                      "state": {"step": …, "param_states": optimizer statistics}}
         dataset/    the input's position, written and read by the input itself
+        files.json  the SHA-256 of every file
 
-What the loop knows beside (best step, patience, time spent) travels in orbax's
-custom metadata, so that the two items are exactly what t5x writes and reads. A
-checkpoint appears under its name only when it is whole.
+What the loop remembers beside (best step, patience, time spent) travels in orbax's
+custom metadata, so that the two items are exactly what t5x writes and reads.
+
+A checkpoint appears under its name only when it is whole: orbax renames it then. Its
+array storage finds a missing or truncated chunk, but neither a flipped bit nor another
+file's content under a file's name; hence ``files.json``, written before the rename. A
+checkpoint without one, such as t5x's, is taken as it is.
 """
 
-import zlib
+import json
+import logging
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
 from tiger_jax.errors import InputError
+from tiger_jax.progress import say
 from tiger_jax.training.train_state import (
     TrainState,
     abstract_like,
     from_checkpoint_tree,
     to_checkpoint_tree,
 )
-from tiger_jax.training.whole_checkpoints import open_manager, restore_newest_whole
+from tiger_jax.workdir.hashing import hash_file, hash_json
 
 PyTree = Any
 STEP_PREFIX = "checkpoint"
+_FILES = "files.json"
+# Orbax's own record, which gets the time of the rename after the files are hashed;
+# what we gave it to keep is hashed by value.
+_RECORD, _OURS = "_CHECKPOINT_METADATA", "custom_metadata"
 
 
 class InputHandler(ocp.CheckpointHandler):
@@ -64,23 +75,40 @@ class Checkpointer:
         self, folder: Path, *, keep: int = 2, best_step: int | None = None
     ) -> None:
         """Opens a folder of checkpoints and clears away unfinished ones."""
-        self.folder = epath.Path(folder)
+        self.folder = epath.Path(folder).absolute()
         self.best_step = best_step
-        self._manager = open_manager(
-            folder,
-            options={
-                "step_prefix": STEP_PREFIX,
-                "preservation_policy": _NewestAndBest(self, keep),
-            },
+        _hide_what_we_say_ourselves()
+        _set_unreadable_records_aside(self.folder)
+        self._manager = ocp.CheckpointManager(
+            self.folder,
+            options=ocp.CheckpointManagerOptions(
+                step_prefix=STEP_PREFIX,
+                preservation_policy=_NewestAndBest(self, keep),
+                cleanup_tmp_directories=True,
+                enable_async_checkpointing=True,
+                async_options=ocp.AsyncOptions(
+                    post_finalization_callback=self._list_files
+                ),
+            ),
             item_handlers={
                 "state": ocp.PyTreeCheckpointHandler(),
                 "dataset": InputHandler(),
             },
         )
 
+    def __enter__(self) -> "Checkpointer":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.close()
+
     def steps(self) -> list[int]:
         """Steps with a whole checkpoint, ascending."""
         return sorted(self._manager.all_steps())
+
+    def path(self, step: int) -> epath.Path:
+        """The folder of a step's checkpoint."""
+        return self.folder / f"{STEP_PREFIX}_{step}"
 
     def save(self, state: TrainState, input: Any, loop_state: Mapping[str, Any]) -> int:
         """Starts saving and returns; the arrays are copied before that.
@@ -89,13 +117,13 @@ class Checkpointer:
             The step saved.
         """
         step = int(state.step)
-        tree = to_checkpoint_tree(state)
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.PyTreeSave(tree), dataset=InputArgs(input)
+                state=ocp.args.PyTreeSave(to_checkpoint_tree(state)),
+                dataset=InputArgs(input),
             ),
-            custom_metadata={"loop": dict(loop_state), "checksums": _checksums(tree)},
+            custom_metadata={"loop": dict(loop_state)},
             force=True,
         )
         return step
@@ -126,9 +154,28 @@ class Checkpointer:
             InputError: A checkpoint is of another model or optimizer, or all are
                 damaged.
         """
-        return restore_newest_whole(
-            self._manager, self._path, lambda step: self.restore(step, like, input)
-        )
+        damaged: list[int] = []
+        for step in reversed(self.steps()):
+            try:
+                check_files(self.path(step))
+                restored = self.restore(step, like, input)
+            except InputError:
+                raise
+            except Exception as error:
+                say(f"{self.path(step)} is damaged ({_one_line(error)})")
+                damaged.append(step)
+                continue
+            for bad in damaged:
+                self._manager.delete(bad)
+            if damaged:
+                say(f"going back to {self.path(step)}")
+            return restored
+        if damaged:
+            raise InputError(
+                f"every checkpoint in {self.folder} is damaged: delete that folder to "
+                "train from the start"
+            )
+        return None
 
     def restore(
         self, step: int, like: TrainState, input: Any
@@ -139,7 +186,8 @@ class Checkpointer:
             InputError: It doesn't fit: the first leaves that differ are named.
         """
         abstract = to_checkpoint_tree(abstract_like(like))
-        _check_fit(self._path(step), self._stored(step), abstract)
+        stored = self._manager.item_metadata(step)["state"].tree
+        _check_fit(self.path(step), stored, abstract)
         restored = self._manager.restore(
             step,
             args=ocp.args.Composite(
@@ -149,17 +197,40 @@ class Checkpointer:
                 )
             ),
         )["state"]
-        metadata = self._manager.metadata(step).custom_metadata or {}
-        _compare_checksums(restored, metadata.get("checksums") or {})
         # The input last, so that a damaged state leaves its position alone.
         self._manager.restore(step, args=ocp.args.Composite(dataset=InputArgs(input)))
+        metadata = self._manager.metadata(step).custom_metadata or {}
         return from_checkpoint_tree(restored, like), metadata.get("loop") or {}
 
-    def _stored(self, step: int) -> PyTree:
-        return self._manager.item_metadata(step)["state"].tree
+    def _list_files(self) -> None:
+        """Lists the files of the checkpoint that is about to be renamed."""
+        if jax.process_index() == 0:
+            for unfinished in self.folder.glob("*.orbax-checkpoint-tmp*"):
+                hashes = _hash_files(unfinished)
+                (unfinished / _FILES).write_text(json.dumps(hashes, indent=1))
 
-    def _path(self, step: int) -> epath.Path:
-        return self.folder / f"{STEP_PREFIX}_{step}"
+
+def check_files(checkpoint: epath.Path) -> None:
+    """Compares a checkpoint's files with its list.
+
+    Raises:
+        OSError: A file is missing, or isn't what was written; names it.
+    """
+    path = checkpoint / _FILES
+    if not path.exists():
+        return
+    try:
+        expected = json.loads(path.read_text())
+    except ValueError as error:
+        raise OSError(f"{_FILES} is no JSON") from error
+    if not isinstance(expected, dict) or _RECORD not in expected:
+        raise OSError(f"{_FILES} lists no files")
+    found = _hash_files(checkpoint)
+    for name, was in sorted(expected.items()):
+        if name not in found:
+            raise OSError(f"{name} is missing")
+        if found[name] != was:
+            raise OSError(f"{name} isn't what was written")
 
 
 def restore_params(checkpoint: Path, like: PyTree) -> PyTree:
@@ -257,7 +328,7 @@ def _check_fit(where: epath.Path, stored: PyTree, wanted: PyTree) -> None:
         more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise InputError(
             f"{where} does not fit: {'; '.join(problems[:3])}{more}. Use the model "
-            "and optimizer configs it was made with, or another work directory"
+            "and optimizer configs it was made with, or delete it to start again"
         )
 
 
@@ -272,19 +343,67 @@ def _by_path(tree: PyTree) -> dict[str, Any]:
     }
 
 
-def _checksums(tree: PyTree) -> dict[str, int]:
-    """CRC-32 of each leaf that this process can see whole.
+def _hash_files(folder: epath.Path) -> dict[str, str]:
+    hashes = {}
+    for path in sorted(Path(folder).rglob("*")):
+        name = path.relative_to(Path(folder)).as_posix()
+        if name == _RECORD:
+            hashes[name] = _hash_ours(path)
+        elif name != _FILES and path.is_file():
+            hashes[name] = hash_file(path)
+    return hashes
 
-    Array storage detects a missing or truncated chunk, but not a flipped bit.
+
+def _hash_ours(record: Path) -> str:
+    try:
+        return hash_json(json.loads(record.read_text()).get(_OURS))
+    except (ValueError, AttributeError):
+        return "no JSON"
+
+
+def _set_unreadable_records_aside(root: epath.Path) -> None:
+    """Lets a folder be opened that has a damaged record.
+
+    Orbax reads all records when it opens a folder, and ends where it can't. Without its
+    record, a checkpoint is found damaged as any other is.
     """
-    return {
-        path: zlib.crc32(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8))
-        for path, leaf in _by_path(tree).items()
-        if leaf.is_fully_addressable
-    }
+    if jax.process_index():
+        return
+    for record in root.glob(f"*/{_RECORD}"):
+        try:
+            # What the manager asks of it.
+            _ = ocp.path.step.Metadata(step=0, path=record.parent).commit_timestamp
+        except Exception as error:
+            say(f"{record} can't be read ({_one_line(error)})")
+            record.rename(record.parent / f"{_RECORD}.unreadable")
 
 
-def _compare_checksums(tree: PyTree, expected: Mapping[str, int]) -> None:
-    for path, found in _checksums(tree).items():
-        if path in expected and found != expected[path]:
-            raise OSError(f"the values of {path} are not those that were saved")
+def _hide_what_we_say_ourselves() -> None:
+    """Keeps orbax from printing tracebacks of what it raises to us as well.
+
+    It logs each failure before it raises it. And where one write of several fails, the
+    event loop ends with it: those that finish later find it closed, in a thread of
+    TensorStore's that can raise this to nobody but the interpreter's hook.
+    """
+    logging.getLogger("absl").addFilter(_is_news)  # once, however often it is added
+    hook = sys.unraisablehook
+    if getattr(hook, "hides_late_writes", False):
+        return
+
+    def show(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            hook(unraisable)
+
+    show.hides_late_writes = True  # type: ignore[attr-defined]
+    sys.unraisablehook = show
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    if "orbax" not in record.pathname:
+        return True
+    return record.exc_info is None and "etadata" not in str(record.msg)
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 160 else text[:157] + "…"

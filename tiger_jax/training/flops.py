@@ -17,6 +17,11 @@ PEAK_FLOPS = {
     "NVIDIA H100 PCIe": 756e12,
     "NVIDIA H100": 989e12,
     "NVIDIA H200": 989e12,
+    "NVIDIA B100": 1750e12,
+    "NVIDIA B200": 2250e12,
+    "NVIDIA B300": 2250e12,
+    "NVIDIA GB200": 2500e12,
+    "NVIDIA GB300": 2500e12,
     "NVIDIA L4": 121e12,
     "NVIDIA L40S": 362e12,
     "TPU v4": 275e12,
@@ -26,6 +31,7 @@ PEAK_FLOPS = {
     "TPU v5p": 459e12,
     "TPU v6 lite": 918e12,
     "TPU v6e": 918e12,
+    "TPU7x": 2307e12 / 2,  # a chip is two devices
 }
 
 

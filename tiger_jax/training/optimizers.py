@@ -116,11 +116,6 @@ def make_optimizer(
             multiply_by_parameter_scale=config.parameter_scale,
             weight_decay_rate=None,
         )
-        if config.weight_decay:
-            # optax.adafactor would not scale its decay by the learning rate.
-            update = optax.chain(
-                update, _decay_by_schedule(config.weight_decay, schedule, mask)
-            )
     elif config.name == "adamw":
         update = optax.adamw(
             schedule,
@@ -132,14 +127,16 @@ def make_optimizer(
         )
     elif config.name == "adagrad":
         update = optax.adagrad(schedule, eps=config.epsilon)
-        if config.weight_decay:
-            update = optax.chain(
-                update, _decay_by_schedule(config.weight_decay, schedule, mask)
-            )
     else:
         raise InputError(
             f"OptimizerConfig.name {config.name!r}: choose adafactor, adamw or adagrad"
         )
+    if config.weight_decay and config.name != "adamw":
+        # After the update, so that the decay is scaled by the learning rate alone.
+        decay = optax.add_decayed_weights(
+            lambda count: -config.weight_decay * schedule(count), mask
+        )
+        update = optax.chain(update, decay)
     if config.clip_norm is not None:
         update = optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
     return update
@@ -157,29 +154,3 @@ def decay_mask(params: PyTree) -> PyTree:
         return leaf.ndim > 1 and "embed" not in where and "bias" not in where
 
     return jax.tree_util.tree_map_with_path(decays, params)
-
-
-def _decay_by_schedule(
-    rate: float, schedule: optax.Schedule, mask: Any
-) -> optax.GradientTransformation:
-    """Adds -rate · schedule · parameter to updates that are already scaled."""
-
-    def init_fn(params: PyTree) -> optax.ScaleByScheduleState:
-        del params
-        return optax.ScaleByScheduleState(count=jax.numpy.zeros([], "int32"))
-
-    def update_fn(
-        updates: PyTree, state: optax.ScaleByScheduleState, params: PyTree = None
-    ) -> tuple[PyTree, optax.ScaleByScheduleState]:
-        scale = -rate * schedule(state.count)
-        decayed = mask(params) if mask else jax.tree.map(lambda _: True, params)
-        updates = jax.tree.map(
-            lambda u, p, is_decayed: u + scale * p if is_decayed else u,
-            updates,
-            params,
-            decayed,
-        )
-        count = optax.safe_increment(state.count)
-        return updates, optax.ScaleByScheduleState(count=count)
-
-    return optax.GradientTransformation(init_fn, update_fn)

@@ -2,11 +2,21 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
+
+# The sums of a loss over some updates, by name, to what is written of them.
+DescribeFn = Callable[[Mapping[str, Any]], dict[str, float]]
+
+
+def divide_by_weight(sums: Mapping[str, Any]) -> dict[str, float]:
+    """The mean of every sum over the weight, which is the number of targets."""
+    weight = max(float(sums["weight"]), 1e-9)
+    names = sorted(sums.keys() - {"weight"})
+    return {name: float(sums[name]) / weight for name in names}
 
 
 class StepMetrics:
@@ -20,20 +30,17 @@ class StepMetrics:
         """Starts before update `first_step` (the number of updates made so far)."""
         self._first_step = first_step
         self._metrics: list[dict[str, jax.Array]] = []
-        self._fetched: dict[str, np.ndarray] = {}
+        self._fetched: dict[str, Any] = {}
         self._examples = self._tokens = 0
         self._started = time.monotonic()
         self.flops = 0.0
 
-    def add(
-        self, updates: list[Any], metrics: Any, bucket_flops: list[float] | None
-    ) -> None:
+    def add(self, updates: list[Any], metrics: Any, flops: float) -> None:
         """Adds one dispatch: its updates and the metrics [U] it returned."""
         for update in updates:
             self._examples += update.num_examples
             self._tokens += update.num_tokens
-            if bucket_flops:
-                self.flops += sum(bucket_flops[b] for b in update.buckets)
+        self.flops += flops
         self._metrics.append(metrics)
 
     @contextlib.contextmanager
@@ -55,30 +62,30 @@ class StepMetrics:
                 return f"the {name.replace('_', ' ')} was {value} at step {step:,}"
         return None
 
-    def summarise(self) -> dict[str, float]:
+    def summarise(self, describe_fn: DescribeFn) -> dict[str, float]:
         """One row: means over the updates, and rates by the clock."""
-        values = self._fetch()
+        values = dict(self._fetch())
         seconds = max(time.monotonic() - self._started, 1e-9)
+        loss, norm = values.pop("loss"), values.pop("gradient_norm")
         weight = max(float(values["weight"].sum()), 1e-9)
+        sums = jax.tree.map(lambda x: x.sum(0), values)
         row = {
-            "train/loss": float((values["loss"] * values["weight"]).sum()) / weight,
-            "train/gradient_norm": float(values["gradient_norm"].mean()),
+            "train/loss": float((loss * values["weight"]).sum()) / weight,
+            "train/gradient_norm": float(norm.mean()),
             "train/examples_per_s": self._examples / seconds,
             "train/tokens_per_s": self._tokens / seconds,
             "train/seconds": seconds,
         }
-        for name in sorted(values.keys() - {"loss", "weight", "gradient_norm"}):
-            row[f"train/{name}"] = float(values[name].sum()) / weight
-        return row
+        described = describe_fn(sums)
+        return row | {f"train/{name}": value for name, value in described.items()}
 
-    def _fetch(self) -> dict[str, np.ndarray]:
+    def _fetch(self) -> dict[str, Any]:
         """The metrics of every update so far; waits for the devices."""
         if self._metrics:
             new = jax.device_get(self._metrics)
             old = [self._fetched] if self._fetched else []
-            self._fetched = {
-                name: np.concatenate([part[name] for part in (*old, *new)])
-                for name in new[0]
-            }
+            self._fetched = jax.tree.map(
+                lambda *parts: np.concatenate(parts), *old, *new
+            )
             self._metrics = []
         return self._fetched

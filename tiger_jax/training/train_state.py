@@ -12,14 +12,21 @@ from flax import serialization, traverse_util
 from tiger_jax.training.partitioning import Partitioner
 
 PyTree = Any
+_VARIABLES = "flax_mutables"  # t5x's name for them
 
 
 class TrainState(NamedTuple):
-    """Everything an update reads and writes; all of it is in a checkpoint."""
+    """Everything an update reads and writes; all of it is in a checkpoint.
+
+    Attributes:
+        step: int32 scalar: the number of updates made.
+        variables: What an update changes without a gradient, such as counts.
+    """
 
     params: PyTree
     opt_state: optax.OptState
-    step: jax.Array  # int32 scalar: the number of updates made
+    step: jax.Array
+    variables: PyTree = ()
 
 
 def split_seed(seed: int) -> tuple[jax.Array, jax.Array]:
@@ -36,17 +43,21 @@ def init_train_state(
     optimizer: optax.GradientTransformation,
     partitioner: Partitioner,
     init_key: jax.Array,
+    variables: PyTree = (),
 ) -> TrainState:
     """Makes the first state, each array born where it belongs.
 
     Args:
         init_fn: Key to parameters, boxed with their logical axis names or bare.
+        variables: Their first values; every device holds them whole.
     """
-    shardings = state_shardings(init_fn, optimizer, partitioner)
+    shardings = state_shardings(init_fn, optimizer, partitioner, variables)
 
     def init(key: jax.Array) -> TrainState:
         params = nn.meta.unbox(init_fn(key))
-        return TrainState(params, optimizer.init(params), jnp.zeros([], jnp.int32))
+        step = jnp.zeros([], jnp.int32)
+        first = jax.tree.map(jnp.asarray, variables)
+        return TrainState(params, optimizer.init(params), step, first)
 
     with partitioner.context():
         return jax.jit(init, out_shardings=shardings)(init_key)
@@ -56,6 +67,7 @@ def state_shardings(
     init_fn: Callable[[jax.Array], PyTree],
     optimizer: optax.GradientTransformation,
     partitioner: Partitioner,
+    variables: PyTree = (),
 ) -> TrainState:
     """The sharding of every array of the state."""
     with partitioner.context():
@@ -66,7 +78,13 @@ def state_shardings(
         params=param_shardings,
         opt_state=partitioner.optimizer_shardings(optimizer, params, param_shardings),
         step=partitioner.replicated,  # type: ignore[arg-type]
+        variables=jax.tree.map(lambda _: partitioner.replicated, variables),
     )
+
+
+def put_like(new: PyTree, old: PyTree) -> PyTree:
+    """Moves arrays to where those of `old`, a tree of the same form, lie."""
+    return jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), new, old)
 
 
 def abstract_like(state: TrainState) -> TrainState:
@@ -82,10 +100,12 @@ def to_checkpoint_tree(state: TrainState) -> dict[str, Any]:
     Optimizer states are named tuples; in a checkpoint their fields are keys, and
     states without arrays are left out.
     """
-    return {
+    tree = {
         "target": _plain(state.params),
         "state": {"step": state.step, "param_states": _plain(state.opt_state)},
     }
+    variables = _plain(state.variables)
+    return {**tree, _VARIABLES: variables} if variables else tree
 
 
 def from_checkpoint_tree(tree: dict[str, Any], like: TrainState) -> TrainState:
@@ -94,6 +114,7 @@ def from_checkpoint_tree(tree: dict[str, Any], like: TrainState) -> TrainState:
         params=_into(tree["target"], like.params),
         opt_state=_into(tree["state"].get("param_states", {}), like.opt_state),
         step=tree["state"]["step"],
+        variables=_into(tree.get(_VARIABLES, {}), like.variables),
     )
 
 

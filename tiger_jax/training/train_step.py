@@ -11,6 +11,7 @@ On a mesh, microbatches are dealt out to the data devices where there are enough
 them (`spreads_microbatches`), and else each is split over the devices.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -26,12 +27,16 @@ from tiger_jax.training.partitioning import Partitioner
 from tiger_jax.training.train_state import TrainState
 
 PyTree = Any
+Sums = dict[str, Any]  # arrays, or trees of them, by name
 # loss_fn(params, batch, dropout_key or None) -> (sum of losses, sums by name);
 # sums["weight"] is what the sums are to be divided by.
-LossFn = Callable[[PyTree, PyTree, PRNGKeyArray | None], tuple[Array, dict[str, Array]]]
+LossFn = Callable[[PyTree, PyTree, PRNGKeyArray | None], tuple[Array, Sums]]
 # make_batch(constants, arrays of one microbatch, bucket) -> the loss's batch.
 MakeBatchFn = Callable[[PyTree, PyTree, int], PyTree]
-TrainStepFn = Callable[..., tuple[TrainState, dict[str, Array]]]
+# after_update(new state, the update's sums, constants, arrays [M B]) -> state: a change
+# that no gradient makes.
+AfterUpdateFn = Callable[[TrainState, PyTree, PyTree, PyTree], TrainState]
+TrainStepFn = Callable[..., tuple[TrainState, Sums]]
 
 
 def make_train_step(
@@ -42,6 +47,7 @@ def make_train_step(
     *,
     make_batch: MakeBatchFn,
     num_buckets: int,
+    after_update: AfterUpdateFn | None = None,
 ) -> TrainStepFn:
     """Compiles ``(state, key, constants, arrays, buckets) -> (state, metrics)``.
 
@@ -53,134 +59,157 @@ def make_train_step(
     The dropout key of update s is ``fold_in(key, s)``, so a resumed run draws the
     same numbers; its microbatches fold their number in once more.
     """
+    step = _TrainStep(
+        loss_fn, optimizer, partitioner, make_batch, num_buckets, after_update
+    )
+    jitted = jax.jit(
+        step.run,
+        donate_argnums=0,
+        out_shardings=(shardings, partitioner.replicated),
+        compiler_options=_compiler_options(partitioner),
+    )
 
-    def sum_gradients(
-        params: PyTree,
+    def call(*args: Any) -> tuple[TrainState, Sums]:
+        with partitioner.context():
+            return jitted(*args)
+
+    call.lower = jitted.lower  # type: ignore[attr-defined]
+    return call
+
+
+@dataclasses.dataclass(frozen=True)
+class _TrainStep:
+    """The step before it is compiled, from the outside in."""
+
+    loss_fn: LossFn
+    optimizer: optax.GradientTransformation
+    partitioner: Partitioner
+    make_batch: MakeBatchFn
+    num_buckets: int
+    after_update: AfterUpdateFn | None
+
+    def run(
+        self,
+        state: TrainState,
         key: PRNGKeyArray,
         constants: PyTree,
         arrays: PyTree,
-        bucket: Any,
-    ) -> tuple[dict[str, Array], PyTree]:
-        def in_bucket(number: int, arrays: PyTree, key: PRNGKeyArray) -> Any:
-            batch = make_batch(constants, arrays, number)
+        buckets: Int32[Array, "U M"],
+    ) -> tuple[TrainState, Sums]:
+        """Makes U updates."""
+        if buckets.shape[0] == 1:
+            arrays, one = _first((arrays, buckets))
+            state, metrics = self.update(state, arrays, one, key, constants)
+            return state, jax.tree.map(lambda x: x[None], metrics)
+        return jax.lax.scan(
+            lambda state, xs: self.update(state, *xs, key, constants),
+            state,
+            (arrays, buckets),
+        )
 
-            def loss_and_sums(params: PyTree) -> tuple[Array, dict[str, Array]]:
-                loss_sum, sums = loss_fn(params, batch, key)
-                sums = {name: value.astype(jnp.float32) for name, value in sums.items()}
-                return loss_sum, {**sums, "loss": loss_sum.astype(jnp.float32)}
+    def update(
+        self,
+        state: TrainState,
+        arrays: PyTree,
+        buckets: Int32[Array, " M"],
+        key: PRNGKeyArray,
+        constants: PyTree,
+    ) -> tuple[TrainState, Sums]:
+        """Makes one update of M microbatches."""
+        key, count = jax.random.fold_in(key, state.step), len(buckets)
+        shared = (state.params, key, constants)
+        if count == 1:
+            sums, grads = self.sum_gradients(*shared, *_first((arrays, buckets)))
+        else:
+            is_spread = self.partitioner.num_data_shards > 1 and spreads_microbatches(
+                self.partitioner, count
+            )
+            sum_all = self.sum_spread if is_spread else self.sum_microbatches
+            sums, grads = sum_all(*shared, arrays, buckets, jnp.arange(count))
+        weight = jnp.maximum(sums["weight"], 1e-9)  # a draw of padding only
+        grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), grads)
+        updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        state = TrainState(params, opt_state, state.step + 1, state.variables)
+        if self.after_update is not None:
+            state = self.after_update(state, sums, constants, arrays)
+        metrics = {
+            **sums,
+            "loss": sums["loss"] / weight,
+            "gradient_norm": optax.tree.norm(grads),
+        }
+        return state, metrics
 
-            grads, sums = jax.grad(loss_and_sums, has_aux=True)(params)
-            return sums, grads
+    def sum_spread(
+        self, params: PyTree, key: PRNGKeyArray, constants: PyTree, *xs: PyTree
+    ) -> tuple[Sums, PyTree]:
+        """Lets each data device sum its own; one exchange between them at the end."""
 
-        if num_buckets == 1:
-            return in_bucket(0, arrays, key)
-        branches = [functools.partial(in_bucket, b) for b in range(num_buckets)]
-        return jax.lax.switch(bucket, branches, arrays, key)
+        def sum_own(*args: PyTree) -> PyTree:
+            shared, own = args[:3], _first(args[3:])
+            return jax.lax.psum(self.sum_microbatches(*shared, *own), "data")
+
+        # [devices, M / devices]
+        order = _deal(len(xs[-1]), self.partitioner.num_data_shards)
+        whole, split = PartitionSpec(), PartitionSpec("data")
+        return jax.shard_map(
+            sum_own,
+            mesh=self.partitioner.mesh,
+            in_specs=(whole,) * 3 + (split,) * len(xs),
+            out_specs=whole,
+            check_vma=False,
+        )(params, key, constants, *jax.tree.map(lambda x: x[order], xs))
 
     def sum_microbatches(
+        self,
         params: PyTree,
         key: PRNGKeyArray,
         constants: PyTree,
         arrays: PyTree,
         buckets: Int32[Array, " M"],
         numbers: Int32[Array, " M"],
-    ) -> tuple[dict[str, Array], PyTree]:
+    ) -> tuple[Sums, PyTree]:
         """Sums over microbatches, in the order in which they come."""
-        run = functools.partial(sum_gradients, params)
 
         def add_microbatch(total: PyTree, xs: Any) -> tuple[PyTree, None]:
             arrays, bucket, number = xs
-            one = run(jax.random.fold_in(key, number), constants, arrays, bucket)
+            key_of_it = jax.random.fold_in(key, number)
+            one = self.sum_gradients(params, key_of_it, constants, arrays, bucket)
             return jax.tree.map(jnp.add, total, one), None
 
         xs = (arrays, buckets, numbers)
-        one = jax.eval_shape(run, key, constants, *_first(xs[:2]))
+        one = jax.eval_shape(
+            self.sum_gradients, params, key, constants, *_first(xs[:2])
+        )
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), one)
         total, _ = jax.lax.scan(add_microbatch, zeros, xs)
         return total
 
-    def sum_spread_microbatches(
-        params: PyTree, key: PRNGKeyArray, constants: PyTree, *xs: PyTree
-    ) -> tuple[dict[str, Array], PyTree]:
-        """Lets each data device sum its own; one exchange between them at the end."""
-
-        def sum_own(*args: PyTree) -> PyTree:
-            shared, own = args[:3], _first(args[3:])
-            return jax.lax.psum(sum_microbatches(*shared, *own), "data")
-
-        order = _deal(len(xs[-1]), num_shards)  # [devices, M / devices]
-        whole, split = PartitionSpec(), PartitionSpec("data")
-        return jax.shard_map(
-            sum_own,
-            mesh=partitioner.mesh,
-            in_specs=(whole,) * 3 + (split,) * len(xs),
-            out_specs=whole,
-            check_vma=False,
-        )(params, key, constants, *jax.tree.map(lambda x: x[order], xs))
-
-    num_shards = partitioner.num_data_shards
-
-    def update(
-        state: TrainState,
-        arrays: PyTree,
-        buckets: Int32[Array, " M"],
-        key: PRNGKeyArray,
-        constants: PyTree,
-    ) -> tuple[TrainState, dict[str, Array]]:
-        key = jax.random.fold_in(key, state.step)
-        count = len(buckets)
-        if count == 1:
-            sums, grads = sum_gradients(
-                state.params, key, constants, *_first((arrays, buckets))
-            )
-        else:
-            is_spread = num_shards > 1 and spreads_microbatches(partitioner, count)
-            sum_all = sum_spread_microbatches if is_spread else sum_microbatches
-            numbers = jnp.arange(count)
-            sums, grads = sum_all(
-                state.params, key, constants, arrays, buckets, numbers
-            )
-        weight = jnp.maximum(sums["weight"], 1e-9)  # a draw of padding only
-        grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        metrics = {
-            **sums,
-            "loss": sums["loss"] / weight,
-            "gradient_norm": optax.tree.norm(grads),
-        }
-        return TrainState(params, opt_state, state.step + 1), metrics
-
-    def train_step(
-        state: TrainState,
+    def sum_gradients(
+        self,
+        params: PyTree,
         key: PRNGKeyArray,
         constants: PyTree,
         arrays: PyTree,
-        buckets: Int32[Array, "U M"],
-    ) -> tuple[TrainState, dict[str, Array]]:
-        if buckets.shape[0] == 1:
-            arrays, one = _first((arrays, buckets))
-            state, metrics = update(state, arrays, one, key, constants)
-            return state, jax.tree.map(lambda x: x[None], metrics)
-        return jax.lax.scan(
-            lambda state, xs: update(state, *xs, key, constants),
-            state,
-            (arrays, buckets),
-        )
+        bucket: Int32[Array, ""],
+    ) -> tuple[Sums, PyTree]:
+        """The sums of one microbatch, padded to its bucket, and their gradient."""
 
-    jitted = jax.jit(
-        train_step,
-        donate_argnums=0,
-        out_shardings=(shardings, partitioner.replicated),
-        compiler_options=_compiler_options(partitioner),
-    )
+        def in_bucket(number: int, arrays: PyTree, key: PRNGKeyArray) -> Any:
+            batch = self.make_batch(constants, arrays, number)
 
-    def call(*args: Any) -> tuple[TrainState, dict[str, Array]]:
-        with partitioner.context():
-            return jitted(*args)
+            def loss_and_sums(params: PyTree) -> tuple[Array, Sums]:
+                loss_sum, sums = self.loss_fn(params, batch, key)
+                sums = {**sums, "loss": loss_sum}
+                return loss_sum, jax.tree.map(lambda x: x.astype(jnp.float32), sums)
 
-    call.lower = jitted.lower  # type: ignore[attr-defined]
-    return call
+            grads, sums = jax.grad(loss_and_sums, has_aux=True)(params)
+            return sums, grads
+
+        if self.num_buckets == 1:
+            return in_bucket(0, arrays, key)
+        branches = [functools.partial(in_bucket, b) for b in range(self.num_buckets)]
+        return jax.lax.switch(bucket, branches, arrays, key)
 
 
 def spreads_microbatches(partitioner: Partitioner, count: int) -> bool:

@@ -3,6 +3,7 @@
 Needs no Beam: training reads embeddings here.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,11 @@ class VectorRows:
         self._name, self._rows = name, rows_of(shards)
         self._ends = np.cumsum(shards.count())
         self.num_rows = int(self._ends[-1])
+
+    def blocks(self, size: int = 16_384) -> Iterator[Float32[np.ndarray, "rows E"]]:
+        """All rows in their order, a block at a time."""
+        for start in range(0, self.num_rows, size):
+            yield self.read(start, min(start + size, self.num_rows))
 
     def read(self, start: int, stop: int) -> Float32[np.ndarray, "rows E"]:
         """Some rows that follow one another, whatever files they lie in.

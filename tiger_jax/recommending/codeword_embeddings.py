@@ -1,12 +1,37 @@
 """Token embeddings that start from the quantizer's codewords, as an option."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
+
+from tiger_jax.errors import InputError
+from tiger_jax.quantizers.store import load_quantizer
+from tiger_jax.semantic_ids.table import SemanticIdTable
+
+
+def load_codebooks(folder: Path, table: SemanticIdTable) -> list[Float[Array, "_ Z"]]:
+    """The codebooks of the quantizer in `folder`, one for each learned level.
+
+    Raises:
+        InputError: The quantizer has none, or not those that the Semantic IDs need.
+    """
+    arrays = load_quantizer(folder).to_arrays()
+    by_level = {name.rpartition(".")[2]: array for name, array in arrays.items()}
+    names = [f"codebook_{level}" for level in range(table.num_levels)]
+    codebooks = [jnp.asarray(by_level[name]) for name in names if name in by_level]
+    sizes = tuple(len(codebook) for codebook in codebooks)
+    if sizes != table.codebook_sizes[:-1]:
+        raise InputError(
+            f"train_recommender.codeword_embeddings: the quantizer in {folder} has "
+            f"codebooks of {sizes} codewords, and the Semantic IDs need "
+            f"{table.codebook_sizes[:-1]}: turn it off for this quantizer"
+        )
+    return codebooks
 
 
 def init_token_embeddings(

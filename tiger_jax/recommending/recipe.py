@@ -1,0 +1,86 @@
+"""All that decides how a recommender is trained."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from tiger_jax.errors import InputError
+from tiger_jax.input_pipeline.microbatches import BucketConfig
+from tiger_jax.input_pipeline.resident import ResidentConfig
+from tiger_jax.models.tiger import TigerConfig
+from tiger_jax.recommending.validation import ValidationConfig
+from tiger_jax.training.loop import LoopConfig, decides
+from tiger_jax.training.optimizers import OptimizerConfig
+
+ALL_PREFIXES, LAST_ALONE = "prefixes", "last"  # which pairs are trained on
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """All that decides what is trained; see the stage `train_recommender`.
+
+    Attributes:
+        input: The input's configs; the first has its batch size and `max_items`.
+    """
+
+    seed: int
+    model: TigerConfig
+    num_user_tokens: int
+    codeword_embeddings: bool
+    starts_from: Path | None
+    training_pairs: str
+    optimizer: OptimizerConfig
+    loop: LoopConfig
+    validation: ValidationConfig
+    input: tuple[Any, ...]
+
+    def __post_init__(self) -> None:
+        is_resident = isinstance(self.input[0], ResidentConfig)
+        if self.training_pairs not in (ALL_PREFIXES, LAST_ALONE):
+            raise InputError(
+                f"train_recommender.training_pairs {self.training_pairs!r}: choose "
+                f"{ALL_PREFIXES!r} or {LAST_ALONE!r}"
+            )
+        if self.training_pairs != ALL_PREFIXES and not is_resident:
+            raise InputError(
+                "train_recommender.training_pairs is for the resident input: a seqio "
+                "task makes its pairs itself"
+            )
+
+    @property
+    def only_last(self) -> bool:
+        """Whether each history's longest prefix alone is trained on."""
+        return self.training_pairs == LAST_ALONE
+
+    @property
+    def max_items(self) -> int:
+        """Items of a history that the encoder sees."""
+        return self.input[0].max_items
+
+    def decides(self) -> dict[str, Any]:
+        """What a finished folder must agree with to be up to date.
+
+        Where the start lies does not affect the result; its hash does.
+        """
+        settings = {**vars(self), "loop": decides(self.loop)}
+        del settings["starts_from"]
+        if self.training_pairs == ALL_PREFIXES:
+            del settings["training_pairs"]  # as it was before there was a choice
+        return settings
+
+
+def choose_input(
+    input: str,
+    resident: ResidentConfig | None,
+    seqio: Any,
+    buckets: BucketConfig | None,
+) -> tuple[Any, ...]:
+    """The configs of the input that was chosen."""
+    if input == "resident":
+        return (resident or ResidentConfig(),)
+    if input == "seqio" and seqio is not None:
+        return (seqio, buckets or BucketConfig())
+    raise InputError(
+        f"train_recommender.input {input!r}: choose 'resident', or 'seqio' with "
+        "train_recommender.seqio = @batches.SeqioConfig() (base/seqio_input.gin)"
+    )

@@ -1,0 +1,105 @@
+"""Training a recommender by its recipe; what the stage `train_recommender` calls."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from tiger_jax.models.tiger import (
+    Params,
+    Tiger,
+    init_params,
+    make_loss_fn,
+)
+from tiger_jax.progress import say
+from tiger_jax.recommending.codeword_embeddings import init_token_embeddings
+from tiger_jax.recommending.recipe import Recipe
+from tiger_jax.recommending.trained_model import ModelCard, load_start
+from tiger_jax.recommending.training_inputs import TrainingInputs
+from tiger_jax.recommending.validation import make_evaluate_fn
+from tiger_jax.training.loop import train
+from tiger_jax.training.optimizers import make_optimizer
+from tiger_jax.training.partitioning import Partitioner
+
+
+def train_tiger(
+    recipe: Recipe, inputs: TrainingInputs, folder: Path, partitioner: Partitioner
+) -> tuple[ModelCard, dict[str, Any]]:
+    """Trains in `folder`, from its newest checkpoint if there is one.
+
+    Returns:
+        The card of the best model, and a few facts about the training.
+    """
+    table, num_pairs = inputs.table, inputs.num_pairs
+    tiger = recipe.model.build(inputs.layout)
+    batch_size = recipe.input[0].batch_size
+    evaluate_fn = make_evaluate_fn(
+        tiger, table, inputs.sample, recipe.validation, partitioner
+    )
+
+    def load_first(params: Params) -> Params:
+        assert recipe.starts_from is not None
+        say(f"starts from the best parameters in {recipe.starts_from}")
+        return load_start(
+            recipe.starts_from, tiger, table, sharding=partitioner.replicated
+        )
+
+    say(
+        f"{num_pairs:,} training pairs, {batch_size} an update, "
+        f"{num_pairs / batch_size:,.0f} updates an epoch; {_describe(partitioner)}"
+    )
+    result = train(
+        loss_fn=make_loss_fn(tiger),
+        init_fn=_make_init_fn(tiger, inputs.codebooks),
+        optimizer=make_optimizer(recipe.optimizer, recipe.loop.total_steps),
+        input=inputs.examples,
+        evaluate_fn=evaluate_fn,
+        partitioner=partitioner,
+        config=recipe.loop,
+        folder=folder,
+        seed=recipe.seed,
+        on_start=None if recipe.starts_from is None else load_first,
+    )
+    if result.stopped:
+        say(f"stopped after step {result.step:,}: {result.stopped}")
+    say(
+        f"best at step {result.best_step:,}: "
+        + ", ".join(f"{n} {v:.4f}" for n, v in result.best_metrics.items())
+    )
+    card = ModelCard(
+        config=recipe.model,
+        layout=inputs.layout,
+        max_items=recipe.max_items,
+        best_step=result.best_step,
+        best_metrics=result.best_metrics,
+        semantic_ids=table.content_hash,
+    )
+    summary = {
+        "parameters": int(sum(x.size for x in jax.tree.leaves(result.state.params))),
+        "training_pairs": num_pairs,
+        "steps": result.step,
+        "stopped": result.stopped,
+        "seconds": round(result.seconds, 1),
+        "best_step": result.best_step,
+        "best": result.best_metrics,
+    }
+    return card, summary
+
+
+def _make_init_fn(
+    tiger: Tiger, codebooks: Sequence[jax.Array] | None
+) -> Callable[[jax.Array], Params]:
+    def init_fn(key: jax.Array) -> Params:
+        params = init_params(tiger, key)
+        if codebooks is None:
+            return params
+        return init_token_embeddings(params, codebooks, jax.random.fold_in(key, 1))
+
+    return init_fn
+
+
+def _describe(partitioner: Partitioner) -> str:
+    shape = partitioner.mesh.shape
+    kind = partitioner.mesh.devices.flat[0].device_kind
+    return f"mesh {shape['data']} data × {shape['model']} model ({kind})"
