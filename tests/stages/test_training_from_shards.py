@@ -1,5 +1,6 @@
 """The stage train_recommender on token files in shards, without the histories."""
 
+import dataclasses
 import itertools
 import json
 import os
@@ -24,7 +25,9 @@ from tiger_jax.input_pipeline.microbatches import BucketConfig
 from tiger_jax.input_pipeline.resident import ResidentConfig
 from tiger_jax.input_pipeline.token_shards import token_shards_of
 from tiger_jax.recommending import training_inputs
+from tiger_jax.recommending.recipe import Recipe
 from tiger_jax.recommending.trained_model import ModelCard
+from tiger_jax.recommending.validation import ValidationConfig
 from tiger_jax.stages import train_recommender as stage
 from tiger_jax.stages.context import RunContext
 from tiger_jax.training.partitioning import MeshConfig
@@ -95,12 +98,17 @@ def test_it_trains_without_the_histories_and_goes_on_with_the_next_example(
 
 def test_validation_takes_the_users_that_the_histories_would_give(workdir, monkeypatch):
     monkeypatch.setenv("TIGER_WORKDIR", str(workdir))
-    sizes = {"num_user_tokens": 3, "num_validation_users": 21, "seed": 5}
-    expected = training_inputs.open_histories(
-        workdir, (ResidentConfig(32, 16, 4, ()),), only_last=False, **sizes
+    recipe = Recipe(
+        seed=5,
+        num_user_tokens=3,
+        validation=ValidationConfig(num_users=21),
+        input=(ResidentConfig(32, 16, 4, ()),),
     )
+    expected = training_inputs.open_histories(workdir, recipe)
     found = training_inputs.open_token_shards(
-        token_shards_of(TASK), workdir, (SEQIO, BucketConfig()), **sizes
+        token_shards_of(TASK),
+        workdir,
+        dataclasses.replace(recipe, input=(SEQIO, BucketConfig())),
     )
     for name in ("inputs", "targets", "items"):
         mine, theirs = (getattr(i.sample, name) for i in (found, expected))

@@ -23,16 +23,16 @@ class Recipe:
         input: The input's configs; the first has its batch size and `max_items`.
     """
 
-    seed: int
-    model: TigerConfig
-    num_user_tokens: int
-    codeword_embeddings: bool
-    starts_from: Path | None
-    training_pairs: str
-    optimizer: OptimizerConfig
-    loop: LoopConfig
-    validation: ValidationConfig
-    input: tuple[Any, ...]
+    seed: int = 0
+    model: TigerConfig = TigerConfig()
+    num_user_tokens: int = 2000
+    codeword_embeddings: bool = False
+    starts_from: Path | None = None
+    training_pairs: str = ALL_PREFIXES
+    optimizer: OptimizerConfig = OptimizerConfig()
+    loop: LoopConfig = LoopConfig()
+    validation: ValidationConfig = ValidationConfig()
+    input: tuple[Any, ...] = (ResidentConfig(),)
 
     def __post_init__(self) -> None:
         is_resident = isinstance(self.input[0], ResidentConfig)

@@ -77,50 +77,31 @@ def tasks_read(workdir: Path) -> Iterator[None]:
 
 
 def open_inputs(workdir: Path, recipe: Recipe, token_shards: Any) -> TrainingInputs:
-    """Opens what a recipe trains on: histories, or token files if there are any."""
-    sizes = {
-        "num_user_tokens": recipe.num_user_tokens,
-        "num_validation_users": recipe.validation.num_users,
-        "seed": recipe.seed,
-    }
+    """Opens what a recipe trains on: histories, or token files if there are any.
+
+    Raises:
+        InputError: A folder can't be read, the token files are of other Semantic IDs,
+            or were made with other settings than the recipe's.
+    """
     if token_shards is not None:
-        inputs = open_token_shards(token_shards, workdir, recipe.input, **sizes)
+        inputs = open_token_shards(token_shards, workdir, recipe)
     else:
-        inputs = open_histories(
-            workdir, recipe.input, only_last=recipe.only_last, **sizes
-        )
+        inputs = open_histories(workdir, recipe)
     if not recipe.codeword_embeddings:
         return inputs
     codebooks = load_codebooks(workdir / "rqvae", inputs.table)
     return dataclasses.replace(inputs, codebooks=codebooks)
 
 
-def open_histories(
-    workdir: Path,
-    input: tuple[Any, ...],
-    *,
-    num_user_tokens: int,
-    num_validation_users: int,
-    only_last: bool,
-    seed: int,
-) -> TrainingInputs:
-    """Reads `data/` and `semantic_ids/`.
-
-    Args:
-        workdir: The work directory.
-        input: The input's configs.
-        num_user_tokens: Tokens that users are hashed to.
-        num_validation_users: Users to validate on.
-        only_last: Train on each user's longest prefix alone.
-        seed: Decides the order of examples, and the validation users.
-
-    Raises:
-        InputError: A folder can't be read, or a task's tokens mean something else.
-    """
+def open_histories(workdir: Path, recipe: Recipe) -> TrainingInputs:
+    """Reads `data/` and `semantic_ids/`."""
     data = PreparedData.load(workdir / "data")
     table = load_table(workdir, data)
-    layout = TokenLayout(table.codebook_sizes, num_user_tokens)
-    config, num_pairs = input[0], int(np.maximum(data.train.lengths - 1, 0).sum())
+    layout = TokenLayout(table.codebook_sizes, recipe.num_user_tokens)
+    config, num_pairs = (
+        recipe.input[0],
+        int(np.maximum(data.train.lengths - 1, 0).sum()),
+    )
     if isinstance(config, ResidentConfig):
         examples: Any = ResidentInput(
             data.train,
@@ -128,20 +109,20 @@ def open_histories(
             layout,
             config,
             user_hashes=data.user_hashes,
-            seed=seed,
-            only_last=only_last,
+            seed=recipe.seed,
+            only_last=recipe.only_last,
         )
         num_pairs = examples.num_examples
     else:
-        examples = _open_stream(input, layout, workdir, seed)
+        examples = _open_stream(recipe, layout, workdir)
     sample = ValidationSample.of_users(
         data.validation,
         table,
         layout,
-        num_users=num_validation_users,
+        num_users=recipe.validation.num_users,
         max_items=config.max_items,
         user_hashes=data.user_hashes,
-        seed=seed,
+        seed=recipe.seed,
     )
     return TrainingInputs(table, layout, examples, sample, num_pairs)
 
@@ -156,28 +137,10 @@ def find_token_shards(input: tuple[Any, ...]) -> Any:
     return token_shards_of(input[0].task)
 
 
-def open_token_shards(
-    source: Any,
-    workdir: Path,
-    input: tuple[Any, ...],
-    *,
-    num_user_tokens: int,
-    num_validation_users: int,
-    seed: int,
-) -> TrainingInputs:
+def open_token_shards(source: Any, workdir: Path, recipe: Recipe) -> TrainingInputs:
     """Reads `semantic_ids/`, and of the token files what validation needs.
 
-    Args:
-        source: From `find_token_shards`.
-        workdir: The work directory.
-        input: The input's configs.
-        num_user_tokens: Tokens that users are hashed to.
-        num_validation_users: Users to validate on: those that `open_histories` draws.
-        seed: Decides the order of examples, and the validation users.
-
-    Raises:
-        InputError: The token files are of other Semantic IDs, or were made with other
-            settings.
+    The users to validate on are those that `open_histories` draws.
     """
     folder = workdir / "semantic_ids"
     made_of = artifacts.load_manifest(folder, verify=False).external
@@ -186,29 +149,27 @@ def open_token_shards(
             f"the token files in {source.folder} were made of other Semantic IDs than "
             f"{folder}: run --stage=assign_shards again"
         )
-    config, table = input[0], SemanticIdTable.load(folder)
+    config, table = recipe.input[0], SemanticIdTable.load(folder)
     if config.max_items != source.max_items:
         raise InputError(
             f"the token files in {source.folder} hold up to {source.max_items} items "
             f"an example, and batches.SeqioConfig.max_items is {config.max_items}: "
             "make both the same"
         )
-    layout = TokenLayout(table.codebook_sizes, num_user_tokens)
-    examples = _open_stream(input, layout, workdir, seed)
-    num_inputs = examples.buckets[-1]
-    rows = draw_rows(source.num_pairs("validation"), num_validation_users, seed)
+    layout = TokenLayout(table.codebook_sizes, recipe.num_user_tokens)
+    examples = _open_stream(recipe, layout, workdir)
+    num_inputs, num_users = examples.buckets[-1], recipe.validation.num_users
+    rows = draw_rows(source.num_pairs("validation"), num_users, recipe.seed)
     inputs, targets = source.read_examples("validation", rows, num_inputs=num_inputs)
     sample = ValidationSample.of_tokens(inputs, targets, table, layout)
     return TrainingInputs(table, layout, examples, sample, source.num_pairs("train"))
 
 
-def _open_stream(
-    input: tuple[Any, ...], layout: TokenLayout, workdir: Path, seed: int
-) -> BucketedBatches:
+def _open_stream(recipe: Recipe, layout: TokenLayout, workdir: Path) -> BucketedBatches:
     from tiger_jax.input_pipeline.batches import SeqioBatches
 
-    config, buckets = input
-    stream = SeqioBatches(config, seed=seed)
+    config, buckets = recipe.input
+    stream = SeqioBatches(config, seed=recipe.seed)
     if stream.layout != layout:
         raise InputError(
             f"the task {config.task} has the token layout {stream.layout}, and "
