@@ -5,14 +5,14 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
-from jaxtyping import Float, Float32, Int, Int32, UInt64
+from jaxtyping import Float, Float32, Int, UInt64
 
 from tiger_jax.config import config
-from tiger_jax.quantizers.quantizer import chunks
+from tiger_jax.quantizers.quantizer import ChunkedQuantizer
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Hyperplanes:
+class Hyperplanes(ChunkedQuantizer):
     """Reads each codeword off the sides of hyperplanes an embedding lies on.
 
     Attributes:
@@ -29,25 +29,15 @@ class Hyperplanes:
         num_levels, num_hyperplanes, _ = self.normals.shape
         return (2**num_hyperplanes,) * num_levels
 
-    def encode(self, embeddings: Float[np.ndarray, "N E"]) -> Int32[np.ndarray, "N L"]:
-        num_levels, num_hyperplanes, _ = self.normals.shape
-        weights = 2 ** np.arange(num_hyperplanes)[::-1]
-        codes = [np.empty((0, num_levels), np.int32)]
-        for chunk in chunks(embeddings):
-            sides = np.einsum(
-                "ne,lhe->nlh", chunk - self.center, self.normals, optimize=True
-            )
-            codes.append(((sides > 0) @ weights).astype(np.int32))
-        return np.concatenate(codes)
-
-    def reconstruct(self, codes: Int[np.ndarray, "N l"]) -> None:
-        return None
+    def encode_chunk(self, chunk: Float32[np.ndarray, "B E"]) -> Int[np.ndarray, "B L"]:
+        weights = 2 ** np.arange(self.normals.shape[1])[::-1]
+        sides = np.einsum(
+            "ne,lhe->nlh", chunk - self.center, self.normals, optimize=True
+        )
+        return (sides > 0) @ weights
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         return {"center": self.center, "normals": self.normals}
-
-    def settings(self) -> dict[str, Any]:
-        return {"codebook_sizes": list(self.codebook_sizes)}
 
     @classmethod
     def from_arrays(
@@ -86,7 +76,7 @@ class Lsh:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class HashedCodes:
+class HashedCodes(ChunkedQuantizer):
     """Codewords from a hash of the embedding: random, yet always the same.
 
     The hash is multiply-add over the embedding's bits, then splitmix64's finish.
@@ -105,28 +95,19 @@ class HashedCodes:
     def codebook_sizes(self) -> tuple[int, ...]:
         return self.sizes
 
-    def encode(self, embeddings: Float[np.ndarray, "N E"]) -> Int32[np.ndarray, "N L"]:
-        codes = [np.empty((0, len(self.sizes)), np.int32)]
-        for chunk in chunks(embeddings):
-            # Adding zero makes -0.0 the same as 0.0.
-            bits = np.ascontiguousarray(chunk + 0).view(np.uint32).astype(np.uint64)
-            hashed = (bits * self.multipliers).sum(axis=1, dtype=np.uint64)
-            levels = []
-            for size in self.sizes:
-                hashed = hashed + np.uint64(0x9E3779B97F4A7C15)
-                # The high half, whose remainder is uniform to 1 part in 2^32 / K.
-                levels.append((_finish_splitmix64(hashed) >> np.uint64(32)) % size)
-            codes.append(np.column_stack(levels).astype(np.int32))
-        return np.concatenate(codes)
-
-    def reconstruct(self, codes: Int[np.ndarray, "N l"]) -> None:
-        return None
+    def encode_chunk(self, chunk: Float32[np.ndarray, "B E"]) -> Int[np.ndarray, "B L"]:
+        # Adding zero makes -0.0 the same as 0.0.
+        bits = np.ascontiguousarray(chunk + 0).view(np.uint32).astype(np.uint64)
+        hashed = (bits * self.multipliers).sum(axis=1, dtype=np.uint64)
+        levels = []
+        for size in self.sizes:
+            hashed = hashed + np.uint64(0x9E3779B97F4A7C15)
+            # The high half, whose remainder is uniform to 1 part in 2^32 / K.
+            levels.append((_finish_splitmix64(hashed) >> np.uint64(32)) % size)
+        return np.column_stack(levels)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         return {"multipliers": self.multipliers}
-
-    def settings(self) -> dict[str, Any]:
-        return {"codebook_sizes": list(self.sizes)}
 
     @classmethod
     def from_arrays(

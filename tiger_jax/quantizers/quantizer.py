@@ -55,6 +55,31 @@ class Quantizer(Protocol):
         ...
 
 
+class ChunkedQuantizer:
+    """What most quantizers share; they say how a chunk is encoded."""
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        raise NotImplementedError
+
+    def encode(self, embeddings: Float[np.ndarray, "N E"]) -> Int32[np.ndarray, "N L"]:
+        codes = [np.empty((0, len(self.codebook_sizes)), np.int32)]
+        codes += [self.encode_chunk(c).astype(np.int32) for c in chunks(embeddings)]
+        return np.concatenate(codes)
+
+    def encode_chunk(self, chunk: Float32[np.ndarray, "B E"]) -> Int[np.ndarray, "B L"]:
+        """The codewords of some embeddings."""
+        raise NotImplementedError
+
+    def reconstruct(
+        self, codes: Int[np.ndarray, "N l"]
+    ) -> Float32[np.ndarray, "N E"] | None:
+        return None
+
+    def settings(self) -> dict[str, Any]:
+        return {"codebook_sizes": list(self.codebook_sizes)}
+
+
 @runtime_checkable
 class QuantizerConfig(Protocol):
     """What can be chosen about a quantizer."""

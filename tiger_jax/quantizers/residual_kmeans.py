@@ -5,17 +5,17 @@ from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
-from jaxtyping import Float, Float32, Int, Int32
+from jaxtyping import Float, Float32, Int
 
 from tiger_jax.config import config
 from tiger_jax.models.residual_quantizer import nearest_codewords
 from tiger_jax.progress import say
 from tiger_jax.quantizers.kmeans import fit_kmeans
-from tiger_jax.quantizers.quantizer import ENCODE_CHUNK, chunks
+from tiger_jax.quantizers.quantizer import ENCODE_CHUNK, ChunkedQuantizer
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ResidualCodebooks:
+class ResidualCodebooks(ChunkedQuantizer):
     """Quantizes to a sum of codewords, each the nearest to what is left over.
 
     Attributes:
@@ -29,16 +29,13 @@ class ResidualCodebooks:
     def codebook_sizes(self) -> tuple[int, ...]:
         return tuple(len(codebook) for codebook in self.codebooks)
 
-    def encode(self, embeddings: Float[np.ndarray, "N E"]) -> Int32[np.ndarray, "N L"]:
-        codes = [np.empty((0, len(self.codebooks)), np.int32)]
-        for residual in chunks(embeddings):
-            levels = []
-            for codebook in self.codebooks:
-                codewords = nearest_codewords(residual, codebook)
-                residual = residual - codebook[codewords]
-                levels.append(codewords)
-            codes.append(np.column_stack(levels).astype(np.int32))
-        return np.concatenate(codes)
+    def encode_chunk(self, chunk: Float32[np.ndarray, "B E"]) -> Int[np.ndarray, "B L"]:
+        residual, levels = chunk, []
+        for codebook in self.codebooks:
+            codewords = nearest_codewords(residual, codebook)
+            residual = residual - codebook[codewords]
+            levels.append(codewords)
+        return np.column_stack(levels)
 
     def reconstruct(self, codes: Int[np.ndarray, "N l"]) -> Float32[np.ndarray, "N E"]:
         parts = [self.codebooks[l][codes[:, l]] for l in range(codes.shape[1])]
@@ -46,9 +43,6 @@ class ResidualCodebooks:
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         return {f"codebook_{l}": book for l, book in enumerate(self.codebooks)}
-
-    def settings(self) -> dict[str, Any]:
-        return {"codebook_sizes": list(self.codebook_sizes)}
 
     @classmethod
     def from_arrays(

@@ -8,14 +8,14 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 from flax import traverse_util
-from jaxtyping import Array, Float, Float32, Int, Int32
+from jaxtyping import Array, Float, Float32, Int
 
 from tiger_jax.models.rqvae import RqVae, RqVaeConfig
-from tiger_jax.quantizers.quantizer import ENCODE_CHUNK, chunks
+from tiger_jax.quantizers.quantizer import ENCODE_CHUNK, ChunkedQuantizer
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class RqVaeQuantizer:
+class RqVaeQuantizer(ChunkedQuantizer):
     """Frozen: encodes items of today and of later alike.
 
     Attributes:
@@ -40,14 +40,10 @@ class RqVaeQuantizer:
         """The network."""
         return RqVae(self.config, len(self.mean))
 
-    def encode(self, embeddings: Float[np.ndarray, "N E"]) -> Int32[np.ndarray, "N L"]:
-        codes = [np.empty((0, len(self.codebook_sizes)), np.int32)]
-        for chunk in chunks(embeddings):
-            standardized = (chunk - self.mean) / self.scale
-            padded = _pad(standardized)
-            found = np.asarray(_quantize(self.model, self.params, padded))
-            codes.append(found[: len(chunk)].astype(np.int32))
-        return np.concatenate(codes)
+    def encode_chunk(self, chunk: Float32[np.ndarray, "B E"]) -> Int[np.ndarray, "B L"]:
+        padded = _pad((chunk - self.mean) / self.scale)
+        found = np.asarray(_quantize(self.model, self.params, padded))
+        return found[: len(chunk)]
 
     def reconstruct(self, codes: Int[np.ndarray, "N l"]) -> Float32[np.ndarray, "N E"]:
         rows = [np.empty((0, len(self.mean)), np.float32)]

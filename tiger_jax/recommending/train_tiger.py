@@ -61,12 +61,6 @@ def train_tiger(
         seed=recipe.seed,
         on_start=None if recipe.starts_from is None else load_first,
     )
-    if result.stopped:
-        say(f"stopped after step {result.step:,}: {result.stopped}")
-    say(
-        f"best at step {result.best_step:,}: "
-        + ", ".join(f"{n} {v:.4f}" for n, v in result.best_metrics.items())
-    )
     card = ModelCard(
         config=recipe.model,
         layout=inputs.layout,
@@ -75,16 +69,7 @@ def train_tiger(
         best_metrics=result.best_metrics,
         semantic_ids=table.content_hash,
     )
-    summary = {
-        "parameters": int(sum(x.size for x in jax.tree.leaves(result.state.params))),
-        "training_pairs": num_pairs,
-        "steps": result.step,
-        "stopped": result.stopped,
-        "seconds": round(result.seconds, 1),
-        "best_step": result.best_step,
-        "best": result.best_metrics,
-    }
-    return card, summary
+    return card, {"training_pairs": num_pairs, **result.report()}
 
 
 def _make_init_fn(

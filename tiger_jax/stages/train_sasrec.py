@@ -108,22 +108,10 @@ def train_sasrec(
         folder=run.folder,
         seed=seed,
     )
-    if result.stopped:
-        say(f"stopped after step {result.step:,}: {result.stopped}")
-    best = ", ".join(f"{n} {v:.4f}" for n, v in result.best_metrics.items())
-    say(f"best at step {result.best_step:,}: {best}")
     card = SasRecCard(config, data.num_items, result.best_step, result.best_metrics)
     card.save(run.folder)
     _, params = load_sasrec_params(run.folder)
     run.commit(
         contents={"params": jax.device_get(params)},
-        summary={
-            "parameters": int(sum(x.size for x in jax.tree.leaves(params))),
-            "training_targets": examples.num_targets,
-            "steps": result.step,
-            "stopped": result.stopped,
-            "seconds": round(result.seconds, 1),
-            "best_step": result.best_step,
-            "best": result.best_metrics,
-        },
+        summary={"training_targets": examples.num_targets, **result.report()},
     )

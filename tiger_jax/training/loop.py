@@ -192,6 +192,21 @@ class TrainResult:
     stopped: str | None
     seconds: float
 
+    def report(self) -> dict[str, Any]:
+        """Says how it ended, and gives the facts for a manifest."""
+        if self.stopped:
+            say(f"stopped after step {self.step:,}: {self.stopped}")
+        best = ", ".join(f"{name} {v:.4f}" for name, v in self.best_metrics.items())
+        say(f"best at step {self.best_step:,}: {best}")
+        return {
+            "parameters": sum(x.size for x in jax.tree.leaves(self.state.params)),
+            "steps": self.step,
+            "stopped": self.stopped,
+            "seconds": round(self.seconds, 1),
+            "best_step": self.best_step,
+            "best": self.best_metrics,
+        }
+
 
 def train(
     *,
