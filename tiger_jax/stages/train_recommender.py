@@ -99,7 +99,7 @@ def train_recommender(
         run = None
         if jax.process_index() == 0:
             run = _begin(context.workdir, recipe, shards)
-        is_current = run is not None and run.is_current
+        is_current = float(run is not None and run.is_current)
         if from_process_0({"is_current": is_current})["is_current"]:
             return
         inputs = open_inputs(context.workdir, recipe, shards)
