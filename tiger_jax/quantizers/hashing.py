@@ -104,7 +104,7 @@ class HashedCodes(ChunkedQuantizer):
             hashed = hashed + np.uint64(0x9E3779B97F4A7C15)
             # The high half, whose remainder is uniform to 1 part in 2^32 / K.
             levels.append((_finish_splitmix64(hashed) >> np.uint64(32)) % size)
-        return np.column_stack(levels)
+        return np.column_stack(levels).astype(np.int32)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         return {"multipliers": self.multipliers}
