@@ -204,13 +204,14 @@ def test_parts_that_do_not_fit_are_refused():
 
 
 def test_a_folder_without_data_says_what_to_run(tmp_path):
+    folder = tmp_path / "data"
     with pytest.raises(InputError, match="run --stage=prepare_data"):
-        PreparedData.load(tmp_path)
-    prepare().save(tmp_path)
-    (tmp_path / "users.parquet").write_bytes(b"not parquet")
+        PreparedData.load(folder)
+    prepare().save(folder)
+    (folder / "users.parquet").write_bytes(b"not parquet")
     with pytest.raises(InputError, match="run --stage=prepare_data"):
-        PreparedData.load(tmp_path)
-    prepare().save(tmp_path)
-    (tmp_path / "history_items.npy").write_bytes(b"")
+        PreparedData.load(folder)
+    prepare().save(folder)
+    (folder / "history_items.npy").write_bytes(b"")
     with pytest.raises(InputError, match="run --stage=prepare_data"):
-        PreparedData.load(tmp_path)
+        PreparedData.load(folder)

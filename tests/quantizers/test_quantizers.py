@@ -169,7 +169,7 @@ def test_kmeans_on_a_part_of_many_points_is_the_same_every_time():
 @pytest.mark.parametrize("name", ["quantizer.json", "arrays/codebook_0.npy"])
 def test_a_damaged_quantizer_is_an_input_error(tmp_path, name):
     quantizer = ResidualKMeans((4,)).fit(make_embeddings(20))
-    save_quantizer(quantizer, tmp_path)
-    (tmp_path / name).write_bytes(b"{")
+    save_quantizer(quantizer, tmp_path / "rqvae")
+    (tmp_path / "rqvae" / name).write_bytes(b"{")
     with pytest.raises(InputError, match="train_rqvae again"):
-        load_quantizer(tmp_path)
+        load_quantizer(tmp_path / "rqvae")

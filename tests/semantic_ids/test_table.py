@@ -143,14 +143,15 @@ def test_a_changed_file_is_noticed(tmp_path):
 
 @pytest.mark.parametrize("name", ["codes.npy", "item_ids.parquet", "table.json"])
 def test_a_missing_or_truncated_file_is_an_input_error(tmp_path, name):
-    a_table().save(tmp_path)
-    content = (tmp_path / name).read_bytes()
-    (tmp_path / name).write_bytes(content[: len(content) // 2])
+    folder = tmp_path / "semantic_ids"
+    a_table().save(folder)
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[: len(content) // 2])
     with pytest.raises(InputError, match="assign_semantic_ids again"):
-        SemanticIdTable.load(tmp_path)
-    (tmp_path / name).unlink()
+        SemanticIdTable.load(folder)
+    (folder / name).unlink()
     with pytest.raises(InputError, match="assign_semantic_ids again"):
-        SemanticIdTable.load(tmp_path)
+        SemanticIdTable.load(folder)
 
 
 @pytest.mark.parametrize(
