@@ -1,0 +1,190 @@
+"""Whoever asks, one searcher answers: the same items, and bits where shapes agree."""
+
+import dataclasses
+import functools
+import json
+
+import jax
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from served import run_in_thread
+from trained_workdir import MAX_ITEMS, NUM_ITEMS, make_trained_workdir
+
+from tasks.tiger import register_tiger_task
+from tiger_jax.data.prepared import PreparedData
+from tiger_jax.evaluation.evaluator import evaluate
+from tiger_jax.evaluation.lists import SavedLists
+from tiger_jax.recommending import numbered_recommender
+from tiger_jax.recommending.numbered_recommender import load_numbered_recommender
+from tiger_jax.recommending.recommender import Recommender
+from tiger_jax.recommending.requests import Request
+from tiger_jax.recommending.searcher import SearchConfig
+from tiger_jax.recommending.trained_model import load_recommender
+from tiger_jax.recommending.versions import CatalogueVersions
+from tiger_jax.semantic_ids.encoder_inputs import encode_histories
+from tiger_jax.semantic_ids.table import SemanticIdTable
+from tiger_jax.stages import recommend as recommend_stage
+from tiger_jax.stages.context import RunContext
+from tiger_jax.stages.export import export
+from tiger_jax.stages.list_candidates import CandidatesConfig, list_candidates
+from tiger_jax.t5x_bridge.model import T5xTiger
+from tiger_jax.training.partitioning import Partitioner
+
+B, K, TASK = 8, 20, "one_searcher"
+SEARCH = SearchConfig(num_beams=K)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_device():
+    """Evaluation splits its batches over devices, and shapes with them."""
+    with pytest.MonkeyPatch.context() as patch:
+        one = functools.partial(Partitioner, devices=jax.devices()[:1])
+        patch.setattr(numbered_recommender, "Partitioner", one)
+        yield
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory, one_device):
+    made = make_trained_workdir(tmp_path_factory.mktemp("one"))
+    users = {"max_users": B, "max_validation_users": 1}
+    config = CandidatesConfig(depth=K, batch_size=B, reuse=False, **users)
+    list_candidates(RunContext(made), config=config, search=SEARCH)
+    options = {"batch_sizes": (B,), "max_excluded": recommend_stage.MAX_EXCLUDED}
+    export(RunContext(made), num_beams=K, **options)
+    return made
+
+
+@pytest.fixture(scope="module")
+def data(workdir):
+    return PreparedData.load(workdir / "data")
+
+
+@pytest.fixture(scope="module")
+def candidates(workdir):
+    """What `list_candidates` wrote."""
+    return SavedLists.load(workdir / "candidates", "test")
+
+
+@pytest.fixture(scope="module")
+def users(data, candidates):
+    return data.test.select(candidates.rows)
+
+
+@pytest.fixture(scope="module")
+def lists(candidates):
+    return candidates.items, candidates.scores
+
+
+@pytest.fixture(scope="module")
+def requests(data, users):
+    histories = [users.histories.of(row).tolist() for row in range(B)]
+    return [
+        Request(
+            [data.item_ids[item] for item in history],
+            K,
+            user=data.user_ids[user],
+            exclude_history=False,
+        )
+        for history, user in zip(histories, users.user_numbers.tolist(), strict=True)
+    ]
+
+
+@pytest.fixture(scope="module")
+def versions(workdir):
+    return CatalogueVersions.open(workdir / "bundle")
+
+
+@pytest.fixture(scope="module")
+def served(versions, requests, data):
+    """What the bundle's programs answer."""
+    return _arrays(Recommender.load(versions).answer(requests), data)
+
+
+def _arrays(answers, data):
+    number_of = {item_id: number for number, item_id in enumerate(data.item_ids)}
+    items = [[number_of[item.item_id] for item in answer.items] for answer in answers]
+    scores = [[item.score for item in answer.items] for answer in answers]
+    return np.array(items, np.int32), np.array(scores, np.float32)
+
+
+def _same_bits(one, other):
+    for mine, theirs in zip(one, other, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def test_evaluation_ranks_the_lists_that_are_written(workdir, data, users, lists):
+    recommender = load_numbered_recommender(workdir, data, SEARCH)
+    options = {"batch_size": B, "exclude_seen": False}
+    found = evaluate(recommender, users, num_items=NUM_ITEMS, k=K - 1, **options)
+    _same_bits(
+        (found.item_numbers, found.scores), [array[:, : K - 1] for array in lists]
+    )
+
+
+def test_a_bundle_answers_with_what_evaluation_ranks(served, lists):
+    _same_bits(served, lists)
+
+
+def test_recommend_writes_what_the_bundle_answers(
+    workdir, requests, served, data, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(recommend_stage, "BATCH_SIZES", (B,))
+    lines = [{"user": one.user, "history": one.history} for one in requests]
+    path, lists = tmp_path / "histories.jsonl", tmp_path / "lists.parquet"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    recommend_stage.recommend(
+        RunContext(workdir),
+        histories=str(path),
+        k=K,
+        exclude_seen=False,
+        output=str(lists),
+        search=SEARCH,
+    )
+    table = pq.read_table(lists)
+    number_of = {item_id: number for number, item_id in enumerate(data.item_ids)}
+    items = [number_of[item_id] for item_id in table["item_id"].to_pylist()]
+    scores = table["score"].to_numpy()
+    _same_bits((np.reshape(items, (B, K)), scores.reshape(B, K)), served)
+
+
+def test_the_server_answers_as_the_bundle_does(versions, requests, served, data):
+    bodies = [
+        {"history": one.history, "k": K, "user": one.user, "exclude_history": False}
+        for one in requests
+    ]
+    live = Recommender.load(versions)
+    with run_in_thread((live, versions)) as running:
+        reply = running.ask("POST", "/recommend/batch", {"requests": bodies})
+    assert reply.status == 200, reply.content
+    number_of = {item_id: number for number, item_id in enumerate(data.item_ids)}
+    listed = [answer["items"] for answer in reply.json["answers"]]
+    items = [[number_of[item["item_id"]] for item in one] for one in listed]
+    scores = np.array([[item["score"] for item in one] for one in listed], np.float32)
+    _same_bits((items, scores), served)
+
+
+def test_scoring_every_item_is_one_way_too(workdir, data, users, versions, requests):
+    recommender = load_numbered_recommender(workdir, data, SEARCH)
+    histories, nothing = users.histories.last(MAX_ITEMS), np.empty((B, 0), np.int32)
+    found = recommender.recommend_exactly(users.user_numbers, histories, nothing, K)
+    exact = [dataclasses.replace(one, exact=True) for one in requests]
+    items, scores = _arrays(Recommender.load(versions).answer(exact), data)
+    np.testing.assert_array_equal(items, found[0])
+    np.testing.assert_allclose(scores, found[1], rtol=0, atol=1e-5)
+
+
+def test_t5x_predicts_what_evaluation_ranks(workdir, data, users, lists):
+    register_tiger_task(TASK, str(workdir), num_user_tokens=11, num_items=MAX_ITEMS)
+    table = SemanticIdTable.load(workdir / "semantic_ids")
+    _, _, model, params = load_recommender(workdir / "recommender")
+    inputs = encode_histories(
+        users.histories.last(MAX_ITEMS),
+        table.codes,
+        model.layout,
+        user_hashes=data.user_hashes[users.user_numbers],
+    )
+    predict = jax.jit(T5xTiger(TASK, model.config, num_beams=K).predict_batch_with_aux)
+    best, aux = predict(params, {"encoder_input_tokens": inputs})
+    tokens = model.layout.tokens_of(table.codes)[lists[0]]
+    _same_bits((best, aux["beams"], aux["scores"]), (tokens[:, 0], tokens, lists[1]))
