@@ -8,7 +8,7 @@ compiled once for a model and a batch's shapes, or read from a bundle's programs
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,8 @@ from tiger_jax.errors import InputError
 from tiger_jax.models.tiger import TigerConfig, make_decode_fns
 from tiger_jax.training.partitioning import Partitioner
 
+METHODS = ("beam", "exact")
+NORMALIZE = ("auto", "level", "given", "children")
 MAX_EXACT_ROWS = 16  # each has a thousand decoder rows in flight
 
 
@@ -41,11 +43,17 @@ class SearchConfig:
             `beam_search`); "auto" takes what the model was trained with.
     """
 
-    method: Literal["beam", "exact"] = "beam"
+    method: str = "beam"
     num_beams: int = 50
-    normalize: Literal["auto", "level", "given", "children"] = "auto"
+    normalize: str = "auto"
 
     def __post_init__(self) -> None:
+        for name, known in (("method", METHODS), ("normalize", NORMALIZE)):
+            if (value := getattr(self, name)) not in known:
+                raise InputError(
+                    f"recommendation.SearchConfig.{name} is {value!r}: choose one of "
+                    f"{', '.join(known)}"
+                )
         if self.num_beams < 1:
             raise InputError(
                 f"recommendation.SearchConfig.num_beams is {self.num_beams}: it must "
@@ -54,7 +62,9 @@ class SearchConfig:
 
     def normalize_for(self, model: TigerConfig) -> Normalize:
         """What is in force for a model."""
-        return model.normalize if self.normalize == "auto" else self.normalize
+        if self.normalize == "auto":
+            return model.normalize
+        return cast(Normalize, self.normalize)
 
 
 class Queries(NamedTuple):

@@ -1,7 +1,5 @@
 """Stage `export`: everything a recommender needs -> `bundle/`, one folder to serve."""
 
-from typing import Literal
-
 import gin
 
 from tiger_jax.errors import InputError
@@ -19,7 +17,7 @@ def export(
     context: RunContext,
     *,
     num_beams: int = 50,
-    normalize: Literal["auto", "level", "given", "children"] = "auto",
+    normalize: str = "auto",
     batch_sizes: tuple[int, ...] = (1, 4, 16),
     max_excluded: int = 64,
     room: float = 1.5,
