@@ -6,7 +6,7 @@ import pytest
 @pytest.fixture(scope="session")
 def small(tmp_path_factory):
     """The local stages' results, and the pipelines' in a work directory's `shards/`."""
-    pytest.importorskip("apache_beam", reason="needs apache-beam: make .venv/bin/.test")
+    # Not above: jaxtyping checks what is imported after this file.
     from shop_pipelines import LocalShop, ShardedShop, small_shop
 
     from tiger_jax.data.interactions import InteractionsConfig

@@ -3,9 +3,6 @@
 import functools
 
 import numpy as np
-import pytest
-
-pytest.importorskip("apache_beam", reason="needs apache-beam: make test-beam")
 
 from tiger_jax.beam.assign import assign
 from tiger_jax.beam.embed import embed

@@ -3,10 +3,6 @@
 import sys
 import time
 
-import pytest
-
-pytest.importorskip("apache_beam", reason="needs apache-beam: make test-beam")
-
 from tiger_jax.cli import main
 from tiger_jax.workdir.shards import ShardWriter
 

@@ -9,9 +9,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-
-pytest.importorskip("apache_beam", reason="needs apache-beam: make test-beam")
-
 import slow_disk
 from shop_pipelines import LocalShop, small_shop
 

@@ -1,9 +1,5 @@
 """The join's work does not grow with an item's popularity."""
 
-import pytest
-
-pytest.importorskip("apache_beam", reason="needs apache-beam: make test-beam")
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet

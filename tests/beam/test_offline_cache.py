@@ -7,9 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-pytest.importorskip("apache_beam", reason="needs apache-beam: make test-beam")
-
 from small_workdir import make_workdir
 from token_files import write_token_files
 

@@ -7,9 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-pytest.importorskip("apache_beam", reason="needs apache-beam: make test-beam")
-
 from shop_pipelines import (
     LocalShop,
     ShardedShop,

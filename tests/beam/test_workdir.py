@@ -12,9 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-
-pytest.importorskip("apache_beam", reason="needs apache-beam: make test-beam")
-
 from shop_pipelines import ENCODER, SEED
 
 from tiger_jax.beam import workdir as module

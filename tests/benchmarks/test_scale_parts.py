@@ -2,8 +2,6 @@
 
 import pytest
 
-pytest.importorskip("apache_beam", reason="needs apache-beam: make test-beam")
-
 from benchmarks.scale import shards as scale_shards
 from benchmarks.scale.end_to_end import measure_end_to_end
 from benchmarks.scale.rows import EMBED_STEPS
