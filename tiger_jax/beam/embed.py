@@ -232,25 +232,13 @@ def _distinct(keyed: tuple[int, Iterable[bytes]]) -> Keyed:
     table = gather(blocks, ITEM_NUMBER)
     if table is None:
         return shard, b""
-    encoded = texts(table, "text").dictionary_encode()
-    of_item = np.asarray(encoded.indices)
-    order = np.argsort(of_item, kind="stable")
-    counts = np.bincount(of_item, minlength=len(encoded.dictionary))
-    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
-    ordered = table.take(pa.array(order))
-    return shard, to_bytes(
-        pa.table(
-            {
-                "text": encoded.dictionary,
-                "item_numbers": pa.ListArray.from_arrays(
-                    offsets, texts(ordered, ITEM_NUMBER)
-                ),
-                "item_ids": pa.ListArray.from_arrays(
-                    offsets, texts(ordered, "item_id")
-                ),
-            }
-        )
+    names = ["text", ITEM_NUMBER, "item_id"]
+    # One thread: texts stay in the order in which they come, and so do their items.
+    of_text = table.group_by("text", use_threads=False).aggregate(
+        [(name, "list") for name in names[1:]]
     )
+    of_text = of_text.select(["text", *(f"{name}_list" for name in names[1:])])
+    return shard, to_bytes(of_text.rename_columns(["text", "item_numbers", "item_ids"]))
 
 
 def _write_distinct(writer: ShardWriter, keyed: Keyed) -> None:

@@ -46,6 +46,7 @@ from tiger_jax.progress import say
 from tiger_jax.workdir.arrays import load_array, save_whole
 from tiger_jax.workdir.hashing import hash_arrays, hash_file, hash_json
 from tiger_jax.workdir.json_files import read_json, write_json
+from tiger_jax.workdir.reading import reading
 from tiger_jax.workdir.shards import (
     ShardRows,
     Shards,
@@ -93,13 +94,8 @@ class PreparedShards:
             InputError: The folder is not whole.
         """
         folder = Path(folder)
-        try:
+        with reading(folder, "run --stage=prepare_shards"):
             facts = read_json(folder / _FACTS)
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"{folder} holds no prepared shards ({error}): run "
-                "--stage=prepare_shards"
-            ) from error
         items, histories = (Shards.load(folder / n) for n in ("items", "histories"))
         if [items.content_hash, histories.content_hash] != facts["contents"]:
             raise InputError(
