@@ -101,7 +101,6 @@ def test_encoder(extension, tmp_path, monkeypatch):
 
 
 def test_quantizer(extension):
-    pytest.importorskip("tiger_jax.quantizers.store")
     from tiger_jax.semantic_ids.table import SemanticIdTable
     from tiger_jax.stages.assign_semantic_ids import assign_semantic_ids
     from tiger_jax.stages.train_rqvae import train_rqvae
@@ -117,7 +116,6 @@ def test_quantizer(extension):
 
 @pytest.mark.slow
 def test_model_variant(extension, tmp_path):
-    pytest.importorskip("tiger_jax.quantizers.store")
     from small_workdir import make_workdir
 
     from tiger_jax.recommending.trained_model import load_recommender
@@ -145,7 +143,6 @@ def test_model_variant(extension, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["my_baseline", "my_metric"])
 def test_baseline_and_metric(extension, tmp_path, name):
-    pytest.importorskip("tiger_jax.evaluation.baselines.baseline")
     from trained_workdir import make_trained_workdir
 
     from tiger_jax.stages.evaluate import evaluate
