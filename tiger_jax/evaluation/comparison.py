@@ -65,7 +65,6 @@ class Comparison:
         evaluations: By recommender and split; ours last.
         titles: What to call the others.
         users: By "test" and "validation".
-        metrics: Names of what is measured.
     """
 
     evaluations: Mapping[str, Mapping[str, Evaluation]]

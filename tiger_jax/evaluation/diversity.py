@@ -51,7 +51,6 @@ def mean_popularity_rank(
     Args:
       item_numbers: Lists, padded with -1.
       counts: Training interactions of each item, [N].
-      k: How much of each list to look at.
     """
     _, place, sizes = np.unique(-counts, return_inverse=True, return_counts=True)
     first = np.cumsum(sizes) - sizes

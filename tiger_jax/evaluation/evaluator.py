@@ -70,18 +70,12 @@ def evaluate(
     last repeats its first user to get there. Results are in `held_out`'s order.
 
     Args:
-      recommend: What is evaluated.
-      held_out: Histories and the item that followed each.
-      num_items: Size of the catalogue; all of it competes.
       exclude_seen: Whether the user's own items are out of the running (masked).
         A target that the user had before is then a miss by definition.
-      k: Largest cutoff.
       history_length: The recommender is shown this many of the last items; None
         for its `max_items`, or 20. What is excluded is never cut.
-      batch_size: Users at a time.
       count_invalid: Counts invalid entries (an unconstrained search has some)
         instead of raising.
-      description: Title of the progress bar.
 
     Raises:
       InvalidRecommendation: A list holds an item that doesn't exist, comes

@@ -56,15 +56,7 @@ def fuse_and_measure(
     titles: Mapping[str, str],
     seed: int,
 ) -> dict[str, Any]:
-    """Chooses weights, fuses, and measures: the content of ``fusion/metrics.json``.
-
-    Args:
-        open_split: Gives the users of a split and the parts by name.
-        config: How; its parts are those that are opened.
-        num_items: Size of the catalogue.
-        titles: What to call the parts.
-        seed: Of the bootstrap.
-    """
+    """Chooses weights, fuses, and measures: the content of ``fusion/metrics.json``."""
     depth, metric = config.depth, config.metric
     names = metrics.with_reported(config.metrics)
 

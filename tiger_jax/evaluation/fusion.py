@@ -56,9 +56,6 @@ def fuse_lists(
 
     Args:
       lists: Item numbers and scores by part; a part of weight 0 isn't looked at.
-      weights: By part.
-      normalization: One of `NORMALIZATIONS`.
-      k: Items per user, of those that some part lists.
     """
     asked = [name for name in lists if weights[name]]
     shares = np.array([weights[name] for name in asked], np.float32)
@@ -251,12 +248,7 @@ def choose(
     normalizations: Sequence[str],
     metric: str,
 ) -> Choice:
-    """Chooses weights for every scale, and then the scale.
-
-    Args:
-      lists: By part, of the validation users.
-      targets: Of these users.
-    """
+    """Chooses weights for every scale, then the scale, by validation users' lists."""
     found = []
     for how in normalizations:
         pool = pool_lists([(e.item_numbers, e.scores) for e in lists.values()], how)

@@ -21,9 +21,6 @@ class GuardResult:
     """A measured property of a run, and whether it is as it should be.
 
     Attributes:
-        name: What was checked.
-        value: What was measured.
-        is_fine: Whether `value` is within bounds.
         explanation: One sentence for a person, with the number in it.
     """
 
@@ -46,11 +43,9 @@ def check_recommender(
     Args:
       recommend: A `RecommendFn` with `first_codeword_log_probs`, `recommend_exactly`,
         `num_items` and `max_items`.
-      held_out: Of validation users.
       num_users: How many of them; 0 for no check.
       exact_scores: Item scores that the exact scoring may cost; it is left out where
         they pay for fewer than `MIN_EXACT_USERS` users.
-      seed: Of the sample.
     """
     sample, _ = sample_users(held_out, num_users, seed=seed)
     total = len(sample.targets) if num_users else 0
@@ -86,7 +81,6 @@ def check_history_matters(
       distribution_fn: Log-probabilities over any fixed set of outcomes, such as
         the first codeword, for some users with some histories.
       held_out: A sample of users, at least two.
-      history_length: Items of each history that are shown.
     """
     users = held_out.user_numbers
     histories = held_out.histories.last(history_length)

@@ -117,10 +117,8 @@ def list_resumably(
     """Lists all users, chunk by chunk; chunks on disk aren't searched again.
 
     Args:
-        rows: Of the users in the split.
         folder: For the chunks; `remove_chunks` clears it up.
         split: What the chunks' files and the progress bar are called by.
-        depth: Items of each list.
     """
     found = []
     for start in range(0, len(rows), CHUNK):

@@ -76,8 +76,6 @@ class ScoredCatalogue:
     Users are scored a few at a time where B x N scores would be many.
 
     Attributes:
-        score_fn: (user_numbers[B], histories[B I]) -> scores[B N].
-        num_items: N.
         max_items: Items of a history that are scored, the most recent; None for all
             that are shown.
     """

@@ -63,10 +63,7 @@ def save_record(
     """Writes everything that `evaluate` found out.
 
     Args:
-      settings: What found the items; shown beside the metrics.
-      checks: What the guards found.
       num_predicted: Items of each list in ``predictions.jsonl``.
-      seed: Of the bootstrap.
 
     Returns:
       What is in ``metrics.json`` and in ``details.json``.

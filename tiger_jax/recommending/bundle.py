@@ -115,7 +115,6 @@ class Bundle:
     """A bundle that has been read and found whole.
 
     Attributes:
-        folder: Where it lies.
         shapes: What its programs were made for.
         content_hash: Names the parts, whatever shapes the programs have. Versions of
             the catalogue are tied to it.

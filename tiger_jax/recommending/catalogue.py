@@ -32,7 +32,6 @@ class Catalogue:
 
     Attributes:
         version: 0 as exported; each change of the catalogue has the next number.
-        table: Semantic IDs and item ids, by item number.
         items: The columns of `PreparedData.items`, by item number.
         popularity: How often each item occurs in the training shop's histories.
         is_new: Items that the recommender has never seen in training.

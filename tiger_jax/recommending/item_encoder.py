@@ -35,7 +35,6 @@ class ItemEncoder:
     """The text template and the encoder, frozen.
 
     Attributes:
-        text: The sentence about an item.
         encoder: A fitted TF-IDF, or another encoder, which is loaded at use.
     """
 
@@ -43,10 +42,7 @@ class ItemEncoder:
     encoder: FrozenTfidf | Encoder
 
     def encode(self, items: pa.Table) -> Float32[np.ndarray, "N E"]:
-        """Embeds items.
-
-        Args:
-            items: A table with the columns of the catalogue's items.
+        """Embeds the rows of a table with the columns of the catalogue's items.
 
         Raises:
             InputError: An item has no text, or the encoder can't be loaded.

@@ -26,7 +26,6 @@ class NewItem:
     Attributes:
         item_id: Not yet in the catalogue.
         title: Shown, searched and, by most templates, embedded; so are the next.
-        price: None if unknown.
         categories: Paths, root first.
         attributes: Further fields: texts, numbers, or true and false.
         embedding: The item's own vector, of the kind that the catalogue's items
@@ -45,7 +44,6 @@ class NewItem:
     embedding: Any = None
 
     def __post_init__(self) -> None:
-        """Refuses what is no item, whatever the catalogue."""
         _check_fields(vars(self))
 
     @classmethod

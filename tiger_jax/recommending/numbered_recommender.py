@@ -35,8 +35,6 @@ class NumberedRecommender:
 
     Attributes:
         searcher: Its parameters are replicated over the devices.
-        max_items: Items of a history that the model was trained to see.
-        num_items: Size of the catalogue.
         is_unseen: Items that `recommend_by_group` lists apart.
     """
 
@@ -56,7 +54,6 @@ class NumberedRecommender:
             searcher: With a partitioner.
             table: The catalogue; the layout's codebooks must be its.
             user_hashes: By user number; anonymous users (-1) need none.
-            method: See `SearchConfig`.
         """
         assert searcher.partitioner is not None
         self.searcher, self._table, self._user_hashes = searcher, table, user_hashes

@@ -35,12 +35,9 @@ class Parts:
     """What a bundle holds, beside its programs.
 
     Attributes:
-        params: As nested mappings of arrays.
         items: The columns of `PreparedData.items`, by item number.
         popularity: How often each item occurs in all histories.
         is_new: Items held out of the training.
-        encoder: What embeds texts; None if nothing does.
-        quantizer: What gives new items codes; None if nothing does.
         collaborative_dims: Of the vectors that the quantizer takes beside the
             embeddings; 0 if there are none.
         plan: The trie's shapes, with room for more items.

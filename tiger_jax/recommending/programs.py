@@ -46,9 +46,6 @@ class Shapes:
         num_beams: Most items of a list.
         max_excluded: Excluded items per query that the search takes as a list;
             more become one more filter.
-        encoder_length: S.
-        semantic_id_length: T.
-        normalize: See `beam_search`.
     """
 
     batch_sizes: tuple[int, ...]
@@ -85,7 +82,6 @@ class Shapes:
 
     @property
     def settings(self) -> Settings:
-        """The searcher's."""
         return Settings(self.num_beams, self.normalize)
 
     def empty_queries(self, size: int) -> Queries:

@@ -50,10 +50,8 @@ class Recommender:
             print(item.title, item.score)
 
     Attributes:
-        searcher: The model.
         catalogue: What is being recommended from; take it once for one piece of work,
             and exchange it by `swap`.
-        shapes: Of the batches that are searched.
         max_items: Most recent items of a history that the model reads.
         user_hashes: Sorted; of the users that the training knew.
     """
@@ -65,7 +63,6 @@ class Recommender:
     user_hashes: UInt32[np.ndarray, " U"]
 
     def __post_init__(self) -> None:
-        """Changes of the catalogue come one after the other."""
         self._change_lock = threading.Lock()
 
     @classmethod
@@ -127,7 +124,6 @@ class Recommender:
         One change at a time; requests are answered meanwhile.
 
         Args:
-            versions: Of this recommender's bundle.
             **changes: See `CatalogueVersions.change`.
 
         Raises:
@@ -248,8 +244,6 @@ class Recommender:
         """Lists the items most like one.
 
         Args:
-            item_id: The item.
-            k: Items wanted.
             by: "prefix": by how many leading codewords are shared, then by cosine.
                 "embedding": by cosine alone.
             filter: See `filters`.

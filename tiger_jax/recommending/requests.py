@@ -24,7 +24,6 @@ class Request:
 
     Attributes:
         history: Item ids, oldest first.
-        k: Items wanted.
         user: The user's id, for models that were trained with user tokens; users
             the training didn't know, and None, are nobody in particular.
         exclude: Item ids not to recommend.
@@ -51,11 +50,6 @@ class Request:
     exact: bool = False
 
     def __post_init__(self) -> None:
-        """Refuses what makes no sense whatever the catalogue.
-
-        Raises:
-            InputError: A value is out of range; says which.
-        """
         if self.k < 1:
             raise InputError(f"k is {self.k}: it must be positive")
         for name in ("history", "exclude"):
@@ -176,7 +170,6 @@ class ShownItem:
     """An item as it is shown.
 
     Attributes:
-        semantic_id: One codeword per level.
         is_new: Whether the training has never seen it.
     """
 

@@ -41,7 +41,6 @@ class UpdateReport:
     """What an update did.
 
     Attributes:
-        version: The catalogue's new version.
         attributes_set: Values set or unset.
         notes: What a user should know about how it was done.
     """
@@ -124,8 +123,6 @@ class JoinedRows:
     """Items that have joined a catalogue since its export.
 
     Attributes:
-        items: With the catalogue's columns.
-        codes: Whole Semantic IDs.
         embeddings: Used if the catalogue has some.
         joined: The version in which each came.
     """

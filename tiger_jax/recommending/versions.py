@@ -82,7 +82,6 @@ class CatalogueVersions:
         """Takes a bundle that has been read.
 
         Args:
-            bundle: Kept as the attribute of that name.
             folder: Where the versions lie; beside the bundle by default.
             keep: Newest versions that stay on disk.
 
@@ -152,7 +151,6 @@ class CatalogueVersions:
         """Writes the version after `catalogue`, the newest one.
 
         Args:
-            catalogue: Of this bundle.
             **changes: add, remove and attributes; see `updates.update`.
 
         Raises:

@@ -30,7 +30,6 @@ def data_pictures(data: PreparedData, shown_items: int) -> list[Picture]:
     """How long histories are, and how popularity is spread.
 
     Args:
-      data: The prepared data.
       shown_items: Items of a history that the encoder sees.
     """
     return [

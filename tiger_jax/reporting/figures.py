@@ -74,9 +74,6 @@ class Picture:
     Attributes:
         name: File name without ending.
         alt: What it shows, for those who can't see it.
-        caption: The sentence under it.
-        light: PNG bytes.
-        dark: PNG bytes.
     """
 
     name: str
@@ -105,7 +102,6 @@ def render(
       draw: draw(figure, theme, *data) fills an empty figure; the theme is in force
         meanwhile.
       height: In inches.
-      alt: See `Picture`, as `caption`.
       below: Share of the height that is left free at the bottom.
       between: Free height between rows of plots, as a share of a plot's.
     """

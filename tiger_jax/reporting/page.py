@@ -16,7 +16,6 @@ class Report:
     """A finished page and its pictures.
 
     Attributes:
-        html: The page; pictures are inside.
         pictures: The same pictures, to lie beside it as files.
     """
 
@@ -32,9 +31,7 @@ def build_report(parts: WorkdirParts, *, shown_items: int, seed: int) -> Report:
     forbids scripts and anything from outside.
 
     Args:
-      parts: What the work directory holds.
       shown_items: Items of a history that the recommender sees.
-      seed: Of the choice of sample users.
     """
     data, table, details = parts.data, parts.table, parts.details or {}
     result_tables = sections.result_tables(parts)

@@ -21,10 +21,6 @@ class KnownData:
 
     Attributes:
         name: Key of the published rows.
-        title: What to call it.
-        num_users: Users.
-        num_items: Items.
-        num_interactions: Interactions.
         caveat: What differs between the paper's copy and the public one, if a
           reader should know.
     """
@@ -42,10 +38,7 @@ class PublishedRow:
     """One method's published result: Recall@5, NDCG@5, Recall@10, NDCG@10.
 
     Attributes:
-        method: As its authors call it.
         values: In the order of `METRICS`.
-        source: Where it was published.
-        is_tiger: Whether it is the method of this code.
     """
 
     method: str

@@ -107,7 +107,6 @@ def warnings(parts: WorkdirParts, quality: Mapping[str, Any] | None) -> list[str
     """What a reader must know before believing any number on the page.
 
     Args:
-      parts: What the work directory holds.
       quality: Of the Semantic IDs, from `describe_table`.
     """
     found = [

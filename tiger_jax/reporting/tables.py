@@ -20,7 +20,6 @@ class ResultRow:
     """One line of a result table.
 
     Attributes:
-        name: The method.
         kind: "baseline", "ours", "fused", "ceiling", "share" or "published".
         values: By metric; what isn't known is absent.
         intervals: 95 % intervals by metric, where computed.

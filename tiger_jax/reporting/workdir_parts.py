@@ -27,14 +27,7 @@ class WorkdirParts:
 
     Attributes:
         manifests: Of the finished folders, by name, in the pipeline's order.
-        data: The prepared data.
-        table: The Semantic IDs.
         reconstruction_errors: What the quantizer missed, by level, if it says so.
-        rqvae_curves: Metrics of the RQ-VAE's training by name.
-        recommender_curves: Metrics of the recommender's training by name.
-        metrics: ``evaluation/metrics.json``.
-        details: ``evaluation/details.json``.
-        fusion: ``fusion/metrics.json``.
         predictions: Some lines of ``evaluation/predictions.jsonl``, at random.
     """
 

@@ -94,7 +94,6 @@ class Batcher:
     def __init__(
         self, recommender: Recommender, limits: Limits, metrics: Metrics
     ) -> None:
-        """Takes what answers; `start` begins."""
         self._recommender, self._limits, self._metrics = recommender, limits, metrics
         most = recommender.shapes.batch_sizes[-1]
         self._search = _Lane("search", limits.waiting, most)

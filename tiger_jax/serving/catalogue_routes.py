@@ -100,7 +100,6 @@ class Changes:
     """Does one change after the other, in a thread of its own."""
 
     def __init__(self, service: Service) -> None:
-        """Takes what is to be changed."""
         self._service, self._waiting = service, 0
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "change-catalogue")
 

@@ -72,7 +72,6 @@ class ApiError(HTTPException):
         self.body = ErrorAnswer(error=body)
 
     def response(self) -> JSONResponse:
-        """The answer."""
         return JSONResponse(
             self.body.model_dump(), self.status_code, headers=dict(self.headers or {})
         )

@@ -19,7 +19,6 @@ class Metrics:
     """The counters of one server, in a registry of their own."""
 
     def __init__(self) -> None:
-        """Starts all at nought."""
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         common: dict[str, Any] = {"registry": self.registry, "namespace": "tiger"}
@@ -48,5 +47,4 @@ class Metrics:
         self.items = Gauge("catalogue_items", "Items in the catalogue.", **common)
 
     def text(self) -> bytes:
-        """All of them, as Prometheus reads them."""
         return generate_latest(self.registry)

@@ -31,7 +31,6 @@ class Service:
         """Takes a recommender; nothing is compiled yet.
 
         Args:
-            versions: Where changes of its catalogue are kept.
             token: See `guard.Guard`.
         """
         self.recommender, self.versions = recommender, versions

@@ -35,11 +35,6 @@ class Limits:
     shutdown_seconds: float = 30.0
 
     def __post_init__(self) -> None:
-        """Refuses limits under which nothing could be answered.
-
-        Raises:
-            InputError: One of them is too small; says which.
-        """
         for field in dataclasses.fields(self):
             if getattr(self, field.name) <= 0:
                 raise InputError(f"settings.Limits.{field.name} must be positive")

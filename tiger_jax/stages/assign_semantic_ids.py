@@ -40,7 +40,6 @@ def assign_semantic_ids(
     learned codewords, the collision codeword counts up in the order of item ids.
 
     Args:
-      context: The work directory.
       seed: Decides the shuffles that category purity is compared with.
       collision_level_size: Codewords at the collision level: at least as many as
         the most items that share their learned codewords.

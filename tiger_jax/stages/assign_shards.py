@@ -32,7 +32,6 @@ def assign_shards(
     was interrupted writes only the shards that are missing.
 
     Args:
-        context: The work directory.
         seed: Decides the order of training examples within their file.
         rqvae: The quantizer's folder; `rqvae/` in the work directory if None.
         examples: The `batches.SeqioConfig` that training streams by: its `max_items`

@@ -38,8 +38,6 @@ def embed_items(
       context: The work directory; `context.embeddings`, if given, is the file of
         ready vectors, in items-file order, and `text` and `encoder` don't count.
       seed: Decides TF-IDF's random projections.
-      text: What is said about an item.
-      encoder: What embeds it.
 
     Raises:
       InputError: The ready vectors, the template or the encoder can't be used.

@@ -74,8 +74,6 @@ def evaluate(
 
     Args:
         seed: Of the bootstrap, and of the samples of users.
-        config: What is measured.
-        search: How the recommender finds its items.
 
     Raises:
         InputError: An input is missing or doesn't belong to the others, or a

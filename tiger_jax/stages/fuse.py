@@ -33,7 +33,6 @@ def fuse(
 
     Args:
         seed: Of the bootstrap.
-        config: Parts and scales.
 
     Raises:
         InputError: A folder is missing or doesn't belong to the others.

@@ -61,8 +61,6 @@ def list_candidates(
 
     Args:
         seed: Of the samples of users.
-        config: How many users and items.
-        search: How the recommender finds its items.
 
     Raises:
         InputError: An input is missing or doesn't belong to the others, or there are

@@ -50,12 +50,6 @@ def prepare_data(
       name: The data set's name in reports (the source's own, or its
         folder's, if None).
       reader: A reader of your own, which is then the only one asked.
-      files: How to read `items.*` and `interactions.*`.
-      recbole: How to read RecBole's files.
-      movielens: How to read MovieLens.
-      synthetic: The generated shop.
-      interactions: Filtering and order.
-      splits: What is kept back.
       expected: Statistics that the prepared data must have, such as ``users``; a
         benchmark's numbers mean nothing on another data set.
 

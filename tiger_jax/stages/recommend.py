@@ -59,7 +59,6 @@ def recommend(
             {"user": ..., "history": [...]}) or CSV (item_id, and user_id if there
             are several users), oldest item first.
         title: Words of an item's title, to be continued; several by semicolons.
-        k: Items per user.
         output: "table" to read, "jsonl" to process; or a file to write, whose ending
             is .parquet, or .inter for RecBole's form.
         num_users: Test users to show where neither is given.

@@ -70,7 +70,6 @@ def train_recommender(
             inside the step; ``seqio`` streams a task of any size. A task over token
             files in shards (``tiger_shards``) is validated on some of these too, so
             that `data/` is not needed.
-        resident: For the resident input.
         seqio: For the stream: a `batches.SeqioConfig` with the task's name.
         buckets: For the stream: how its batches are cut.
 

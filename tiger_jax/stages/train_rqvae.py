@@ -43,7 +43,6 @@ def train_rqvae(
     same quantizer.
 
     Args:
-      context: The work directory.
       seed: Decides initialization, batches and k-means.
       quantizer: `RqVaeTraining` with its defaults if None.
       collaborative: Also quantizes which items follow one another in the training

@@ -50,7 +50,6 @@ def train_sasrec(
         seed: Decides parameters, dropout, the order of histories, and the sample of
             validation users.
         validation_users: Users on whom a checkpoint is judged; None for all.
-        mesh: How devices share the work.
 
     Raises:
         InputError: `data/` is missing, or a config doesn't fit.

@@ -15,7 +15,6 @@ class Baseline(abc.ABC):
 
     Attributes:
         name: Its key in records, and the name of its lists.
-        title: What tables call it.
         inputs: Folders of the work directory that it reads, besides ``data/``.
     """
 

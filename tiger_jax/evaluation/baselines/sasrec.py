@@ -36,14 +36,7 @@ MAX_USERS = 256  # scored at a time
 
 @dataclasses.dataclass(frozen=True)
 class SasRecCard:
-    """Everything that rebuilds the model; the fields of ``model.json``.
-
-    Attributes:
-        config: The Transformer's sizes.
-        num_items: Size of the catalogue that it scores.
-        best_step: The step whose checkpoint is the best on validation.
-        best_metrics: The validation metrics at that step.
-    """
+    """Everything that rebuilds the model; the fields of ``model.json``."""
 
     config: SasRecConfig
     num_items: int
