@@ -33,7 +33,8 @@ def shop_of_one_popular_item(num_events):
     return RawShop("popular", items, events)
 
 
-def test_a_shard_asks_for_an_item_once_however_often_it_was_bought(tmp_path):
+def test_a_shard_asks_for_each_item_once(tmp_path):
+    """A shard asks for an item once, however often it was bought."""
     shop = shop_of_one_popular_item(1000)
     raw = write_raw_shards(shop, tmp_path, num_shards=2)
     asked = [

@@ -31,9 +31,8 @@ def read(split, *, use_cached):
 
 
 @pytest.mark.slow
-def test_cached_examples_are_the_uncached_ones_in_the_caches_order(
-    tmp_path, monkeypatch
-):
+def test_the_offline_cache_holds_the_same_examples(tmp_path, monkeypatch):
+    """Cached examples are the uncached ones in the cache's order."""
     workdir, cache = make_workdir(tmp_path / "work"), tmp_path / "cache"
     write_token_files(workdir)
     monkeypatch.setenv("TIGER_WORKDIR", str(workdir))

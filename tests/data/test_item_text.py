@@ -22,7 +22,8 @@ ITEMS = pa.table(
 )
 
 
-def test_the_default_is_the_papers_sentence_without_what_is_unknown():
+def test_the_default_is_the_papers_sentence():
+    """The default is the paper's sentence without what is unknown."""
     assert build_item_texts(ITEMS, ItemTextConfig()) == [
         "This item is called 'Red polish {5 ml}'. It is priced at 4.50. It is "
         "manufactured by 'OPI'. It belongs to the categories of Beauty, Nails, Gifts.",

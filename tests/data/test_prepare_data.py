@@ -238,7 +238,8 @@ def test_show_is_a_command_that_fails_in_one_line(tmp_path):
     assert "run --stage=prepare_data" in done.stderr
 
 
-def test_a_folder_that_holds_no_data_is_refused_before_anything_is_written(tmp_path):
+def test_a_folder_without_data_is_refused(tmp_path):
+    """A folder that holds no data is refused before anything is written."""
     write(tmp_path / "empty" / "interactions.csv", INTERACTIONS_CSV)
     with pytest.raises(InputError, match="looked for items.csv"):
         prepare_data(RunContext(tmp_path / "run", tmp_path / "empty"))

@@ -38,7 +38,8 @@ def catalogue_of(config: SyntheticShopConfig, seed: int = 0):
     )
 
 
-def test_the_same_config_gives_the_same_shop_and_another_seed_another():
+def test_config_and_seed_decide_the_shop():
+    """The same config gives the same shop, and another seed another."""
     first, again = generate_shop(SMALL), generate_shop(SMALL)
     assert first.items == again.items
     assert first.interactions == again.interactions
@@ -47,7 +48,8 @@ def test_the_same_config_gives_the_same_shop_and_another_seed_another():
     assert other.interactions != first.interactions
 
 
-def test_nobody_takes_an_item_twice_and_every_history_has_its_length():
+def test_histories_have_their_length_and_no_repeats():
+    """Nobody takes an item twice, and every history has its length."""
     shop = generate_shop(SMALL)
     users, histories, times = histories_of(shop)
     lengths = [len(history) for history in histories]
@@ -191,7 +193,7 @@ def test_ranking_by_true_probability_reaches_the_ceiling(monkeypatch):
     )
 
 
-def test_transitions_come_nearest_to_the_ceiling_popularity_and_text_stay_far_below():
+def test_transitions_come_nearest_to_the_ceiling():
     """On the default shop a first-order Markov model is far ahead of both."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 

@@ -31,7 +31,8 @@ def test_vectors_have_length_one_or_none_and_repeat():
     np.testing.assert_array_equal(vectors, embed_cooccurrence(TRAIN, 9, CONFIG))
 
 
-def test_pairs_of_different_users_and_of_an_item_with_itself_do_not_count():
+def test_only_pairs_of_two_items_of_one_user_count():
+    """Pairs of different users and of an item with itself do not count."""
     apart = Histories.from_lists([[0], [1], [2, 2, 2], []])
     assert not embed_cooccurrence(apart, 4, CONFIG).any()
 

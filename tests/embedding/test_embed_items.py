@@ -38,9 +38,8 @@ def load(context):
     return np.load(folder / "embeddings.npy"), read_json(folder / "encoder.json")
 
 
-def test_texts_are_embedded_in_item_number_order_and_the_encoder_is_said(
-    context, capsys
-):
+def test_texts_are_embedded_in_item_number_order(context, capsys):
+    """Texts are embedded in the order of item numbers; the encoder is named."""
     embed_items(context, encoder=ENCODER)
     assert "no --embeddings" in (said := capsys.readouterr().out)
     assert "TF-IDF with truncated SVD to 16" in said
@@ -92,9 +91,8 @@ def test_ready_made_vectors_go_from_file_order_to_item_numbers(context, tmp_path
     assert manifest.external == {"embeddings": digest}
 
 
-def test_another_file_of_vectors_builds_again_and_the_same_one_elsewhere_does_not(
-    context, tmp_path, capsys
-):
+def test_other_vectors_build_again_a_moved_file_does_not(context, tmp_path, capsys):
+    """Another file of vectors builds again, and the same one elsewhere does not."""
     array, _ = ready_vectors(context, tmp_path / "ready.npy")
     embed_items(dataclasses.replace(context, embeddings=tmp_path / "ready.npy"))
     (tmp_path / "ready.npy").rename(tmp_path / "moved.npy")
@@ -150,9 +148,8 @@ class ChunkyEncoder:
         return encode
 
 
-def test_an_interrupted_stage_goes_on_and_ends_with_the_same_content(
-    context, tmp_path, capsys
-):
+def test_an_interrupted_stage_ends_with_the_same_content(context, tmp_path, capsys):
+    """An interrupted stage goes on and ends with the same content."""
     stop = tmp_path / "stop.json"
     encoder = ChunkyEncoder(str(stop))
     stop.write_text("5")

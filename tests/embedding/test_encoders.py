@@ -58,7 +58,8 @@ def test_tfidf_tells_single_characters_apart():
     assert cosines(vectors)[0, 1] < 0.9
 
 
-def test_tfidf_is_the_same_for_the_same_seed_and_has_no_more_dims_than_it_can():
+def test_the_seed_decides_tfidf_and_dims_are_bounded():
+    """TF-IDF is the same for the same seed and has no more dims than it can."""
     encoder = TfidfEncoder(dims=4)
     first = encoder.prepare(TEXTS, seed=3)(TEXTS)
     again = encoder.prepare(TEXTS, seed=3)(TEXTS)

@@ -94,7 +94,8 @@ def test_other_files_are_told_what_they_are_not(tmp_path, array):
         load_ready_made(tmp_path, 6, ROWS)
 
 
-def test_a_cut_or_lying_file_is_refused_before_its_memory_is_taken(tmp_path, array):
+def test_a_cut_or_lying_file_is_refused_before_allocation(tmp_path, array):
+    """A cut or lying file is refused before its memory is taken."""
     path = save(tmp_path, array)
     whole = path.read_bytes()
     for size in (7, 20, 90, len(whole) - 1):

@@ -45,7 +45,8 @@ def test_the_same_seed_gives_the_same_interval():
     )
 
 
-def test_an_interval_holds_its_own_mean_and_shrinks_with_more_users():
+def test_an_interval_holds_its_mean_and_shrinks_with_users():
+    """An interval holds its own mean and shrinks with more users."""
     few = bootstrap.metric_intervals(_ranks(30, 100))["recall@5"]
     many = bootstrap.metric_intervals(_ranks(3000, 10_000))["recall@5"]
     assert few[0] < 0.3 < few[1]

@@ -90,7 +90,8 @@ def test_the_recommender_sees_the_most_recent_items_oldest_first():
     ],
     ids=["repeated", "beyond the catalogue", "no such ID", "excluded"],
 )
-def test_an_invalid_recommendation_stops_the_evaluation_or_is_counted(spoil, num_bad):
+def test_invalid_recommendations_are_refused_or_counted(spoil, num_bad):
+    """An invalid recommendation stops the evaluation or is counted."""
     held_out = _held_out(num_users=1, longest=10)
 
     def recommend(user_numbers, histories, exclude, k):
@@ -106,7 +107,8 @@ def test_an_invalid_recommendation_stops_the_evaluation_or_is_counted(spoil, num
     assert counted.num_listed >= 20
 
 
-def test_a_target_among_the_seen_items_is_a_miss_only_when_masked():
+def test_a_seen_target_is_a_miss_only_when_masked():
+    """A target among the seen items is a miss only when masked."""
     scores = np.zeros((1, NUM_ITEMS), np.float32)
     scores[0, 7] = 1.0
     first_is_7 = ScoredCatalogue(lambda users, histories: scores, NUM_ITEMS)

@@ -58,7 +58,8 @@ def test_a_tie_goes_against_the_target():
     assert [_rank(scores, target, k=4) for target in range(5)] == [0, 3, 3, 3, 4]
 
 
-def test_a_tie_that_runs_beyond_the_list_is_a_miss_at_every_cutoff():
+def test_a_tie_beyond_the_list_is_a_miss_at_every_cutoff():
+    """A tie that runs beyond the list is a miss at every cutoff."""
     scores = [9.0] + [5.0] * 30
     for target in range(1, 31):
         assert _rank(scores, target, k=20) >= 20

@@ -212,9 +212,7 @@ def test_buckets_split_a_draw_and_lose_nothing():
 
 
 @pytest.mark.parametrize("num_user_tokens", [0, 2000])
-def test_the_stream_and_the_resident_input_have_the_same_examples(
-    shop, num_user_tokens
-):
+def test_stream_and_resident_input_have_the_same_examples(shop, num_user_tokens):
     register_tiger_task("tiger_same", str(shop.workdir), num_user_tokens)
     layout = TokenLayout(CODEBOOK_SIZES, num_user_tokens)
     resident = ResidentInput(

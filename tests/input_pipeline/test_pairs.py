@@ -87,7 +87,8 @@ def test_held_out_pairs_are_the_splits_own():
     assert found == expected
 
 
-def test_a_held_out_user_without_history_is_an_example_all_the_same():
+def test_a_held_out_user_without_history_is_an_example():
+    """A held-out user without history is an example all the same."""
     histories = Histories.from_lists([[], [3]])
     held_out = HeldOut(
         np.array([1, 0], np.int32), histories, np.array([7, 8], np.int32)

@@ -175,7 +175,8 @@ def test_a_position_among_other_examples_is_refused(tmp_path):
         make_input(seed=5).restore(tmp_path)
 
 
-def test_another_input_s_position_restarts_the_examples_and_says_so(tmp_path, capsys):
+def test_another_inputs_position_restarts_the_examples(tmp_path, capsys):
+    """Another input's position restarts the examples and says so."""
     input = make_input()
     expected = next(input).arrays["target"]
     input.restore(tmp_path)

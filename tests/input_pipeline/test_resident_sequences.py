@@ -46,7 +46,8 @@ def _all_pairs(histories):
     )
 
 
-def test_an_epoch_has_every_target_once_behind_the_item_before_it():
+def test_an_epoch_has_every_target_once():
+    """An epoch has every target once, behind the item before it."""
     stream = _stream()
     windows = []
     while len(windows) < stream.num_examples:

@@ -26,7 +26,7 @@ def test_dropout_keeps_its_share_and_the_expectation(seed, rate):
 
 
 @given(st.integers(0, 2**31))
-def test_dropped_elements_are_independent_along_every_axis_and_of_other_keys(seed):
+def test_dropped_elements_are_independent(seed):
     """Correlations of +-1 signs: each has std 1 / sqrt(n) if independent."""
     first, second = jax.random.split(jax.random.key(seed))
     sign = np.where(np.asarray(bits_of(first)) >> 31, 1.0, -1.0)

@@ -235,7 +235,8 @@ def test_bfloat16_compute_stays_near_float32():
     assert float(rounded) == pytest.approx(float(loss), rel=0.05)
 
 
-def test_what_the_encoder_is_told_of_items_trains_and_ignores_padding():
+def test_item_structure_trains_and_ignores_padding():
+    """What the encoder is told of items trains and ignores padding."""
     options = {"has_level_embeddings": True, "has_item_context": True}
     model = Tiger(dataclasses.replace(SMALL, num_recencies=4, **options), LAYOUT)
     params = nn.unbox(init_params(model, jax.random.key(0)))
@@ -268,7 +269,7 @@ def test_options_are_off_by_default():
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_decoding_step_by_step_equals_teacher_forcing_whatever_the_reorder(name):
+def test_decoding_by_steps_equals_teacher_forcing(name):
     """Follows random beams through random reorders, M differing by level."""
     rng = np.random.default_rng(0)
     params = PARAMS[name]
@@ -304,7 +305,8 @@ def test_decoding_step_by_step_equals_teacher_forcing_whatever_the_reorder(name)
         paths = np.concatenate([chosen, codewords[:, :, None]], axis=2)
 
 
-def test_an_encoder_of_items_has_one_position_an_item_and_one_for_the_user():
+def test_an_encoder_of_items_has_one_position_per_item():
+    """An encoder of items has one position per item and one for the user."""
     model = Tiger(CONFIGS["items"], LAYOUT)
     encoded, is_position = model.apply(
         {"params": PARAMS["items"]},

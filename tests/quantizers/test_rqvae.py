@@ -96,7 +96,8 @@ def test_the_loss_is_the_papers_formula():
     assert float(sums["variance"]) == pytest.approx(float((x**2).sum()), rel=1e-5)
 
 
-def test_the_decoders_gradient_passes_straight_through_to_the_encoder():
+def test_the_decoders_gradient_passes_straight_through():
+    """The decoder's gradient passes straight through to the encoder."""
     params, x = init_params(), jnp.asarray(make_embeddings(20))
     no_commitment = RqVae(dataclasses.replace(SMALL, commitment_weight=0.0), 6)
     through = jax.grad(
@@ -124,7 +125,8 @@ def test_the_decoders_gradient_passes_straight_through_to_the_encoder():
     )
 
 
-def test_codewords_and_encoder_are_pulled_together_with_weights_1_and_beta():
+def test_codewords_and_encoder_are_pulled_together():
+    """Codewords and encoder are pulled together with weights 1 and beta."""
     params, x = init_params(), jnp.asarray(make_embeddings(20))
 
     def codebook_gradient(weight):

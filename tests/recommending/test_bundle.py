@@ -18,7 +18,8 @@ from tiger_jax.workdir.json_files import read_json, write_json
 HISTORY = ["item-1", "item-2"]
 
 
-def test_beams_as_many_as_items_find_what_scoring_every_item_finds(recommender):
+def test_as_many_beams_as_items_equal_exact_scoring(recommender):
+    """Beams as many as items find what scoring every item finds."""
     options = {"k": 10, "filter": {"category": ["Shelf 1", "Shelf 2"]}}
     found = recommender.recommend(HISTORY, **options)
     exact = recommender.recommend(HISTORY, exact=True, **options)
@@ -29,7 +30,8 @@ def test_beams_as_many_as_items_find_what_scoring_every_item_finds(recommender):
     assert not {i.item_id for i in found.items} & set(HISTORY)
 
 
-def test_a_filter_leaves_the_next_request_with_the_same_filter_whole(recommender):
+def test_a_filter_leaves_the_next_request_unchanged(recommender):
+    """A filter leaves the next request with the same filter whole."""
     options = {"k": 10, "filter": {"category": "Shelf 1"}, "exclude_history": False}
     before = recommender.recommend(["item-2"], **options)
     everything = [f"item-{n}" for n in range(45)] * 2
@@ -123,9 +125,8 @@ def _exchange_programs(path):
         ("programs/search_1.stablehlo", _exchange_programs, "search_1.* is not the"),
     ],
 )
-def test_a_part_of_another_bundle_is_named_even_with_its_manifest(
-    folder, tmp_path, name, change, part
-):
+def test_a_part_of_another_bundle_is_named(folder, tmp_path, name, change, part):
+    """A part of another bundle is named even with its manifest."""
     copy = tmp_path / "bundle"
     shutil.copytree(folder, copy)
     change(copy / name)

@@ -31,7 +31,8 @@ def cosines(x):
     return x @ x.T
 
 
-def test_distances_between_codewords_survive_and_rows_have_the_tables_scale():
+def test_distances_and_the_tables_scale_survive():
+    """Distances between codewords survive and rows have the table's scale."""
     books = codebooks(latent_dim=4)
     params = init_token_embeddings(PARAMS, books, jax.random.key(1))
     table = np.asarray(nn.unbox(params)["token_embeddings"])
@@ -41,7 +42,8 @@ def test_distances_between_codewords_survive_and_rows_have_the_tables_scale():
         assert rows.std() == pytest.approx(1.0, abs=0.02)
 
 
-def test_other_rows_and_parameters_stay_also_when_latents_are_wider():
+def test_other_rows_and_parameters_stay():
+    """Other rows and parameters stay, also when latents are wider."""
     params = init_token_embeddings(PARAMS, codebooks(latent_dim=32), jax.random.key(1))
     before, after = nn.unbox(PARAMS), nn.unbox(params)
     table = before.pop("token_embeddings"), after.pop("token_embeddings")

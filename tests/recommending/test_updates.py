@@ -74,7 +74,7 @@ def test_other_catalogues_of_the_capacity_compile_nothing(recommender, coder):
         jax.monitoring.unregister_event_duration_listener(count)
 
 
-def test_items_alike_get_ids_of_their_own_until_there_are_no_more(recommender, coder):
+def test_like_items_get_ids_of_their_own_while_there_are_any(recommender, coder):
     vector = [0.1] * 6
     twins = [NewItem(f"twin-{n}", "Twin", embedding=vector) for n in range(5)]
     free = 4 - _sharing(recommender.catalogue, coder, vector)
@@ -168,7 +168,8 @@ def test_without_a_quantizer_nothing_joins(recommender):
         update(recommender.catalogue, coder, add=new_items(1))
 
 
-def test_codes_that_hold_the_collaborative_signal_rest_on_the_text_alone(recommender):
+def test_new_items_codes_rest_on_their_text_alone(recommender):
+    """Codes that hold the collaborative signal rest on the text alone."""
     rng = np.random.default_rng(0)
     books = rng.normal(size=(3, 8, 8)).astype(np.float32)
     coder = ItemCoder(None, ResidualCodebooks(tuple(books)), 6, collaborative_dims=2)

@@ -48,7 +48,8 @@ def test_a_version_reads_back_as_it_was(versions, live):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
 
 
-def test_an_exported_item_that_left_and_came_again_is_the_new_one(versions, live):
+def test_an_item_that_left_and_came_again_is_the_new_one(versions, live):
+    """An exported item that left and came again is the new one."""
     anew = {"item_id": "item-7", "title": "Seventh anew", "embedding": [0.5] * 6}
     live.update(versions, remove=["item-7"])
     live.update(versions, add=[anew])
@@ -122,7 +123,8 @@ def test_a_damaged_part_of_a_version_is_named(versions, live, name):
         versions.load()
 
 
-def test_codes_of_another_version_are_refused_even_with_their_manifest(versions, live):
+def test_codes_of_another_version_are_refused(versions, live):
+    """Codes of another version are refused even with their manifest."""
     live.update(versions, **CHANGE)
     live.update(versions, remove=["new-0-0"], add=new_items(1, seed=3))
     newer = versions.folder / "version_000002"

@@ -18,7 +18,8 @@ METRICS = {
 }
 
 
-def test_the_unmasked_test_shows_baselines_ours_the_ceiling_and_our_share():
+def test_the_unmasked_table_has_baselines_ours_and_ceiling():
+    """The unmasked test shows baselines, ours, the ceiling and our share of it."""
     rows = tables.build_result_rows(METRICS, "test")
     assert [row.name for row in rows] == [
         "Popularity",

@@ -19,7 +19,8 @@ def test_items_come_oldest_first_and_padding_last():
     ]
 
 
-def test_a_user_token_stands_before_the_items_and_nobody_has_padding_there():
+def test_the_user_token_stands_before_the_items():
+    """A user token stands before the items, and nobody has padding there."""
     layout = TokenLayout((3, 2, 2), num_user_tokens=10)  # user tokens from 8
     inputs = encode_histories(
         np.array([[1], [1]], np.int32),

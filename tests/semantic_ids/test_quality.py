@@ -41,7 +41,8 @@ def test_quality_of_six_items_by_hand():
     json.dumps(quality)
 
 
-def test_purity_beside_its_shuffled_self_tells_structure_from_chance():
+def test_shuffled_purity_tells_structure_from_chance():
+    """Purity beside its shuffled self tells structure from chance."""
     rng = np.random.default_rng(0)
     groups = rng.integers(20, size=2000)
     unrelated = [f"c{n}" for n in rng.integers(4, size=2000)]

@@ -32,7 +32,8 @@ def a_table():
 
 
 @given(crowded_codes, st.integers(0, 5))
-def test_collisions_make_ids_unique_and_leave_learned_levels_alone(codes, seed):
+def test_the_collision_level_makes_ids_unique(codes, seed):
+    """Collisions make IDs unique and leave learned levels alone."""
     full = add_collision_level(codes, ids_for(codes, seed))
     np.testing.assert_array_equal(full[:, :-1], codes)
     assert len({tuple(row) for row in full.tolist()}) == len(codes)

@@ -151,9 +151,10 @@ def test_so_is_what_no_route_takes(served, method, path, headers, status):
     assert reply.json["error"]["message"]
 
 
-def test_more_than_fits_is_refused_at_once_and_what_was_taken_is_answered(
+def test_overload_is_refused_and_the_accepted_answered(
     tiny,
 ):
+    """More than fits is refused at once, and what was accepted is answered."""
     limits = Limits(waiting=8, requests=4)
     batch = {"requests": [{"history": [f"item-{n}"], "k": 2} for n in range(4)]}
     replies = []

@@ -19,14 +19,16 @@ def test_a_quantizer_that_gives_other_codes_is_refused(tmp_path):
         Parts.of_workdir(workdir)
 
 
-def test_the_vectors_that_were_quantized_beside_the_text_are_counted(tmp_path):
+def test_vectors_quantized_beside_the_text_are_counted(tmp_path):
+    """The vectors that were quantized beside the text are counted."""
     workdir = make_trained_workdir(tmp_path, with_quantizer=True, collaborative_dims=2)
     parts = Parts.of_workdir(workdir)
     assert parts.collaborative_dims == 2
     assert parts.coder().encode(parts.embeddings[:3]).shape == (3, 3)
 
 
-def test_codes_from_elsewhere_leave_the_bundle_without_a_quantizer(tmp_path):
+def test_peer_codes_leave_the_bundle_without_a_quantizer(tmp_path):
+    """Codes from elsewhere leave the bundle without a quantizer."""
     assert Parts.of_workdir(make_trained_workdir(tmp_path)).quantizer is None
 
 

@@ -74,7 +74,8 @@ def test_lists_on_disk_are_those_of_the_recommender(workdir):
     np.testing.assert_array_equal(items, expected.item_numbers[users])
 
 
-def test_the_fused_recommender_is_no_worse_on_validation_than_any_part(workdir):
+def test_fusion_is_no_worse_on_validation_than_any_part(workdir):
+    """The fused recommender is no worse on validation than any part."""
     result = read_json(workdir / "fusion" / "metrics.json")
     parts = {"tiger", "item_cooccurrence", "dense_knn"}
     weights = result["settings"]["weights"]
@@ -90,7 +91,8 @@ def test_the_fused_recommender_is_no_worse_on_validation_than_any_part(workdir):
     assert artifacts.load_manifest(workdir / "fusion").summary["test_reads"] == 1
 
 
-def test_both_are_up_to_date_and_another_choice_counts_as_a_reading(workdir, capsys):
+def test_another_choice_counts_as_a_reading_of_test(workdir, capsys):
+    """Both are up to date, and another choice counts as a reading of the test split."""
     list_candidates(RunContext(workdir), config=CANDIDATES, search=SEARCH)
     fuse(RunContext(workdir), config=FUSION)
     assert capsys.readouterr().out.count("up to date") == 2

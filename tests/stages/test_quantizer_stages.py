@@ -179,9 +179,8 @@ def test_a_killed_training_ends_as_if_it_had_not_been(workdir, monkeypatch, disp
     assert curves(workdir) == metrics
 
 
-def test_poor_codebooks_are_refused_then_accepted_without_new_training(
-    workdir, monkeypatch, capsys
-):
+def test_poor_codebooks_are_accepted_without_new_training(workdir, monkeypatch, capsys):
+    """Poor codebooks are refused, then accepted without new training."""
     context = RunContext(workdir)
     with pytest.raises(InputError, match="poor codebooks.*accept_poor_codebooks"):
         train_rqvae(context, quantizer=TRAINING, minimum_use=1.01)
@@ -286,9 +285,8 @@ def test_a_peers_codes_keep_their_collision_level(workdir):
     assert table.num_levels == 4
 
 
-def test_items_that_a_peer_lacks_are_refused_or_get_their_neighbours_codes(
-    workdir, capsys
-):
+def test_items_that_a_peer_lacks(workdir, capsys):
+    """Items that a peer lacks are refused or get their neighbours' codes."""
     peer = small_table(seed=5)
     path = write_peer_codes(workdir, peer.codes[2:], peer.item_ids[2:])
     context = RunContext(workdir)

@@ -56,7 +56,8 @@ def test_the_default_uses_every_codeword_and_few_items_collide(beauty):
     assert SemanticIdTable.load(beauty.workdir / "semantic_ids").num_items == 12_101
 
 
-def test_a_process_killed_while_training_ends_with_the_same_quantizer(beauty):
+def test_killed_training_ends_with_the_same_quantizer(beauty):
+    """A process killed while training ends with the same quantizer."""
     command = [
         *(sys.executable, "run.py", "--stage=train_rqvae"),
         f"--workdir={beauty.workdir}",

@@ -84,7 +84,8 @@ def test_titles_become_a_history(workdir, capsys):
     assert len([line for line in recommended.splitlines() if "Thing" in line]) == 5
 
 
-def test_without_a_request_test_users_are_shown_with_what_they_took(workdir, capsys):
+def test_without_a_request_test_users_are_shown(workdir, capsys):
+    """Without a request, test users are shown with what they took."""
     recommend(RunContext(workdir), num_users=2, k=50, exclude_seen=False)
     out = capsys.readouterr().out
     # All 50 items are listed, so what was taken is among them.

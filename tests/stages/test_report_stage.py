@@ -19,9 +19,8 @@ def few_dots(monkeypatch):
     monkeypatch.setattr(figures, "DOTS_PER_INCH", 40)
 
 
-def test_a_report_shows_what_is_there_and_is_made_again_when_there_is_more(
-    tmp_path, capsys
-):
+def test_a_report_shows_what_is_there(tmp_path, capsys):
+    """A report shows what is there and is made again when there is more."""
     workdir = make_trained_workdir(tmp_path)
     report(RunContext(workdir))
     page = (workdir / "report" / "index.html").read_text()

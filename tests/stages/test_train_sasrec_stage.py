@@ -59,7 +59,8 @@ def workdir(tmp_path_factory):
     return made
 
 
-def test_what_is_loaded_has_the_validation_metrics_of_the_best_step(workdir):
+def test_the_best_step_is_what_is_loaded(workdir):
+    """What is loaded has the validation metrics of the best step."""
     card = SasRecCard.load(workdir / "sasrec")
     assert card.config == SETTINGS["model"]
     data = PreparedData.load(workdir / "data")

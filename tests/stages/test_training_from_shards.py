@@ -68,9 +68,8 @@ def workdir(written, tmp_path):
 
 
 @pytest.mark.slow
-def test_it_trains_without_the_histories_and_goes_on_with_the_next_example(
-    workdir, tmp_path, monkeypatch
-):
+def test_training_needs_no_histories_and_resumes(workdir, tmp_path, monkeypatch):
+    """It trains without the histories and goes on with the next example."""
     shutil.rmtree(workdir / "data")
     again = shutil.copytree(workdir, tmp_path / "again")
     draw, drawn = SeqioBatches.__next__, []
@@ -96,7 +95,8 @@ def test_it_trains_without_the_histories_and_goes_on_with_the_next_example(
     assert ModelCard.load(finished).max_items == 4
 
 
-def test_validation_takes_the_users_that_the_histories_would_give(workdir, monkeypatch):
+def test_validation_users_are_those_of_the_histories(workdir, monkeypatch):
+    """Validation takes the users that the histories would give."""
     monkeypatch.setenv("TIGER_WORKDIR", str(workdir))
     recipe = Recipe(
         seed=5,

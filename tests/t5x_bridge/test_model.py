@@ -157,9 +157,8 @@ def test_prediction_is_the_exact_search_of_the_catalogue(model, variables, batch
     assert (aux["scores"][:, 50:] == -np.inf).all()
 
 
-def test_scores_are_the_log_probabilities_that_the_search_reports(
-    model, variables, batch
-):
+def test_scores_are_the_searchs_log_probabilities(model, variables, batch):
+    """Scores are the log-probabilities that the search reports."""
     params = variables["params"]
     _, aux = jax.jit(model.predict_batch_with_aux)(params, batch)
     targets = aux["beams"][:, 3]

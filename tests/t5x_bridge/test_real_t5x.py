@@ -181,9 +181,8 @@ def test_t5x_continues_a_checkpoint_of_ours(uninterrupted, workdir, tmp_path):
     _assert_losses_agree(continued, {s: x for s, x in whole.items() if s > HALF})
 
 
-def test_our_checkpoint_in_its_own_folder_is_resumed_like_any_other(
-    uninterrupted, workdir, tmp_path
-):
+def test_our_checkpoint_in_t5x_folder_is_resumed(uninterrupted, workdir, tmp_path):
+    """Our checkpoint in its own folder is resumed like any other."""
     _train_with_ours(tmp_path / "ours", workdir, HALF)
     _, whole = uninterrupted
     name = f"checkpoint_{HALF}"

@@ -80,9 +80,8 @@ def test_the_commands_of_the_readme_run(workdir, tmp_path):
     assert "example 2" in output
 
 
-def test_the_work_directory_comes_from_the_environment_when_a_task_is_used(
-    workdir, monkeypatch
-):
+def test_the_environment_names_the_work_directory(workdir, monkeypatch):
+    """The work directory comes from the environment when a task is used."""
     monkeypatch.delenv("TIGER_WORKDIR", raising=False)
     with pytest.raises(InputError, match="set TIGER_WORKDIR"):
         _examples("tiger_demo", "train", shuffle=False)

@@ -120,9 +120,8 @@ def patch_evaluation(monkeypatch, values):
     )
 
 
-def test_training_stops_when_validation_has_not_risen_for_a_while(
-    tmp_path, monkeypatch
-):
+def test_training_stops_when_validation_stops_rising(tmp_path, monkeypatch):
+    """Training stops when validation has not risen for a while."""
     patch_evaluation(monkeypatch, [0.1, 0.3, 0.2, 0.25, 0.9])
     result = run(tmp_path, evaluate_every=2, patience=2, best_metric="recall@10", **ONE)
     assert (result.step, result.best_step) == (8, 4)

@@ -45,9 +45,10 @@ def test_cosine_rises_falls_and_ends_where_it_should():
     assert float(schedule(110)) == pytest.approx(0.2)
 
 
-def test_adafactor_moves_each_parameter_in_proportion_to_its_size():
+def test_adafactor_moves_parameters_in_proportion():
     # With one gradient seen, the second-moment estimate is its square: the scaled
     # gradient has RMS 1, and the step is rate x RMS(parameter) x 1.
+    """Adafactor moves each parameter in proportion to its size."""
     updates = one_step(OptimizerConfig(learning_rate=0.01, warmup_steps=1))
     np.testing.assert_allclose(updates["wi"], -0.01 * 0.5, rtol=1e-4)
     np.testing.assert_allclose(updates["token_embeddings"], -0.01 * 2.0, rtol=1e-4)

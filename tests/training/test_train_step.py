@@ -95,7 +95,8 @@ TIGER_FNS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("data", "model"), [(2, 1), (8, 1), (4, 2), (1, 8)])
-def test_the_transformers_losses_on_a_mesh_are_those_of_one_device(data, model):
+def test_transformer_losses_on_a_mesh_match_one_device(data, model):
+    """The Transformer's losses on a mesh are those of one device."""
     one = losses_of_50_steps(1, 1, **TIGER_FNS)
     assert one[-1] < one[0] - 0.1
     on_mesh = losses_of_50_steps(data, model, **TIGER_FNS)

@@ -68,7 +68,8 @@ def test_a_missing_input_names_the_stage_that_makes_it(tmp_path):
         make(tmp_path, name="embeddings", stage="embed_items", inputs=["data"])
 
 
-def test_inputs_that_do_not_belong_together_are_refused_with_both_hashes(tmp_path):
+def test_inputs_of_different_data_are_refused_with_hashes(tmp_path):
+    """Inputs that do not belong together are refused with both hashes."""
     make(tmp_path)
     make(tmp_path, name="embeddings", stage="embed_items", inputs=["data"])
     old = artifacts.load_manifest(tmp_path / "data").content_hash
@@ -100,7 +101,8 @@ def test_damage_is_found_and_named(tmp_path, damage):
 
 
 @pytest.mark.parametrize("field", ["value", "sha256", "bytes", "stage"])
-def test_a_manifest_that_is_json_but_not_what_was_written_is_refused(tmp_path, field):
+def test_a_changed_manifest_is_refused(tmp_path, field):
+    """A manifest that is JSON but not what was written is refused."""
     make(tmp_path)
     path = tmp_path / "data" / artifacts.MANIFEST
     lines = path.read_text().splitlines(keepends=True)
@@ -126,7 +128,7 @@ def test_a_manifest_lists_nothing_outside_its_folder(tmp_path):
             artifacts.load_manifest(tmp_path / "data")
 
 
-def test_a_partial_folder_is_resumed_only_with_the_same_fingerprint(tmp_path):
+def test_a_partial_folder_resumes_with_its_fingerprint_only(tmp_path):
     def begin(size):
         return artifacts.begin(
             tmp_path, "data", stage="s", config={"size": size}, resumable=True
@@ -225,7 +227,8 @@ def test_the_lock_names_its_holder_and_dies_with_it(tmp_path):
         assert json.loads((tmp_path / ".lock").read_text())["process"] == os.getpid()
 
 
-def test_a_work_directory_that_vanished_is_named_whatever_broke_first(tmp_path):
+def test_a_work_directory_that_vanished_is_named(tmp_path):
+    """A work directory that vanished is named whatever broke first."""
     from tiger_jax.workdir.lock import hold_workdir
 
     def fail(workdir, *, renamed):

@@ -58,7 +58,8 @@ def test_a_write_that_fails_leaves_no_shard(tmp_path):
     assert not list(tmp_path.glob("*.tmp")), "the half file is cleared away"
 
 
-def test_another_recipe_or_number_of_shards_replaces_what_was_there(tmp_path):
+def test_another_recipe_or_shard_count_replaces_the_old(tmp_path):
+    """Another recipe or number of shards replaces what was there."""
     write_all(tmp_path, shards=3)
     again = write_all(tmp_path, shards=2, recipe="two", rows=4)
     assert again.read()["number"].to_pylist() == [0, 1, 2, 3]

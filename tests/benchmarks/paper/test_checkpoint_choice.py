@@ -9,7 +9,8 @@ from benchmarks.paper.study import Study
 
 
 @pytest.mark.slow
-def test_every_kept_checkpoint_is_measured_beside_what_training_saw(tmp_path):
+def test_every_kept_checkpoint_is_measured(tmp_path):
+    """Every kept checkpoint is measured beside what training saw."""
     workdir = make_trained_workdir(tmp_path / "work")
     recommender = workdir / "recommender"
     kept = recommender / "checkpoints"

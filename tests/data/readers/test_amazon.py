@@ -240,7 +240,8 @@ def test_what_cannot_be_downloaded_says_what_to_do(raw_folder, tmp_path, monkeyp
         download_amazon("beauty", data_dir=tmp_path / "tfds")
 
 
-def test_a_folder_without_the_files_and_an_unknown_name_are_refused(tmp_path):
+def test_missing_files_and_unknown_names_are_refused(tmp_path):
+    """A folder without the files is refused, and an unknown name."""
     with pytest.raises(InputError, match=r"reviews_NAME_5\.json\.gz"):
         AmazonConfig().read(tmp_path)
     with pytest.raises(InputError, match="choose beauty, sports, toys"):

@@ -143,7 +143,8 @@ def test_category_texts_become_paths(tmp_path, text, paths):
     assert read(tmp_path).items["categories"].to_pylist() == [paths]
 
 
-def test_a_flat_list_is_one_path_and_fields_of_any_kind_become_text(tmp_path):
+def test_a_flat_list_is_one_path_and_fields_become_text(tmp_path):
+    """A flat list is one path, and fields of any kind become text."""
     rows = [
         {"item_id": 7, "categories": ["Beauty", "Nails"], "tags": ["x", "y"], "n": 1},
         {"item_id": 8, "categories": None, "tags": [], "n": "two", "ok": True},

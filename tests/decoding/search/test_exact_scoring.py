@@ -42,7 +42,8 @@ def test_every_item_scores_as_by_teacher_forcing(shape, chunk_size, normalize):
             assert scores[row, item] == pytest.approx(expected[item], abs=1e-5)
 
 
-def test_an_exact_search_ranks_all_that_is_not_excluded_ties_included():
+def test_an_exact_search_ranks_all_but_the_excluded():
+    """An exact search ranks all that is not excluded, ties included."""
     rng = np.random.default_rng(4)
     trie, codes, tables = draw_case(rng, "four", "csr", step=0.5)
     walk = CatalogueWalk.build(trie, chunk_size=5)

@@ -129,9 +129,10 @@ def test_a_restricted_search_is_a_search_among_what_is_left(shape, kind, abiliti
         ["exclude", "allowed", "prefix", "unseen"],
     ],
 )
-def test_a_restricted_search_is_a_search_among_what_is_left_in_13824_cases(
+def test_a_restricted_search_is_a_search_among_the_rest(
     shape, kind, abilities, normalize
 ):
+    """A restricted search is a search among what is left, in 13,824 cases."""
     check(shape, kind, abilities, normalize=normalize, num_catalogues=8, seed=1)
 
 

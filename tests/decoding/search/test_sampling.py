@@ -100,7 +100,8 @@ def test_more_draws_than_items_return_every_item_once():
     assert (result.scores[:, 6:] == -jnp.inf).all()
 
 
-def test_what_is_excluded_is_never_drawn_and_the_rest_shares_its_probability():
+def test_the_excluded_is_never_drawn():
+    """What is excluded is never drawn, and the rest shares its probability."""
     exclude = jnp.tile(jnp.array([[0, 3, -1]], jnp.int32), (DRAWS, 1))
     options = {"exclude": exclude, "temperature": TEMPERATURE}
     result = draw(tables, requests, trie, jax.random.key(3), num_samples=1, **options)

@@ -23,9 +23,8 @@ search = jax.jit(
     ("shape", "kind", "num_beams"),
     [("wide", "mixed", 16), ("square", "csr", 40), ("four", "bitmap", 5)],
 )
-def test_beams_are_those_of_all_semantic_ids_and_invalid_ones_are_counted(
-    shape, kind, num_beams
-):
+def test_beams_are_the_best_of_all_ids_valid_or_not(shape, kind, num_beams):
+    """Beams are those of all Semantic IDs, and invalid ones are counted."""
     rng = np.random.default_rng(0)
     for _ in range(3):
         trie, codes, tables = draw_case(rng, shape, kind, step=0.125)
@@ -47,7 +46,8 @@ def test_beams_are_those_of_all_semantic_ids_and_invalid_ones_are_counted(
             )
 
 
-def test_normalising_over_children_makes_no_sense_without_a_constraint():
+def test_normalizing_over_children_is_refused():
+    """Normalizing over children makes no sense without a constraint."""
     trie, _, tables = draw_case(np.random.default_rng(0), "square", "csr")
     with pytest.raises(InputError, match="children"):
         search(tables, requests, trie, num_beams=2, normalize="children")

@@ -58,7 +58,8 @@ def test_a_trie_gives_back_the_semantic_ids_it_was_built_from(shape, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_level_knows_each_child_by_its_codeword_and_the_reverse(kind):
+def test_a_level_maps_codewords_to_children_and_back(kind):
+    """A level knows each child by its codeword, and the reverse."""
     codes = in_order(draw_codes(np.random.default_rng(7), "wide"))
     trie = Trie.build(codes, SHAPES["wide"], plan=plan_of("wide", kind))
     parents = jnp.asarray(trie.exclusion.ancestors_of(jnp.arange(len(codes)), 1))
@@ -77,7 +78,7 @@ def test_a_level_knows_each_child_by_its_codeword_and_the_reverse(kind):
         assert int(level.fan_out(parents[row : row + 1])[0]) == int(found.sum())
 
 
-def test_three_catalogues_of_one_capacity_run_one_compiled_search():
+def test_catalogues_of_one_capacity_share_a_compiled_search():
     traces = []
 
     def counted(params, inputs, trie, exclude):
@@ -107,7 +108,8 @@ def test_three_catalogues_of_one_capacity_run_one_compiled_search():
     assert run._cache_size() == 1
 
 
-def test_a_grown_catalogue_fits_a_plan_with_headroom_and_says_so_where_it_does_not():
+def test_a_grown_catalogue_fits_a_plan_with_headroom():
+    """A grown catalogue fits a plan with headroom, or the error says it doesn't."""
     rng = np.random.default_rng(1)
     sizes = (32, 32, 32)
     codes = random_codes(rng, sizes, 260)
@@ -127,8 +129,9 @@ def test_a_grown_catalogue_fits_a_plan_with_headroom_and_says_so_where_it_does_n
         Trie.build(codes, (32, 32, 64), plan=trie.plan)
 
 
-def test_the_planner_takes_the_fitting_kind_and_obeys_a_memory_cap():
+def test_the_planner_obeys_a_memory_cap():
     # 100,000 items in 3 levels of 2048: a wide root, a wide level 1, single children.
+    """The planner takes the fitting kind and obeys a memory cap."""
     rng = np.random.default_rng(0)
     codes = random_codes(rng, (2048, 2048, 2048), 100_000)
     trie = Trie.build(codes, (2048,) * 3)

@@ -31,7 +31,8 @@ def test_popularity_counts_the_training_histories():
     assert _scores(recommend, [4], 5) == [3.0, 2.0, 1.0, 1.0, 0.0]
 
 
-def test_cooccurrence_weighs_distance_direction_recency_and_popularity_by_hand():
+def test_cooccurrence_weights_by_hand():
+    """Distance, direction, recency and popularity weigh in as computed by hand."""
     recommend = item_cooccurrence.build_item_cooccurrence(TRAIN, 5)
     # After item 1: item 2 followed it once at distance 1, item 0 stood before it
     # twice at distance 1 (half each). Counts: 0 three times, 2 once.
@@ -52,7 +53,8 @@ def test_cooccurrence_never_joins_two_users():
     assert np.argwhere(neighbours).tolist() == [[2, 3], [3, 2]]
 
 
-def test_semantic_knn_is_the_cosine_with_the_recent_items_by_hand():
+def test_semantic_knn_is_the_cosine_by_hand():
+    """Semantic KNN is the cosine with the recent items, computed by hand."""
     embeddings = np.array([[2, 0], [0, 3], [1, 1], [-1, 0]], np.float32)
     recommend = semantic_knn.build_semantic_knn(embeddings)
     root = math.sqrt(0.5)
