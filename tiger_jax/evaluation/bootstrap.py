@@ -7,6 +7,7 @@ from tiger_jax.evaluation import metrics
 
 NUM_RESAMPLES = 2000
 CONFIDENCE = 0.95
+PERCENTILES = ((1 - CONFIDENCE) / 2, 1 - (1 - CONFIDENCE) / 2)
 
 
 def resampled_means(
@@ -32,7 +33,6 @@ def metric_intervals(
     names: tuple[str, ...] = metrics.REPORTED,
     *,
     seed: int = 0,
-    confidence: float = CONFIDENCE,
     num_resamples: int = NUM_RESAMPLES,
 ) -> dict[str, tuple[float, float]]:
     """Percentile intervals of the mean of each metric, over users.
@@ -43,7 +43,7 @@ def metric_intervals(
     """
     values = np.stack([metrics.values_per_user(name, ranks) for name in names], 1)
     means = resampled_means(values, num_resamples=num_resamples, seed=seed)
-    low, high = _percentiles(means, confidence)
+    low, high = np.quantile(means, PERCENTILES, axis=0)
     return {name: (float(low[i]), float(high[i])) for i, name in enumerate(names)}
 
 
@@ -53,8 +53,6 @@ def paired_difference(
     name: str,
     *,
     seed: int = 0,
-    confidence: float = CONFIDENCE,
-    num_resamples: int = NUM_RESAMPLES,
 ) -> tuple[float, float, float]:
     """How much better `ranks` does than `other` on the same users.
 
@@ -64,16 +62,8 @@ def paired_difference(
     Returns:
       The mean difference, and the two ends of its interval.
     """
-    difference = metrics.values_per_user(name, ranks) - metrics.values_per_user(
-        name, other
-    )
-    means = resampled_means(difference[:, None], num_resamples=num_resamples, seed=seed)
-    low, high = _percentiles(means, confidence)
-    return float(difference.mean()), float(low[0]), float(high[0])
-
-
-def _percentiles(
-    means: Float64[np.ndarray, "Q R"], confidence: float
-) -> Float64[np.ndarray, "2 R"]:
-    tail = (1.0 - confidence) / 2.0
-    return np.quantile(means, [tail, 1.0 - tail], axis=0)
+    ours, theirs = (metrics.values_per_user(name, r) for r in (ranks, other))
+    gain = (ours - theirs)[:, None]
+    means = resampled_means(gain, num_resamples=NUM_RESAMPLES, seed=seed)
+    low, high = np.quantile(means, PERCENTILES)
+    return float(gain.mean()), float(low), float(high)

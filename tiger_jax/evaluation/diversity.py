@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float64, Int32
+from jaxtyping import Float64, Int, Int32
 
 
 def category_entropy(
@@ -40,9 +40,7 @@ def catalogue_coverage(
 
 
 def mean_popularity_rank(
-    item_numbers: Int32[np.ndarray, "U C"],
-    counts: np.ndarray,
-    k: int,
+    item_numbers: Int32[np.ndarray, "U C"], counts: Int[np.ndarray, " N"], k: int
 ) -> float:
     """Where recommended items stand between most (0) and least bought (1).
 
@@ -50,7 +48,7 @@ def mean_popularity_rank(
 
     Args:
       item_numbers: Lists, padded with -1.
-      counts: Training interactions of each item, [N].
+      counts: Training interactions of each item.
     """
     _, place, sizes = np.unique(-counts, return_inverse=True, return_counts=True)
     first = np.cumsum(sizes) - sizes

@@ -159,9 +159,8 @@ def _recommend_in_batches(
             filled = np.concatenate([rows, np.full(batch_size - len(rows), rows[0])])
             batch = held_out.select(filled)
             longest = int(lengths[filled].max())
-            exclude = batch.histories.last(
-                _exclude_width(longest) if exclude_seen else 0
-            )
+            width = _exclude_width(longest) if exclude_seen else 0
+            exclude = batch.histories.last(width)
             listed, scores = recommend(
                 batch.user_numbers,
                 batch.histories.last(_history_width(longest, history_length)),
@@ -187,17 +186,12 @@ def find_invalid(
       bool[B, C].
     """
     out_of_range = (item_numbers < -1) | (item_numbers >= num_items)
-    excluded = (
-        (item_numbers[:, :, None] == exclude[:, None, :]).any(2)  # [B, C, X]
-        if exclude.shape[1]
-        else np.zeros(item_numbers.shape, bool)
-    )
+    excluded = (item_numbers[:, :, None] == exclude[:, None, :]).any(2)  # [B, C]
     order = np.argsort(item_numbers, axis=1, kind="stable")
     in_order = np.take_along_axis(item_numbers, order, axis=1)
+    is_repeat = in_order[:, 1:] == in_order[:, :-1]
     repeats = np.zeros(item_numbers.shape, bool)
-    np.put_along_axis(
-        repeats, order[:, 1:], in_order[:, 1:] == in_order[:, :-1], axis=1
-    )
+    np.put_along_axis(repeats, order[:, 1:], is_repeat, axis=1)
     return (item_numbers != -1) & (out_of_range | excluded | repeats)
 
 
@@ -207,10 +201,7 @@ def _history_width(longest: int, history_length: int) -> int:
 
 
 def _exclude_width(longest: int) -> int:
-    width = MIN_EXCLUDE_WIDTH
-    while width < longest:
-        width *= 2
-    return width
+    return max(MIN_EXCLUDE_WIDTH, 1 << (longest - 1).bit_length())
 
 
 def _complain(
@@ -238,7 +229,6 @@ def sample_users(
     total = len(held_out.targets)
     if num_users is None or num_users >= total:
         return held_out, np.arange(total)
-    rows = np.sort(
-        np.random.default_rng(seed).choice(total, size=num_users, replace=False)
-    )
+    key = np.random.default_rng(seed)
+    rows = np.sort(key.choice(total, size=num_users, replace=False))
     return held_out.select(rows), rows

@@ -21,6 +21,7 @@ from jaxtyping import Float, Float32, Int, Int32
 
 from tiger_jax.evaluation import metrics
 from tiger_jax.evaluation.evaluator import Evaluation
+from tiger_jax.evaluation.recommend_fn import pad_lists
 
 NORMALIZATIONS = ("reciprocal_rank", "min_max", "z_score", "softmax")
 RANK_OFFSET = 60  # of reciprocal rank fusion; its authors' constant
@@ -163,13 +164,8 @@ def rank_pool(
     totals = pool.features @ np.asarray(weights, np.float32)  # [U, C]
     totals = np.where(pool.item_numbers >= 0, totals, -np.inf)
     best = np.argsort(-totals, axis=1, kind="stable")[:, :k]
-    missing = ((0, 0), (0, k - best.shape[1]))
     items = np.take_along_axis(pool.item_numbers, best, axis=1)
-    scores = np.take_along_axis(totals, best, axis=1)
-    return (
-        np.pad(items, missing, constant_values=-1),
-        np.pad(scores, missing, constant_values=-np.inf).astype(np.float32),
-    )
+    return pad_lists(items, np.take_along_axis(totals, best, axis=1), k)
 
 
 def ranks_in_pool(

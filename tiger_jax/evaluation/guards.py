@@ -91,7 +91,7 @@ def check_history_matters(
     return _judge(
         "history_matters",
         shift,
-        shift >= MIN_SHIFT,
+        MIN_SHIFT,
         f"another user's history moves {shift:.1%} of the first codeword's probability",
         f"{MIN_SHIFT:.0%}): the decoder ignores its encoder. Lower the learning rate, "
         "or train longer with warm-up",
@@ -121,7 +121,7 @@ def check_search_is_exact(
     return _judge(
         "search_is_exact",
         overlap,
-        overlap >= MIN_OVERLAP,
+        MIN_OVERLAP,
         f"the search finds {overlap:.1%} of the exact top {k} over the whole catalogue",
         f"{MIN_OVERLAP:.0%}): use more beams, or score the whole catalogue",
     )
@@ -140,14 +140,15 @@ def check_lists_differ(
     return _judge(
         "lists_differ",
         float(distinct),
-        distinct >= expected,
+        float(expected),
         f"{distinct:,} different items come first in the lists of {len(first):,} users",
         f"{expected:,}): the recommender has collapsed",
     )
 
 
 def _judge(
-    name: str, value: float, is_fine: bool, measured: str, expected: str
+    name: str, value: float, least: float, measured: str, expected: str
 ) -> GuardResult:
+    is_fine = value >= least
     explanation = measured if is_fine else f"{measured} (expected at least {expected}"
     return GuardResult(name, value, is_fine, explanation)

@@ -13,6 +13,7 @@ from tiger_jax.evaluation.recommend_fn import (
     RecommendFn,
     Shown,
     Users,
+    pad_lists,
 )
 from tiger_jax.histories import HeldOut
 from tiger_jax.workdir.arrays import load_arrays, save_arrays
@@ -93,15 +94,9 @@ class ListedRecommender:
         kept_first = np.argsort(is_out, axis=1, kind="stable")
         items = np.where(is_out, -1, items)
         scores = np.where(is_out, -np.inf, scores)
-        missing = ((0, 0), (0, max(0, k - items.shape[1])))
-        items, scores = (
-            np.take_along_axis(array, kept_first, axis=1)[:, :k]
-            for array in (items, scores)
-        )
-        return (
-            np.pad(items, missing, constant_values=-1).astype(np.int32),
-            np.pad(scores, missing, constant_values=-np.inf).astype(np.float32),
-        )
+        items = np.take_along_axis(items, kept_first, axis=1)[:, :k]
+        scores = np.take_along_axis(scores, kept_first, axis=1)[:, :k]
+        return pad_lists(items, scores, k)
 
 
 def list_resumably(

@@ -7,13 +7,8 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int32
 
 REPORTED = (
-    "recall@1",
-    "recall@5",
-    "recall@10",
-    "recall@20",
-    "ndcg@5",
-    "ndcg@10",
-    "ndcg@20",
+    *(f"recall@{k}" for k in (1, 5, 10, 20)),
+    *(f"ndcg@{k}" for k in (5, 10, 20)),
     "mrr@20",
 )
 MAX_CUTOFF = 20
@@ -72,10 +67,8 @@ def metric(name: str) -> Callable[[MetricFn], MetricFn]:
 
     def register(function: MetricFn) -> MetricFn:
         known = _METRIC_FNS.get(name, function)
-        if (known.__module__, known.__name__) != (
-            function.__module__,
-            function.__name__,
-        ):
+        is_other = known.__name__ != function.__name__
+        if is_other or known.__module__ != function.__module__:
             raise ValueError(f"a metric {name!r} is there already: {known.__module__}")
         _METRIC_FNS[name] = function
         return function

@@ -50,9 +50,8 @@ def top_k(
     """
     num_users, num_items = scores.shape
     row = np.arange(num_users)[:, None]  # [B, 1]
-    allowed = np.concatenate(
-        [scores, np.empty((num_users, 1), np.float32)], axis=1
-    )  # one more column, where the padding of `exclude` can write
+    # One more column, where the padding of `exclude` can write.
+    allowed = np.concatenate([scores, np.empty((num_users, 1), np.float32)], axis=1)
     allowed[row, np.where(exclude >= 0, exclude, num_items)] = -np.inf
     allowed = allowed[:, :num_items]
     kept = min(k, num_items)
@@ -62,10 +61,15 @@ def top_k(
     best = best[row, order]
     best_scores = allowed[row, best]
     item_numbers = np.where(np.isneginf(best_scores), -1, best)
-    missing = ((0, 0), (0, k - kept))
+    return pad_lists(item_numbers, best_scores, k)
+
+
+def pad_lists(item_numbers: np.ndarray, scores: np.ndarray, k: int) -> Lists:
+    """Fills lists of at most k items up to k, with -1 and -inf."""
+    missing = ((0, 0), (0, k - item_numbers.shape[1]))
     return (
         np.pad(item_numbers, missing, constant_values=-1).astype(np.int32),
-        np.pad(best_scores, missing, constant_values=-np.inf).astype(np.float32),
+        np.pad(scores, missing, constant_values=-np.inf).astype(np.float32),
     )
 
 

@@ -35,7 +35,12 @@ PREDICTIONS, LISTS = "predictions.jsonl", "lists"
 TIE_RULE = "a tie counts against the target: it takes the worst place of its group"
 OUR_TITLE, FUSED = "TIGER (this run)", "Fusion"
 # Groups of targets by their number of training interactions: name, from, to.
-TARGET_COUNTS = (("never", 0, 0), ("1–5", 1, 5), ("6–20", 6, 20), ("over 20", 21, None))
+TARGET_COUNTS = (
+    ("never", 0, 0),
+    ("1–5", 1, 5),
+    ("6–20", 6, 20),
+    ("over 20", 21, np.inf),
+)
 
 
 def read_record(folder: Path | None, name: str = METRICS) -> dict[str, Any] | None:
@@ -143,12 +148,12 @@ def _summarize(
     seed: int,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Means and intervals, each by recommender, split and metric."""
-    means, intervals = {}, {}
+    means: dict[str, Any] = {name: {} for name in evaluations}
+    intervals: dict[str, Any] = {name: {} for name in evaluations}
     for name, splits in evaluations.items():
-        means[name] = {s: found.compute_metrics(names) for s, found in splits.items()}
-        intervals[name] = {
-            s: found.compute_intervals(seed, names) for s, found in splits.items()
-        }
+        for split, found in splits.items():
+            means[name][split] = found.compute_metrics(names)
+            intervals[name][split] = found.compute_intervals(seed, names)
     return means, intervals
 
 
@@ -172,12 +177,8 @@ def _measure_diversity(compared: Comparison, data: "PreparedData") -> dict[str, 
         )
         coverage = diversity.catalogue_coverage(lists, data.num_items, 10)
         popularity = diversity.mean_popularity_rank(lists, counts, 10)
-        rows.append(
-            {
-                "name": compared.titles.get(name, OUR_TITLE),
-                "values": [entropy, coverage, popularity],
-            }
-        )
+        values = [entropy, coverage, popularity]
+        rows.append({"name": compared.titles.get(name, OUR_TITLE), "values": values})
     columns = ["Entropy@10", "Coverage@10", "Popularity rank@10"]
     return {"columns": columns, "rows": rows}
 
@@ -186,11 +187,11 @@ def _group_by_target(compared: Comparison, data: "PreparedData") -> dict[str, An
     """Recall@10 by how often the target occurs in training."""
     targets = compared.users["test"].held_out.targets
     counts = count_items(data.train, data.num_items)[targets]  # [U]
-    groups = []
-    for name, low, high in TARGET_COUNTS:
-        inside = (counts >= low) & (counts <= (high if high is not None else np.inf))
-        if inside.any():
-            groups.append((name, inside))
+    groups = [
+        (name, inside)
+        for name, low, high in TARGET_COUNTS
+        if (inside := (counts >= low) & (counts <= high)).any()
+    ]
 
     def recalls(found: Evaluation) -> list[float]:
         hits = recall_at_k(found.ranks, 10)
@@ -200,9 +201,7 @@ def _group_by_target(compared: Comparison, data: "PreparedData") -> dict[str, An
         "groups": [name for name, _ in groups],
         "sizes": [int(inside.sum()) for _, inside in groups],
         "tiger": recalls(compared.ours["test"]),
-        "baselines": {
-            name: recalls(splits["test"]) for name, splits in compared.baselines.items()
-        },
+        "baselines": {n: recalls(s["test"]) for n, s in compared.baselines.items()},
     }
 
 

@@ -8,7 +8,7 @@ from jaxtyping import Int, Int32
 
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.reporting import figures
-from tiger_jax.reporting.figures import Picture, Theme, label, render, thousands
+from tiger_jax.reporting.figures import Picture, Theme, label, note, render, thousands
 from tiger_jax.reporting.tables import shorten
 from tiger_jax.semantic_ids.table import SemanticIdTable
 
@@ -122,16 +122,9 @@ def _draw_history_lengths(
     axes.bar(place, counts, width=0.86, color=colors)
     median = float(np.median(lengths))
     axes.axvline(median, color=theme.ink, linewidth=1, linestyle=(0, (4, 3)))
-    axes.annotate(
-        f"median {median:g}",
-        (median, 0.95),
-        xytext=(6, 0),
-        xycoords=("data", "axes fraction"),
-        textcoords="offset points",
-        color=theme.ink,
-        fontsize=8.5,
-        va="top",
-    )
+    where = ("data", "axes fraction")
+    text = f"median {median:g}"
+    note(axes, theme, text, (median, 0.95), xytext=(6, 0), xycoords=where, va="top")
     axes.grid(axis="x", visible=False)
     is_cut = lengths.max(initial=0) > top
     x = f"items ({top} stands for {top} or more)" if is_cut else "items"
@@ -153,15 +146,8 @@ def _draw_popularity(
     right.plot([0, 100], [0, 100], color=theme.neutral, linewidth=1)
     tenth = float(share[max(0, round(len(share) / 10) - 1)]) if len(share) else 0.0
     right.plot([10], [tenth * 100], "o", color=theme.accent, markersize=5)
-    right.annotate(
-        f"a tenth of the items\nhas {tenth:.0%}",
-        (10, tenth * 100),
-        xytext=(10, -4),
-        textcoords="offset points",
-        va="top",
-        fontsize=8.5,
-        color=theme.ink,
-    )
+    text = f"a tenth of the items\nhas {tenth:.0%}"
+    note(right, theme, text, (10, tenth * 100), xytext=(10, -4), va="top")
     label(right, "Share of interactions", "% of items", "% of interactions")
     for axis in (left.xaxis, left.yaxis):
         thousands(axis)

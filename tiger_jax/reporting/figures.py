@@ -8,13 +8,15 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tiger_jax.workdir.json_files import read_json
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
 
 DOTS_PER_INCH = 160
 PAGE_INCHES = 7.0
-STYLE = Path(__file__).parent / "templates" / "report.mplstyle"
+TEMPLATES = Path(__file__).parent / "templates"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,39 +33,11 @@ class Theme:
     series: tuple[str, ...]
 
 
-# Okabe and Ito's colours, told apart by everybody, plus quieter kin for long lists.
-_SERIES = (
-    "#E8702A",
-    "#0072B2",
-    "#009E73",
-    "#CC79A7",
-    "#F0C239",
-    "#56B4E9",
-    "#8C6BB1",
-    "#A6761D",
-    "#66A61E",
-    "#E7298A",
-    "#7A8794",
-)
-LIGHT = Theme(
-    background="#FFFFFF",
-    ink="#1F2328",
-    faint="#6B7480",
-    grid="#E4E7EB",
-    accent="#D9591B",
-    second="#0072B2",
-    neutral="#A9B3BE",
-    series=_SERIES,
-)
-DARK = Theme(
-    background="#1B1F24",
-    ink="#E6E8EB",
-    faint="#9AA4B0",
-    grid="#343A42",
-    accent="#FF8A4C",
-    second="#56B4E9",
-    neutral="#66717D",
-    series=_SERIES,
+# The series are Okabe and Ito's colours, told apart by everybody, plus quieter kin.
+_COLORS = read_json(TEMPLATES / "themes.json")
+LIGHT, DARK = (
+    Theme(**_COLORS[name], series=tuple(_COLORS["series"]))
+    for name in ("light", "dark")
 )
 
 
@@ -111,9 +85,8 @@ def render(
     encoded = []
     for theme in (LIGHT, DARK):
         with _in_force(theme):
-            layout = ConstrainedLayoutEngine(
-                rect=(0, below, 1, 1 - below), hspace=between
-            )
+            room = (0, below, 1, 1 - below)
+            layout = ConstrainedLayoutEngine(rect=room, hspace=between)
             figure = Figure(figsize=(PAGE_INCHES, height), layout=layout)
             draw(figure, theme, *data)
             buffer = io.BytesIO()
@@ -124,15 +97,23 @@ def render(
     return Picture(name, alt, caption, *encoded)
 
 
+def note(
+    axes: "Axes", theme: Theme, text: str, at: tuple[Any, Any], **style: Any
+) -> None:
+    """Writes a small text beside a point; `style` is as `Axes.annotate` takes it."""
+    axes.annotate(
+        text, at, textcoords="offset points", color=theme.ink, fontsize=8.5, **style
+    )
+
+
 def thousands(axis: "Axis") -> None:
     """Writes an axis' numbers as 12,000, or 0.05 where they are small."""
     from matplotlib.ticker import FuncFormatter
 
-    axis.set_major_formatter(
-        FuncFormatter(
-            lambda value, _: f"{value:,.0f}" if value == int(value) else f"{value:g}"
-        )
-    )
+    def show(value: float, _: int | None) -> str:
+        return f"{value:,.0f}" if value == int(value) else f"{value:g}"
+
+    axis.set_major_formatter(FuncFormatter(show))
 
 
 def label(axes: "Axes", title: str, x: str = "", y: str = "") -> None:
@@ -165,7 +146,10 @@ def _in_force(theme: Theme) -> Iterator[None]:
         "grid.color": theme.grid,
         "axes.prop_cycle": cycler(color=theme.series),
     }
-    with matplotlib.rc_context(settings, fname=STYLE), warnings.catch_warnings():
+    with (
+        matplotlib.rc_context(settings, fname=TEMPLATES / "report.mplstyle"),
+        warnings.catch_warnings(),
+    ):
         # A category's name may be in letters that the font lacks: boxes are fine.
         warnings.filterwarnings("ignore", message=r"Glyph \d+")
         yield

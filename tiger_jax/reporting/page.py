@@ -45,28 +45,23 @@ def build_report(parts: WorkdirParts, *, shown_items: int, seed: int) -> Report:
     quality = None
     if table is not None:
         quality = sections.describe_table(table, data, seed)
-    html = (
-        make_environment()
-        .get_template("report.html")
-        .render(
-            title=known.title if known else data.name if data else "TIGER",
-            folders=FOLDERS,
-            manifests=parts.manifests,
-            known=known,
-            data=data,
-            pictures={picture.name: picture for picture in pictures},
-            headline=sections.headline(parts),
-            warnings=sections.warnings(parts, quality),
-            result_tables=result_tables,
-            settings=(parts.metrics or {}).get("settings", {}),
-            guards=details.get("guards", ()),
-            differences=details.get("differences", ()),
-            splits=sections.SPLITS,
-            diversity=details.get("diversity", {}),
-            samples=sections.choose_samples(parts, seed),
-            quality=quality,
-            errors=parts.reconstruction_errors,
-        )
+    template = make_environment().get_template("report.html")
+    html = template.render(
+        title=known.title if known else data.name if data else "TIGER",
+        folders=FOLDERS,
+        manifests=parts.manifests,
+        known=known,
+        data=data,
+        pictures={picture.name: picture for picture in pictures},
+        headline=sections.headline(parts),
+        warnings=sections.warnings(parts, quality),
+        result_tables=result_tables,
+        settings=(parts.metrics or {}).get("settings", {}),
+        details=details,
+        splits=sections.SPLITS,
+        samples=sections.choose_samples(parts, seed),
+        quality=quality,
+        errors=parts.reconstruction_errors,
     )
     return Report(html, tuple(pictures))
 
@@ -82,12 +77,14 @@ def make_environment() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
-    environment.filters["metric_title"] = tables.metric_title
-    environment.filters["interval"] = tables.format_interval
-    environment.filters["signed"] = _signed
-    environment.filters["day_and_time"] = _day_and_time
-    environment.filters["duration"] = _duration
+    environment.filters |= {
+        "base64": lambda data: base64.b64encode(data).decode(),
+        "metric_title": tables.metric_title,
+        "interval": tables.format_interval,
+        "signed": lambda x: f"{x:+.4f}".replace("-", "−").replace("0.", "."),
+        "day_and_time": lambda iso: f"{datetime.datetime.fromisoformat(iso):%F %H:%M}",
+        "duration": _duration,
+    }
     environment.globals["format_value"] = tables.format_value
     return environment
 
@@ -97,14 +94,6 @@ def write_report(report: Report, folder: Any) -> None:
     (folder / "index.html").write_text(report.html, encoding="utf-8")
     for picture in report.pictures:
         (folder / f"{picture.name}.png").write_bytes(picture.light)
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.4f}".replace("-", "−").replace("0.", ".")
-
-
-def _day_and_time(iso: str) -> str:
-    return datetime.datetime.fromisoformat(iso).strftime("%Y-%m-%d %H:%M")
 
 
 def _duration(seconds: float) -> str:

@@ -21,8 +21,6 @@ class KnownData:
 
     Attributes:
         name: Key of the published rows.
-        caveat: What differs between the paper's copy and the public one, if a
-          reader should know.
     """
 
     name: str
@@ -30,7 +28,6 @@ class KnownData:
     num_users: int
     num_items: int
     num_interactions: int
-    caveat: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,10 +80,7 @@ def recognise(
 ) -> KnownData | None:
     """Finds the public data set with exactly these statistics, if there is one."""
     found = (num_users, num_items, num_interactions)
-    for known in KNOWN_DATA:
-        if found == (known.num_users, known.num_items, known.num_interactions):
-            return known
-    return None
+    return next((k for k in KNOWN_DATA if dataclasses.astuple(k)[2:] == found), None)
 
 
 def recognise_data(
@@ -95,6 +89,5 @@ def recognise_data(
     """The public data set that this is, if any, and what is published on it."""
     if data is None:
         return None, ()
-    sizes = data.num_users, data.num_items, len(data.histories.items)
-    known = recognise(*sizes)
+    known = recognise(data.num_users, data.num_items, len(data.histories.items))
     return known, PUBLISHED[known.name] if known else ()

@@ -8,7 +8,7 @@ import numpy as np
 
 from tiger_jax.evaluation.record import title_of
 from tiger_jax.reporting import figures, tables
-from tiger_jax.reporting.figures import Picture, Theme, label, render, thousands
+from tiger_jax.reporting.figures import Picture, Theme, label, note, render, thousands
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,31 +37,33 @@ def training_pictures(
     rqvae: Mapping[str, Curve], recommender: Mapping[str, Curve]
 ) -> list[Picture]:
     """Training curves of the quantizer and of the recommender, where there are any."""
-    pictures = []
-    for name, alt, caption, panels in (
-        (
-            "rqvae_training",
-            "Training curves of the quantizer",
-            "Perplexity: how many codewords would tell as much if all were used "
-            "alike. A collapsing codebook shows as a falling one.",
-            find_panels(rqvae, RQVAE_PANELS),
-        ),
-        (
-            "recommender_training",
-            "Training curves of the recommender",
-            "Dots: the best on validation. Codeword accuracy: that of the likeliest "
-            "codeword, given the true ones before it.",
-            find_panels(recommender, RECOMMENDER_PANELS),
-        ),
-    ):
-        if panels:
-            height = 2.5 * -(-len(panels) // 2)
-            pictures.append(
-                render(
-                    name, _draw_curves, panels, height=height, alt=alt, caption=caption
-                )
-            )
-    return pictures
+    return [
+        render(
+            f"{name}_training",
+            _draw_curves,
+            panels,
+            height=2.5 * -(-len(panels) // 2),
+            alt=f"Training curves of the {what}",
+            caption=caption,
+        )
+        for name, what, caption, panels in (
+            (
+                "rqvae",
+                "quantizer",
+                "Perplexity: how many codewords would tell as much if all were used "
+                "alike. A collapsing codebook shows as a falling one.",
+                find_panels(rqvae, RQVAE_PANELS),
+            ),
+            (
+                "recommender",
+                "recommender",
+                "Dots: the best on validation. Codeword accuracy: that of the "
+                "likeliest codeword, given the true ones before it.",
+                find_panels(recommender, RECOMMENDER_PANELS),
+            ),
+        )
+        if panels
+    ]
 
 
 def find_panels(
@@ -155,16 +157,9 @@ def mark_best(axes: "Axes", theme: Theme, color: str, curve: Curve) -> None:
     best = max(range(len(values)), key=values.__getitem__)
     is_late = steps[best] > (steps[0] + steps[-1]) / 2
     axes.plot([steps[best]], [values[best]], "o", color=color, markersize=6)
-    axes.annotate(
-        f"{values[best]:.4f}",
-        (steps[best], values[best]),
-        xytext=(-4 if is_late else 4, -8),
-        textcoords="offset points",
-        ha="right" if is_late else "left",
-        va="top",
-        fontsize=8.5,
-        color=theme.ink,
-    )
+    side, ha = (-4, "right") if is_late else (4, "left")
+    at = (steps[best], values[best])
+    note(axes, theme, f"{at[1]:.4f}", at, xytext=(side, -8), ha=ha, va="top")
 
 
 def _draw_comparison(
@@ -185,16 +180,9 @@ def _draw_comparison(
         if metric in row.intervals:
             low, end = row.intervals[metric]
             axes.plot([low, end], [place, place], color=theme.ink, linewidth=1.4)
-        axes.annotate(
-            tables.format_value(row, metric),
-            (end, place),
-            xytext=(5, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=8.5,
-            color=theme.ink,
-            fontweight="bold" if row.kind == "ours" else "normal",
-        )
+        weight = "bold" if row.kind == "ours" else "normal"
+        style = {"xytext": (5, 0), "va": "center", "fontweight": weight}
+        note(axes, theme, tables.format_value(row, metric), (end, place), **style)
     names = [r.name + " [published]" * (r.kind == "published") for r in rows]
     axes.set_yticks(range(len(rows)), names)
     for text, row in zip(axes.get_yticklabels(), rows, strict=True):

@@ -11,18 +11,9 @@ from jaxtyping import Float32
 from tiger_jax.config import config
 from tiger_jax.errors import InputError
 from tiger_jax.evaluation.baselines.baseline import Baseline
-from tiger_jax.evaluation.recommend_fn import (
-    ScoredCatalogue,
-    Shown,
-    Users,
-)
-from tiger_jax.models.sasrec import (
-    Params,
-    SasRec,
-    SasRecConfig,
-    init_params,
-    make_score_fn,
-)
+from tiger_jax.evaluation.recommend_fn import ScoredCatalogue, Shown, Users
+from tiger_jax.models import sasrec
+from tiger_jax.models.sasrec import Params, SasRec, SasRecConfig
 from tiger_jax.workdir.json_files import read_json, write_json
 from tiger_jax.workdir.reading import reading
 
@@ -79,7 +70,9 @@ def load_sasrec_params(
     card = SasRecCard.load(folder)
     model = SasRec(card.config, card.num_items)
     best = folder / CHECKPOINTS / f"{STEP_PREFIX}_{card.best_step}"
-    params = restore_params_of(best, lambda key: init_params(model, key), sharding)
+    params = restore_params_of(
+        best, lambda key: sasrec.init_params(model, key), sharding
+    )
     return card, params
 
 
@@ -107,7 +100,7 @@ class TrainedSasRec(Baseline):
 
 def make_recommend_fn(model: SasRec, params: Params) -> ScoredCatalogue:
     """Wraps a model and its parameters; compiled once per history width."""
-    score_fn = jax.jit(make_score_fn(model))
+    score_fn = jax.jit(sasrec.make_score_fn(model))
 
     def score(user_numbers: Users, histories: Shown) -> Float32[np.ndarray, "B N"]:
         del user_numbers
