@@ -6,12 +6,15 @@ from collections.abc import AsyncIterator, Collection
 from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI, Query, Response
+from fastapi.responses import HTMLResponse
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
 from tiger_jax import __version__
+from tiger_jax.errors import InputError
 from tiger_jax.recommending.requests import Answer, ShownItem
 from tiger_jax.serving import schemas
 from tiger_jax.serving.catalogue_routes import catalogue_routes
-from tiger_jax.serving.errors import ApiError, ErrorAnswer, answer_errors
+from tiger_jax.serving.errors import ErrorAnswer, answer_errors
 from tiger_jax.serving.guard import Guard
 from tiger_jax.serving.service import Service, number_of
 from tiger_jax.serving.strict_json import StrictRoute, json_response
@@ -79,13 +82,9 @@ def _recommend_routes(service: Service) -> APIRouter:
     @router.post("/recommend/batch", response_model=schemas.BatchAnswer)
     async def recommend_batch(batch: schemas.BatchRequest) -> Response:
         """Recommends to several histories, from one version of the catalogue."""
-        most = service.limits.requests
-        if len(batch.requests) > most:
-            raise ApiError(
-                422,
-                "invalid_request",
-                f"requests: {len(batch.requests)} are too many; at most {most}",
-            )
+        given, most = len(batch.requests), service.limits.requests
+        if given > most:
+            raise InputError(f"requests: {given} are too many; at most {most}")
         return json_response({"answers": await service.answer(batch.requests)})
 
     return router
@@ -141,8 +140,7 @@ def _item_routes(service: Service) -> APIRouter:
                 "most_history": recommender.max_items,
                 "most_requests": service.limits.requests,
                 "fields": {
-                    field: {"values": catalogue.values_of(field)}
-                    for field in catalogue.fields
+                    f: {"values": catalogue.values_of(f)} for f in catalogue.fields
                 },
             }
         )
@@ -155,7 +153,7 @@ def _operations_routes(service: Service, page: str) -> APIRouter:
 
     @router.get("/", include_in_schema=False)
     async def get_page() -> Response:
-        return Response(page, media_type="text/html; charset=utf-8")
+        return HTMLResponse(page)
 
     @router.get("/healthz", response_model=schemas.Health)
     async def is_healthy() -> Response:
@@ -170,9 +168,7 @@ def _operations_routes(service: Service, page: str) -> APIRouter:
 
     @router.get("/metrics", include_in_schema=False)
     async def get_metrics() -> Response:
-        return Response(
-            service.metrics.text(),
-            media_type="text/plain; version=0.0.4; charset=utf-8",
-        )
+        text = generate_latest(service.metrics.registry)
+        return Response(text, media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
     return router

@@ -96,33 +96,30 @@ class Batcher:
     ) -> None:
         self._recommender, self._limits, self._metrics = recommender, limits, metrics
         most = recommender.shapes.batch_sizes[-1]
-        self._search = _Lane("search", limits.waiting, most)
-        self._exact = _Lane("exact", limits.waiting_exact, 1)
+        self._lanes = (
+            _Lane("search", limits.waiting, most),
+            _Lane("exact", limits.waiting_exact, 1),
+        )
         self._workers: list[asyncio.Task[None]] = []
         self._is_closed = False
 
     def start(self) -> None:
         """Begins to take requests; call it in the event loop that will wait."""
-        self._workers = [
-            asyncio.create_task(self._work(lane))
-            for lane in (self._search, self._exact)
-        ]
+        self._workers = [asyncio.create_task(self._work(lane)) for lane in self._lanes]
 
     async def close(self) -> None:
         """Answers what was taken, and takes nothing more."""
         self._is_closed = True
-        while self._search.jobs or self._exact.jobs:
+        while any(lane.jobs for lane in self._lanes):
             await asyncio.sleep(0.01)
-        for worker, lane in zip(
-            self._workers, (self._search, self._exact), strict=True
-        ):
+        for worker, lane in zip(self._workers, self._lanes, strict=True):
             worker.cancel()
             await asyncio.to_thread(lane.thread.shutdown)
 
     @property
     def waiting(self) -> int:
         """Searches that haven't begun."""
-        return self._search.waiting + self._exact.waiting
+        return sum(lane.waiting for lane in self._lanes)
 
     async def answer(self, requests: Sequence[Request]) -> list[Answer]:
         """Answers requests from one version of the catalogue.
@@ -134,7 +131,8 @@ class Batcher:
         """
         if self._is_closed:
             raise ApiError(503, "stopping", "this server is stopping", retry_after=5.0)
-        lane = self._lane_of(requests)
+        is_exact = any(request.exact for request in requests)
+        lane = self._lanes[is_exact]
         job = _Job(requests, asyncio.get_running_loop().create_future())
         if job.rows > lane.capacity:
             raise InputError(
@@ -166,10 +164,6 @@ class Batcher:
             ) from None
         finally:
             lane.remove(job)
-
-    def _lane_of(self, requests: Sequence[Request]) -> _Lane:
-        is_exact = any(request.exact for request in requests)
-        return self._exact if is_exact else self._search
 
     async def _work(self, lane: _Lane) -> None:
         loop = asyncio.get_running_loop()

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Response
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, Field, StringConstraints
 
 from tiger_jax.recommending.catalogue import ALL_ITEMS
 from tiger_jax.recommending.new_items import MAX_ATTRIBUTES, MAX_CHARACTERS
 from tiger_jax.recommending.updates import UpdateReport
 from tiger_jax.recommending.versions import VersionInfo
 from tiger_jax.serving.errors import ApiError
-from tiger_jax.serving.schemas import Integer, ItemId, Strict
+from tiger_jax.serving.schemas import Integer, ItemId, Strict, with_examples
 from tiger_jax.serving.service import Service, number_of
 from tiger_jax.serving.strict_json import StrictRoute, json_response
 
@@ -28,17 +28,13 @@ _Path = Annotated[list[_Text], Field(max_length=32)]
 class NewItem(Strict):
     """An item to add."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "item_id": "a7",
-                    "title": "Red soap",
-                    "price": 4.5,
-                    "categories": [["Beauty", "Bath & Body"]],
-                    "attributes": {"in_stock": True},
-                }
-            ]
+    model_config = with_examples(
+        {
+            "item_id": "a7",
+            "title": "Red soap",
+            "price": 4.5,
+            "categories": [["Beauty", "Bath & Body"]],
+            "attributes": {"in_stock": True},
         }
     )
 
@@ -73,9 +69,7 @@ class AddItems(Strict):
 class SetAttributes(Strict):
     """Values of one item, by field; null takes back what was set before."""
 
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"attributes": {"in_stock": False}}]}
-    )
+    model_config = with_examples({"attributes": {"in_stock": False}})
 
     attributes: Annotated[
         dict[_FieldName, _Value | None],
@@ -111,12 +105,8 @@ class Changes:
             InputError: The change makes no sense; nothing has changed then.
         """
         if self._waiting >= MAX_WAITING:
-            raise ApiError(
-                429,
-                "busy",
-                f"{MAX_WAITING} changes are waiting already",
-                retry_after=1.0,
-            )
+            message = f"{MAX_WAITING} changes are waiting already"
+            raise ApiError(429, "busy", message, retry_after=1.0)
         self._waiting += 1
         try:
             loop = asyncio.get_running_loop()

@@ -92,27 +92,18 @@ def describe_problems(errors: Sequence[Any]) -> list[Problem]:
         place = [str(part)[:60] for part in error["loc"]]
         if place and place[0] in ("body", "query", "path"):
             place = place[1:]
-        problems.append(
-            Problem(
-                where=".".join(place)[:MAX_CHARACTERS] or "body",
-                problem=str(error["msg"])[:MAX_CHARACTERS],
-            )
-        )
+        where = ".".join(place)[:MAX_CHARACTERS] or "body"
+        problems.append(Problem(where=where, problem=error["msg"][:MAX_CHARACTERS]))
     return problems
 
 
 async def _invalid(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     problems = describe_problems(error.errors())
-    first = problems[0]
-    more = len(error.errors()) - 1
-    rest = f" (and {more} more)" if more else ""
-    return ApiError(
-        422,
-        "invalid_request",
-        f"{first.where}: {first.problem}{rest}",
-        details=problems,
-    ).response()
+    message = f"{problems[0].where}: {problems[0].problem}"
+    if more := len(error.errors()) - 1:
+        message += f" (and {more} more)"
+    return ApiError(422, "invalid_request", message, details=problems).response()
 
 
 async def _http(request: Request, error: Exception) -> Response:
@@ -136,6 +127,5 @@ async def _input(_: Request, error: Exception) -> Response:
 
 
 async def _fault(_: Request, __: Exception) -> Response:
-    return ApiError(
-        500, "internal", "a fault of this server, which its log describes"
-    ).response()
+    message = "a fault of this server, which its log describes"
+    return ApiError(500, "internal", message).response()

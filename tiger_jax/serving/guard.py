@@ -53,8 +53,7 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
+            return await self._app(scope, receive, send)
         start = time.perf_counter()
         status = 0
 
@@ -86,18 +85,14 @@ class Guard:
         body = await self._read(receive, refusal)
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if body and kind != "application/json":
-            raise ApiError(
-                415, "not_json", "send JSON, with Content-Type: application/json"
-            )
+            message = "send JSON, with Content-Type: application/json"
+            raise ApiError(415, "not_json", message)
         return body
 
     def _refusal(self, path: str, headers: Headers) -> ApiError | None:
         if self._hosts and _host_name(headers.get("host", "")) not in self._hosts:
-            return ApiError(
-                421,
-                "unknown_host",
-                "this server isn't addressed by that name: add it to serve.hosts",
-            )
+            message = "this server isn't addressed by that name: add it to serve.hosts"
+            return ApiError(421, "unknown_host", message)
         if self._token is not None and path not in OPEN_PATHS:
             scheme, _, given = headers.get("authorization", "").partition(" ")
             # In a time that doesn't tell how much of it was right.
@@ -105,9 +100,8 @@ class Guard:
                 given.strip().encode("latin-1", "replace"), self._token.encode()
             )
             if scheme.lower() != "bearer" or not is_right:
-                return ApiError(
-                    401, "unauthorized", "send the token: Authorization: Bearer TOKEN"
-                )
+                message = "send the token: Authorization: Bearer TOKEN"
+                return ApiError(401, "unauthorized", message)
         announced = headers.get("content-length", "0")
         return self._too_large() if int(announced) > self._limits.body_bytes else None
 
@@ -136,10 +130,8 @@ class Guard:
                         if refusal is not None:
                             raise refusal
                         return bytes(body)
-        seconds = self._limits.read_seconds
-        raise ApiError(
-            408, "too_slow", f"no whole request in {seconds:g} seconds", close=True
-        )
+        message = f"no whole request in {self._limits.read_seconds:g} seconds"
+        raise ApiError(408, "too_slow", message, close=True)
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -8,7 +8,6 @@ from prometheus_client import (
     Gauge,
     Histogram,
     ProcessCollector,
-    generate_latest,
 )
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -45,6 +44,3 @@ class Metrics:
         self.ready = Gauge("ready", "1 once all searches are compiled.", **common)
         self.version = Gauge("catalogue_version", "Of the catalogue.", **common)
         self.items = Gauge("catalogue_items", "Items in the catalogue.", **common)
-
-    def text(self) -> bytes:
-        return generate_latest(self.registry)

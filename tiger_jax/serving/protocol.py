@@ -30,13 +30,9 @@ class PatientProtocol(H11Protocol):
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         if len(self.connections) > self.limits.connections:
+            message = f"{self.limits.connections} connections are open already"
             self._refuse(
-                ApiError(
-                    503,
-                    "too_many_connections",
-                    f"{self.limits.connections} connections are open already",
-                    retry_after=1.0,
-                )
+                ApiError(503, "too_many_connections", message, retry_after=1.0)
             )
         else:
             self._start_reading()
@@ -87,10 +83,8 @@ class PatientProtocol(H11Protocol):
             # The app has an answer to this; the client gets the time to read it.
             self.loop.call_later(_GRACE_SECONDS, self._end_unfinished)
         elif self.conn.trailing_data[0]:
-            seconds = self.limits.read_seconds
-            self._refuse(
-                ApiError(408, "too_slow", f"no whole request in {seconds:g} seconds")
-            )
+            message = f"no whole request in {self.limits.read_seconds:g} seconds"
+            self._refuse(ApiError(408, "too_slow", message))
         else:
             self.transport.close()
 

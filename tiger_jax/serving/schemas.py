@@ -13,20 +13,15 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from tiger_jax.recommending import requests
 from tiger_jax.recommending.filters import MAX_FIELDS, MAX_VALUES
-from tiger_jax.recommending.requests import (
-    MAX_IDS,
-    Answer,
-    Request,
-    ShownItem,
-    SimilarItem,
-)
+from tiger_jax.recommending.requests import Answer, ShownItem, SimilarItem
 
 MAX_K, MAX_LEVELS, MAX_CODEWORD = 1000, 32, 1 << 20
 _EXACT = 1 << 53  # integers that JSON readers agree on
 
 ItemId = Annotated[str, StringConstraints(min_length=1, max_length=256)]
-ItemIds = Annotated[list[ItemId], Field(max_length=MAX_IDS, fail_fast=True)]
+ItemIds = Annotated[list[ItemId], Field(max_length=requests.MAX_IDS, fail_fast=True)]
 _Text = Annotated[str, StringConstraints(max_length=256)]
 Integer = Annotated[int, Field(ge=-_EXACT, le=_EXACT)]
 _Value = bool | Integer | float | _Text
@@ -36,6 +31,11 @@ class Strict(BaseModel):
     """A part of a request: right types, no unknown fields, no NaN."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def with_examples(*examples: dict[str, Any]) -> ConfigDict:
+    """Shows examples of a request in the API's description."""
+    return ConfigDict(json_schema_extra={"examples": list(examples)})
 
 
 class Range(Strict):
@@ -68,18 +68,14 @@ Filter = Annotated[dict[_FieldName, _Wanted], Field(max_length=MAX_FIELDS)]
 class RecommendRequest(Strict):
     """A history, and what is wanted of its continuation."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"history": ["item-12", "item-7"], "k": 5},
-                {
-                    "history": ["item-12"],
-                    "filter": {"category": ["Shampoo"], "price": {"max": 20}},
-                    "epsilon": 0.2,
-                },
-                {"history": ["item-12"], "temperature": 1.0, "seed": 3},
-            ]
-        }
+    model_config = with_examples(
+        {"history": ["item-12", "item-7"], "k": 5},
+        {
+            "history": ["item-12"],
+            "filter": {"category": ["Shampoo"], "price": {"max": 20}},
+            "epsilon": 0.2,
+        },
+        {"history": ["item-12"], "temperature": 1.0, "seed": 3},
     )
 
     history: ItemIds = Field(description="Item ids, oldest first.")
@@ -108,13 +104,9 @@ class RecommendRequest(Strict):
     )
     exact: bool = Field(False, description="Score every item; takes longer.")
 
-    def to_request(self) -> Request:
-        """The same for the recommender.
-
-        Raises:
-            InputError: Fields contradict each other.
-        """
-        return Request(**self.model_dump(exclude_none=True))
+    def to_request(self) -> requests.Request:
+        """The same for the recommender; an InputError if fields contradict each other."""
+        return requests.Request(**self.model_dump(exclude_none=True))
 
 
 class BatchRequest(Strict):

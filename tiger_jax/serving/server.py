@@ -33,9 +33,8 @@ def read_token(file: str | None) -> str | None:
         try:
             token = Path(file).expanduser().read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError(
-                f"serve.token_file={file} can't be read: {error}"
-            ) from error
+            message = f"serve.token_file={file} can't be read: {error}"
+            raise InputError(message) from error
     else:
         token = os.environ.get(TOKEN_VARIABLE, "").strip()
         if not token:

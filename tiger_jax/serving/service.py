@@ -81,23 +81,14 @@ class Service:
         return await self.batcher.answer([one.to_request() for one in asked])
 
     def check_ready(self) -> None:
-        """Refuses while the searches are being compiled, and at the end.
-
-        Raises:
-            ApiError: 503.
-        """
+        """Refuses by 503 while the searches are being compiled, and at the end."""
         if self.status != "ok":
-            raise ApiError(
-                503, self.status, f"this server is {self.status}", retry_after=5.0
-            )
+            message = f"this server is {self.status}"
+            raise ApiError(503, self.status, message, retry_after=5.0)
 
 
 def number_of(catalogue: Catalogue, item_id: str) -> int:
-    """Looks an item up.
-
-    Raises:
-        ApiError: 404.
-    """
+    """Looks an item up; an unknown one is a 404."""
     if item_id not in catalogue.number_of:
         raise ApiError(404, "unknown_item", f"there is no item {item_id[:80]!r}")
     return catalogue.number_of[item_id]
