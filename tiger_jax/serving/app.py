@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI, Query, Response
 from fastapi.responses import HTMLResponse
-from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from prometheus_client import generate_latest
 
 from tiger_jax import __version__
 from tiger_jax.errors import InputError
@@ -169,6 +169,6 @@ def _operations_routes(service: Service, page: str) -> APIRouter:
     @router.get("/metrics", include_in_schema=False)
     async def get_metrics() -> Response:
         text = generate_latest(service.metrics.registry)
-        return Response(text, media_type=CONTENT_TYPE_PLAIN_0_0_4)
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return router

@@ -130,8 +130,8 @@ class Guard:
                         if refusal is not None:
                             raise refusal
                         return bytes(body)
-        message = f"no whole request in {self._limits.read_seconds:g} seconds"
-        raise ApiError(408, "too_slow", message, close=True)
+        late = f"no whole request in {self._limits.read_seconds:g} seconds"
+        raise ApiError(408, "too_slow", late, close=True)
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

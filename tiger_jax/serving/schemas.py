@@ -105,7 +105,7 @@ class RecommendRequest(Strict):
     exact: bool = Field(False, description="Score every item; takes longer.")
 
     def to_request(self) -> requests.Request:
-        """The same for the recommender; an InputError if fields contradict each other."""
+        """The same for the recommender; InputError if fields contradict each other."""
         return requests.Request(**self.model_dump(exclude_none=True))
 
 
