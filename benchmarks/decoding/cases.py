@@ -29,7 +29,6 @@ class Catalogue:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Of the codebooks."""
         return (self.codebook_size,) * self.length
 
     @property
@@ -44,7 +43,6 @@ class Catalogue:
 
     @property
     def trie(self) -> Trie:
-        """Of all items."""
         return _build_trie(self)
 
 
@@ -64,7 +62,6 @@ class Case:
     level: int | None = None
 
     def describe(self) -> dict[str, Any]:
-        """The fields that are used."""
         found = dataclasses.asdict(self)
         sizes = {"part": self.part, **found.pop("catalogue"), **found}
         return {k: v for k, v in sizes.items() if v is not None and v != 0}
@@ -124,7 +121,6 @@ class TrivialModel:
     """Logits read from a table: the request and the last codeword choose the row."""
 
     def __init__(self, sizes: Sequence[int]) -> None:
-        """Draws the table for codebooks of these sizes."""
         self.sizes, self.rows = tuple(sizes), max(sizes)
         self.params = jax.random.normal(jax.random.key(0), (self.rows, self.rows))
 
@@ -141,7 +137,6 @@ class TrivialModel:
         parents: jax.Array,
         level: int,
     ) -> tuple[jax.Array, jax.Array]:
-        """The seam of `beam_search`."""
         del parents
         row = (codewords + requests[:, None]) % self.rows
         logits = params.at[row].get(mode="promise_in_bounds")
@@ -152,7 +147,6 @@ class RealModel:
     """TIGER with random weights, in the sizes of the paper."""
 
     def __init__(self, sizes: Sequence[int], config: TigerConfig) -> None:
-        """Draws the weights for codebooks of these sizes."""
         self.layout = TokenLayout(tuple(sizes), NUM_USER_TOKENS)
         model = Tiger(config, self.layout)
         self.config = config
@@ -186,6 +180,5 @@ class EncodedModel:
     decode_step: Callable[..., Any]
 
     def init_decode(self, params: Any, memory: Any) -> Any:
-        """Takes the memory as it is."""
         del params
         return memory

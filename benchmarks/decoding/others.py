@@ -14,7 +14,6 @@ class HfGenerate:
     """`generate` of a T5 of the same sizes, on the same histories."""
 
     def __init__(self, model: RealModel, codes: np.ndarray, beams: int) -> None:
-        """Builds the model and, as a dictionary, the constraint."""
         import torch
         import transformers
 
@@ -34,7 +33,6 @@ class HfGenerate:
             self.children[prefix] = sorted(set(tokens))
 
     def run(self, inputs: jax.Array, *, is_constrained: bool) -> Callable[[], Any]:
-        """A function that decodes the batch."""
         torch = self.torch
         tokens = torch.tensor(np.asarray(inputs), dtype=torch.long)
         options: dict[str, Any] = {}
@@ -67,7 +65,6 @@ class FaissIndex:
     """Nearest neighbours among dense vectors of the items; no model is run."""
 
     def __init__(self, items: int, kind: str, dim: int = 64) -> None:
-        """Draws the vectors and builds the index."""
         import faiss
 
         rng = np.random.default_rng(0)
@@ -80,6 +77,5 @@ class FaissIndex:
         self.rng, self.dim = rng, dim
 
     def run(self, batch: int, results: int) -> Callable[[], Any]:
-        """A function that finds the nearest items of a batch of queries."""
         queries = self.rng.normal(size=(batch, self.dim)).astype(np.float32)
         return lambda: self.index.search(queries, results)

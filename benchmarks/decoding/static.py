@@ -24,7 +24,6 @@ class StaticIndex:
     """An index built by STATIC."""
 
     def __init__(self, catalogue: Catalogue, d_dense: int) -> None:
-        """Builds it and moves it to the device."""
         from static_decoding.csr_utils import build_static_index
 
         size, sorted_codes = catalogue.codebook_size, catalogue.sorted_codes
@@ -49,7 +48,6 @@ class StaticIndex:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its arrays."""
         return sum(array.nbytes for array in self.arrays.values())
 
     def search(self, params: Any, batch: int, beams: int, length: int):

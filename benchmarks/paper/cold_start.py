@@ -117,7 +117,6 @@ def measure(study: Study, epsilons: Sequence[float], max_users: int) -> list[Row
 
 
 def _recalls(ranks: dict[int, np.ndarray], seed: int) -> Row:
-    """Recall at every cutoff, with intervals over users."""
     values = {
         f"recall@{k}": metrics.values_per_user(f"recall@{k}", own)
         for k, own in ranks.items()

@@ -19,7 +19,6 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -32,29 +31,25 @@ from tiger_jax.evaluation import bootstrap
 from tiger_jax.progress import say
 from tiger_jax.stage_table import PIPELINE
 from tiger_jax.workdir import artifacts
+from tiger_jax.workdir.json_files import read_json
 
 NUM_BEAMS = 21  # one more than the largest cutoff, to see ties
 STAGES = PIPELINE[: PIPELINE.index("train_recommender") + 1]
-# Folders that a run takes over from the first one. A stage whose configuration
-# differs after all replaces what it was given.
-DATA = ("data", "embeddings")
-CODES = (*DATA, "rqvae", "semantic_ids")
 FIRST = "reduced"
 COMPARED = ("recall@10", "ndcg@10")
-OPTIMIZER = "optimizers.OptimizerConfig"
-SIZES = "rqvae.RqVaeConfig.codebook_sizes"
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """One training.
+    """One training; all are listed in `experiments.json`.
 
     Attributes:
         name: Of its work directory and rows.
         title: In the table.
         gin_file: Under `gin_configs/experiments/`.
         bindings: What comes after `base/reduced.gin`.
-        shares: Folders that are the same as in the first experiment.
+        shares: Folders taken over from the first experiment. A stage whose
+            configuration differs after all replaces what it was given.
         against: The experiment that it is compared with.
         has_own_text: Embeds the items' text by TF-IDF instead of taking ready vectors.
         is_combined: Its quantizer is also fitted to another shop's items.
@@ -64,100 +59,23 @@ class Experiment:
     title: str
     gin_file: str = "beauty_paper"
     bindings: tuple[str, ...] = ()
-    shares: tuple[str, ...] = CODES
+    shares: tuple[str, ...] = ("data", "embeddings", "rqvae", "semantic_ids")
     against: str = FIRST
     has_own_text: bool = False
     is_combined: bool = False
 
 
-def _of_codes(name: str, title: str, **what: Any) -> Experiment:
-    return Experiment(name, title, f"ablations/{name}", shares=DATA, **what)
+def _read_groups() -> dict[str, tuple[Experiment, ...]]:
+    """The experiments of each group of the table; lists in the file are tuples here."""
+    groups = read_json(Path(__file__).with_suffix(".json"))
+    for group, members in groups.items():
+        for fields in members:
+            fields |= {k: tuple(v) for k, v in fields.items() if isinstance(v, list)}
+        groups[group] = tuple(Experiment(**fields) for fields in members)
+    return groups
 
 
-def _of_sizes(name: str, *sizes: int) -> Experiment:
-    title = " × ".join(map(str, sizes))
-    return Experiment(name, title, bindings=(f"{SIZES}={sizes}",), shares=DATA)
-
-
-def _of_text(name: str, title: str, gin_file: str) -> Experiment:
-    return Experiment(
-        name,
-        title,
-        gin_file,
-        ("embed_items.encoder=@encoders.TfidfEncoder()",),
-        shares=("data",),
-        against="content_all",
-        has_own_text=True,
-    )
-
-
-GROUPS: dict[str, tuple[Experiment, ...]] = {
-    "Semantic IDs": (
-        Experiment(FIRST, "RQ-VAE, 256 × 256 × 256; 4 + 4 layers; user token"),
-        _of_codes("ids_random", "random codes"),
-        _of_codes("ids_lsh", "LSH"),
-        _of_codes("ids_kmeans", "residual k-means"),
-        _of_codes(
-            "combined_corpus",
-            "RQ-VAE of the combined corpus",
-            bindings=("train_rqvae.accept_poor_codebooks=True",),
-            is_combined=True,
-        ),
-        Experiment(
-            "collaborative",
-            "RQ-VAE of text and co-occurrence",
-            bindings=(
-                "train_rqvae.collaborative=@collaborative.CollaborativeConfig()",
-                "rqvae_training.RqVaeTraining.standardize_each=False",
-            ),
-            shares=DATA,
-        ),
-    ),
-    "Codebooks": (
-        _of_sizes("codebooks_64", 64, 64, 64),
-        _of_sizes("codebooks_1024", 1024, 1024, 1024),
-        _of_sizes("codebooks_2_levels", 256, 256),
-        _of_sizes("codebooks_4_levels", 256, 256, 256, 256),
-        _of_codes("codebooks_falling", "512 × 256 × 128 × 64"),
-    ),
-    "Transformer": (
-        Experiment("layers_3", "3 + 3 layers", "ablations/layers_3"),
-        Experiment("layers_5", "5 + 5 layers", "ablations/layers_5"),
-        Experiment("no_user_token", "no user token", "ablations/no_user_token"),
-        Experiment("parameters_13m", "width 384", "unstated/parameters_13m"),
-    ),
-    "Content": (
-        _of_text("content_all", "all fields, by TF-IDF", "beauty_paper"),
-        _of_text("content_brand", "title, brand", "ablations/content_brand"),
-        _of_text("content_title", "title", "ablations/content_title"),
-    ),
-    "Unstated": (
-        Experiment(
-            "optimizer_adamw",
-            "AdamW, .001",
-            "unstated/optimizer_adamw",
-            (f"{OPTIMIZER}.learning_rate=0.001",),
-        ),
-        Experiment(
-            "optimizer_no_scale",
-            "Adafactor without parameter scale, .003",
-            "unstated/optimizer_no_scale",
-            (f"{OPTIMIZER}.learning_rate=0.003",),
-        ),
-        Experiment(
-            "training_pairs_last", "one pair a user", "unstated/training_pairs_last"
-        ),
-    ),
-    "Cold start": tuple(
-        Experiment(
-            f"cold_start_{percent}",
-            f"{percent} % of the test items unseen",
-            f"ablations/cold_start_{percent}",
-            shares=(),
-        )
-        for percent in (5, 10, 20)
-    ),
-}
+GROUPS = _read_groups()
 EXPERIMENTS = {e.name: e for group in GROUPS.values() for e in group}
 
 

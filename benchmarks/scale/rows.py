@@ -24,7 +24,6 @@ class MeasuredRows:
         self._path, self._any_commit = path, any_commit
 
     def has(self, part: str, stage: str, size: int) -> bool:
-        """Whether a measurement is there."""
         commit = code_version()
         return any(
             (row["part"], row["stage"], row["rows"]) == (part, stage, size)
@@ -33,7 +32,6 @@ class MeasuredRows:
         )
 
     def add(self, row: Row) -> None:
-        """Keeps a measurement, and prints it."""
         machine = {"cores": os.cpu_count(), "machine": platform.machine()}
         commit = code_version()
         lib.report(row | machine | {"commit": commit}, self._path)

@@ -102,7 +102,6 @@ class Spool:
     folder: Path
 
     def put(self, keyed: Iterable[tuple[int, bytes]]) -> None:
-        """Keeps blocks."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for key, block in keyed:
             with open(self._path(key), "ab") as file:

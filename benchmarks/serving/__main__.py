@@ -81,18 +81,15 @@ class Server:
             time.sleep(0.5)
 
     def client(self) -> Client:
-        """A client that bears its token."""
         return Client(self.port, self.token)
 
     def metric(self, name: str) -> float:
-        """One number of `/metrics`."""
         text = self.client().ask("GET", "/metrics")[1].decode()
         found = [line for line in text.splitlines() if line.startswith(name + " ")]
         return float(found[0].split()[-1]) if found else 0.0
 
     @property
     def megabytes(self) -> float:
-        """What it holds of the machine's memory."""
         return round(self.metric("process_resident_memory_bytes") / 1e6)
 
     def stop(self) -> dict[str, Any]:
@@ -109,13 +106,11 @@ class Tally:
     """What many threads saw."""
 
     def __init__(self) -> None:
-        """Starts the clock."""
         self._lock, self._start = threading.Lock(), time.perf_counter()
         self.seen: collections.Counter[str] = collections.Counter()
         self.seconds: list[float] = []
 
     def ask(self, question: Callable[[], str]) -> None:
-        """Sends one request, and counts what came of it."""
         begun = time.perf_counter()
         try:
             what = question()
@@ -127,7 +122,6 @@ class Tally:
             self.seconds.append(seconds)
 
     def row(self) -> Row:
-        """Counts, rate and quantiles."""
         seconds = time.perf_counter() - self._start
         quantiles = np.quantile(self.seconds, [0.5, 0.99, 1.0]) * 1e3
         names = ("p50_ms", "p99_ms", "longest_ms")

@@ -123,7 +123,6 @@ class Client:
         raise AssertionError
 
     def close(self) -> None:
-        """Hangs up."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None

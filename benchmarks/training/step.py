@@ -125,7 +125,6 @@ class Ours:
         )
 
     def __call__(self) -> tuple[int, float, float]:
-        """Makes one update."""
         update, arrays, buckets = self._draw()
         self.state, metrics = self.step(
             self.state, self.key, self.constants, arrays, buckets
@@ -214,14 +213,12 @@ class MatmulPeak:
     """The rate of a large matrix product."""
 
     def __init__(self, dtype: str) -> None:
-        """Makes the factors."""
         self.size = 8192 if jax.default_backend() == "gpu" else 2048
         self.repeats = 5
         self.a = jnp.ones((self.size, self.size), dtype)
         self.matmul = jax.jit(lambda a: a @ a)
 
     def __call__(self) -> tuple[int, float, float]:
-        """Multiplies a few times."""
         for _ in range(self.repeats):
             self.matmul(self.a).block_until_ready()
         flops = 2.0 * self.size**3 * self.repeats

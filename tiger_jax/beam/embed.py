@@ -73,7 +73,6 @@ class TextEncoding(ModelHandler):
     def __init__(
         self, encoder: SentenceTransformerEncoder | TfidfEncoder, tfidf: Path | None
     ) -> None:
-        """Takes the sentence encoder, or what TF-IDF was fitted by, and its folder."""
         super().__init__()
         self._encoder, self.tfidf = encoder, tfidf
 

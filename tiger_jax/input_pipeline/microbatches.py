@@ -127,11 +127,9 @@ class BucketedBatches:
         return {**arrays, "encoder_input_tokens": tokens}
 
     def save(self, path: Any) -> None:
-        """Saves the stream's position."""
         self._batches.save(path)
 
     def restore(self, path: Any) -> None:
-        """Continues the stream from a saved position."""
         self._batches.restore(path)
 
 

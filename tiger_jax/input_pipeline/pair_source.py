@@ -62,7 +62,6 @@ class PairSource(seqio.DataSource):
     """
 
     def __init__(self, shop: Shop) -> None:
-        """Takes a shop; its arrays are read when examples are first asked for."""
         self.shop = shop
         super().__init__(splits=SPLITS, caching_permitted=False)
 
@@ -83,11 +82,9 @@ class PairSource(seqio.DataSource):
         del split
 
     def num_pairs(self, split: str) -> int:
-        """Number of examples in a split."""
         return self.pairs(split).num_pairs
 
     def pairs(self, split: str) -> Pairs:
-        """The arrays of a split."""
         return Pairs.of_split(self.shop, split)
 
     def list_shards(self, split: str) -> list[str]:

@@ -83,7 +83,6 @@ class Pairs:
 
     @property
     def num_pairs(self) -> int:
-        """Number of examples."""
         return int(self.pair_offsets[-1])
 
     def windows(

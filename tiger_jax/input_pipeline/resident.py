@@ -127,11 +127,9 @@ class ShuffledEpochs:
 
     @property
     def epochs(self) -> float:
-        """Epochs drawn so far."""
         return self._drawn / self.num_examples
 
     def save(self, path: Any) -> None:
-        """Writes the position into a folder."""
         position = {
             "input": "resident",
             "examples_drawn": self._drawn,

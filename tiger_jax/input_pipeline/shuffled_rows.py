@@ -46,7 +46,6 @@ class ShuffledRows:
     """The rows from any position on; see the module."""
 
     def __init__(self, rows: VectorRows, config: ShuffleConfig, *, seed: int) -> None:
-        """Takes the rows; reads nothing yet."""
         self._rows, self._config, self._seed = rows, config, seed
         self._mixed = functools.lru_cache(maxsize=1)(self._mix)
         self._epoch = functools.lru_cache(maxsize=1)(self._plan)

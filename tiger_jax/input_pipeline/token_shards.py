@@ -48,7 +48,6 @@ class TokenShards(seqio.TFExampleDataSource):
 
     @property
     def folder(self) -> Path:
-        """Where the files lie."""
         return Path(self._find_folder())
 
     @property
@@ -65,17 +64,14 @@ class TokenShards(seqio.TFExampleDataSource):
         return [str(path) for path in self.shards[split].paths]
 
     def num_pairs(self, split: str) -> int:
-        """Number of examples in a split."""
         return self.shards[split].num_rows
 
     @property
     def layout(self) -> TokenLayout:
-        """What the tokens mean."""
         return TokenLayout.from_json(self.shards["train"].facts["layout"])
 
     @property
     def max_items(self) -> int:
-        """Most items that an example's history holds."""
         return int(self.shards["train"].facts["max_items"])
 
     @property

@@ -32,7 +32,6 @@ class TigerVocabulary(seqio.Vocabulary):
 
     @property
     def layout(self) -> TokenLayout:
-        """The meaning of each token number."""
         if isinstance(self._source, TokenLayout):
             return self._source
         return self._source.layout if isinstance(self._source, Shop) else self._source()
@@ -91,7 +90,6 @@ class TigerVocabulary(seqio.Vocabulary):
 
 @functools.lru_cache(maxsize=8)
 def _token_texts(layout: TokenLayout) -> tuple[str, ...]:
-    """The text of every token number."""
     if layout.semantic_id_length > 26:
         raise ValueError(f"no letters for {layout.semantic_id_length} levels")
     texts = [""]
@@ -103,5 +101,4 @@ def _token_texts(layout: TokenLayout) -> tuple[str, ...]:
 
 @functools.lru_cache(maxsize=8)
 def _token_numbers(layout: TokenLayout) -> dict[str, int]:
-    """The number of every token that has a text."""
     return {text: number for number, text in enumerate(_token_texts(layout)) if text}

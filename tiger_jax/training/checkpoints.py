@@ -15,6 +15,7 @@ file's content under a file's name; hence ``files.json``, written before the ren
 checkpoint without one, such as t5x's, is taken as it is.
 """
 
+import contextlib
 import json
 import logging
 import sys
@@ -60,11 +61,10 @@ class InputArgs(ocp.args.CheckpointArgs):
     """Wraps an object with ``save(path)`` and ``restore(path)``."""
 
     def __init__(self, input: Any) -> None:
-        """Takes the input."""
         self.input = input
 
 
-class Checkpointer:
+class Checkpointer(contextlib.AbstractContextManager):
     """Saves and restores training; keeps the newest few and the best.
 
     Attributes:
@@ -96,9 +96,6 @@ class Checkpointer:
             },
         )
 
-    def __enter__(self) -> "Checkpointer":
-        return self
-
     def __exit__(self, *error: Any) -> None:
         self.close()
 
@@ -107,15 +104,10 @@ class Checkpointer:
         return sorted(self._manager.all_steps())
 
     def path(self, step: int) -> epath.Path:
-        """The folder of a step's checkpoint."""
         return self.folder / f"{STEP_PREFIX}_{step}"
 
     def save(self, state: TrainState, input: Any, loop_state: Mapping[str, Any]) -> int:
-        """Starts saving and returns; the arrays are copied before that.
-
-        Returns:
-            The step saved.
-        """
+        """Starts saving and returns the step; the arrays are copied before that."""
         step = int(state.step)
         self._manager.save(
             step,
@@ -129,15 +121,10 @@ class Checkpointer:
         return step
 
     def wait(self) -> None:
-        """Returns when the last checkpoint is whole on disk.
-
-        Raises:
-            Whatever kept it from being written.
-        """
+        """Returns when the last checkpoint is whole on disk; raises what kept it."""
         self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Finishes writing."""
         self._manager.close()
 
     def restore_newest(
@@ -203,7 +190,6 @@ class Checkpointer:
         return from_checkpoint_tree(restored, like), metadata.get("loop") or {}
 
     def _list_files(self) -> None:
-        """Lists the files of the checkpoint that is about to be renamed."""
         if jax.process_index() == 0:
             for unfinished in self.folder.glob("*.orbax-checkpoint-tmp*"):
                 hashes = _hash_files(unfinished)
@@ -250,14 +236,7 @@ def restore_params(checkpoint: Path, like: PyTree) -> PyTree:
     # a checkpoint here, has no metadata of its own.
     handler = ocp.PyTreeCheckpointHandler()
     stored = handler.metadata(path).tree
-    abstract = {
-        "target": jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(
-                x.shape, x.dtype, sharding=getattr(x, "sharding", None)
-            ),
-            like,
-        )
-    }
+    abstract = {"target": abstract_like(like)}
     only_params = {"target": stored.get("target", {})}
     _check_fit(epath.Path(checkpoint), only_params, abstract)
     restored = handler.restore(
@@ -295,8 +274,6 @@ def restore_params_of(
 
 
 class _NewestAndBest:
-    """Keeps the newest checkpoints and the best one."""
-
     def __init__(self, checkpointer: Checkpointer, keep: int) -> None:
         self._checkpointer, self._keep = checkpointer, keep
 

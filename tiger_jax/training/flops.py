@@ -1,46 +1,27 @@
 """How much arithmetic an update takes, and how much the devices could do."""
 
+from pathlib import Path
 from typing import Any
 
 import jax
 
 from tiger_jax.training.partitioning import Partitioner
 from tiger_jax.training.train_step import LossFn, MakeBatchFn
+from tiger_jax.workdir.json_files import read_json
 
 PyTree = Any
 
-# Dense bfloat16 peak of one device in FLOP/s, from the vendors' data sheets; found
-# by the start of jax.Device.device_kind, longest first.
-PEAK_FLOPS = {
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100 NVL": 835e12,
-    "NVIDIA H100 PCIe": 756e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA B100": 1750e12,
-    "NVIDIA B200": 2250e12,
-    "NVIDIA B300": 2250e12,
-    "NVIDIA GB200": 2500e12,
-    "NVIDIA GB300": 2500e12,
-    "NVIDIA L4": 121e12,
-    "NVIDIA L40S": 362e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
-    "TPU7x": 2307e12 / 2,  # a chip is two devices
-}
+# Dense bfloat16 peak of one device, from the vendors' data sheets, by the start of
+# jax.Device.device_kind. A chip of "TPU7x" is two devices.
+_PEAK_TERAFLOPS: dict[str, float] = read_json(
+    Path(__file__).with_name("peak_teraflops.json")
+)
 
 
 def peak_flops(device: jax.Device) -> float | None:
-    """The peak of a device kind that is known, or None."""
-    for kind in sorted(PEAK_FLOPS, key=len, reverse=True):
-        if device.device_kind.startswith(kind):
-            return PEAK_FLOPS[kind]
-    return None
+    """A device's peak in FLOP/s, or None where its kind isn't known."""
+    kinds = [kind for kind in _PEAK_TERAFLOPS if device.device_kind.startswith(kind)]
+    return 1e12 * _PEAK_TERAFLOPS[max(kinds, key=len)] if kinds else None
 
 
 def count_microbatch_flops(

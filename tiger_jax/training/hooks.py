@@ -1,5 +1,6 @@
 """What happens beside the updates of a training: each a small object of its own."""
 
+import contextlib
 import math
 import signal
 import threading
@@ -51,7 +52,6 @@ class Preemption:
             signal.signal(signal.SIGTERM, self._before)
 
     def is_due(self, step: int) -> bool:
-        """Whether the run must stop after this step."""
         if jax.process_count() > 1:
             return bool(multihost_utils.reached_preemption_sync_point(step))
         return self._is_set
@@ -65,13 +65,11 @@ class Clock:
     """Wall-clock time over all starts of a run, and its limit."""
 
     def __init__(self, earlier_seconds: float, max_minutes: float | None) -> None:
-        """Starts, after so many seconds of earlier starts."""
         self._started = time.monotonic() - earlier_seconds
         self._max_minutes = max_minutes
 
     @property
     def seconds(self) -> float:
-        """Time so far."""
         return time.monotonic() - self._started
 
     def is_time_up(self, step: int, log_every: int) -> bool:
@@ -86,7 +84,7 @@ class Clock:
         return seconds >= 60 * self._max_minutes
 
 
-class Profiler:
+class Profiler(contextlib.AbstractContextManager):
     """Writes a profiler trace of a few updates, if that is asked for."""
 
     def __init__(self, folder: Path, first: int | None, num_steps: int) -> None:
@@ -94,14 +92,10 @@ class Profiler:
         self._folder, self._first, self._num_steps = folder, first, num_steps
         self._is_on = False
 
-    def __enter__(self) -> "Profiler":
-        return self
-
     def __exit__(self, *error: Any) -> None:
         self._stop()
 
     def before_step(self, step: int) -> None:
-        """Starts or stops the trace where that is due."""
         if self._first is None:
             return
         if step >= self._first + self._num_steps:
@@ -152,7 +146,6 @@ class FlopMeter:
         return sum(self._by_bucket[b] for u in updates for b in u.buckets)
 
     def utilisation(self, flops: float, seconds: float) -> dict[str, float]:
-        """The metric, if there is one."""
         if not flops:
             return {}
         return {"train/flop_utilisation": flops / seconds / self._peak}

@@ -1,5 +1,6 @@
 """Training curves as JSON lines, and as TensorBoard event files."""
 
+import contextlib
 import importlib.util
 import json
 import math
@@ -14,7 +15,7 @@ from tiger_jax.progress import say
 METRICS_FILE = "metrics.jsonl"
 
 
-class MetricWriter:
+class MetricWriter(contextlib.AbstractContextManager):
     """Writes scalars by step; in a multi-host run only process 0 does."""
 
     def __init__(self, folder: Path, *, resume_from_step: int | None = None) -> None:
@@ -43,9 +44,6 @@ class MetricWriter:
         purge = None if resume_from_step is None else resume_from_step + 1
         self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
 
-    def __enter__(self) -> "MetricWriter":
-        return self
-
     def __exit__(self, *error: Any) -> None:
         self.close()
 
@@ -62,7 +60,6 @@ class MetricWriter:
             self._events.flush()
 
     def close(self) -> None:
-        """Closes both files."""
         if self._is_open:
             self._is_open = False
             self._lines.close()

@@ -29,22 +29,21 @@ PyTree = Any
 
 # Logical name -> mesh axis. An axis whose size the mesh axis doesn't divide is
 # replicated, and `Partitioner.shardings_of` says so.
+_SPLIT = ("vocab", "heads", "mlp", "joined_kv")
+_WHOLE: tuple[str, ...] = (
+    "embed",
+    "embed_in",
+    "embed_out",
+    "position",
+    "kv",
+    "length",
+    "items",
+)
+_WHOLE += ("levels", "relpos_buckets", "layers")
 LOGICAL_AXIS_RULES: tuple[tuple[str, str | None], ...] = (
     ("batch", "data"),
-    ("vocab", "model"),
-    ("heads", "model"),
-    ("mlp", "model"),
-    ("joined_kv", "model"),
-    ("embed", None),
-    ("embed_in", None),
-    ("embed_out", None),
-    ("position", None),
-    ("kv", None),
-    ("length", None),
-    ("items", None),
-    ("levels", None),
-    ("relpos_buckets", None),
-    ("layers", None),
+    *((name, "model") for name in _SPLIT),
+    *((name, None) for name in _WHOLE),
 )
 
 
@@ -150,12 +149,7 @@ def from_process_0(values: Mapping[str, float]) -> dict[str, float]:
 
 
 class Partitioner:
-    """A mesh and the rules by which arrays are laid on it.
-
-    Attributes:
-        mesh: Axes ``data`` and ``model``.
-        rules: Logical axis name to mesh axis.
-    """
+    """A mesh of axes ``data`` and ``model``, and the rules that lay arrays on it."""
 
     def __init__(
         self,
@@ -191,12 +185,10 @@ class Partitioner:
 
     @property
     def num_data_shards(self) -> int:
-        """Number of pieces a batch is split into."""
         return self.mesh.shape["data"]
 
     @property
     def replicated(self) -> NamedSharding:
-        """The sharding of what every device holds whole."""
         return NamedSharding(self.mesh, PartitionSpec())
 
     @contextlib.contextmanager
@@ -300,7 +292,6 @@ class Partitioner:
 
 
 def _usable_cores() -> int:
-    """The cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -87,11 +87,14 @@ def put_like(new: PyTree, old: PyTree) -> PyTree:
     return jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), new, old)
 
 
-def abstract_like(state: TrainState) -> TrainState:
-    """Shapes, types and shardings of a state, without its values."""
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
-    )
+def abstract_like(tree: PyTree) -> PyTree:
+    """Shapes, types and shardings of a tree of arrays, without their values."""
+
+    def abstract(x: Any) -> jax.ShapeDtypeStruct:
+        sharding = getattr(x, "sharding", None)
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    return jax.tree.map(abstract, tree)
 
 
 def to_checkpoint_tree(state: TrainState) -> dict[str, Any]:

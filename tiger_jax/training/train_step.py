@@ -96,7 +96,6 @@ class _TrainStep:
         arrays: PyTree,
         buckets: Int32[Array, "U M"],
     ) -> tuple[TrainState, Sums]:
-        """Makes U updates."""
         if buckets.shape[0] == 1:
             arrays, one = _first((arrays, buckets))
             state, metrics = self.update(state, arrays, one, key, constants)
@@ -115,7 +114,6 @@ class _TrainStep:
         key: PRNGKeyArray,
         constants: PyTree,
     ) -> tuple[TrainState, Sums]:
-        """Makes one update of M microbatches."""
         key, count = jax.random.fold_in(key, state.step), len(buckets)
         shared = (state.params, key, constants)
         if count == 1:
