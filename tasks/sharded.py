@@ -14,14 +14,11 @@ The task `tiger_shards` reads `shards/tokens/` in the work directory that TIGER_
 names, or that the stage `train_recommender` runs in.
 """
 
-import os
 from pathlib import Path
 
 import gin
 
-from tasks.metrics import make_beam_metric_fn
-from tasks.tiger import WORKDIR_VARIABLE
-from tiger_jax.errors import InputError
+from tasks.tiger import add_task, find_workdir
 from tiger_jax.input_pipeline.quiet_tensorflow import seqio, tf
 from tiger_jax.input_pipeline.token_shards import TokenShards
 from tiger_jax.input_pipeline.vocabulary import TigerVocabulary
@@ -52,20 +49,10 @@ def register_sharded_task(
     source = TokenShards(
         Path(folder) if folder else _default_folder, cycle_length=cycle_length
     )
+    # What stands before the placeholder is done once, by `seqio_cache_tasks`.
+    preprocessors = [_to_int32, seqio.CacheDatasetPlaceholder()]
     vocabulary = TigerVocabulary(lambda: source.layout)
-    feature = seqio.Feature(vocabulary, add_eos=False, dtype=tf.int32)
-    if name in seqio.TaskRegistry.names():
-        seqio.TaskRegistry.remove(name)
-    seqio.TaskRegistry.add(
-        name,
-        source=source,
-        # What stands before the placeholder is done once, by `seqio_cache_tasks`.
-        preprocessors=[_to_int32, seqio.CacheDatasetPlaceholder()],
-        output_features={"inputs": feature, "targets": feature},
-        metric_fns=[make_beam_metric_fn(vocabulary)],
-        shuffle_buffer_size=shuffle_buffer_size,
-    )
-    return name
+    return add_task(name, source, preprocessors, vocabulary, shuffle_buffer_size)
 
 
 def _to_int32(dataset: tf.data.Dataset) -> tf.data.Dataset:
@@ -75,13 +62,8 @@ def _to_int32(dataset: tf.data.Dataset) -> tf.data.Dataset:
 
 
 def _default_folder() -> Path:
-    workdir = os.environ.get(WORKDIR_VARIABLE)
-    if not workdir:
-        raise InputError(
-            f"the task has no token files: set {WORKDIR_VARIABLE}, or "
-            "tasks.sharded.register_sharded_task.folder in gin"
-        )
-    return Path(workdir) / "shards" / "tokens"
+    parameter = "tasks.sharded.register_sharded_task.folder"
+    return find_workdir("token files", parameter) / "shards" / "tokens"
 
 
 register_sharded_task(TASK)

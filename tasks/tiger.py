@@ -9,7 +9,7 @@ registered before the stages have made anything.
 
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,16 @@ WORKDIR_VARIABLE = "TIGER_WORKDIR"
 DATA_SETS = ("demo", "beauty", "sports", "toys", "movielens", "own_data")
 
 
+def find_workdir(lacks: str, parameter: str) -> Path:
+    """The work directory that TIGER_WORKDIR names; an InputError if it names none."""
+    workdir = os.environ.get(WORKDIR_VARIABLE)
+    if not workdir:
+        raise InputError(
+            f"the task has no {lacks}: set {WORKDIR_VARIABLE}, or {parameter} in gin"
+        )
+    return Path(workdir)
+
+
 class WorkdirShop(Shop):
     """A shop read from a work directory when it is first used.
 
@@ -50,13 +60,9 @@ class WorkdirShop(Shop):
         Raises:
             InputError: None was given, and TIGER_WORKDIR is not set.
         """
-        workdir = self._workdir or os.environ.get(WORKDIR_VARIABLE)
-        if not workdir:
-            raise InputError(
-                f"the task has no work directory: set {WORKDIR_VARIABLE}, or "
-                "tasks.tiger.register_tiger_task.workdir in gin"
-            )
-        return Path(workdir)
+        if self._workdir:
+            return Path(self._workdir)
+        return find_workdir("work directory", "tasks.tiger.register_tiger_task.workdir")
 
     def __getattr__(self, name: str) -> Any:
         if name not in Shop.__dataclass_fields__:
@@ -105,17 +111,29 @@ def register_tiger_task(
         The name, so that gin can register and name a task in one line.
     """
     shop = WorkdirShop(workdir, num_user_tokens)
-    vocabulary = TigerVocabulary(shop)
+    preprocessors = make_preprocessors(shop, num_items=num_items)
+    # The source shuffles, better than a buffer.
+    return add_task(name, PairSource(shop), preprocessors, TigerVocabulary(shop), None)
+
+
+def add_task(
+    name: str,
+    source: seqio.DataSource,
+    preprocessors: Sequence[Any],
+    vocabulary: TigerVocabulary,
+    shuffle_buffer_size: int | None,
+) -> str:
+    """Registers a task of tokens, in place of one of that name; returns the name."""
     feature = seqio.Feature(vocabulary, add_eos=False, dtype=tf.int32)
     if name in seqio.TaskRegistry.names():
         seqio.TaskRegistry.remove(name)
     seqio.TaskRegistry.add(
         name,
-        source=PairSource(shop),
-        preprocessors=make_preprocessors(shop, num_items=num_items),
+        source=source,
+        preprocessors=preprocessors,
         output_features={"inputs": feature, "targets": feature},
         metric_fns=[make_beam_metric_fn(vocabulary)],
-        shuffle_buffer_size=None,  # the source shuffles, better than a buffer
+        shuffle_buffer_size=shuffle_buffer_size,
     )
     return name
 

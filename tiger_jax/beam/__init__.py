@@ -3,7 +3,4 @@
 Every pipeline reads folders of shards and writes one, calling on each shard, or on
 each bucket of rows that belong together, the functions that the local stages call.
 What they write is equal to what the local stages write, in as many files as asked.
-
-Training reads the shards through `shards`, `vectors`, `shuffled_rows` and
-`token_source`, which import no Beam.
 """

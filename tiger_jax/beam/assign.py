@@ -58,7 +58,7 @@ def assign(
     Args:
         embeddings: `item_id` and `embedding`, by item number.
         rqvae: The folder that the stage `train_rqvae` wrote.
-        folder: Where to write, in as many shards as the embeddings have.
+        folder: Gets as many shards as the embeddings have.
 
     Raises:
         InputError: The quantizer takes more than embeddings, or more items share

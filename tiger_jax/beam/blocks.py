@@ -32,14 +32,11 @@ def from_bytes(data: bytes) -> pa.Table:
 
 
 def gather(blocks: Iterable[bytes], sort_by: str | None = None) -> pa.Table | None:
-    """All rows that came for one key, in an order that no runner decides.
+    """All rows that came for one key, None if nothing did; empty bytes are no rows.
 
     Args:
-        blocks: Tables of one schema; empty bytes stand for none.
-        sort_by: A column of numbers that no two rows share; as they came if None.
-
-    Returns:
-        One table; None if nothing came.
+        sort_by: A column of numbers that no two rows share, for an order that no runner
+            decides; None leaves the rows as they came.
     """
     tables = [from_bytes(block) for block in blocks if block]
     if not tables:
@@ -54,13 +51,7 @@ def gather(blocks: Iterable[bytes], sort_by: str | None = None) -> pa.Table | No
 def scatter(
     table: pa.Table, keys: Int[np.ndarray, " rows"], wanted: Sequence[int]
 ) -> Iterator[Keyed]:
-    """Cuts a table into one block for each key, in the rows' order.
-
-    Args:
-        table: Rows.
-        keys: Where each row goes.
-        wanted: Keys to keep; rows of others are dropped.
-    """
+    """Cuts a table into one block per wanted key, in the rows' order."""
     order = np.argsort(keys, kind="stable")
     kept = np.array(sorted(set(wanted)), np.int64)
     ends = np.asarray(np.searchsorted(keys[order], [kept, kept + 1]))

@@ -66,8 +66,7 @@ MAX_FITTED_ITEMS = 131_072
 class TextEncoding(ModelHandler):
     """Beam's handle on an encoder: an example is a bucket's block of texts.
 
-    Attributes:
-        tfidf: The folder of the fitted TF-IDF, or None.
+    `tfidf` is the folder of the fitted TF-IDF; None for other encoders.
     """
 
     def __init__(
@@ -231,12 +230,11 @@ def _distinct(keyed: tuple[int, Iterable[bytes]]) -> Keyed:
     table = gather(blocks, ITEM_NUMBER)
     if table is None:
         return shard, b""
-    names = ["text", ITEM_NUMBER, "item_id"]
     # One thread: texts stay in the order in which they come, and so do their items.
     of_text = table.group_by("text", use_threads=False).aggregate(
-        [(name, "list") for name in names[1:]]
+        [(ITEM_NUMBER, "list"), ("item_id", "list")]
     )
-    of_text = of_text.select(["text", *(f"{name}_list" for name in names[1:])])
+    of_text = of_text.select(["text", f"{ITEM_NUMBER}_list", "item_id_list"])
     return shard, to_bytes(of_text.rename_columns(["text", "item_numbers", "item_ids"]))
 
 

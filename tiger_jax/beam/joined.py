@@ -44,12 +44,7 @@ def join_interactions(
 ) -> Shards:
     """Writes each bucket of users: all their interactions, in the raw rows' order.
 
-    Args:
-        raw: The raw shop.
-        folder: Where to write tables of `SCHEMA`: the interaction's raw row, and its
-            item's.
-        num_buckets: Into how many buckets users, and on the way items, fall.
-        runner: Where it runs.
+    The tables are of `SCHEMA`; on the way items fall into as many buckets as users.
 
     Raises:
         InputError: An item is given twice, or an interaction's item is unknown.

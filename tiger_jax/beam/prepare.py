@@ -248,12 +248,11 @@ class _Core:
     ) -> Path:
         """A file that says of each raw item whether it is in the core.
 
-        Args:
-            min_item: Fewest interactions of an item.
-            min_user: Fewest interactions of a user.
-            alive: Items to start from; all if None.
+        The minima are of interactions; `alive` are the items to start from, or all.
         """
-        num_alive = self.num_items if alive is None else _count(alive)
+        num_alive = self.num_items
+        if alive is not None:
+            num_alive = int(np.count_nonzero(load_array(alive, is_mapped=True)))
         for number in range(self.num_items + 1):
             folder = self.folder / f"user-{min_user}" / f"round-{number:03}"
             config = {"min_item": min_item, "min_user": min_user, "round": number}
@@ -460,7 +459,3 @@ def _choose_unseen(histories: Shards, share: float, seed: int) -> np.ndarray:
         targets.astype(np.int32), np.arange(len(targets) + 1, dtype=np.int64)
     )
     return choose_unseen_items(each_alone, share, seed=seed)
-
-
-def _count(flags: Path) -> int:
-    return int(np.count_nonzero(load_array(flags, is_mapped=True)))

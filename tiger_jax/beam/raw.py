@@ -1,6 +1,7 @@
 """A raw shop in shards: `raw/items/` and `raw/interactions/`, rows in their order."""
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,9 +30,8 @@ class RawShards:
     """A raw shop that no machine needs to hold.
 
     Attributes:
-        items: Shards with the columns of `RawShop.items`.
-        interactions: Shards with the columns of `RawShop.interactions`.
-        name: Of the data set.
+        items: With the columns of `RawShop.items`.
+        interactions: With the columns of `RawShop.interactions`.
         is_generated: Whether it is a synthetic shop, which stays unfiltered.
         notes: What a reader had to say.
     """
@@ -93,9 +93,6 @@ def import_parquet(
     Args:
         items: Files with at least `item_id`; further columns are texts.
         interactions: Files with `user_id`, `item_id` and `timestamp`.
-        folder: Where to write.
-        name: Of the data set.
-        runner: Where it runs.
 
     Raises:
         InputError: A column is missing or of another kind, or a value is missing.
@@ -106,32 +103,28 @@ def import_parquet(
             raise InputError(f"there are no Parquet files of {kind}")
         known = [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in paths]
         writer = ShardWriter(folder / kind, len(paths), recipe_of({"files": known}))
-        found.append(each_shard(runner, writer, _Import(kind, tuple(paths))))
+        work = functools.partial(_import, kind=kind, paths=tuple(paths))
+        found.append(each_shard(runner, writer, work))
     return RawShards(found[0], found[1], name)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Import:
-    """The work on one raw file; sent to workers."""
-
-    kind: str
-    paths: tuple[Path, ...]
-
-    def __call__(self, shard: int, writer: ShardWriter) -> None:
-        path = self.paths[shard]
-        table, unusable = read_parquet(path, None)
-        source = SourceTable(path, table, unusable, lambda r: f"{path}, row {r + 1}")
-        wanted = ITEM_COLUMNS if self.kind == "items" else INTERACTION_COLUMNS
-        there = {name: name for name in wanted if name in source.column_names}
-        for name in ("item_id",) if self.kind == "items" else INTERACTION_COLUMNS:
-            if name not in there:
-                raise InputError(f"{path} has no column {name!r}: add it")
-        if self.kind == "items":
-            table, _ = read_items(source, ColumnNames(user_id="", **there))
-        else:
-            arrays: dict[str, Any] = {
-                name: columns.read_ids(source, name) for name in ("user_id", "item_id")
-            }
-            arrays["timestamp"] = columns.read_times(source, "timestamp")
-            table = pa.table(arrays)
-        writer.write_table(shard, table)
+def _import(
+    shard: int, writer: ShardWriter, *, kind: str, paths: tuple[Path, ...]
+) -> None:
+    path = paths[shard]
+    table, unusable = read_parquet(path, None)
+    source = SourceTable(path, table, unusable, lambda r: f"{path}, row {r + 1}")
+    wanted = ITEM_COLUMNS if kind == "items" else INTERACTION_COLUMNS
+    there = {name: name for name in wanted if name in source.column_names}
+    for name in ("item_id",) if kind == "items" else INTERACTION_COLUMNS:
+        if name not in there:
+            raise InputError(f"{path} has no column {name!r}: add it")
+    if kind == "items":
+        table, _ = read_items(source, ColumnNames(user_id="", **there))
+    else:
+        arrays: dict[str, Any] = {
+            name: columns.read_ids(source, name) for name in ("user_id", "item_id")
+        }
+        arrays["timestamp"] = columns.read_times(source, "timestamp")
+        table = pa.table(arrays)
+    writer.write_table(shard, table)

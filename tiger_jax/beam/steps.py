@@ -34,10 +34,7 @@ def exchange(
     """Takes every input apart into blocks and writes each shard from its own.
 
     Args:
-        runner: Where it runs.
-        writer: Where the shards go.
         inputs: Small descriptions, such as paths.
-        emit: Called on each input.
         write: Called once per shard, also if nothing came for it.
         facts: Kept with the folder.
     """

@@ -50,15 +50,10 @@ def make_tokens(
     """Writes the examples of all splits, in as many files as there are of histories.
 
     Args:
-        data: Histories in shards.
         semantic_ids: From `assign`, of the same catalogue.
-        folder: Where to write.
         num_user_tokens: Tokens that users are hashed to; 0 for none.
         max_items: Most recent items that an example holds.
         seed: Decides the order of training examples within their file.
-
-    Returns:
-        Each split's shards.
 
     Raises:
         InputError: The Semantic IDs are of another number of items.

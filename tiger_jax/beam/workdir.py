@@ -39,7 +39,6 @@ def write_workdir(workdir: Path, folders: Collection[str] = FOLDERS) -> None:
     """Writes folders of a work directory from its `shards/`.
 
     Args:
-        workdir: The work directory.
         folders: Of `FOLDERS`; `semantic_ids` alone is enough to train.
 
     Raises:
