@@ -52,6 +52,14 @@ def make_parser(doc: str | None, *options: str) -> argparse.ArgumentParser:
     return parser
 
 
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The command line; a table of all rows needs their file."""
+    options = parser.parse_args()
+    if options.table and not options.rows:
+        raise InputError("--table is written from --rows: give both")
+    return options
+
+
 def existing(path: str) -> Path:
     """A file that is written into at the end, so it has to be there at the start."""
     if not Path(path).is_file():

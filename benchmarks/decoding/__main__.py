@@ -54,7 +54,6 @@ from tiger_jax.decoding.search.exact_scoring import CatalogueWalk, exact_search
 from tiger_jax.decoding.search.restrictions import Restriction
 from tiger_jax.decoding.search.unconstrained import unconstrained_search
 from tiger_jax.decoding.trie.trie import Trie
-from tiger_jax.errors import InputError
 from tiger_jax.models.tiger import TigerConfig
 
 Side = Callable[[], Any]
@@ -351,7 +350,7 @@ def parse() -> argparse.Namespace:
     add("--rounds", type=int, default=15)
     add("--quick", action="store_true", help="small sizes, a minute")
     add("--peak", type=int, nargs=3, metavar=("ITEMS", "K", "T"), help="one build")
-    options = parser.parse_args()
+    options = lib.parse(parser)
     if options.quick:
         options.items, options.sizes, options.lengths = [12_000], [256], [4]
         options.batches = options.real_batches = [32]
@@ -364,8 +363,6 @@ def parse() -> argparse.Namespace:
     unknown = set(options.against) - set(SIDES) | set(options.parts) - set(PARTS)
     if unknown:
         parser.error(f"unknown: {', '.join(sorted(unknown))}")
-    if options.table and not options.rows:
-        raise InputError("--table is written from --rows: give both")
     return options
 
 

@@ -20,15 +20,14 @@ Parts:
 """
 
 import importlib.util
-import json
 import multiprocessing
-import subprocess
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from benchmarks import lib
-from benchmarks.scale.local import STAGES, measure
+from benchmarks.scale import local
 from benchmarks.scale.rows import MeasuredRows
 from tiger_jax.errors import InputError
 from tiger_jax.progress import say
@@ -49,17 +48,14 @@ def main() -> None:
     add("--rows", type=Path, default=Path("runs/scale/rows.jsonl"))
     add("--parts", type=lib.words, default=list(SIZES), help="some of these")
     add("--sizes", type=lib.numbers, help="other sizes, as 1e4,1e5")
-    add("--stages", type=lib.words, default=list(STAGES), help="of the local part")
+    add(
+        "--stages", type=lib.words, default=list(local.STAGES), help="of the local part"
+    )
     add("--any_commit", action="store_true", help="keep older rows")
-    add("--one", nargs=2, metavar=("STAGE", "SIZE"), help="print one local row")
     options = parser.parse_args()
-    for name, known in (("parts", SIZES), ("stages", STAGES)):
+    for name, known in (("parts", SIZES), ("stages", local.STAGES)):
         if not set(getattr(options, name)) <= set(known):
             parser.error(f"--{name} are some of {', '.join(known)}")
-    if options.one:
-        stage, size = options.one
-        print(json.dumps(measure(stage, int(size))))
-        return
     if options.document:
         from benchmarks.scale.document import write_document
 
@@ -77,20 +73,15 @@ def main() -> None:
                 continue
             for stage in options.stages:
                 if size <= _MAX_SIZES.get(stage, size):
-                    _measure_alone(rows, stage, size)
+                    _measure_local(rows, stage, size)
 
 
-def _measure_alone(rows: MeasuredRows, stage: str, size: int) -> None:
-    """One local stage, in a process of its own."""
+def _measure_local(rows: MeasuredRows, stage: str, size: int) -> None:
     if rows.has("local", stage, size):
         return
     say(f"{stage} at {size:,} items")
-    command = [sys.executable, "-m", "benchmarks.scale", "--one", stage, str(size)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    if result.returncode:
-        say(f"{stage} at {size:,}: failed\n{result.stderr[-2000:]}")
-        return
-    rows.add(json.loads(result.stdout.splitlines()[-1]))
+    if _run_alone(local.measure_alone, stage, size, rows.add):
+        say(f"{stage} at {size:,} failed: see the error above")
 
 
 def _measure_steps(rows: MeasuredRows, part: str, size: int) -> None:
@@ -105,16 +96,19 @@ def _measure_steps(rows: MeasuredRows, part: str, size: int) -> None:
     }[part]
     say(f"{part} at {size:,}")
     start = time.perf_counter()
-    # In a process that no smaller size has used: what it holds is measured too.
-    process = multiprocessing.get_context("spawn").Process(
-        target=work, args=(size, rows.add)
-    )
-    process.start()
-    process.join()
-    if process.exitcode:
+    if _run_alone(work, size, rows.add):
         raise SystemExit(f"{part} at {size:,} failed: see the error above")
     seconds = time.perf_counter() - start
     rows.add({"part": part, "stage": "end", "rows": size, "seconds": seconds})
+
+
+def _run_alone(work: Callable[..., None], *arguments: Any) -> int | None:
+    """Runs in a process that nothing else has used: what it holds is measured too."""
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=work, args=arguments)
+    process.start()
+    process.join()
+    return process.exitcode
 
 
 if __name__ == "__main__":

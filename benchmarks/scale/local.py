@@ -18,42 +18,22 @@ from benchmarks.lib import Row
 from benchmarks.scale.worker import peak_bytes
 
 DIMS, LEVELS, CODEWORDS = 64, 3, 256
-COLLISIONS = 256
-HISTORY = 10
+SIZES = (*[CODEWORDS] * LEVELS, 256)  # with the collision level's
 _CELLS_PER_ITEM = 10
 
 
 def _histories(num_items: int, rng: np.random.Generator) -> Callable[[], Any]:
-    import pyarrow as pa
-
+    from benchmarks.scale.shop import HISTORY, draw_zipf, make_interactions, make_items
     from tiger_jax.data.interactions import InteractionsConfig, build_histories
-    from tiger_jax.data.raw_shop import CATEGORY_PATHS, RawShop
+    from tiger_jax.data.raw_shop import RawShop
 
-    # Everybody has ten interactions, and there are as many users as items.
-    rank = np.arange(1, num_items + 1)
-    upto = np.cumsum(1 / rank)
-    draws = rng.random(num_items * HISTORY) * upto[-1]
-    items = np.searchsorted(upto, draws)
+    # There are as many users as items.
+    items = draw_zipf(num_items, num_items * HISTORY, rng)
     users = np.repeat(np.arange(num_items), HISTORY)
     order = rng.permutation(len(users))
-    names = pa.array(np.char.add("i", rank.astype(str)))
-    texts = pa.array([""] * num_items, pa.string())
-    table = pa.table(
-        {
-            "item_id": names,
-            "title": texts,
-            "brand": texts,
-            "price": pa.nulls(num_items, pa.float64()),
-            "categories": pa.nulls(num_items, CATEGORY_PATHS),
-        }
-    )
-    events = pa.table(
-        {
-            "user_id": pa.array(users[order]).cast(pa.string()),
-            "item_id": names.take(pa.array(items[order])),
-            "timestamp": rng.random(len(users)),
-        }
-    )
+    table = make_items(0, num_items)
+    bought = table["item_id"].take(items[order])
+    events = make_interactions(users[order], bought, rng.random(len(users)))
     shop = RawShop("scale", table, events)
     return lambda: build_histories(shop, InteractionsConfig(), seed=0)
 
@@ -78,17 +58,10 @@ def _encode(num_items: int, rng: np.random.Generator) -> Callable[[], Any]:
     return encode
 
 
-def _draw_codes(num_items: int, rng: np.random.Generator) -> np.ndarray:
-    return rng.integers(0, CODEWORDS, (num_items, LEVELS), dtype=np.int32)
-
-
 def _draw_ids(num_items: int, rng: np.random.Generator) -> np.ndarray:
-    from tiger_jax.semantic_ids.collisions import (
-        group_rows,
-        number_within_groups,
-    )
+    from tiger_jax.semantic_ids.collisions import group_rows, number_within_groups
 
-    codes = _draw_codes(num_items, rng)
+    codes = rng.integers(0, CODEWORDS, (num_items, LEVELS), dtype=np.int32)
     numbers = number_within_groups(group_rows(codes), np.arange(num_items))
     return np.column_stack([codes, numbers]).astype(np.int32)
 
@@ -107,8 +80,7 @@ def _trie(num_items: int, rng: np.random.Generator) -> Callable[[], Any]:
     from tiger_jax.decoding.trie.trie import Trie
 
     codes = _draw_ids(num_items, rng)
-    sizes = (*[CODEWORDS] * LEVELS, COLLISIONS)
-    return lambda: sum(Trie.build(codes, sizes).nbytes.values())
+    return lambda: sum(Trie.build(codes, SIZES).nbytes.values())
 
 
 def _decode(num_items: int, rng: np.random.Generator) -> Callable[[], Any]:
@@ -119,10 +91,9 @@ def _decode(num_items: int, rng: np.random.Generator) -> Callable[[], Any]:
     from tiger_jax.decoding.search.beam_search import beam_search
     from tiger_jax.decoding.trie.trie import Trie
 
-    sizes = (*[CODEWORDS] * LEVELS, COLLISIONS)
-    trie = Trie.build(_draw_ids(num_items, rng), sizes)
+    trie = Trie.build(_draw_ids(num_items, rng), SIZES)
     request = jnp.zeros((1,), jnp.int32)
-    search = around(TrivialModel(sizes), beam_search, request, trie, num_beams=20)
+    search = around(TrivialModel(SIZES), beam_search, request, trie, num_beams=20)
     jax.block_until_ready(search())
     return lambda: jax.block_until_ready(search())
 
@@ -136,6 +107,11 @@ STAGES: dict[str, Callable[[int, np.random.Generator], Callable[[], Any]]] = {
 }
 # What is over in milliseconds is done so often that one has to be typical.
 _REPEATS = {"decode": 50, "histories": 2, "collisions": 3}
+
+
+def measure_alone(stage: str, num_items: int, add: Callable[[Row], None]) -> None:
+    """Adds a stage's row: for a process of its own."""
+    add(measure(stage, num_items))
 
 
 def measure(stage: str, num_items: int) -> Row:

@@ -6,14 +6,13 @@ sample) in a process of its own; the process that leads them is measured too. `e
 has as many items as the others have interactions, and texts of six words by Zipf's law.
 """
 
-import contextlib
 import functools
 import shutil
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -21,29 +20,34 @@ import pyarrow.compute
 import pyarrow.parquet
 
 from benchmarks.scale.rows import EMBED_STEPS
+from benchmarks.scale.shop import (
+    HISTORY,
+    draw_zipf,
+    make_interactions,
+    make_items,
+    name_items,
+)
 from benchmarks.scale.worker import (
     Measured,
     OneWorker,
     Spool,
     emit_into,
-    forget_peak,
+    measure_here,
     pass_on,
-    peak_bytes,
     write_from,
+    write_shard,
 )
 from tiger_jax.beam import embed, joined, prepare, tokens
 from tiger_jax.beam.raw import RawShards
 from tiger_jax.beam.runner import RunnerConfig
 from tiger_jax.data.interactions import InteractionsConfig
 from tiger_jax.data.item_text import ItemTextConfig
-from tiger_jax.data.raw_shop import CATEGORY_PATHS
 from tiger_jax.data.splits import SplitsConfig
 from tiger_jax.embedding.encoders import EncodeFn, TfidfEncoder
 from tiger_jax.semantic_ids.token_ids import TokenLayout
 from tiger_jax.workdir.arrays import save_whole
 from tiger_jax.workdir.shards import Shards, ShardWriter, cut_evenly, recipe_of, rows_of
 
-HISTORY = 10
 SHARD_ROWS = 250_000
 TOKEN_SHARDS = 2
 _CODEBOOKS = (256,) * 4
@@ -68,36 +72,32 @@ def measure_shards(num_rows: int, add: Callable[[dict[str, Any]], None]) -> None
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         worker = OneWorker(folder / "spool", tell)
-        generate = functools.partial(_generate, worker, folder / "raw")
+
+        def generate(kind: str, make: Any, total: int) -> Shards:
+            place = folder / f"generate {kind}"
+            return _generate(worker, place, make, total, num_shards)
+
+        def lead(name: str, work: Any, *arguments: Any) -> Any:
+            """Measures this process, which leads a pipeline's workers."""
+            task = functools.partial(work, worker, *arguments, num_shards)
+            measured = measure_here(num_shards, task)
+            tell(f"{name}, the leading process", measured)
+            return measured.result
+
         events = functools.partial(_interactions, num_rows=num_rows)
         raw = RawShards(
-            generate("items", _items, num_items, num_shards),
-            generate("interactions", events, num_rows, num_shards),
+            generate("items", _items, num_items),
+            generate("interactions", events, num_rows),
             "scale",
         )
-        with _leading("prepare", num_shards, tell):
-            data = _prepare(worker, raw, folder / "data", num_shards)
+        data = lead("prepare", _prepare, raw, folder / "data")
         _tokens(worker, data, folder / "tokens")
         if num_rows > MAX_TEXTS:
             return
-        shutil.rmtree(folder / "raw")
-        titled = functools.partial(_items, titled=True)
-        catalogue = generate("titles", titled, num_rows, num_shards)
-        with _leading("embed", num_shards, tell):
-            _embed(worker, catalogue, folder / "embedded", num_shards)
-
-
-@contextlib.contextmanager
-def _leading(
-    name: str, num_shards: int, tell: Callable[[str, Measured], None]
-) -> Iterator[None]:
-    """Measures this process, which leads a pipeline's workers."""
-    forget_peak()
-    start, cpu_start = peak_bytes(), time.process_time()
-    yield
-    seconds = time.process_time() - cpu_start
-    lead = Measured(num_shards, seconds, peak_bytes(), start)
-    tell(f"{name}, the leading process", lead)
+        for shards in (raw.items, raw.interactions):
+            shutil.rmtree(shards.folder)
+        catalogue = generate("titles", _titled_items, num_rows)
+        lead("embed", _embed, catalogue, folder / "embedded")
 
 
 # --- The shop -----------------------------------------------------------------------
@@ -106,94 +106,57 @@ def _leading(
 def _generate(
     worker: OneWorker,
     folder: Path,
-    kind: str,
     make: Callable[[int, int, np.random.Generator], pa.Table],
     total: int,
     num_shards: int,
 ) -> Shards:
     """Rows made shard by shard: `make(first, last, rng)`."""
-    writer = ShardWriter(folder / kind, num_shards, recipe_of({kind: total}))
-    work = functools.partial(
-        _generate_shard, make, writer, cut_evenly(total, num_shards)
-    )
-    worker.run(f"generate {kind}", work, range(num_shards))
-    return writer.finish()
+    writer = ShardWriter(folder, num_shards, recipe_of({folder.name: total}))
+    ends = cut_evenly(total, num_shards)
+    work = functools.partial(_generate_shard, make=make, ends=ends)
+    return worker.each_shard(None, writer, work)
 
 
 def _generate_shard(
-    make: Any, writer: ShardWriter, ends: list[int], shard: int
+    shard: int, writer: ShardWriter, *, make: Any, ends: list[int]
 ) -> None:
     rng = np.random.default_rng([shard, 7])
     writer.write_table(shard, make(ends[shard], ends[shard + 1], rng))
 
 
-def _zipf(size: int, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Numbers below `size` by Zipf's law."""
-    upto = np.cumsum(1 / np.arange(1, size + 1))
-    return np.searchsorted(upto, rng.random(count) * upto[-1])
+def _items(first: int, last: int, rng: np.random.Generator) -> pa.Table:
+    del rng
+    return make_items(first, last)
 
 
-def _items(
-    first: int, last: int, rng: np.random.Generator, titled: bool = False
-) -> pa.Table:
-    """Items, with titles if `embed` is to read them."""
-    count = last - first
-    empty = titles = pa.array([""] * count, pa.string())
-    if titled:
-        words = pa.array(np.char.add("w", np.arange(_WORDS).astype(str)))
-        columns = (
-            words.take(pa.array(_zipf(_WORDS, count, rng)))
-            for _ in range(_WORDS_PER_TEXT)
-        )
-        titles = pa.compute.binary_join_element_wise(*columns, " ")
-    return pa.table(
-        {
-            "item_id": np.char.add("i", np.arange(first, last).astype(str)),
-            "title": titles,
-            "brand": empty,
-            "price": pa.nulls(count, pa.float64()),
-            "categories": pa.nulls(count, CATEGORY_PATHS),
-        }
+def _titled_items(first: int, last: int, rng: np.random.Generator) -> pa.Table:
+    words = pa.array(np.char.add("w", np.arange(_WORDS).astype(str)))
+    columns = (
+        words.take(pa.array(draw_zipf(_WORDS, last - first, rng)))
+        for _ in range(_WORDS_PER_TEXT)
     )
+    titles = pa.compute.binary_join_element_wise(*columns, " ")
+    return make_items(first, last, titles)
 
 
 def _interactions(
     first: int, last: int, rng: np.random.Generator, *, num_rows: int
 ) -> pa.Table:
     count = last - first
-    ranks = _zipf(num_rows // HISTORY, count, rng)
+    bought = name_items(draw_zipf(num_rows // HISTORY, count, rng))
     users = rng.integers(0, num_rows // HISTORY, count)
     times = rng.integers(1_300_000_000, 1_500_000_000, count).astype(float)
-    return pa.table(
-        {
-            "user_id": pa.array(users).cast(pa.string()),
-            "item_id": np.char.add("i", ranks.astype(str)),
-            "timestamp": times,
-        }
-    )
+    return make_interactions(users, bought, times)
 
 
 # --- The steps ----------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _in_place_of(module: Any, **ours: Any) -> Iterator[None]:
-    """Has a module's functions that run a pipeline replaced by the worker's."""
-    kept = {name: getattr(module, name) for name in ours}
-    try:
-        for name, function in ours.items():
-            setattr(module, name, function)
-        yield
-    finally:
-        for name, function in kept.items():
-            setattr(module, name, function)
 
 
 def _prepare(
     worker: OneWorker, raw: RawShards, folder: Path, num_shards: int
 ) -> prepare.PreparedShards:
     """`prepare`, its steps done by the worker instead of by Beam."""
-    with _in_place_of(
+    with mock.patch.multiple(
         prepare,
         exchange=worker.exchange,
         each_shard=worker.each_shard,
@@ -267,17 +230,13 @@ def _tokens(worker: OneWorker, data: prepare.PreparedShards, folder: Path) -> No
         shards = data.histories.num_shards
         writer = ShardWriter(folder / split, shards, "tokens", "tfrecord")
         sample = range(min(TOKEN_SHARDS, shards))
-        write = functools.partial(_write_tokens, work, writer)
+        write = functools.partial(write_shard, writer, work)
         worker.run(f"tokens, {split}", write, sample)
-
-
-def _write_tokens(work: Any, writer: ShardWriter, shard: int) -> None:
-    work(shard, writer)
 
 
 def _embed(worker: OneWorker, items: Shards, folder: Path, num_shards: int) -> None:
     """`embed`, its steps done by the worker instead of by Beam."""
-    with _in_place_of(
+    with mock.patch.multiple(
         embed,
         exchange=worker.exchange,
         _embed_distinct=functools.partial(_embed_distinct, worker),

@@ -69,35 +69,35 @@ def run_tasks(tasks: Sequence[Task], name: str) -> Measured:
 
 
 def peak_bytes() -> int:
-    """The most memory that this process held since `forget_peak`."""
+    """The most memory that this process held, since `measure_here` began."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     raise RuntimeError("this system keeps no peak memory of a process")
 
 
-def forget_peak() -> None:
-    """Begins the measurement of the peak anew."""
-    Path("/proc/self/clear_refs").write_text("5")
+def measure_here(shards: int, work: Task) -> Measured:
+    """Runs in this process, which works through so many shards, and measures it."""
+    Path("/proc/self/clear_refs").write_text("5")  # begins the peak anew
+    start, cpu_start = peak_bytes(), time.process_time()
+    result = work()
+    seconds = time.process_time() - cpu_start
+    return Measured(shards, seconds, peak_bytes(), start, result)
 
 
 def _run(tasks: list[Task], pipe: Any) -> None:
-    forget_peak()
-    start, cpu_start = peak_bytes(), time.process_time()
-    result = None
-    for task in tasks:
-        result = task()
-    seconds = time.process_time() - cpu_start
-    pipe.send(Measured(len(tasks), seconds, peak_bytes(), start, result))
+    def work() -> Any:
+        result = None
+        for task in tasks:
+            result = task()
+        return result
+
+    pipe.send(measure_here(len(tasks), work))
 
 
 @dataclasses.dataclass(frozen=True)
 class Spool:
-    """Blocks on their way between two steps: one file a key.
-
-    Attributes:
-        folder: Empty at first.
-    """
+    """Blocks on their way between two steps: one file per key."""
 
     folder: Path
 
@@ -150,10 +150,12 @@ def write_from(
 
 
 class OneWorker:
-    """Takes the place of `exchange` and `each_shard`, and tells what was measured."""
+    """Takes the place of `exchange` and `each_shard`, and tells what was measured.
+
+    Blocks lie in the folder `spool`; `tell` is called with each step's name.
+    """
 
     def __init__(self, spool: Path, tell: Callable[[str, Measured], None]) -> None:
-        """Takes a folder for what is exchanged, and who is told of each step."""
         self._spool, self._tell = spool, tell
 
     def run(self, name: str, work: Task, inputs: Iterable[Any]) -> Any:
@@ -187,9 +189,12 @@ class OneWorker:
         """`tiger_jax.beam.steps.each_shard`, by one worker."""
         del runner
         every = range(writer.num_shards)
-        self.run(writer.folder.name, functools.partial(_to, writer, work), every)
+        self.run(
+            writer.folder.name, functools.partial(write_shard, writer, work), every
+        )
         return writer.finish(**facts)
 
 
-def _to(writer: Any, work: Callable[..., None], shard: int) -> None:
+def write_shard(writer: Any, work: Callable[..., None], shard: int) -> None:
+    """The work on one shard."""
     work(shard, writer)

@@ -44,7 +44,6 @@ from benchmarks.serving.clients import (
     make_questions,
     wait_for_port,
 )
-from tiger_jax.errors import InputError
 from tiger_jax.recommending.recommender import Recommender
 from tiger_jax.recommending.versions import CatalogueVersions
 from tiger_jax.workdir.provenance import describe_environment
@@ -324,11 +323,9 @@ def main() -> None:
     add("--questions", type=int, default=200)
     add("--hostile", type=int, default=10_000)
     add("--swaps", type=int, default=1_000)
-    options = parser.parse_args()
+    options = lib.parse(parser)
     if not set(options.phases) <= set(RUN):
         parser.error(f"--phases are some of {', '.join(RUN)}")
-    if options.table and not options.rows:
-        raise InputError("--table is written from --rows: give both")
     versions = CatalogueVersions.open(options.bundle)
     recommender = Recommender.load(versions, version=0)
     catalogue = recommender.catalogue

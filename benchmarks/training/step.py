@@ -45,7 +45,6 @@ from tiger_jax.data.interactions import InteractionsConfig
 from tiger_jax.data.prepare import prepare_shop
 from tiger_jax.data.readers.files import FilesConfig
 from tiger_jax.data.splits import SplitsConfig
-from tiger_jax.errors import InputError
 from tiger_jax.histories import Histories
 from tiger_jax.input_pipeline.resident import ResidentConfig, ResidentInput
 from tiger_jax.models.tiger import Tiger, TigerConfig, init_params, make_loss_fn
@@ -276,9 +275,7 @@ def main() -> None:
     add("--turn_seconds", type=float, default=TURN_SECONDS)
     add("--dtypes", type=lib.words, default=["float32", "bfloat16"])
     add("--cases", type=lib.words, default=["buckets", "padded", "each_bucket"])
-    options = parser.parse_args()
-    if options.table and not options.rows:
-        raise InputError("--table is written from --rows: give both")
+    options = lib.parse(parser)
     data_dir = lib.find_data(options.data_dir, "amazon2014_beauty", "--data_dir")
     has_torch = all(map(importlib.util.find_spec, ("torch", "transformers")))
     if not has_torch:

@@ -22,17 +22,9 @@ import optax
 from tiger_jax.config import config
 from tiger_jax.errors import InputError, Preempted
 from tiger_jax.progress import Progress, say
+from tiger_jax.training import hooks, train_state, train_step
 from tiger_jax.training.checkpoints import Checkpointer
-from tiger_jax.training.hooks import (
-    Clock,
-    DivergedError,
-    Divergence,
-    EvaluateFn,
-    FlopMeter,
-    Preemption,
-    Profiler,
-    rank,
-)
+from tiger_jax.training.hooks import DivergedError, EvaluateFn
 from tiger_jax.training.inputs import TrainingInput, Update
 from tiger_jax.training.metric_writers import MetricWriter
 from tiger_jax.training.partitioning import Partitioner, from_process_0
@@ -41,18 +33,8 @@ from tiger_jax.training.step_metrics import (
     StepMetrics,
     divide_by_weight,
 )
-from tiger_jax.training.train_state import (
-    TrainState,
-    init_train_state,
-    put_like,
-    split_seed,
-)
-from tiger_jax.training.train_step import (
-    AfterUpdateFn,
-    LossFn,
-    make_train_step,
-    spreads_microbatches,
-)
+from tiger_jax.training.train_state import TrainState
+from tiger_jax.training.train_step import AfterUpdateFn, LossFn
 
 __all__ = ["DivergedError", "LoopConfig", "TrainResult", "TrainingInput", "train"]
 
@@ -159,7 +141,7 @@ class LoopState:
                 f"loop.LoopConfig.best_metric {name!r} is none of the evaluation's: "
                 f"{', '.join(sorted(metrics))}"
             )
-        is_best = rank(metrics, name) > rank(self.best_metrics, name)
+        is_best = hooks.rank(metrics, name) > hooks.rank(self.best_metrics, name)
         self.evaluations_since_best += 1
         if is_best:
             self.best_step, self.best_metrics = step, metrics
@@ -249,8 +231,10 @@ def train(
     """
     with contextlib.ExitStack() as stack:
         # The newest checkpoint, or a first state.
-        init_key, step_key = split_seed(seed)
-        state = init_train_state(init_fn, optimizer, partitioner, init_key, variables)
+        init_key, step_key = train_state.split_seed(seed)
+        state = train_state.init_train_state(
+            init_fn, optimizer, partitioner, init_key, variables
+        )
         checkpointer = stack.enter_context(
             Checkpointer(folder / "checkpoints", keep=config.keep_checkpoints)
         )
@@ -258,7 +242,7 @@ def train(
         if restored is None:
             memory = LoopState()
             if on_start is not None:
-                params = put_like(on_start(state.params), state.params)
+                params = train_state.put_like(on_start(state.params), state.params)
                 state = state._replace(params=params)
         else:
             state, remembered = restored
@@ -272,15 +256,15 @@ def train(
         # What goes on beside.
         resumed = None if restored is None else step
         writer = stack.enter_context(MetricWriter(folder, resume_from_step=resumed))
-        preemption = stack.enter_context(Preemption())
+        preemption = stack.enter_context(hooks.Preemption())
         profiler = stack.enter_context(
-            Profiler(folder / "profile", config.profile_at, config.profile_steps)
+            hooks.Profiler(folder / "profile", config.profile_at, config.profile_steps)
         )
-        clock = Clock(memory.seconds, config.max_minutes)
-        flop_meter = FlopMeter(loss_fn, input, partitioner, config.peak_flops)
-        divergence = Divergence(config.max_loss_ratio, checkpointer, advice)
+        clock = hooks.Clock(memory.seconds, config.max_minutes)
+        flop_meter = hooks.FlopMeter(loss_fn, input, partitioner, config.peak_flops)
+        divergence = hooks.Divergence(config.max_loss_ratio, checkpointer, advice)
 
-        train_step = make_train_step(
+        run_step = train_step.make_train_step(
             loss_fn,
             optimizer,
             partitioner,
@@ -297,12 +281,14 @@ def train(
             # A dispatch of one or several updates.
             profiler.before_step(step)
             if before_dispatch is not None:
-                params = put_like(before_dispatch(step, state.params), state.params)
+                params = train_state.put_like(
+                    before_dispatch(step, state.params), state.params
+                )
                 state = state._replace(params=params)
             count = min(config.steps_per_dispatch, total - step)
             updates = [next(input) for _ in range(count)]
             flops = flop_meter.count(state.params, constants, updates)
-            state, metrics = train_step(
+            state, metrics = run_step(
                 state, step_key, constants, *_to_devices(updates, partitioner)
             )
             step += count
@@ -385,7 +371,9 @@ def _to_devices(
     rows = next(iter(updates[0].arrays.values())).shape[1]
     rows *= 1 if is_global else jax.process_count()
     has_all = is_global or jax.process_count() == 1
-    is_spread = has_all and spreads_microbatches(partitioner, buckets.shape[1])
+    is_spread = has_all and train_step.spreads_microbatches(
+        partitioner, buckets.shape[1]
+    )
     if not is_spread and rows % partitioner.num_data_shards:
         raise InputError(
             f"a microbatch of {rows} examples cannot be split over "
