@@ -53,7 +53,7 @@ format: $(BIN)/.test  ## Format the code.
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(BIN)/.test  ## Measure; one JSON row a measurement.
+bench: $(BIN)/.test  ## Measure; one JSON row per measurement.
 	$(BIN)/python -m benchmarks
 
 scale: $(BIN)/.test  ## Measure how each stage grows, and write docs/scale.md (an hour).

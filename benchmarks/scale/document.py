@@ -63,7 +63,14 @@ def _local_table(rows: list[Row], picture: str) -> list[str]:
         exponents.append(
             (stage, *("" if fit is None else f"{fit:.2f}" for fit in fits))
         )
-    titles = ["stage", "items", "CPU seconds", "µs an item", "peak MB", "bytes an item"]
+    titles = [
+        "stage",
+        "items",
+        "CPU seconds",
+        "µs per item",
+        "peak MB",
+        "bytes per item",
+    ]
     return [
         f"{where(rows)} Seconds are of one process's CPU (other work shared the "
         "machine), medians of 50 for `decode`, the fastest of two for `histories` and "
@@ -122,7 +129,7 @@ def shards_table(rows: list[Row]) -> list[str]:
                 growth = f"{1 + slope:.2f}"
             shown.append(growth)
         stages.append((stage, steps, *shown))
-    titles = ["stage", "steps", *(f"µs a row of {size:,}" for size in sizes)]
+    titles = ["stage", "steps", *(f"µs per row of {size:,}" for size in sizes)]
     titles += [f"time exponent to {size:,}" for size in sizes[1:]]
     return lines + lib.markdown_table(titles, stages, "|---|--:|")
 
@@ -159,7 +166,7 @@ def _end_to_end_table(rows: list[Row]) -> list[str]:
     peak = max(row["peak_bytes"] for row in own)
     total = sum(row["cpu_seconds"] for row in own)
     seconds = own[0]["part_seconds"]
-    titles = ["step", "CPU seconds", "µs an item", "peak MB", "bytes an item"]
+    titles = ["step", "CPU seconds", "µs per item", "peak MB", "bytes per item"]
     cells = []
     for row in own:
         cpu, memory = row["cpu_seconds"], row["peak_bytes"]
@@ -185,7 +192,7 @@ def _end_to_end_table(rows: list[Row]) -> list[str]:
         ]
     if "device_bytes" in by_step.get("trie", {}):
         each = by_step["trie"]["device_bytes"] / most
-        lines.append(f"The trie takes {each:.1f} bytes an item.")
+        lines.append(f"The trie takes {each:.1f} bytes per item.")
     for row in own:
         if "search_cpu_seconds" in row:
             milliseconds = 1e3 * row["search_cpu_seconds"]

@@ -79,7 +79,7 @@ def _add_shards(add: Any, rows: list[Row]) -> None:
     add(
         "mapped by each worker beside it",
         f"{_MAPPED_BYTES * BILLION / 1e9:,.0f} GB",
-        f"{_MAPPED_BYTES} bytes an item: item numbers and the k-core's marks",
+        f"{_MAPPED_BYTES} bytes per item: item numbers and the k-core's marks",
     )
     leaders = [row for row in rows if row["stage"] == "prepare, the leading process"]
     for leader in _largest(leaders):
@@ -105,7 +105,7 @@ def _add_items(add: Any, rows: list[Row]) -> None:
                 f"{what}: core-hours",
                 f"{micros * 1e3 / 3600:,.1f}",
                 f"{', '.join(steps)} at {own[steps[0]]['items']:,} items, end to end: "
-                f"{micros:.3g} µs an item",
+                f"{micros:.3g} µs per item",
             )
     if "table" in own:
         row = own["table"]
@@ -113,7 +113,7 @@ def _add_items(add: Any, rows: list[Row]) -> None:
         add(
             "the whole table in one process, checked: what breaks first",
             f"{each * BILLION / 1e9:,.0f} GB",
-            f"table at {row['items']:,} items, end to end: {each:,.0f} bytes an item",
+            f"table at {row['items']:,} items, end to end: {each:,.0f} bytes per item",
         )
 
 
@@ -124,7 +124,7 @@ def _add_local(add: Any, rows: list[Row]) -> None:
         add(
             "histories by the local stage, on one machine",
             f"{each * BILLION / 1e9:,.0f} GB",
-            f"histories at {row['items']:,} items: {each:,.0f} bytes an item",
+            f"histories at {row['items']:,} items: {each:,.0f} bytes per item",
         )
 
 
@@ -137,7 +137,7 @@ def _add_trie(add: Any, rows: list[Row], plan: Any) -> None:
     add(
         "trie on devices",
         f"{total / 1e9:,.1f} GB",
-        f"`expected_case`: {levels / BILLION:.1f} bytes an item, and "
+        f"`expected_case`: {levels / BILLION:.1f} bytes per item, and "
         f"{(total - levels) / BILLION:.0f} for item numbers and exclusion",
     )
     tries = [row for row in rows if row["stage"] == "trie"]
@@ -145,7 +145,7 @@ def _add_trie(add: Any, rows: list[Row], plan: Any) -> None:
         where = " end to end" if row["part"] == "end_to_end" else ""
         add(
             "the same measured, for codebooks of 256",
-            f"{row['device_bytes'] / row['items']:.1f} bytes an item",
+            f"{row['device_bytes'] / row['items']:.1f} bytes per item",
             f"trie at {row['items']:,} items{where}: as built; item numbers take 3 "
             "bytes below 2^24 items, 4 above",
         )

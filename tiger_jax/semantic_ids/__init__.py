@@ -1,1 +1,1 @@
-"""Embeddings to Semantic IDs: quantizers, collisions, the table, tokens."""
+"""Codewords to Semantic IDs: collisions, the table, token numbers, quality."""

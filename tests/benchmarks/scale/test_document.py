@@ -83,7 +83,7 @@ def test_every_figure_is_its_row_carried_over(tmp_path):
     assert "| embeddings → learned codewords: core-hours | 0.6 | encode at" in text
     # One of four shards, so four times its microsecond an interaction.
     assert "10^10 interactions: core-hours | 11 | 1 steps of shards" in text
-    assert "| 20.0 bytes an item | trie at 10,000,000 items end to end" in text
+    assert "| 20.0 bytes per item | trie at 10,000,000 items end to end" in text
     assert "one machine | 200 GB | histories at 1,000,000 items: 200 bytes" in text
 
 
