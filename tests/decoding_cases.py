@@ -13,9 +13,8 @@ from decoding_reference import (
     random_codes,
 )
 
-from tiger_jax.decoding.search.beam_search import beam_search
-from tiger_jax.decoding.trie.planner import make_plan, worst_case
-from tiger_jax.decoding.trie.trie import Trie
+from tiger_jax.decoding.search import beam_search
+from tiger_jax.decoding.trie import Trie, make_plan, worst_case
 
 CAPACITY = 60
 # Codebooks of T = 1 to 8 levels; some wider than a word of 32 bits, none a multiple.

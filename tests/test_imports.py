@@ -70,8 +70,8 @@ def test_a_bare_machine_trains_decodes_and_evaluates_from_arrays(tmp_path):
         import jax
         import numpy as np
 
-        from tiger_jax.decoding.search.beam_search import beam_search
-        from tiger_jax.decoding.trie.trie import Trie
+        from tiger_jax.decoding.search import beam_search
+        from tiger_jax.decoding.trie import Trie
         from tiger_jax.evaluation.metrics import compute_metrics, ranks_in_lists
         from tiger_jax.histories import Histories
         from tiger_jax.input_pipeline.resident import ResidentConfig, ResidentInput

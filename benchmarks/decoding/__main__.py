@@ -48,12 +48,15 @@ from benchmarks.decoding.cases import (
 from benchmarks.decoding.others import FaissIndex, HfGenerate
 from benchmarks.decoding.table import write_table
 from benchmarks.lib import Row
-from tiger_jax.decoding.search.beam_search import beam_search
-from tiger_jax.decoding.search.candidates import Beams, best_children
-from tiger_jax.decoding.search.exact_scoring import CatalogueWalk, exact_search
+from tiger_jax.decoding.search import (
+    CatalogueWalk,
+    beam_search,
+    exact_search,
+    unconstrained_search,
+)
+from tiger_jax.decoding.search.candidates import Beams
 from tiger_jax.decoding.search.restrictions import Restriction
-from tiger_jax.decoding.search.unconstrained import unconstrained_search
-from tiger_jax.decoding.trie.trie import Trie
+from tiger_jax.decoding.trie import Trie
 from tiger_jax.models.tiger import TigerConfig
 
 Side = Callable[[], Any]
@@ -140,10 +143,8 @@ def measure_step(case: Case, options: argparse.Namespace) -> Iterator[Row]:
 
     @jax.jit
     def step(trie: Trie, logits: jax.Array, beams: Beams) -> Beams:
-        children = Restriction.build(trie, case.batch).children(level, beams.nodes)
-        return best_children(
-            trie.levels[level],
-            children,
+        return Restriction.build(trie, case.batch).best_children(
+            level,
             logits,
             beams,
             width=trie.width(level + 1, case.beams),

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from tiger_jax.decoding.trie.trie import Trie
+from tiger_jax.decoding.trie import Trie
 from tiger_jax.models.tiger import Tiger, TigerConfig, init_params, make_decode_fns
 from tiger_jax.semantic_ids.token_ids import TokenLayout
 

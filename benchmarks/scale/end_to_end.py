@@ -150,7 +150,7 @@ def _save_table(folder: Path) -> dict[str, Any]:
 
 
 def _build_trie(folder: Path) -> dict[str, Any]:
-    from tiger_jax.decoding.trie.trie import Trie
+    from tiger_jax.decoding.trie import Trie
 
     facts = json.loads((folder / "table" / "table.json").read_text())
     codes = np.load(folder / "table" / "codes.npy", mmap_mode="r")
@@ -164,8 +164,8 @@ def _decode(make_model: Callable[..., Any], folder: Path) -> dict[str, Any]:
     import jax
 
     from benchmarks.decoding.cases import around
-    from tiger_jax.decoding.search.beam_search import beam_search
-    from tiger_jax.decoding.trie.trie import Trie
+    from tiger_jax.decoding.search import beam_search
+    from tiger_jax.decoding.trie import Trie
 
     facts = json.loads((folder / "table" / "table.json").read_text())
     trie = Trie.load(folder / "trie", content_hash=facts["content_hash"])

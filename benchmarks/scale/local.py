@@ -77,7 +77,7 @@ def _collisions(num_items: int, rng: np.random.Generator) -> Callable[[], Any]:
 
 
 def _trie(num_items: int, rng: np.random.Generator) -> Callable[[], Any]:
-    from tiger_jax.decoding.trie.trie import Trie
+    from tiger_jax.decoding.trie import Trie
 
     codes = _draw_ids(num_items, rng)
     return lambda: sum(Trie.build(codes, SIZES).nbytes.values())
@@ -88,8 +88,8 @@ def _decode(num_items: int, rng: np.random.Generator) -> Callable[[], Any]:
     import jax.numpy as jnp
 
     from benchmarks.decoding.cases import TrivialModel, around
-    from tiger_jax.decoding.search.beam_search import beam_search
-    from tiger_jax.decoding.trie.trie import Trie
+    from tiger_jax.decoding.search import beam_search
+    from tiger_jax.decoding.trie import Trie
 
     trie = Trie.build(_draw_ids(num_items, rng), SIZES)
     request = jnp.zeros((1,), jnp.int32)

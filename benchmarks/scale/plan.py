@@ -6,7 +6,7 @@ import numpy as np
 
 from benchmarks.lib import Row
 from benchmarks.scale.rows import EMBED_STEPS, micros_a_row, peak_above_start
-from tiger_jax.decoding.trie.planner import expected_case, make_plan
+from tiger_jax.decoding.trie import expected_case, make_plan
 from tiger_jax.semantic_ids.planning import plan_semantic_ids
 
 BILLION = 1_000_000_000

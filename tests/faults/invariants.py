@@ -14,8 +14,8 @@ from ranking_reference import ranks_in_catalogue
 
 from faults import shop
 from faults.campaign import FINE, Fault, Outcome
-from tiger_jax.decoding.search.beam_search import beam_search
-from tiger_jax.decoding.trie.trie import Trie
+from tiger_jax.decoding.search import beam_search
+from tiger_jax.decoding.trie import Trie, make_plan, worst_case
 from tiger_jax.evaluation import metrics, recommend_fn
 from tiger_jax.models.tiger import Tiger, TigerConfig, init_params, make_decode_fns
 from tiger_jax.quantizers.residual_kmeans import ResidualCodebooks
@@ -138,7 +138,8 @@ def decode_tiger(number: int, folder: Path) -> Outcome:
     num_items = int(rng.integers(1, CAPACITY))
     flat = rng.choice(math.prod(_SIZES), num_items, replace=False)
     codes = np.stack(np.unravel_index(flat, _SIZES), axis=1).astype(np.int32)
-    trie = Trie.build(codes, _SIZES, capacity=CAPACITY)
+    plan = make_plan(worst_case(_SIZES, CAPACITY))
+    trie = Trie.build(codes, _SIZES, plan=plan)
     scale = float(rng.choice([1.0, 3.0, 30.0]))
     params = jax.tree.map(lambda x: x * scale, _tiger_init()(jax.random.key(number)))
     layout = _TIGER.layout

@@ -19,8 +19,8 @@ import tiny_run
 
 from faults import shop
 from faults.campaign import FINE, REPOSITORY, Fault, Outcome
-from tiger_jax.decoding.search.beam_search import beam_search
-from tiger_jax.decoding.trie.trie import Trie
+from tiger_jax.decoding.search import beam_search
+from tiger_jax.decoding.trie import Trie
 from tiger_jax.quantizers.residual_kmeans import ResidualCodebooks
 from tiger_jax.semantic_ids.collisions import add_collision_level
 

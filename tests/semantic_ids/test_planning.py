@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tiger_jax.decoding.trie.planner import expected_case, make_plan
-from tiger_jax.decoding.trie.trie import Trie
+from tiger_jax.decoding.trie import Trie, expected_case, make_plan
 from tiger_jax.errors import InputError
 from tiger_jax.quantizers.residual_kmeans import ResidualKMeans
 from tiger_jax.semantic_ids.collisions import add_collision_level, group_rows

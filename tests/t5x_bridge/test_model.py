@@ -14,8 +14,8 @@ from jax.sharding import PartitionSpec
 from small_workdir import make_workdir
 
 from tasks.tiger import register_tiger_mixture, register_tiger_task
-from tiger_jax.decoding.search.exact_scoring import CatalogueWalk, score_catalogue
-from tiger_jax.decoding.trie.trie import Trie
+from tiger_jax.decoding.search import CatalogueWalk, score_catalogue
+from tiger_jax.decoding.trie import Trie
 from tiger_jax.input_pipeline.batches import SeqioBatches, SeqioConfig
 from tiger_jax.input_pipeline.microbatches import BucketConfig, BucketedBatches
 from tiger_jax.input_pipeline.quiet_tensorflow import seqio

@@ -32,7 +32,7 @@ import pyarrow as pa
 import pyarrow.parquet
 from flax import traverse_util
 
-from tiger_jax.decoding.trie.trie import Trie
+from tiger_jax.decoding.trie import Trie
 from tiger_jax.errors import InputError
 from tiger_jax.extensions import config_of, settings_of
 from tiger_jax.models.tiger import TigerConfig

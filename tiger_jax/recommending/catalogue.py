@@ -12,10 +12,8 @@ import pyarrow as pa
 from jaxtyping import Bool, Float32, Int32, Int64
 
 from tiger_jax.data.prepared import choose_categories
-from tiger_jax.decoding.search.exact_scoring import CatalogueWalk
-from tiger_jax.decoding.trie.planner import TriePlan
-from tiger_jax.decoding.trie.prefixes import sort_prefixes
-from tiger_jax.decoding.trie.trie import Trie
+from tiger_jax.decoding.search import CatalogueWalk
+from tiger_jax.decoding.trie import Trie, TriePlan, sort_prefixes
 from tiger_jax.errors import InputError
 from tiger_jax.recommending.filters import FilterSlots, as_text
 from tiger_jax.semantic_ids.table import SemanticIdTable

@@ -21,9 +21,8 @@ import jax
 import numpy as np
 from jaxtyping import Bool, UInt32
 
+from tiger_jax.decoding.trie import SortedPrefixes, Trie
 from tiger_jax.decoding.trie.attributes import EVERY_ITEM, bits_of_items, bits_of_nodes
-from tiger_jax.decoding.trie.prefixes import SortedPrefixes
-from tiger_jax.decoding.trie.trie import Trie
 from tiger_jax.errors import InputError
 
 NUM_SLOTS = 31  # bit 31 marks every item

@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Float32, Int32, UInt32
 
 from tiger_jax.data.prepared import PreparedData
-from tiger_jax.decoding.search.exact_scoring import CatalogueWalk
-from tiger_jax.decoding.trie.trie import Trie
+from tiger_jax.decoding.search import CatalogueWalk
+from tiger_jax.decoding.trie import Trie
 from tiger_jax.errors import InputError
 from tiger_jax.evaluation.recommend_fn import Excluded, Lists, Shown, Users
 from tiger_jax.recommending.searcher import (

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float32, Int64, UInt32
 
 from tiger_jax.data.item_vectors import load_embeddings, load_quantized_vectors
 from tiger_jax.data.prepared import PreparedData
-from tiger_jax.decoding.trie.planner import TriePlan, make_plan, worst_case
+from tiger_jax.decoding.trie import TriePlan, make_plan, worst_case
 from tiger_jax.errors import InputError
 from tiger_jax.quantizers.quantizer import Quantizer
 from tiger_jax.quantizers.store import load_quantizer

@@ -18,9 +18,9 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array
 
-from tiger_jax.decoding.search.beam_search import Normalize
+from tiger_jax.decoding.search import Normalize
+from tiger_jax.decoding.trie import Trie
 from tiger_jax.decoding.trie.attributes import EVERY_ITEM
-from tiger_jax.decoding.trie.trie import Trie
 from tiger_jax.errors import InputError
 from tiger_jax.recommending.parts import Parts
 from tiger_jax.recommending.searcher import (

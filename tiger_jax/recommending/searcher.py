@@ -17,11 +17,15 @@ from flax import linen as nn
 from jaxtyping import Bool, Float32, Int32
 
 from tiger_jax.config import config
-from tiger_jax.decoding.search.beam_search import Normalize, beam_search
-from tiger_jax.decoding.search.exact_scoring import CatalogueWalk, score_catalogue
-from tiger_jax.decoding.search.sampling import sample_distinct_items
-from tiger_jax.decoding.search.unconstrained import unconstrained_search
-from tiger_jax.decoding.trie.trie import Trie
+from tiger_jax.decoding.search import (
+    CatalogueWalk,
+    Normalize,
+    beam_search,
+    sample_distinct_items,
+    score_catalogue,
+    unconstrained_search,
+)
+from tiger_jax.decoding.trie import Trie
 from tiger_jax.errors import InputError
 from tiger_jax.models.tiger import TigerConfig, make_decode_fns
 from tiger_jax.training.partitioning import Partitioner

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int, Int32, Int64
 
 from tiger_jax.config import config
-from tiger_jax.decoding.trie.trie import Trie
+from tiger_jax.decoding.trie import Trie
 from tiger_jax.errors import InputError
 from tiger_jax.evaluation.metrics import compute_metrics, ranks_in_lists
 from tiger_jax.histories import HeldOut

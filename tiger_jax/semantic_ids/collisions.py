@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Int, Int32, Int64
 
 from tiger_jax.errors import InputError
+from tiger_jax.semantic_ids.sorting import sort_rows
 
 COLLISION_LEVEL_SIZE = 256
 _MAX_KEY = 1 << 62
@@ -39,18 +40,6 @@ def group_rows(codes: Int[np.ndarray, "N L"]) -> Int64[np.ndarray, " N"]:
         groups += column
         bound *= width
     return _rank(groups)
-
-
-def sort_rows(keys: Int64[np.ndarray, " N"]) -> Int64[np.ndarray, " N"]:
-    """The order of numbers from 0 on; equal ones as they stand.
-
-    NumPy sorts 16 bits by radix, in a time that grows as the rows do.
-    """
-    digits, highest = [], int(keys.max(initial=0))
-    while highest or not digits:
-        digits.append((keys >> (16 * len(digits))).astype(np.uint16))
-        highest >>= 16
-    return np.lexsort(digits)  # the last counts first
 
 
 def _rank(keys: Int64[np.ndarray, " N"]) -> Int64[np.ndarray, " N"]:

@@ -21,7 +21,7 @@ from flax import traverse_util
 from flax.linen.partitioning import AxisMetadata
 from jaxtyping import Array, Float, Int
 
-from tiger_jax.decoding.trie.trie import Trie
+from tiger_jax.decoding.trie import Trie
 from tiger_jax.input_pipeline.quiet_tensorflow import seqio
 from tiger_jax.models.tiger import (
     Params,

@@ -19,7 +19,7 @@ from decoding_reference import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tiger_jax.decoding.trie.trie import Trie
+from tiger_jax.decoding.trie import Trie
 
 REQUESTS = 24
 requests = jnp.arange(REQUESTS, dtype=jnp.int32)

@@ -7,7 +7,7 @@ import pytest
 from decoding_cases import CAPACITY, assert_same, draw_case, found_items
 from decoding_reference import Reference, decode_step, init_decode
 
-from tiger_jax.decoding.search.exact_scoring import (
+from tiger_jax.decoding.search import (
     CatalogueWalk,
     exact_search,
     score_catalogue,
@@ -62,7 +62,7 @@ def test_an_exact_search_ranks_all_but_the_excluded():
         assert_same(found_items(result, row), reference.exhaustive(row, 99, left))
 
 
-def test_a_walk_visits_every_node_and_no_chunk_exceeds_its_size():
+def test_a_walk_visits_every_node_in_chunks_of_its_size():
     rng = np.random.default_rng(5)
     trie, codes, _ = draw_case(rng, "four", "bitset")
     walk = CatalogueWalk.build(trie, chunk_size=8)

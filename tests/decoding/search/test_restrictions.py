@@ -13,7 +13,7 @@ from decoding_cases import (
 )
 from decoding_reference import Reference, make_tables
 
-from tiger_jax.decoding.trie.trie import Trie
+from tiger_jax.decoding.trie import Trie, make_plan, worst_case
 from tiger_jax.errors import InputError
 
 REQUESTS = 16
@@ -136,11 +136,12 @@ def test_a_restricted_search_is_a_search_among_the_rest(
     check(shape, kind, abilities, normalize=normalize, num_catalogues=8, seed=1)
 
 
-def test_an_ancestor_dies_with_its_last_item_and_not_before():
+def test_an_ancestor_dies_with_its_last_item():
     # Three items under (0,), one under (1,).
     codes = np.array([[0, 0, 0], [0, 0, 1], [0, 1, 0], [1, 0, 0]])
     tables = make_tables(np.random.default_rng(0), (2, 2, 2))
-    trie = Trie.build(codes, (2, 2, 2), capacity=6)
+    plan = make_plan(worst_case((2, 2, 2), 6))
+    trie = Trie.build(codes, (2, 2, 2), plan=plan)
     exclude = jnp.array([[0, 1, 0, -1], [2, 1, 0, -1], [3, -1, -1, 9]], jnp.int32)
     result = search(tables, requests[:3], trie, num_beams=1, exclude=exclude)
     first = result.item_numbers[:, 0].tolist()
@@ -149,7 +150,7 @@ def test_an_ancestor_dies_with_its_last_item_and_not_before():
     assert first[2] in (0, 1, 2), "(1,) is dead; 9 is no item"
 
 
-def test_asking_for_what_the_trie_was_built_without_is_an_error():
+def test_asking_for_what_a_trie_has_not_is_an_error():
     codes = np.array([[0, 1], [1, 0]])
     tables = make_tables(np.random.default_rng(0), (2, 2))
     bare = Trie.build(codes, (2, 2), exclusion=False)

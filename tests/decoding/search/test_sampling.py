@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 from decoding_reference import Reference, decode_step, init_decode, make_tables
 
-from tiger_jax.decoding.search.sampling import sample_distinct_items, sample_items
-from tiger_jax.decoding.trie.trie import Trie
+from tiger_jax.decoding.search import sample_distinct_items
+from tiger_jax.decoding.trie import Trie
 
 SIZES = (3, 40, 2)
 # Wide and narrow levels, an only child, and a subtree with most of the items.
@@ -16,10 +16,8 @@ DRAWS = 4000
 TEMPERATURE = 0.7
 
 model = {"init_decode": init_decode, "decode_step": decode_step}
-static = ("num_samples",)
-draw = jax.jit(functools.partial(sample_items, **model), static_argnames=static)
-draw_distinct = jax.jit(
-    functools.partial(sample_distinct_items, **model), static_argnames=static
+draw = jax.jit(
+    functools.partial(sample_distinct_items, **model), static_argnames="num_samples"
 )
 trie = Trie.build(CODES, SIZES)
 tables = make_tables(np.random.default_rng(0), SIZES)
@@ -44,30 +42,8 @@ def assert_frequencies(counts, expected):
         assert abs(counts.get(outcome, 0) - DRAWS * p) < 5 * deviation, outcome
 
 
-def test_independent_draws_have_the_models_frequencies():
+def test_draws_are_those_of_an_urn_without_replacement():
     result = draw(
-        tables,
-        requests,
-        trie,
-        jax.random.key(0),
-        num_samples=2,
-        temperature=TEMPERATURE,
-    )
-    expected = probabilities()
-    for sample in range(2):
-        items, counts = np.unique(result.item_numbers[:, sample], return_counts=True)
-        found = dict(zip(items.tolist(), counts.tolist(), strict=True))
-        assert_frequencies(found, expected)
-    pairs = result.item_numbers[:, 0] * 10 + result.item_numbers[:, 1]
-    items, counts = np.unique(pairs, return_counts=True)
-    both = {10 * i + j: expected[i] * expected[j] for i in expected for j in expected}
-    assert_frequencies(dict(zip(items.tolist(), counts.tolist(), strict=True)), both)
-    by_item = np.log([expected[int(item)] for item in result.item_numbers[:, 0]])
-    np.testing.assert_allclose(result.scores[:, 0], by_item, atol=1e-5)
-
-
-def test_distinct_draws_are_those_of_an_urn_without_replacement():
-    result = draw_distinct(
         tables,
         requests,
         trie,
@@ -91,9 +67,7 @@ def test_distinct_draws_are_those_of_an_urn_without_replacement():
 
 
 def test_more_draws_than_items_return_every_item_once():
-    result = draw_distinct(
-        tables, requests[:50], trie, jax.random.key(2), num_samples=9
-    )
+    result = draw(tables, requests[:50], trie, jax.random.key(2), num_samples=9)
     for row in np.asarray(result.item_numbers).tolist():
         assert sorted(row[:6]) == [0, 1, 2, 3, 4, 5]
         assert row[6:] == [-1] * 3
@@ -109,7 +83,7 @@ def test_the_excluded_is_never_drawn():
     found = dict(zip(items.tolist(), counts.tolist(), strict=True))
     assert set(found) <= {1, 2, 4, 5}
     assert_frequencies(found, probabilities([1, 2, 4, 5]))
-    distinct = draw_distinct(
+    distinct = draw(
         tables,
         requests[:50],
         trie,
@@ -124,14 +98,8 @@ def test_the_excluded_is_never_drawn():
 
 def test_all_excluded_draws_nothing():
     exclude = jnp.arange(6, dtype=jnp.int32)[None, :]
-    for sampler in (draw, draw_distinct):
-        result = sampler(
-            tables,
-            requests[:1],
-            trie,
-            jax.random.key(5),
-            num_samples=2,
-            exclude=exclude,
-        )
-        assert result.item_numbers.tolist() == [[-1, -1]]
-        assert (result.scores == -jnp.inf).all()
+    result = draw(
+        tables, requests[:1], trie, jax.random.key(5), num_samples=2, exclude=exclude
+    )
+    assert result.item_numbers.tolist() == [[-1, -1]]
+    assert (result.scores == -jnp.inf).all()

@@ -1,4 +1,5 @@
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +23,7 @@ def plain(logits, rows, offset, k):
     ("beams", "num_codewords", "k"), [(1, 64, 8), (6, 100, 4), (50, 256, 50)]
 )
 @pytest.mark.parametrize("step", [None, 0.5])
-def test_looking_at_chunks_first_changes_nothing_not_even_ties(
-    beams, num_codewords, k, step
-):
+def test_looking_at_chunks_first_changes_nothing(beams, num_codewords, k, step):
     rng = np.random.default_rng(beams)
     for density in (1.0, 0.5, 0.01, 0.0):
         logits = rng.normal(size=(9, beams, num_codewords)).astype(np.float32)
@@ -49,12 +48,15 @@ def test_zero_and_minus_zero_tie():
 
 
 def test_a_top_k_is_not_compiled_into_a_full_sort():
-    text = fused.lower(
-        jnp.zeros((4, 50, 256)),
-        jnp.zeros((4, 50, 8), jnp.uint32),
-        jnp.zeros((4, 50)),
-        50,
-    ).compile()
-    text = text.as_text()
+    k = 50
+    arrays = jnp.zeros((4, 50, 256)), jnp.zeros((4, 50, 8), jnp.uint32)
+    text = fused.lower(*arrays, jnp.zeros((4, 50)), k).compile().as_text()
+    lengths = [
+        int(shape.split(",")[-1])
+        for line in text.splitlines()
+        if " sort(" in line
+        for shape in re.findall(r"\[([\d,]+)\]", line.split(" sort(")[0])
+    ]
     if jax.default_backend() == "cpu":
-        assert text.count('custom_call_target="TopK"') == 2
+        assert lengths, "the winners are sorted by their places"
+        assert max(lengths) == k

@@ -7,7 +7,7 @@ import pytest
 from decoding_cases import SHAPES, draw_case
 from decoding_reference import Reference, decode_step, init_decode
 
-from tiger_jax.decoding.search.unconstrained import unconstrained_search
+from tiger_jax.decoding.search import unconstrained_search
 from tiger_jax.errors import InputError
 
 requests = jnp.arange(8, dtype=jnp.int32)

@@ -7,40 +7,25 @@ the order of their nodes, which is that order, and a top-k that prefers the smal
 index does the rest.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Int32, UInt32
+from jaxtyping import Array, Int, UInt32
 
 from tiger_jax.decoding.search.candidates import (
+    BeamResult,
     Beams,
+    DecodeStep,
+    InitDecode,
     Normalize,
-    best_children,
-    log_sum_of_codewords,
-    mask_of_children,
+    padded,
 )
-from tiger_jax.decoding.search.restrictions import Restriction
-from tiger_jax.decoding.search.sharded_trie import ShardedRestriction, ShardedTrie
-from tiger_jax.decoding.trie.attributes import Group
+from tiger_jax.decoding.search.restrictions import Group, Restriction
+from tiger_jax.decoding.search.sharded import ShardedRestriction
+from tiger_jax.decoding.trie.sharded_trie import ShardedTrie
 from tiger_jax.decoding.trie.trie import Trie
 from tiger_jax.errors import InputError
-
-InitDecode = Callable[[Any, Any], Any]
-DecodeStep = Callable[..., tuple[Array, Any]]
-
-
-class BeamResult(NamedTuple):
-    """The best items of each request, best first.
-
-    Attributes:
-        item_numbers: -1 where fewer than M items exist.
-        scores: Log-probabilities; -inf where there is no item.
-    """
-
-    item_numbers: Int32[Array, "B M"]
-    scores: Float[Array, "B M"]
 
 
 def beam_search(
@@ -82,7 +67,7 @@ def beam_search(
             compete only for the places in the result (Rajput et al. 2023, 4.3).
 
     Returns:
-        M items a request. Items that the model gives probability 0 are never among
+        M items per request. Items that the model gives probability 0 are never among
         them.
 
     Raises:
@@ -97,13 +82,14 @@ def beam_search(
     if num_unseen_beams and not trie.has_unseen:
         raise InputError("this trie has no unseen items: build it with unseen=...")
     batch = jax.tree.leaves(inputs)[0].shape[0]
+    view: Any = ShardedRestriction if isinstance(trie, ShardedTrie) else Restriction
     groups: list[tuple[int, Group | None]] = [(num_beams, None)]
     if num_unseen_beams:
         groups = [(num_unseen_beams, "unseen")]
         if num_beams > num_unseen_beams:
             groups.insert(0, (num_beams - num_unseen_beams, "seen"))
     restrictions = [
-        _restrict(
+        view.build(
             trie, batch, exclude=exclude, allowed=allowed, prefix=prefix, group=group
         )
         for _, group in groups
@@ -118,8 +104,7 @@ def beam_search(
             # At level 0 the groups share the one beam.
             own = beams[i]
             end = begin + own.nodes.shape[1]
-            new = _extend(
-                restriction,
+            new = restriction.best_children(
                 number,
                 logits[:, begin:end],
                 own,
@@ -139,39 +124,3 @@ def beam_search(
         negative, leaves = jax.lax.sort((-scores, leaves), num_keys=2)
         scores = -negative
     return padded(trie.item_numbers(leaves), scores, num_beams)
-
-
-def _restrict(
-    trie: Trie | ShardedTrie, batch: int, **limits: Any
-) -> Restriction | ShardedRestriction:
-    if isinstance(trie, ShardedTrie):
-        return ShardedRestriction.build(trie, batch, **limits)
-    return Restriction.build(trie, batch, **limits)
-
-
-def _extend(
-    restriction: Restriction | ShardedRestriction,
-    number: int,
-    logits: Float[Array, "B M K"],
-    beams: Beams,
-    **options: Any,
-) -> Beams:
-    if isinstance(restriction, ShardedRestriction):
-        return restriction.best_children(number, logits, beams, **options)
-    children = restriction.children(number, beams.nodes)
-    level = restriction.trie.levels[number]
-    if number == 0 and options["normalize"] == "children":
-        is_child = mask_of_children(children, logits.shape[2])
-        options["log_norm"] = log_sum_of_codewords(is_child, logits)
-    return best_children(level, children, logits, beams, **options)
-
-
-def padded(
-    item_numbers: Int32[Array, "B m"], scores: Float[Array, "B m"], num_results: int
-) -> BeamResult:
-    """Fills results up to M with item -1 and score -inf."""
-    missing = [(0, 0), (0, num_results - scores.shape[1])]
-    return BeamResult(
-        jnp.pad(item_numbers, missing, constant_values=-1),
-        jnp.pad(scores, missing, constant_values=-jnp.inf),
-    )

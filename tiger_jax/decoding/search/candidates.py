@@ -1,18 +1,54 @@
-"""One step of beam search: from beams and logits to the best of their children."""
+"""One step of a search: from beams and logits to the best of their children."""
 
-from typing import Literal, NamedTuple
+import functools
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int32
+from jaxtyping import Array, Bool, Float, Int32, UInt32
 
-from tiger_jax.decoding.search.normalizers import log_sum_exp
-from tiger_jax.decoding.search.restrictions import NarrowChildren, WideChildren
-from tiger_jax.decoding.search.top_k import in_order, masked_top_k, pick, top_k
+from tiger_jax.decoding.search.top_k import (
+    Ranked,
+    in_order,
+    masked_top_k,
+    pick,
+    top_k,
+    top_k_in_order,
+)
 from tiger_jax.decoding.trie import bits
 from tiger_jax.decoding.trie.levels import CsrLevel, Level
 
+# Sums of exponentials between these lost nothing to float32's range: the smallest
+# terms that matter to a sum of 1e-30 are far above the smallest normal number.
+_MIN_SUM, _MAX_SUM = 1e-30, 1e30
+
 Normalize = Literal["level", "given", "children"]
+InitDecode = Callable[[Any, Any], Any]
+DecodeStep = Callable[..., tuple[Array, Any]]
+
+
+class BeamResult(NamedTuple):
+    """The best items of each request, best first.
+
+    Attributes:
+        item_numbers: -1 where fewer than M items exist.
+        scores: Log-probabilities; -inf where there is no item.
+    """
+
+    item_numbers: Int32[Array, "B M"]
+    scores: Float[Array, "B M"]
+
+
+class NarrowChildren(NamedTuple):
+    """Children as a list of codewords per beam, and which of its places count."""
+
+    tokens: Int32[Array, "B M F"]
+    is_child: Bool[Array, "B M F"]
+
+
+# A list per beam, or a row of K bits.
+Children = NarrowChildren | UInt32[Array, "B M W"]
 
 
 class Beams(NamedTuple):
@@ -37,36 +73,20 @@ class Beams(NamedTuple):
         return cls(zero, jnp.zeros((batch, 1)), zero, zero)
 
 
-def best_children(
-    level: Level,
-    children: WideChildren | NarrowChildren,
+def choose(
+    children: Children,
     logits: Float[Array, "B M K"],
-    beams: Beams,
+    offset: Float[Array, "B M"],
     *,
     width: int,
-    normalize: Normalize,
-    log_norm: Float[Array, "B M"] | None = None,
-    by_score: bool = False,
-) -> Beams:
-    """Replaces beams by the best of all their children.
+    by_score: bool,
+) -> Ranked:
+    """Chooses the best of all beams' children, by `logits + offset`.
 
-    Args:
-        level: The level that the logits are for.
-        children: Those that each beam may take.
-        logits: The model's.
-        beams: At the depth of `level`.
-        width: How many to keep.
-        normalize: See `beam_search`.
-        log_norm: The logarithm that "children" subtracts, if known already.
-        by_score: Order the new beams by score, ties as ever, not by node.
+    Returns:
+        Their scores, -inf where they are fewer, and their places among the M * F or
+        M * K candidates: best first if `by_score`, or else in order.
     """
-    offset = beams.scores
-    if normalize == "level":
-        offset -= log_sum_exp(logits)
-    elif normalize == "children":
-        if log_norm is None:
-            log_norm = log_sum_of_children(children, logits)
-        offset -= log_norm
     if isinstance(children, NarrowChildren):
         candidates = masked_logits(children, logits) + offset[:, :, None]
         fan = candidates.shape[2]
@@ -74,25 +94,19 @@ def best_children(
         if fan == 1 and width == candidates.shape[1] and not by_score:
             # Every beam has one child: there is nothing to choose.
             index = jnp.arange(width, dtype=jnp.int32)[None, :]
-            index = jnp.broadcast_to(index, candidates.shape)
-            return take(level, beams, candidates, index, fan)
-        scores, index = top_k(candidates, width)
-        if not by_score:
-            is_alive, index = in_order(scores, index)
-            scores = jnp.where(is_alive, pick(candidates, index), -jnp.inf)
-    else:
-        fan = logits.shape[2]
-        scores, index = masked_top_k(logits, children.rows, offset, width)
-        if not by_score:
-            is_alive, index = in_order(scores, index)
-            own = pick(logits.reshape(len(logits), -1), index)
-            scores = own + pick(offset, index // fan)
-            scores = jnp.where(is_alive, scores, -jnp.inf)
-    return take(level, beams, scores, index, fan)
+            return candidates, jnp.broadcast_to(index, candidates.shape)
+        return (top_k if by_score else top_k_in_order)(candidates, width)
+    scores, index = masked_top_k(logits, children, offset, width)
+    if by_score:
+        return scores, index
+    is_alive, index = in_order(scores, index)
+    own = pick(logits.reshape(len(logits), -1), index)
+    scores = own + pick(offset, index // logits.shape[2])
+    return jnp.where(is_alive, scores, -jnp.inf), index
 
 
 def masked_logits(
-    children: WideChildren | NarrowChildren, logits: Float[Array, "B M K"]
+    children: Children, logits: Float[Array, "B M K"]
 ) -> Float[Array, "B M F"]:
     """Each child's logit; -inf for what is no child."""
     if isinstance(children, NarrowChildren):
@@ -100,34 +114,14 @@ def masked_logits(
             logits, children.tokens, axis=2, mode="promise_in_bounds"
         )
         return jnp.where(children.is_child, own, -jnp.inf)
-    is_child = bits.unpack(children.rows, logits.shape[2])
+    is_child = bits.unpack(children, logits.shape[2])
     return jnp.where(is_child, logits, -jnp.inf)
 
 
-def log_sum_of_children(
-    children: WideChildren | NarrowChildren, logits: Float[Array, "B M K"]
-) -> Float[Array, "B M"]:
-    """Log of the children's summed exponentials; 0 where there are none."""
-    return _log_sum(masked_logits(children, logits))
-
-
-def log_sum_of_codewords(
-    is_child: Bool[Array, "B M K"], logits: Float[Array, "B M K"]
-) -> Float[Array, "B M"]:
-    """The same over a mask of all codewords.
-
-    At the root, whose children a `ShardedTrie` spreads over devices, this form is
-    used by whole tries too: sums in another order would round differently.
-    """
-    return _log_sum(jnp.where(is_child, logits, -jnp.inf))
-
-
-def mask_of_children(
-    children: WideChildren | NarrowChildren, num_codewords: int
-) -> Bool[Array, "B M K"]:
+def mask_of_children(children: Children, num_codewords: int) -> Bool[Array, "B M K"]:
     """Which of the K codewords lead to a child."""
-    if isinstance(children, WideChildren):
-        return bits.unpack(children.rows, num_codewords)
+    if not isinstance(children, NarrowChildren):
+        return bits.unpack(children, num_codewords)
     batch, beams, _ = children.tokens.shape
     request = jnp.arange(batch, dtype=jnp.int32)[:, None, None]
     beam = jnp.arange(beams, dtype=jnp.int32)[None, :, None]
@@ -135,8 +129,9 @@ def mask_of_children(
     return none.at[request, beam, children.tokens].max(children.is_child)
 
 
-def _log_sum(logits: Float[Array, "B M F"]) -> Float[Array, "B M"]:
-    norm = jax.nn.logsumexp(logits, axis=-1)
+def log_sum_of_masked(masked: Float[Array, "B M F"]) -> Float[Array, "B M"]:
+    """Log of the summed exponentials; 0 where all are -inf."""
+    norm = jax.nn.logsumexp(masked, axis=-1)
     return jnp.where(norm > -jnp.inf, norm, 0.0)
 
 
@@ -145,30 +140,59 @@ def take(
     beams: Beams,
     scores: Float[Array, "B m"],
     index: Int32[Array, "B m"],
-    fan: int,
 ) -> Beams:
-    """Turns chosen candidates into beams.
-
-    Args:
-        level: The level of the step.
-        beams: Those that the candidates extend.
-        scores: -inf for places without a candidate.
-        index: Candidate j of beam i is number i * fan + j.
-        fan: Candidates a beam: F or K.
-    """
+    """Turns what was chosen of some beams' children into beams."""
     is_alive = scores > -jnp.inf
     index = jnp.where(is_alive, index, 0)
+    plan = level.plan
+    fan = plan.max_fan_out if isinstance(level, CsrLevel) else plan.codebook_size
     parents = index // fan
     nodes = pick(beams.nodes, parents)  # any, for places without a candidate
     if isinstance(level, CsrLevel):
-        children = jnp.where(is_alive, level.first[nodes] + index % fan, 0)
-        codewords = level.codeword_of(children)
+        chosen = jnp.where(is_alive, level.first[nodes] + index % fan, 0)
+        codewords = level.codeword(nodes, chosen)
     else:
         codewords = index % fan
-        children = level.child(nodes, codewords)
+        chosen = level.child(nodes, codewords)
     return Beams(
-        nodes=jnp.where(is_alive, children, level.plan.child_capacity),
+        nodes=jnp.where(is_alive, chosen, plan.child_capacity),
         scores=scores,
         parents=parents,
         codewords=jnp.where(is_alive, codewords, 0),
     )
+
+
+def padded(
+    item_numbers: Int32[Array, "B m"], scores: Float[Array, "B m"], num_results: int
+) -> BeamResult:
+    """Fills results up to M with item -1 and score -inf."""
+    missing = [(0, 0), (0, num_results - scores.shape[1])]
+    return BeamResult(
+        jnp.pad(item_numbers, missing, constant_values=-1),
+        jnp.pad(scores, missing, constant_values=-jnp.inf),
+    )
+
+
+def log_sum_exp(logits: Float[Array, "*batch K"]) -> Float[Array, "*batch"]:
+    """Log of the summed exponentials over the last axis.
+
+    The usual way subtracts the maximum first, one more pass over the logits. On CPUs
+    that pass is a quarter of a wide codebook's search step, so there the plain sum
+    comes first, and the usual way is taken only if one of the sums left the range in
+    which it is as accurate. Accelerators would wait for such a decision; they always
+    take the usual way.
+    """
+    by_maximum = functools.partial(jax.nn.logsumexp, axis=-1)
+
+    def plain_first(logits: Float[Array, "*batch K"]) -> Float[Array, "*batch"]:
+        sums = jnp.exp(logits).sum(-1)
+        is_in_range = ((sums > _MIN_SUM) & (sums < _MAX_SUM)).all()
+        return jax.lax.cond(
+            is_in_range,
+            lambda sums, logits: jnp.log(sums),
+            lambda sums, logits: by_maximum(logits),
+            sums,
+            logits,
+        )
+
+    return jax.lax.platform_dependent(logits, cpu=plain_first, default=by_maximum)

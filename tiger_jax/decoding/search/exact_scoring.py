@@ -5,35 +5,34 @@ at once; below, leaves come in chunks, and a chunk's ancestors, which are contig
 at every depth, are visited anew for each chunk. So the model runs on at most
 `chunk_size` nodes at a time, and the cache never holds more.
 
-It is the oracle of the beam search's tests, and for small catalogues a fair
-alternative to it: the work grows with the items, not with the beams.
+It is the oracle of the beam search's tests, and an alternative to it for small
+catalogues: the work grows with the items, not with the beams.
 """
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32, Int, Int32
+from jaxtyping import Array, Float32, Int
 
-from tiger_jax.decoding.search.beam_search import (
+from tiger_jax.decoding.search.candidates import (
     BeamResult,
     DecodeStep,
     InitDecode,
+    Normalize,
+    log_sum_exp,
+    mask_of_children,
     padded,
 )
-from tiger_jax.decoding.search.candidates import Normalize
-from tiger_jax.decoding.search.normalizers import log_sum_exp
+from tiger_jax.decoding.search.restrictions import Restriction
 from tiger_jax.decoding.search.top_k import top_k
-from tiger_jax.decoding.trie.levels import Level
 from tiger_jax.decoding.trie.trie import Trie
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Window:
+class Window(NamedTuple):
     """A contiguous piece of the nodes of one depth; [..., W], or [chunks, W].
 
     Attributes:
@@ -140,14 +139,58 @@ def score_catalogue(
     init_decode: InitDecode,
     decode_step: DecodeStep,
     normalize: Normalize = "level",
+    by_leaf: bool = False,
 ) -> Float32[Array, "B N"]:
-    """Computes every item's log-probability, by item number.
+    """Computes every item's log-probability, by item number or by leaf.
 
-    Arguments are those of `beam_search`; jit it with `params`, `inputs` and `walk`
-    as arguments.
+    Other arguments are those of `beam_search`; jit it with `params`, `inputs` and
+    `walk` as arguments.
     """
-    scores = _score_leaves(params, inputs, walk, init_decode, decode_step, normalize)
-    return scores[:, walk.leaf_of_item]
+    batch = jax.tree.leaves(inputs)[0].shape[0]
+    length = len(walk.trie.levels)
+    every_item = Restriction(walk.trie, wanted=None, prefix=None, dead=None)
+
+    def visit(
+        cache: Any, scores: Array, log_probs: Array | None, window: Window, depth: int
+    ) -> tuple[Any, Array, Array | None]:
+        """Goes to a window of nodes, and asks the model for their children."""
+        parents = jnp.broadcast_to(window.parents[None], (batch, *window.parents.shape))
+        words = jnp.broadcast_to(window.codewords[None], parents.shape)
+        if log_probs is not None:
+            # The same sum, in the same order, as in the beam search.
+            scores = log_probs[:, window.parents, window.codewords]
+        if depth == length:
+            return cache, scores, None
+        logits, cache = decode_step(params, cache, words, parents, depth)
+        if normalize == "level":
+            scores -= log_sum_exp(logits)
+        elif normalize == "children":
+            children = every_item.children(depth, window.nodes[None])
+            is_child = mask_of_children(children, logits.shape[2])
+            scores -= log_sum_exp(jnp.where(is_child, logits, -jnp.inf))
+        return cache, scores, logits + scores[:, :, None]
+
+    cache = init_decode(params, inputs)
+    scores: Array = jnp.zeros((batch, 1))
+    log_probs = None
+    for depth, window in enumerate(walk.whole):
+        cache, scores, log_probs = visit(cache, scores, log_probs, window, depth)
+
+    def score_next(number: Array, by_chunk: Array) -> Array:
+        state = (cache, scores, log_probs)
+        for depth, chunks in enumerate(walk.chunked, start=len(walk.whole)):
+            window = Window(*(own[number] for own in chunks))
+            state = visit(*state, window, depth)
+        return by_chunk.at[number].set(state[1])
+
+    chunks = walk.chunked[-1].nodes.shape
+    by_chunk = jnp.zeros((chunks[0], batch, chunks[1]))
+    by_chunk = jax.lax.fori_loop(0, walk.num_chunks, score_next, by_chunk)
+    leaves = jnp.moveaxis(by_chunk, 0, 1).reshape(batch, -1)
+    leaves = leaves[:, : walk.leaf_of_item.shape[0]]
+    is_leaf = jnp.arange(leaves.shape[1]) < walk.trie.num_items
+    leaves = jnp.where(is_leaf[None, :], leaves, -jnp.inf)
+    return leaves if by_leaf else leaves[:, walk.leaf_of_item]
 
 
 def exact_search(
@@ -165,7 +208,15 @@ def exact_search(
 
     Returns what `beam_search` does whose beams are never too few, ties included.
     """
-    scores = _score_leaves(params, inputs, walk, init_decode, decode_step, normalize)
+    scores = score_catalogue(
+        params,
+        inputs,
+        walk,
+        init_decode=init_decode,
+        decode_step=decode_step,
+        normalize=normalize,
+        by_leaf=True,
+    )
     num_items = scores.shape[1]
     if exclude is not None:
         is_item = (exclude >= 0) & (exclude < num_items)
@@ -176,70 +227,3 @@ def exact_search(
     best, leaf = top_k(scores, min(num_results, num_items))
     items = jnp.where(best > -jnp.inf, walk.trie.item_numbers(leaf), -1)
     return padded(items, best, num_results)
-
-
-def _score_leaves(
-    params: Any,
-    inputs: Any,
-    walk: CatalogueWalk,
-    init_decode: InitDecode,
-    decode_step: DecodeStep,
-    normalize: Normalize,
-) -> Float32[Array, "B N"]:
-    """Every item's log-probability, in the order of the leaves."""
-    batch = jax.tree.leaves(inputs)[0].shape[0]
-    levels = walk.trie.levels
-    length = len(levels)
-
-    def visit(
-        cache: Any, scores: Array, log_probs: Array | None, window: Window, depth: int
-    ) -> tuple[Any, Array, Array | None]:
-        """Goes to a window of nodes, and asks the model for their children."""
-        parents = jnp.broadcast_to(window.parents[None], (batch, *window.parents.shape))
-        words = jnp.broadcast_to(window.codewords[None], parents.shape)
-        if log_probs is not None:
-            # The same sum, in the same order, as in the beam search.
-            scores = log_probs[:, window.parents, window.codewords]
-        if depth == length:
-            return cache, scores, None
-        logits, cache = decode_step(params, cache, words, parents, depth)
-        norm = _log_norm(levels[depth], window.nodes, logits, normalize)
-        return cache, scores, logits + (scores - norm)[:, :, None]
-
-    cache = init_decode(params, inputs)
-    scores: Array = jnp.zeros((batch, 1))
-    log_probs = None
-    for depth, window in enumerate(walk.whole):
-        cache, scores, log_probs = visit(cache, scores, log_probs, window, depth)
-
-    def score_chunk(windows: tuple[Window, ...]) -> Array:
-        state = (cache, scores, log_probs)
-        for depth, window in enumerate(windows, start=len(walk.whole)):
-            state = visit(*state, window, depth)
-        return state[1]
-
-    def score_next(number: Array, by_chunk: Array) -> Array:
-        windows = jax.tree.map(lambda own: own[number], walk.chunked)
-        return by_chunk.at[number].set(score_chunk(windows))
-
-    chunks = walk.chunked[-1].nodes.shape
-    by_chunk = jnp.zeros((chunks[0], batch, chunks[1]))
-    by_chunk = jax.lax.fori_loop(0, walk.num_chunks, score_next, by_chunk)
-    leaves = jnp.moveaxis(by_chunk, 0, 1).reshape(batch, -1)
-    leaves = leaves[:, : walk.leaf_of_item.shape[0]]
-    is_leaf = jnp.arange(leaves.shape[1]) < walk.trie.num_items
-    return jnp.where(is_leaf[None, :], leaves, -jnp.inf)
-
-
-def _log_norm(
-    level: Level,
-    nodes: Int32[Array, " W"],
-    logits: Float[Array, "B W K"],
-    normalize: Normalize,
-) -> Float[Array, "B W"]:
-    """What to subtract from a node's logits to make them log-probabilities."""
-    if normalize == "given":
-        return jnp.zeros(logits.shape[:2])
-    if normalize == "children":
-        logits = jnp.where(level.children_mask(nodes)[None], logits, -jnp.inf)
-    return log_sum_exp(logits)

@@ -5,18 +5,32 @@ left that the request allows.
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, Int32, UInt32
+from jaxtyping import Array, Bool, Float, Int, Int32, UInt32
 
+from tiger_jax.decoding.search.candidates import (
+    Beams,
+    Children,
+    NarrowChildren,
+    Normalize,
+    choose,
+    log_sum_exp,
+    log_sum_of_masked,
+    mask_of_children,
+    masked_logits,
+    take,
+)
 from tiger_jax.decoding.trie import bits
-from tiger_jax.decoding.trie.attributes import Group, wanted_bits
+from tiger_jax.decoding.trie.attributes import EVERY_ITEM
+from tiger_jax.decoding.trie.bits import read
 from tiger_jax.decoding.trie.levels import CsrLevel
-from tiger_jax.decoding.trie.packed import read
 from tiger_jax.decoding.trie.trie import Trie
 from tiger_jax.errors import InputError
+
+Group = Literal["seen", "unseen"]
 
 
 class DeadChildren(NamedTuple):
@@ -31,19 +45,6 @@ class DeadChildren(NamedTuple):
     parents: Int32[Array, "B X"]
     children: Int32[Array, "B X"]
     are_dead: Bool[Array, "B X"]
-
-
-class WideChildren(NamedTuple):
-    """Children as a row of K bits per beam."""
-
-    rows: UInt32[Array, "B M W"]
-
-
-class NarrowChildren(NamedTuple):
-    """Children as a list of codewords per beam, and which of its places count."""
-
-    tokens: Int32[Array, "B M F"]
-    is_child: Bool[Array, "B M F"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,21 +80,52 @@ class Restriction:
         Raises:
             InputError: The trie was built without what an argument needs.
         """
-        wanted = wanted_bits(
-            allowed,
-            num_words=trie.attributes[0].shape[1] if trie.attributes else 0,
-            has_unseen=trie.has_unseen,
-            batch=batch,
-            group=group,
-        )
+        wanted = _wanted_bits(trie, batch, allowed, group)
         free = cls(trie, wanted, prefix, None)
         if exclude is None:
             return free
-        return dataclasses.replace(free, dead=free._find_dead_children(exclude))
+        return dataclasses.replace(free, dead=free.find_dead_children(exclude))
 
-    def children(
-        self, number: int, nodes: Int32[Array, "B M"]
-    ) -> WideChildren | NarrowChildren:
+    def best_children(
+        self,
+        number: int,
+        logits: Float[Array, "B M K"],
+        beams: Beams,
+        *,
+        width: int,
+        normalize: Normalize,
+        by_score: bool = False,
+        axis: str | None = None,
+    ) -> Beams:
+        """Replaces beams by the best of all children that they may take.
+
+        Args:
+            number: Of the level that the logits are for, and the beams at.
+            logits: The model's.
+            beams: In the order of their nodes.
+            width: How many to keep.
+            normalize: See `beam_search`.
+            by_score: Order the new beams by score, ties as ever, not by node.
+            axis: The mesh axis over which this trie is one of several shards.
+        """
+        children = self.children(number, beams.nodes)
+        offset = beams.scores
+        if normalize == "level":
+            offset -= log_sum_exp(logits)
+        elif normalize == "children" and number:
+            offset -= log_sum_of_masked(masked_logits(children, logits))
+        elif normalize == "children":
+            # The root alone has children on more than one shard. Whole tries sum
+            # over all codewords too: in another order, sums round differently.
+            is_child = mask_of_children(children, logits.shape[2])
+            if axis is not None:
+                is_child &= self.trie.num_items > 0
+                is_child = jax.lax.psum(is_child.astype(jnp.int32), axis) > 0
+            offset -= log_sum_of_masked(jnp.where(is_child, logits, -jnp.inf))
+        scores, index = choose(children, logits, offset, width=width, by_score=by_score)
+        return take(self.trie.levels[number], beams, scores, index)
+
+    def children(self, number: int, nodes: Int32[Array, "B M"]) -> Children:
         """The children that beams at level `number` may take."""
         children = self._passing_children(number, nodes)
         dead = self.dead[number] if self.dead is not None else None
@@ -108,7 +140,7 @@ class Restriction:
                 codeword = self.prefix[:, number, None, None]
                 is_child &= (codeword < 0) | (tokens == codeword)
             return NarrowChildren(tokens, is_child)
-        rows = children.rows
+        rows = children
         if dead is not None:
             request, beam = _beams_at(dead, nodes)
             codeword = level.codeword(dead.parents, dead.children)
@@ -124,11 +156,9 @@ class Restriction:
                 word == codeword // bits.WORD_BITS, bits.bit_of(codeword), 0
             )
             rows &= jnp.where(codeword < 0, ~jnp.uint32(0), only)[:, None, :]
-        return WideChildren(rows)
+        return rows
 
-    def _passing_children(
-        self, number: int, nodes: Int32[Array, "B n"]
-    ) -> WideChildren | NarrowChildren:
+    def _passing_children(self, number: int, nodes: Int32[Array, "B n"]) -> Children:
         """The children with an item under them that has the wanted bits."""
         level = self.trie.levels[number]
         if isinstance(level, CsrLevel):
@@ -140,7 +170,7 @@ class Restriction:
             return NarrowChildren(tokens, is_child)
         rows = level.rows(nodes)  # [B, n, W]
         if self.wanted is None:
-            return WideChildren(rows)
+            return rows
         # A bit's child: those of the words before, and those before it in its word.
         counts = bits.popcount(rows)
         before = level.first[nodes][:, :, None] + jnp.cumsum(counts, axis=2) - counts
@@ -149,7 +179,7 @@ class Restriction:
         is_child = bits.unpack(rows, rows.shape[2] * bits.WORD_BITS)
         children = (before[:, :, :, None] + inner).reshape(is_child.shape)
         passes = is_child & self._pass(number, jnp.where(is_child, children, 0))
-        return WideChildren(bits.pack(passes))
+        return bits.pack(passes)
 
     def _pass(
         self, number: int, children: Int32[Array, "B n F"]
@@ -167,9 +197,9 @@ class Restriction:
         children = self._passing_children(number, nodes)
         if isinstance(children, NarrowChildren):
             return children.is_child.sum(-1, dtype=jnp.int32)
-        return bits.popcount(children.rows).sum(-1, dtype=jnp.int32)
+        return bits.popcount(children).sum(-1, dtype=jnp.int32)
 
-    def _find_dead_children(
+    def find_dead_children(
         self, exclude: Int[Array, "B X"]
     ) -> tuple[DeadChildren, ...]:
         """Finds, from the leaves upwards, what the excluded items kill.
@@ -204,6 +234,35 @@ class Restriction:
             )
             children = parents
         return tuple(found[::-1])
+
+
+def _wanted_bits(
+    trie: Trie,
+    batch: int,
+    allowed: UInt32[Array, " B"] | UInt32[Array, "B A"] | None,
+    group: Group | None,
+) -> UInt32[Array, "B W"] | None:
+    """The bits of which a node needs one; None if every node passes."""
+    if allowed is None and group is None:
+        return None
+    words = trie.attributes[0].shape[-1] if trie.attributes else 0
+    if trie.has_unseen:
+        words //= 2  # those of the seen items, then those of the unseen ones
+    if not words:
+        raise InputError("this trie has no attributes: build it with attributes=...")
+    if allowed is None:
+        own = jnp.zeros((batch, words), jnp.uint32).at[:, 0].set(EVERY_ITEM)
+    else:
+        own = allowed.reshape(batch, -1)
+    if own.shape[1] != words:
+        raise InputError(
+            f"allowed has {own.shape[1]} words per request, the trie's items {words}"
+        )
+    if not trie.has_unseen:
+        return own
+    none = jnp.zeros_like(own)
+    seen, unseen = (none if group == other else own for other in ("unseen", "seen"))
+    return jnp.concatenate([seen, unseen], axis=1)
 
 
 def _beams_at(

@@ -7,12 +7,11 @@ At a temperature t, a child c of a node is drawn with probability
 over the children that the request may take, so that the items' probabilities, the
 products along their Semantic IDs, sum to 1.
 
-*   `sample_items` draws with replacement: M independent draws.
-*   `sample_distinct_items` draws without: the M largest of log p(item) + Gumbel
-    noise. Stochastic beam search finds them without visiting the others. A node's
-    perturbed log-probability is the maximum over its leaves, so a child's noise is
-    drawn given that its siblings' maximum is what their parent got (Kool et al.
-    2019, "Stochastic Beams and Where to Find Them", 3.2 and appendix B.3).
+M draws without replacement are the M largest of log p(item) + Gumbel noise, which
+stochastic beam search finds without visiting the others. A node's perturbed
+log-probability is the maximum over its leaves, so a child's noise is drawn given that
+its siblings' maximum is what their parent got (Kool et al. 2019, "Stochastic Beams
+and Where to Find Them", 3.2 and appendix B.3).
 """
 
 from typing import Any, NamedTuple
@@ -21,18 +20,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Int32, Key, UInt32
 
-from tiger_jax.decoding.search.beam_search import (
-    BeamResult,
+from tiger_jax.decoding.search.candidates import (
+    Beams,
     DecodeStep,
     InitDecode,
+    log_sum_of_masked,
+    masked_logits,
     padded,
+    take,
 )
-from tiger_jax.decoding.search.candidates import Beams, masked_logits, take
 from tiger_jax.decoding.search.restrictions import Restriction
-from tiger_jax.decoding.search.top_k import in_order, pick, top_k
+from tiger_jax.decoding.search.top_k import pick, top_k, top_k_in_order
 from tiger_jax.decoding.trie.trie import Trie
-
-Temperature = float | Float[Array, ""]
 
 
 class SampleResult(NamedTuple):
@@ -50,50 +49,6 @@ class SampleResult(NamedTuple):
     perturbed_scores: Float[Array, "B M"]
 
 
-def sample_items(
-    params: Any,
-    inputs: Any,
-    trie: Trie,
-    key: Key[Array, ""],
-    *,
-    init_decode: InitDecode,
-    decode_step: DecodeStep,
-    num_samples: int,
-    temperature: Temperature = 1.0,
-    exclude: Int[Array, "B X"] | None = None,
-    allowed: UInt32[Array, " B"] | UInt32[Array, "B A"] | None = None,
-    prefix: Int[Array, "B T"] | None = None,
-) -> BeamResult:
-    """Draws `num_samples` items independently, so that items can repeat.
-
-    Other arguments are those of `beam_search`. Scores are log p at the temperature,
-    and results stand in the order of the draws.
-    """
-    batch = jax.tree.leaves(inputs)[0].shape[0]
-    restriction = Restriction.build(
-        trie, batch, exclude=exclude, allowed=allowed, prefix=prefix
-    )
-    beams = Beams.root(batch)
-    cache = init_decode(params, inputs)
-    for number, level in enumerate(trie.levels):
-        logits, cache = decode_step(
-            params, cache, beams.codewords, beams.parents, number
-        )
-        children = restriction.children(number, beams.nodes)
-        masked = masked_logits(children, logits / temperature)  # [B, M, F]
-        key, noise_key = jax.random.split(key)
-        shape = (batch, num_samples, masked.shape[2])
-        noise = jax.random.gumbel(noise_key, shape)
-        drawn = jnp.argmax(masked + noise, axis=2)  # [B, M]
-        # At level 0 all samples extend the one root, later each one its own beam.
-        beam = jnp.arange(num_samples, dtype=jnp.int32) % masked.shape[1]
-        index = beam[None, :] * masked.shape[2] + drawn.astype(jnp.int32)
-        log_probs = _log_probs(masked, beams.scores)
-        scores = pick(log_probs.reshape(batch, -1), index)
-        beams = take(level, beams, scores, index, masked.shape[2])
-    return padded(trie.item_numbers(beams.nodes), beams.scores, num_samples)
-
-
 def sample_distinct_items(
     params: Any,
     inputs: Any,
@@ -103,12 +58,12 @@ def sample_distinct_items(
     init_decode: InitDecode,
     decode_step: DecodeStep,
     num_samples: int,
-    temperature: Temperature = 1.0,
+    temperature: float | Float[Array, ""] = 1.0,
     exclude: Int[Array, "B X"] | None = None,
     allowed: UInt32[Array, " B"] | UInt32[Array, "B A"] | None = None,
     prefix: Int[Array, "B T"] | None = None,
 ) -> SampleResult:
-    """Draws `num_samples` different items, one after another without replacement.
+    """Draws `num_samples` different items, one after the other.
 
     Other arguments are those of `beam_search`.
     """
@@ -126,31 +81,22 @@ def sample_distinct_items(
         )
         children = restriction.children(number, beams.nodes)
         masked = masked_logits(children, logits / temperature)
-        log_probs = _log_probs(masked, beams.scores)  # [B, M, F]
+        # Of the children, and of all that led to them.
+        offset = beams.scores - log_sum_of_masked(masked)
+        log_probs = masked + offset[:, :, None]  # [B, M, F]
         key, noise_key = jax.random.split(key)
         noisy = log_probs + jax.random.gumbel(noise_key, log_probs.shape)
         noisy = _with_maximum(noisy, perturbed[:, :, None])
-        fan = noisy.shape[2]
         noisy = noisy.reshape(batch, -1)
-        perturbed, index = top_k(noisy, trie.width(number + 1, num_samples))
-        if number < len(trie.levels) - 1:
-            is_alive, index = in_order(perturbed, index)
-            perturbed = jnp.where(is_alive, pick(noisy, index), -jnp.inf)
+        is_last = number == len(trie.levels) - 1
+        choose = top_k if is_last else top_k_in_order
+        perturbed, index = choose(noisy, trie.width(number + 1, num_samples))
         scores = pick(log_probs.reshape(batch, -1), index)
         scores = jnp.where(perturbed > -jnp.inf, scores, -jnp.inf)
-        beams = take(level, beams, scores, index, fan)
+        beams = take(level, beams, scores, index)
     items = trie.item_numbers(beams.nodes)
     noise = padded(items, perturbed, num_samples).scores
     return SampleResult(*padded(items, beams.scores, num_samples), noise)
-
-
-def _log_probs(
-    masked: Float[Array, "B M F"], scores: Float[Array, "B M"]
-) -> Float[Array, "B M F"]:
-    """Log-probabilities of the children, of all that led to them included."""
-    norm = jax.nn.logsumexp(masked, axis=-1)
-    norm = jnp.where(norm > -jnp.inf, norm, 0.0)
-    return masked + (scores - norm)[:, :, None]
 
 
 def _with_maximum(

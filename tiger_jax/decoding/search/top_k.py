@@ -13,13 +13,14 @@ from jaxtyping import Array, Bool, Float, Int32, UInt32
 
 from tiger_jax.decoding.trie.bits import WORD_BITS, unpack
 
+# Values, and where each stands.
+Ranked = tuple[Float[Array, "B k"], Int32[Array, "B k"]]
+
 # Chunks per winner from which on looking at the chunks first pays.
-_WORTHWHILE = 2
+_MIN_CHUNKS_PER_WINNER = 2
 
 
-def top_k(
-    values: Float[Array, "B n"], k: int
-) -> tuple[Float[Array, "B k"], Int32[Array, "B k"]]:
+def top_k(values: Float[Array, "B n"], k: int) -> Ranked:
     """The k largest values, largest first, and where they stand."""
     # To a top-k, 0 is larger than -0; to us they tie.
     values = jnp.where(values == 0, 0.0, values)
@@ -36,7 +37,7 @@ def masked_top_k(
     rows: UInt32[Array, "B M W"],
     offset: Float[Array, "B M"],
     k: int,
-) -> tuple[Float[Array, "B k"], Int32[Array, "B k"]]:
+) -> Ranked:
     """The k largest of `logits + offset` where a bit is set; -inf beyond them.
 
     Args:
@@ -55,7 +56,7 @@ def masked_top_k(
         logits = jnp.pad(logits, fill, constant_values=-jnp.inf)
     words = rows.shape[2]
     logits = logits.reshape(batch, beams, words, WORD_BITS)
-    if beams * words < _WORTHWHILE * k:
+    if beams * words < _MIN_CHUNKS_PER_WINNER * k:
         is_set = unpack(rows[..., None], WORD_BITS)  # [B, M, W, 32]
         values = jnp.where(is_set, logits, -jnp.inf) + offset[:, :, None, None]
         values, index = top_k(values.reshape(batch, -1), k)
@@ -88,6 +89,12 @@ def in_order(
     last = jnp.iinfo(jnp.int32).max
     index = jnp.sort(jnp.where(values > -jnp.inf, index, last), axis=1)
     return index < last, jnp.where(index < last, index, 0)
+
+
+def top_k_in_order(values: Float[Array, "B n"], k: int) -> Ranked:
+    """The k largest values as they stand, and where; -inf and 0 if they are fewer."""
+    is_alive, index = in_order(*top_k(values, k))
+    return jnp.where(is_alive, pick(values, index), -jnp.inf), index
 
 
 def pick(array: Array, index: Int32[Array, "B k"]) -> Array:

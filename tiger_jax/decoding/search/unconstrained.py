@@ -11,10 +11,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
-from tiger_jax.decoding.search.beam_search import DecodeStep, InitDecode
-from tiger_jax.decoding.search.candidates import Normalize
-from tiger_jax.decoding.search.normalizers import log_sum_exp
-from tiger_jax.decoding.search.top_k import in_order, masked_top_k, pick
+from tiger_jax.decoding.search.candidates import (
+    DecodeStep,
+    InitDecode,
+    Normalize,
+    choose,
+    log_sum_exp,
+    padded,
+)
+from tiger_jax.decoding.search.top_k import pick
+from tiger_jax.decoding.trie.bits import num_words
 from tiger_jax.decoding.trie.trie import Trie
 from tiger_jax.errors import InputError
 
@@ -64,31 +70,27 @@ def unconstrained_search(
     for number, level in enumerate(trie.levels):
         logits, cache = decode_step(params, cache, codewords, parents, number)
         size = sizes[number]
-        offset = scores
         if normalize == "level":
-            offset -= log_sum_exp(logits)
-        every = jnp.full((batch, logits.shape[1], -(-size // 32)), ~jnp.uint32(0))
-        width = min(num_beams, math.prod(sizes[: number + 1]))
-        scores, index = masked_top_k(logits, every, offset, width)
-        if number < len(sizes) - 1:
-            is_alive, index = in_order(scores, index)
-            own = pick(logits.reshape(batch, -1), index) + pick(offset, index // size)
-            scores = jnp.where(is_alive, own, -jnp.inf)
+            scores -= log_sum_exp(logits)
+        every = jnp.full((batch, logits.shape[1], num_words(size)), ~jnp.uint32(0))
+        scores, index = choose(
+            every,
+            logits,
+            scores,
+            width=min(num_beams, math.prod(sizes[: number + 1])),
+            by_score=number == len(sizes) - 1,
+        )
         parents, codewords = index // size, index % size
-        nodes = pick(nodes, parents)
         # An ID that has left the trie stays at the sentinels, which have no child.
-        is_valid = level.has_child(nodes, codewords)
-        child = level.child(nodes, jnp.where(is_valid, codewords, 0))
-        nodes = jnp.where(is_valid, child, level.plan.child_capacity)
+        nodes = level.find(pick(nodes, parents), codewords)
         semantic_ids = jnp.concatenate(
             [pick(semantic_ids, parents), codewords[:, :, None]], axis=2
         )
     items = trie.item_numbers(nodes)
     exists = scores > -jnp.inf
-    missing = [(0, 0), (0, num_beams - scores.shape[1])]
+    missing = [(0, 0), (0, num_beams - scores.shape[1]), (0, 0)]
     return UnconstrainedResult(
-        jnp.pad(jnp.where(exists, items, -1), missing, constant_values=-1),
-        jnp.pad(scores, missing, constant_values=-jnp.inf),
-        jnp.pad(semantic_ids, [*missing, (0, 0)], constant_values=-1),
+        *padded(jnp.where(exists, items, -1), scores, num_beams),
+        jnp.pad(semantic_ids, missing, constant_values=-1),
         (exists & (items < 0)).sum(axis=1, dtype=jnp.int32),
     )

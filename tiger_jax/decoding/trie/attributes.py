@@ -12,8 +12,6 @@ apart, the words are there twice: those of the seen items under a node, then tho
 of the unseen ones. So "unseen, and of these categories" is exact, too.
 """
 
-from typing import Literal
-
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, UInt32
@@ -21,8 +19,6 @@ from jaxtyping import Array, Bool, UInt32
 from tiger_jax.decoding.trie.planner import TriePlan
 from tiger_jax.decoding.trie.prefixes import SortedPrefixes
 from tiger_jax.errors import InputError
-
-Group = Literal["seen", "unseen"]
 
 EVERY_ITEM = np.uint32(1 << 31)
 
@@ -76,43 +72,3 @@ def bits_of_nodes(
         by_depth.append(jnp.asarray(padded))
         union = np.bitwise_or.reduceat(union, prefixes.first[level], axis=0)
     return tuple(by_depth[::-1])
-
-
-def wanted_bits(
-    allowed: UInt32[Array, " B"] | UInt32[Array, "B A"] | None,
-    *,
-    num_words: int,
-    has_unseen: bool,
-    batch: int,
-    group: Group | None,
-) -> UInt32[Array, "B W"] | None:
-    """The bits of which a node needs one; None if every node passes.
-
-    Args:
-        allowed: What the request allows.
-        num_words: W, the words that nodes have.
-        has_unseen: Whether these are A words of seen items and A of unseen ones.
-        batch: B.
-        group: "seen" or "unseen" items only, or None for all.
-
-    Raises:
-        InputError: The trie has no attributes, or a different number of words.
-    """
-    if allowed is None and group is None:
-        return None
-    words = num_words // 2 if has_unseen else num_words
-    if not words:
-        raise InputError("this trie has no attributes: build it with attributes=...")
-    if allowed is None:
-        own = jnp.zeros((batch, words), jnp.uint32).at[:, 0].set(EVERY_ITEM)
-    else:
-        own = allowed.reshape(batch, -1)
-    if own.shape[1] != words:
-        raise InputError(
-            f"allowed has {own.shape[1]} words a request, the trie's items {words}"
-        )
-    if not has_unseen:
-        return own
-    none = jnp.zeros_like(own)
-    seen, unseen = (none if group == other else own for other in ("unseen", "seen"))
-    return jnp.concatenate([seen, unseen], axis=1)

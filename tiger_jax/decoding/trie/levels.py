@@ -19,12 +19,16 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int, Int32, UInt32
+from jaxtyping import Array, Bool, Int, Int32, Integer, UInt8
 
 from tiger_jax.decoding.trie import bits
-from tiger_jax.decoding.trie.packed import RisingNumbers, read
+from tiger_jax.decoding.trie.bits import RisingNumbers, largest_delta, read
+from tiger_jax.decoding.trie.prefixes import token_dtype
+from tiger_jax.errors import InputError
 
 Kind = Literal["bitset", "bitmap", "csr"]
+# Of nodes, children or codewords.
+Numbers = Int[Array, "*n"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,10 +38,10 @@ class LevelPlan:
     Attributes:
         kind: How the children are stored.
         codebook_size: K, the codewords to choose from.
-        node_capacity: Most nodes that the arrays have room for.
-        child_capacity: Most children, summed over the nodes.
-        max_fan_out: Most children of one node.
-        word_capacity: Most non-empty words of 32 codewords ("bitmap" only).
+        node_capacity: Nodes that the arrays have room for.
+        child_capacity: Children that they have room for, over all nodes.
+        max_fan_out: Children that one node can have.
+        word_capacity: Non-empty words of 32 codewords ("bitmap" only).
         delta_bits: How the numbers of the first children are packed; see
             `RisingNumbers`.
     """
@@ -71,7 +75,7 @@ class _Level:
 
     first: RisingNumbers
 
-    def fan_out(self, nodes: Int[Array, "*n"]) -> Int32[Array, "*n"]:
+    def fan_out(self, nodes: Numbers) -> Numbers:
         """How many children a node has."""
         return self.first[nodes + 1] - self.first[nodes]
 
@@ -81,33 +85,25 @@ class _WideLevel(_Level):
 
     plan: LevelPlan
 
-    def rows(self, nodes: Int[Array, "*n"]) -> UInt32[Array, "*n W"]:
+    def rows(self, nodes: Numbers) -> bits.Rows:
         """Bit k of a node's row says that codeword k leads to a child."""
         raise NotImplementedError
 
-    def child(
-        self, nodes: Int32[Array, "*n"], codewords: Int32[Array, "*n"]
-    ) -> Int32[Array, "*n"]:
+    def child(self, nodes: Numbers, codewords: Numbers) -> Numbers:
         """The child that a codeword leads to, which has to be there."""
         return self.first[nodes] + bits.count_before(self.rows(nodes), codewords)
 
-    def codeword(
-        self, nodes: Int32[Array, "*n"], children: Int32[Array, "*n"]
-    ) -> Int32[Array, "*n"]:
+    def codeword(self, nodes: Numbers, children: Numbers) -> Numbers:
         """The codeword that leads from a node to its child."""
         return bits.position_of_nth(self.rows(nodes), children - self.first[nodes])
 
-    def has_child(
-        self, nodes: Int32[Array, "*n"], codewords: Int32[Array, "*n"]
-    ) -> Bool[Array, "*n"]:
-        """Whether a codeword leads anywhere from a node."""
+    def find(self, nodes: Numbers, codewords: Numbers) -> Numbers:
+        """The child that a codeword leads to, or else the sentinel."""
         word = (codewords // bits.WORD_BITS)[..., None]
         row = jnp.take_along_axis(self.rows(nodes), word, axis=-1)[..., 0]
-        return (row & bits.bit_of(codewords)) != 0
-
-    def children_mask(self, nodes: Int[Array, "*n"]) -> Bool[Array, "*n K"]:
-        """Which of the K codewords lead to a child."""
-        return bits.unpack(self.rows(nodes), self.plan.codebook_size)
+        is_child = (row & bits.bit_of(codewords)) != 0
+        child = self.child(nodes, codewords)
+        return jnp.where(is_child, child, self.plan.child_capacity)
 
 
 @jax.tree_util.register_dataclass
@@ -122,7 +118,7 @@ class BitsetLevel(_WideLevel):
     words: Any
     plan: LevelPlan = dataclasses.field(metadata={"static": True})
 
-    def rows(self, nodes: Int[Array, "*n"]) -> UInt32[Array, "*n W"]:
+    def rows(self, nodes: Numbers) -> bits.Rows:
         """Bit k of a node's row says that codeword k leads to a child."""
         return read(self.words, nodes)
 
@@ -144,7 +140,7 @@ class BitmapLevel(_WideLevel):
     words: Any
     plan: LevelPlan = dataclasses.field(metadata={"static": True})
 
-    def rows(self, nodes: Int[Array, "*n"]) -> UInt32[Array, "*n W"]:
+    def rows(self, nodes: Numbers) -> bits.Rows:
         """Bit k of a node's row says that codeword k leads to a child."""
         summary = read(self.summaries, nodes)  # [*n, columns]
         bits_per_column = 8 * summary.dtype.itemsize
@@ -172,51 +168,158 @@ class CsrLevel(_Level):
     plan: LevelPlan = dataclasses.field(metadata={"static": True})
 
     def window(
-        self, nodes: Int32[Array, "*n"]
+        self, nodes: Numbers
     ) -> tuple[Int32[Array, "*n F"], Bool[Array, "*n F"]]:
         """The codewords of a node's children, and which of F places hold one."""
         rank = jnp.arange(self.plan.max_fan_out, dtype=jnp.int32)
         rank = rank.reshape((1,) * nodes.ndim + (-1,))
         children = self.first[nodes][..., None] + rank
         is_child = rank < self.fan_out(nodes)[..., None]
-        return self.codeword_of(children), is_child
+        return read(self.tokens, children).astype(jnp.int32), is_child
 
-    def codeword_of(self, children: Int[Array, "*n"]) -> Int32[Array, "*n"]:
-        """The codeword that leads to a child."""
+    def codeword(self, nodes: Numbers, children: Numbers) -> Numbers:
+        """The codeword that leads from a node to its child."""
+        del nodes  # the child tells it
         return read(self.tokens, children).astype(jnp.int32)
 
-    def codeword(
-        self, nodes: Int32[Array, "*n"], children: Int32[Array, "*n"]
-    ) -> Int32[Array, "*n"]:
-        """The codeword that leads from a node to its child."""
-        del nodes
-        return self.codeword_of(children)
-
-    def _find(
-        self, nodes: Int32[Array, "*n"], codewords: Int32[Array, "*n"]
-    ) -> Bool[Array, "*n F"]:
+    def find(self, nodes: Numbers, codewords: Numbers) -> Numbers:
+        """The child that a codeword leads to, or else the sentinel."""
         tokens, is_child = self.window(nodes)
-        return is_child & (tokens == codewords[..., None])
-
-    def child(
-        self, nodes: Int32[Array, "*n"], codewords: Int32[Array, "*n"]
-    ) -> Int32[Array, "*n"]:
-        """The child that a codeword leads to, which has to be there."""
-        rank = jnp.argmax(self._find(nodes, codewords), axis=-1)
-        return self.first[nodes] + rank.astype(jnp.int32)
-
-    def has_child(
-        self, nodes: Int32[Array, "*n"], codewords: Int32[Array, "*n"]
-    ) -> Bool[Array, "*n"]:
-        """Whether a codeword leads anywhere from a node."""
-        return self._find(nodes, codewords).any(-1)
-
-    def children_mask(self, nodes: Int[Array, "*n"]) -> Bool[Array, "*n K"]:
-        """Which of the K codewords lead to a child."""
-        tokens, is_child = self.window(nodes)
-        codewords = jnp.arange(self.plan.codebook_size, dtype=jnp.int32)
-        codewords = codewords.reshape((1,) * tokens.ndim + (-1,))
-        return (is_child[..., None] & (tokens[..., None] == codewords)).any(-2)
+        is_found = is_child & (tokens == codewords[..., None])
+        child = self.first[nodes] + jnp.argmax(is_found, axis=-1).astype(jnp.int32)
+        return jnp.where(is_found.any(-1), child, self.plan.child_capacity)
 
 
 Level = BitsetLevel | BitmapLevel | CsrLevel
+LEVEL_OF_KIND = {"bitset": BitsetLevel, "bitmap": BitmapLevel, "csr": CsrLevel}
+
+
+def build_level(
+    plan: LevelPlan,
+    tokens: Integer[np.ndarray, " children"],
+    first: Int32[np.ndarray, " nodes"],
+    number: int,
+) -> Level:
+    """Builds one level on its plan.
+
+    Args:
+        plan: The level's kind and shapes.
+        tokens: The codeword that leads to each child.
+        first: The number of each node's first child.
+        number: Which level, for messages.
+
+    Raises:
+        InputError: The catalogue is larger than the plan at this level.
+    """
+    fan_out = largest_fan_out(tokens, first)
+    _check_room(number, "nodes", len(first), plan.node_capacity)
+    _check_room(number, "children", len(tokens), plan.child_capacity)
+    _check_room(number, "children of one node", fan_out, plan.max_fan_out)
+    plain = with_sentinels(first, len(tokens), plan.node_capacity)
+    if plan.delta_bits < 32:
+        most = (1 << plan.delta_bits) - 1
+        _check_room(number, "children of 15 nodes", largest_delta(plain), most)
+    packed = RisingNumbers.build(plain, delta_bits=plan.delta_bits)
+    if plan.kind == "csr":
+        room = plan.child_capacity + plan.max_fan_out
+        padded = np.zeros(room, token_dtype(plan.codebook_size))
+        padded[: len(tokens)] = tokens
+        return CsrLevel(packed, jnp.asarray(padded), plan)
+    begins = begins_word(tokens, first)
+    starts = np.flatnonzero(begins)
+    bit = np.left_shift(np.uint32(1), tokens % bits.WORD_BITS, dtype=np.uint32)
+    words = np.bitwise_or.reduceat(bit, starts)
+    place = tokens[starts] // bits.WORD_BITS  # which word of the row
+    pointer = (np.cumsum(begins, dtype=np.int32) - 1)[first]
+    width = bits.num_words(plan.codebook_size)
+    if plan.kind == "bitset":
+        node = np.repeat(np.arange(len(first)), np.diff(pointer, append=len(words)))
+        rows = np.zeros((plan.node_capacity + 1, width), np.uint32)
+        rows[node, place] = words
+        return BitsetLevel(packed, jnp.asarray(rows), plan)
+    _check_room(number, "words of 32 codewords", len(words), plan.word_capacity)
+    padded = np.zeros(plan.word_capacity + 1, np.uint32)
+    padded[: len(words)] = words
+    pointer = with_sentinels(pointer, len(words), plan.node_capacity)
+    return BitmapLevel(
+        packed,
+        jnp.asarray(_summaries(place, pointer[: len(first)], plan)),
+        RisingNumbers.build(pointer, delta_bits=16),
+        jnp.asarray(padded),
+        plan,
+    )
+
+
+def read_children(
+    level: Level, num_nodes: int
+) -> tuple[Integer[np.ndarray, " children"], Int32[np.ndarray, " children"]]:
+    """Reads back each child's node and codeword, in order, on the host."""
+    if isinstance(level, CsrLevel):
+        fan_out = np.diff(level.first.on_host()[: num_nodes + 1])
+        node = np.repeat(np.arange(num_nodes), fan_out)
+        return node, np.asarray(level.tokens)[: len(node)].astype(np.int32)
+    if isinstance(level, BitsetLevel):
+        rows = np.asarray(level.words)[:num_nodes]
+        node, place = np.nonzero(rows)
+        words = rows[node, place]
+    else:
+        node, place = np.nonzero(_unpack(np.asarray(level.summaries)[:num_nodes]))
+        words = np.asarray(level.words)[: len(node)]
+    word, position = np.nonzero(_unpack(words[:, None]))
+    return node[word], (place[word] * bits.WORD_BITS + position).astype(np.int32)
+
+
+def _unpack(rows: np.ndarray) -> UInt8[np.ndarray, "n bits"]:
+    """One number per bit of a row, the lowest bit first."""
+    little = np.ascontiguousarray(rows, rows.dtype.newbyteorder("<"))
+    return np.unpackbits(little.view(np.uint8), axis=1, bitorder="little")
+
+
+def largest_fan_out(tokens: np.ndarray, first: Int32[np.ndarray, " nodes"]) -> int:
+    """The number of children of the node that has most."""
+    inner = int(np.diff(first).max(initial=0))
+    return max(inner, len(tokens) - int(first[-1]))
+
+
+def with_sentinels(
+    first: Int32[np.ndarray, " nodes"], end: int, capacity: int
+) -> Int32[np.ndarray, " padded"]:
+    """Unused nodes and the sentinel begin, and end, where the children end."""
+    padded = np.full(capacity + 2, end, np.int32)
+    padded[: len(first)] = first
+    return padded
+
+
+def begins_word(
+    tokens: Integer[np.ndarray, " children"], first: Int32[np.ndarray, " nodes"]
+) -> Bool[np.ndarray, " children"]:
+    """Whether a child is the first of its node's in its word of 32 codewords."""
+    word = tokens // bits.WORD_BITS
+    begins = np.empty(len(tokens), bool)
+    np.not_equal(word[1:], word[:-1], out=begins[1:])
+    begins[first] = True
+    return begins
+
+
+def _summaries(
+    place: Integer[np.ndarray, " words"],
+    pointer: Int32[np.ndarray, " nodes"],
+    plan: LevelPlan,
+) -> np.ndarray:
+    """Per node, bit w says that word w of its row is not empty."""
+    columns, dtype = summary_shape(plan.codebook_size)
+    per_column = 8 * np.dtype(dtype).itemsize
+    summaries = np.zeros((plan.node_capacity + 1, columns), dtype)
+    for column in range(columns):
+        bit = np.left_shift(1, place % per_column, dtype=np.uint32)
+        bit[place // per_column != column] = 0
+        summaries[: len(pointer), column] = np.bitwise_or.reduceat(bit, pointer)
+    return summaries
+
+
+def _check_room(level: int, what: str, found: int, room: int) -> None:
+    if found > room:
+        raise InputError(
+            f"level {level} has {found} {what}, its plan has room for {room}: make a "
+            "new plan"
+        )

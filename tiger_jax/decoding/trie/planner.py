@@ -1,8 +1,8 @@
 """Which kind each level of a trie becomes, and how large its arrays are.
 
-The plan is data: print it, change it with `dataclasses.replace`, and hand it to
-`Trie.build`. Two tries built on equal plans have equal shapes, so a jitted search
-that has seen one runs the other without compiling again.
+The plan is data: change it with `dataclasses.replace` and hand it to `Trie.build`.
+Tries on equal plans have equal shapes, so a jitted search that has seen one runs the
+other without compiling again.
 """
 
 import dataclasses
@@ -11,9 +11,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tiger_jax.decoding.trie.bits import num_words
-from tiger_jax.decoding.trie.levels import Kind, LevelPlan, summary_shape
-from tiger_jax.decoding.trie.packed import BLOCK
+from tiger_jax.decoding.trie.bits import BLOCK, largest_delta, num_words
+from tiger_jax.decoding.trie.levels import (
+    Kind,
+    LevelPlan,
+    begins_word,
+    largest_fan_out,
+    summary_shape,
+    with_sentinels,
+)
+from tiger_jax.decoding.trie.prefixes import SortedPrefixes
 from tiger_jax.errors import InputError
 
 # A gathered candidate costs as much as this many masked codewords.
@@ -21,8 +28,8 @@ _GATHER_COST = 8
 # Speed is bought with memory up to here, or up to this factor.
 _FREE_BYTES = 1 << 26
 _FREE_FACTOR = 4
-# Below so many nodes, packing the first children's numbers saves nothing to speak of.
-_PACKED_NODES = 1 << 12
+# Below so many nodes, packing the numbers of first children saves little.
+_MIN_PACKED_NODES = 1 << 12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,9 +40,9 @@ class LevelStatistics:
         codebook_size: K.
         num_nodes: Nodes that have children.
         num_children: Nodes of the next depth.
-        max_fan_out: Most children of one node.
+        max_fan_out: Children of the node that has most.
         num_words: Non-empty words of 32 codewords, over all nodes; at most.
-        max_delta: Most children of 15 neighbouring nodes; see `RisingNumbers`.
+        max_delta: Children of 15 neighbouring nodes; at most. See `RisingNumbers`.
     """
 
     codebook_size: int
@@ -48,11 +55,7 @@ class LevelStatistics:
 
 @dataclasses.dataclass(frozen=True)
 class TriePlan:
-    """The static shape of a trie.
-
-    Attributes:
-        levels: One plan per level.
-    """
+    """The static shape of a trie, level by level."""
 
     levels: tuple[LevelPlan, ...]
 
@@ -68,7 +71,7 @@ class TriePlan:
 
     @property
     def item_capacity(self) -> int:
-        """Most items."""
+        """Items that the trie has room for."""
         return self.levels[-1].child_capacity
 
     @property
@@ -81,15 +84,22 @@ class TriePlan:
         """Bytes of each level's arrays."""
         return tuple(count_bytes(level) for level in self.levels)
 
-    def __str__(self) -> str:
-        lines = [f"trie for at most {self.item_capacity:,} items"]
-        for number, level in enumerate(self.levels):
-            lines.append(
-                f"  level {number}: {level.kind:6}  K {level.codebook_size:5,}  nodes "
-                f"{level.node_capacity:11,}  children {level.child_capacity:11,}  "
-                f"fan-out {level.max_fan_out:5,}  bytes {count_bytes(level):12,}"
-            )
-        return "\n".join(lines)
+
+def measure_prefixes(prefixes: SortedPrefixes) -> list[LevelStatistics]:
+    """Statistics of a catalogue that is there."""
+    found = []
+    for size, tokens, first in zip(
+        prefixes.codebook_sizes, prefixes.tokens, prefixes.first, strict=True
+    ):
+        fan_out = largest_fan_out(tokens, first)
+        words = len(tokens)  # at most; enough where gathering beats any mask
+        if _GATHER_COST * fan_out > size:
+            words = int(np.count_nonzero(begins_word(tokens, first)))
+        delta = largest_delta(with_sentinels(first, len(tokens), len(first)))
+        found.append(
+            LevelStatistics(size, len(first), len(tokens), fan_out, words, delta)
+        )
+    return found
 
 
 def worst_case(codebook_sizes: Sequence[int], capacity: int) -> list[LevelStatistics]:
@@ -131,121 +141,39 @@ def expected_case(
         words = num_nodes * row * -math.expm1(-fan_out / row)
         block = (BLOCK - 1) * fan_out
         delta = min(math.ceil(block + 4 * math.sqrt(block)), num_children)
+        words = min(math.ceil(words), num_children)
         found.append(
-            LevelStatistics(
-                codebook_size=size,
-                num_nodes=num_nodes,
-                num_children=num_children,
-                max_fan_out=widest,
-                num_words=min(math.ceil(words), num_children),
-                max_delta=delta,
-            )
+            LevelStatistics(size, num_nodes, num_children, widest, words, delta)
         )
         num_nodes = num_children
     return found
 
 
-def with_headroom(
-    statistics: Sequence[LevelStatistics], headroom: float
-) -> list[LevelStatistics]:
-    """Statistics `headroom` times as large, as far as the codebooks allow.
-
-    The largest fan-out is rounded up to a power of two as well, for it varies from
-    catalogue to catalogue more than the sums do.
-
-    Raises:
-        InputError: The headroom is below 1.
-    """
-    if headroom < 1:
-        raise InputError(f"a headroom is at least 1, not {headroom}")
-
-    def grow(number: int, most: int) -> int:
-        return min(math.ceil(number * headroom), most)
-
-    grown: list[LevelStatistics] = []
-    num_nodes = 1
-    for level in statistics:
-        size = level.codebook_size
-        num_children = grow(level.num_children, num_nodes * size)
-        fan_out = grow(level.max_fan_out, size)
-        fan_out = min(1 << (fan_out - 1).bit_length(), size)
-        words = grow(level.num_words, min(num_nodes * num_words(size), num_children))
-        delta = min((BLOCK - 1) * fan_out, num_children)
-        grown.append(
-            LevelStatistics(size, num_nodes, num_children, fan_out, words, delta)
-        )
-        num_nodes = num_children
-    return grown
-
-
-def largest_of(
-    some: Sequence[LevelStatistics], others: Sequence[LevelStatistics]
-) -> list[LevelStatistics]:
-    """Statistics that exceed neither; `some` may be empty."""
-    if not some:
-        return list(others)
-    return [
-        LevelStatistics(*map(max, dataclasses.astuple(one), dataclasses.astuple(other)))
-        for one, other in zip(some, others, strict=True)
-    ]
-
-
-def csr_is_narrow(codebook_size: int, max_fan_out: int) -> bool:
-    """Whether gathering the children beats masking all codewords."""
-    return _GATHER_COST * max_fan_out <= codebook_size
-
-
 def make_plan(
-    statistics: Sequence[LevelStatistics],
-    *,
-    memory_cap_bytes: int | None = None,
-    kinds: Sequence[Kind | None] | None = None,
+    statistics: Sequence[LevelStatistics], kinds: Sequence[Kind | None] | None = None
 ) -> TriePlan:
-    """Chooses the fastest kinds whose arrays fit under the memory cap.
+    """Chooses each level's fastest kind among those that are small enough.
 
-    A level starts as the kind with the least work per beam among those that take at
-    most 64 MB, or four times what the smallest kind takes. While the arrays exceed
-    the cap, the level that saves most by it becomes its smallest kind.
+    That is the least work per beam among the kinds that take at most 64 MB, or four
+    times what the smallest kind takes.
 
     Args:
-        statistics: Of a catalogue, of the `worst_case`, or `with_headroom`.
-        memory_cap_bytes: Most bytes for the levels' arrays.
+        statistics: Of a catalogue, or of the `worst_case` or `expected_case`.
         kinds: Overrides the choice for each level that is not None.
-
-    Raises:
-        InputError: No choice of kinds fits under the cap.
     """
-    wanted = list(kinds) if kinds is not None else [None] * len(statistics)
-    fastest, smallest = [], []
-    for level, kind in zip(statistics, wanted, strict=True):
-        every: tuple[Kind, ...] = ("csr", "bitset", "bitmap")
-        plans = [_plan_level(level, k) for k in ([kind] if kind else every)]
-        least = min(plans, key=count_bytes)
-        free = max(_FREE_BYTES, _FREE_FACTOR * count_bytes(least))
+    chosen = []
+    for level, kind in zip(statistics, kinds or [None] * len(statistics), strict=True):
+        every: tuple[Kind, ...] = (kind,) if kind else ("csr", "bitset", "bitmap")
+        plans = [_plan_level(level, k) for k in every]
+        free = max(_FREE_BYTES, _FREE_FACTOR * min(map(count_bytes, plans)))
         affordable = [plan for plan in plans if count_bytes(plan) <= free]
-        fastest.append(min(affordable, key=_work))
-        smallest.append(least)
-    chosen = fastest
-    total = sum(map(count_bytes, chosen))
-    while memory_cap_bytes is not None and total > memory_cap_bytes:
-        saved = [
-            count_bytes(now) - count_bytes(least)
-            for now, least in zip(chosen, smallest, strict=True)
-        ]
-        most = max(range(len(saved)), key=saved.__getitem__)
-        if not saved[most]:
-            raise InputError(
-                f"the trie needs at least {total} bytes, more than the memory cap of "
-                f"{memory_cap_bytes}: raise the cap or lower the capacity"
-            )
-        chosen[most] = smallest[most]
-        total -= saved[most]
+        chosen.append(min(affordable, key=_work))
     return TriePlan(tuple(chosen))
 
 
 def _plan_level(level: LevelStatistics, kind: Kind) -> LevelPlan:
     delta_bits = 32
-    if level.num_nodes >= _PACKED_NODES and level.max_delta < 1 << 16:
+    if level.num_nodes >= _MIN_PACKED_NODES and level.max_delta < 1 << 16:
         delta_bits = 8 if level.max_delta < 1 << 8 else 16
     return LevelPlan(
         kind=kind,

@@ -1,13 +1,12 @@
 """Sorts a catalogue's Semantic IDs and finds the trie's nodes in them.
 
-All of it is numpy on large arrays, in parts that fit a core's cache, on all cores:
-numpy releases the interpreter's lock inside these operations.
+All of it is NumPy on large arrays, in parts that fit a core's cache, on all cores:
+NumPy releases the interpreter's lock inside these operations.
 
-Sorting is what takes the time. Semantic IDs are packed into 64-bit words, and numpy
-sorts 16 bits of them at a time by radix, in a time that grows as the items do while
-they stay in the cache. So each block of items is brought in order of its leading 16
-bits first, and cut where the whole catalogue is; what all blocks have between two cuts
-is sorted by the bits that follow.
+Sorting takes most of the time. Semantic IDs are packed into 64-bit words, and NumPy
+sorts 16 bits of them at a time by radix, in linear time while they stay in the cache.
+So each block of items is sorted by its leading 16 bits first, and cut where the whole
+catalogue is; what all blocks have between two cuts is sorted by the bits that follow.
 """
 
 import dataclasses
@@ -20,11 +19,13 @@ import numpy as np
 from jaxtyping import Bool, Int32, Integer, UInt8, UInt16, UInt64
 
 from tiger_jax.errors import InputError
+from tiger_jax.semantic_ids.sorting import DIGIT_BITS, radix_digits
 
+_Words = list[UInt64[np.ndarray, " n"]]
 _P = TypeVar("_P")
 _R = TypeVar("_R")
 _BLOCK = 1 << 17
-_DIGIT = 16  # bits that numpy sorts by radix
+_DIGITS_PER_WORD = 64 // DIGIT_BITS
 # Items in a sample that tells where to cut.
 _SAMPLE = 1 << 14
 
@@ -143,16 +144,11 @@ class _Layout:
     @property
     def num_digits(self) -> int:
         """Sixteen bits each, of all words; the last word's lowest may be unused."""
-        used = 64 - self.places[-1][1]
-        return max(1, 64 // _DIGIT * self.places[-1][0] + -(-used // _DIGIT))
+        word, unused = self.places[-1]
+        return max(1, _DIGITS_PER_WORD * (word + 1) - unused // DIGIT_BITS)
 
-    def pack(
-        self, codes: Integer[np.ndarray, "n T"], begin: int
-    ) -> list[UInt64[np.ndarray, " n"]]:
-        """Packs Semantic IDs.
-
-        Args:
-            begin: The first one's item number.
+    def pack(self, codes: Integer[np.ndarray, "n T"], begin: int) -> _Words:
+        """Packs Semantic IDs of items numbered from `begin` on.
 
         Raises:
             InputError: A codeword lies outside its codebook; names the item.
@@ -172,9 +168,7 @@ class _Layout:
             words[word] |= column.astype(np.uint64) << np.uint64(shift)
         return words
 
-    def column(
-        self, words: Sequence[UInt64[np.ndarray, " n"]], level: int
-    ) -> Integer[np.ndarray, " n"]:
+    def column(self, words: _Words, level: int) -> Integer[np.ndarray, " n"]:
         """A level's codewords."""
         (word, shift), size = self.places[level], self.sizes[level]
         mask = np.uint64((1 << _bits(size)) - 1)
@@ -182,77 +176,41 @@ class _Layout:
         return found.astype(token_dtype(size))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Block:
-    """Some items in order of their Semantic IDs' leading 16 bits, and cut by these.
-
-    Attributes:
-        items: Their numbers.
-        words: Their words, in the same order.
-        bounds: Where each range of the leading bits begins, and where the last ends.
-    """
-
-    items: Int32[np.ndarray, " n"]
-    words: list[UInt64[np.ndarray, " n"]]
-    bounds: Integer[np.ndarray, " ranges_and_1"]
-
-    @classmethod
-    def sort(
-        cls,
-        codes: Integer[np.ndarray, "n T"],
-        layout: _Layout,
-        begin: int,
-        cuts: UInt16[np.ndarray, " cuts"],
-    ) -> "_Block":
-        """Sorts the items whose numbers begin at `begin`."""
-        words = layout.pack(codes, begin)
-        leading = _digit(words, 0)
-        rows = leading.argsort(kind="stable")
-        inner = np.searchsorted(leading[rows], cuts)
-        return cls(
-            (rows + begin).astype(np.int32),
-            [word[rows] for word in words],
-            np.concatenate([[0], inner, [len(codes)]]),
-        )
-
-    def between_cuts(self, number: int) -> list[Integer[np.ndarray, " part"]]:
-        """The items and the words of one range."""
-        part = slice(self.bounds[number], self.bounds[number + 1])
-        return [array[part] for array in (self.items, *self.words)]
-
-
-def _digit(
-    words: Sequence[UInt64[np.ndarray, " n"]], number: int
-) -> UInt16[np.ndarray, " n"]:
+def _digit(words: _Words, number: int) -> UInt16[np.ndarray, " n"]:
     """Sixteen bits of all; digit 0 are the highest."""
-    word, place = divmod(number, 64 // _DIGIT)
-    shift = np.uint64(64 - _DIGIT * (place + 1))
+    word, place = divmod(number, _DIGITS_PER_WORD)
+    shift = np.uint64(64 - DIGIT_BITS * (place + 1))
     return (words[word] >> shift).astype(np.uint16)
 
 
 def _sort(
     codes: Integer[np.ndarray, "N T"], layout: _Layout
-) -> tuple[Int32[np.ndarray, " N"], list[UInt64[np.ndarray, " N"]]]:
-    """Sorts by Semantic ID; ties, which are an error, by item number.
-
-    Returns:
-        The item numbers in order, and their words.
-    """
+) -> tuple[Int32[np.ndarray, " N"], _Words]:
+    """The item numbers by Semantic ID, equal ones as they stand, and their words."""
     num_items = len(codes)
     parts = _parts(num_items)
     cuts = _draw_cuts(codes, layout, len(parts))
 
-    def sort_block(part: slice) -> _Block:
-        return _Block.sort(codes[part], layout, part.start, cuts)
+    def sort_block(part: slice) -> tuple[list[np.ndarray], np.ndarray]:
+        """Items and words by their leading 16 bits, and where the cuts fall."""
+        words = layout.pack(codes[part], part.start)
+        leading = _digit(words, 0)
+        rows = leading.argsort(kind="stable")
+        inner = np.searchsorted(leading[rows], cuts)
+        items = (rows + part.start).astype(np.int32)
+        bounds = np.concatenate([[0], inner, [len(rows)]])
+        return [items, *(word[rows] for word in words)], bounds
 
     blocks = _on_all_cores(sort_block, parts)
-    bounds = np.stack([block.bounds for block in blocks])
-    begins = bounds.sum(axis=0)  # of the ranges, in the whole catalogue
+    begins = np.sum([bounds for _, bounds in blocks], axis=0)  # of whole ranges
     order = np.empty(num_items, np.int32)
     words = [np.empty(num_items, np.uint64) for _ in range(layout.num_words)]
 
     def sort_range(number: int) -> None:
-        pieces = [block.between_cuts(number) for block in blocks]
+        pieces = [
+            [array[bounds[number] : bounds[number + 1]] for array in arrays]
+            for arrays, bounds in blocks
+        ]
         items, *own = map(np.concatenate, zip(*pieces, strict=True))
         rows = _order_of(own, layout.num_digits)
         whole = slice(begins[number], begins[number + 1])
@@ -276,9 +234,7 @@ def _draw_cuts(
     return np.unique(leading[at])
 
 
-def _order_of(
-    words: Sequence[UInt64[np.ndarray, " n"]], num_digits: int
-) -> Integer[np.ndarray, " n"]:
+def _order_of(words: _Words, num_digits: int) -> Integer[np.ndarray, " n"]:
     """The rows in order; two digits at a time, of what still ties."""
     digits = [_digit(words, number) for number in range(min(2, num_digits))]
     rows = np.lexsort(digits[::-1])
@@ -298,10 +254,7 @@ def _order_of(
         digits = [
             _digit(words, n)[tied] for n in range(number, min(number + 2, num_digits))
         ]
-        groups = [(group & 0xFFFF).astype(np.uint16)]
-        if group[-1] > 0xFFFF:
-            groups.append((group >> _DIGIT).astype(np.uint16))
-        within = np.lexsort([*digits[::-1], *groups])
+        within = np.lexsort([*digits[::-1], *radix_digits(group)])
         rows[places] = tied[within]
         for digit in digits:
             ties[places[1:] - 1] &= _equal_neighbours(digit[within])
@@ -313,7 +266,7 @@ def _equal_neighbours(values: Integer[np.ndarray, " n"]) -> Bool[np.ndarray, " p
 
 
 def _compare_neighbours(
-    layout: _Layout, words: list[UInt64[np.ndarray, " N"]]
+    layout: _Layout, words: _Words
 ) -> tuple[list[np.ndarray], UInt8[np.ndarray, " N"]]:
     """Gives each level's codewords in order, and where neighbours differ.
 

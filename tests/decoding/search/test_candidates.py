@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tiger_jax.decoding.search.normalizers import log_sum_exp
+from tiger_jax.decoding.search.candidates import log_sum_exp
 
 
 @pytest.mark.parametrize(
