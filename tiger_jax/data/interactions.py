@@ -9,7 +9,7 @@ from jaxtyping import Bool, Int, Int64
 
 from tiger_jax.config import config
 from tiger_jax.data.raw_shop import RawShop
-from tiger_jax.data.text_numbers import number_texts, whole_array
+from tiger_jax.data.text_numbers import number_texts
 from tiger_jax.errors import InputError
 from tiger_jax.histories import Histories
 
@@ -98,11 +98,9 @@ def build_histories(
     k = config.k_core
     assert k is not None
     users, user_ids = number_texts(shop.interactions["user_id"])
-    rows = pc.index_in(
-        shop.interactions["item_id"],
-        value_set=whole_array(shop.items["item_id"]),
-    )
-    items = np.asarray(whole_array(rows)).astype(np.int64)
+    item_ids = shop.items["item_id"].combine_chunks()
+    rows = pc.index_in(shop.interactions["item_id"], value_set=item_ids)
+    items = rows.to_numpy().astype(np.int64)
     times = shop.interactions["timestamp"].to_numpy()
 
     is_kept = k_core(users, items, min_user=k, min_item=k)

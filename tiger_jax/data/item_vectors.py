@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from tiger_jax.errors import InputError
+from tiger_jax.vectors import to_unit_length
 from tiger_jax.workdir.arrays import load_array
 from tiger_jax.workdir.reading import reading
 
@@ -50,13 +51,4 @@ def join_text(
     vectors: Float32[np.ndarray, "N C"],
 ) -> Float32[np.ndarray, "N joined"]:
     """Puts text vectors, brought to length 1, and weighted others side by side."""
-    text = to_unit_length(np.asarray(text, np.float32))
-    return np.concatenate([text, vectors], axis=1)
-
-
-def to_unit_length(
-    vectors: Float32[np.ndarray, "N E"],
-) -> Float32[np.ndarray, "N E"]:
-    """Divides each vector by its length; one of length 0 stays."""
-    length = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.maximum(length, 1e-12)
+    return np.concatenate([to_unit_length(text), vectors], axis=1)

@@ -12,9 +12,9 @@ import numpy as np
 from jaxtyping import Float32
 
 from tiger_jax.config import config
-from tiger_jax.data.item_vectors import to_unit_length
 from tiger_jax.errors import InputError
 from tiger_jax.histories import Histories
+from tiger_jax.vectors import to_unit_length
 
 if TYPE_CHECKING:
     import scipy.sparse
@@ -70,10 +70,9 @@ def embed_cooccurrence(
     Args:
         train: Training histories only: the items to be predicted must not be in
             them.
-        seed: Of the randomized decomposition.
 
     Returns:
-        One vector of length 1 an item; zeros for items without neighbours.
+        One vector of length 1 per item; zeros for items without neighbours.
     """
     from sklearn.utils.extmath import randomized_svd
 

@@ -1,10 +1,10 @@
 """Embeds many texts: each distinct text once, in chunks that outlive a kill."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32
 
 from tiger_jax.embedding.encoders import EncodeFn, Encoder
 from tiger_jax.errors import InputError
@@ -22,11 +22,9 @@ def embed_texts(
     interrupted run ends with the same array as one that never stopped.
 
     Args:
-        texts: One text an item.
-        encoder: The encoder; it is not even loaded if all chunks are there.
+        encoder: Not even loaded if all chunks are there.
         chunks_folder: Where chunks are kept; the caller deletes it in the end, and
             must not offer chunks that other texts or another encoder left there.
-        seed: Passed to the encoder.
 
     Raises:
         InputError: There are no texts, or the encoder returns something that isn't a
@@ -50,7 +48,7 @@ def embed_texts(
                 vectors = embed_chunk(chunk, encode, encoder.batch_size, bar.advance)
                 parts[start] = vectors
                 save_chunk(chunks_folder, f"{start:010}", vectors)
-    rows = np.array([row_of[text] for text in texts], np.int64)
+    rows = [row_of[text] for text in texts]
     return np.concatenate([part for part in parts.values() if part is not None])[rows]
 
 
@@ -60,38 +58,28 @@ def embed_chunk(
     batch_size: int,
     advance: Callable[[int], None] = lambda count: None,
 ) -> Float32[np.ndarray, "n E"]:
-    """Embeds texts in batches of like length.
+    """Embeds one text or more, in batches of like length: less padding.
 
     Args:
-        chunk: One text or more.
-        encode: From `Encoder.prepare`.
-        batch_size: Texts at a time.
         advance: Told how many more are done.
 
     Raises:
         InputError: The encoder returns something that isn't a finite vector for each.
     """
-    vectors: np.ndarray | None = None
-    for rows in _batches(chunk, batch_size):
-        batch = encode([chunk[row] for row in rows])
-        _check(batch, [chunk[row] for row in rows], vectors)
-        if vectors is None:
-            vectors = np.empty((len(chunk), batch.shape[1]), np.float32)
-        vectors[rows] = batch
-        advance(len(rows))
-    assert vectors is not None, "there are no texts"
-    return vectors
-
-
-def _batches(chunk: Sequence[str], size: int) -> Iterator[Int64[np.ndarray, " batch"]]:
-    """Rows of a chunk, texts of like length together: less padding."""
     order = np.argsort([len(text) for text in chunk], kind="stable")
-    for start in range(0, len(chunk), size):
-        yield order[start : start + size]
+    batches: list[np.ndarray] = []
+    for start in range(0, len(chunk), batch_size):
+        texts = [chunk[row] for row in order[start : start + batch_size]]
+        batches.append(encode(texts))
+        _check(batches[-1], texts, batches[0].shape[1:])
+        advance(len(texts))
+    vectors = np.concatenate(batches)
+    whole = np.empty(vectors.shape, np.float32)
+    whole[order] = vectors
+    return whole
 
 
-def _check(batch: np.ndarray, texts: list[str], vectors: np.ndarray | None) -> None:
-    dims = batch.shape[1:] if vectors is None else vectors.shape[1:]
+def _check(batch: np.ndarray, texts: list[str], dims: tuple[int, ...]) -> None:
     if len(dims) != 1 or batch.shape != (len(texts), *dims):
         raise InputError(
             f"the encoder gave an array of shape {batch.shape} for {len(texts)} texts: "

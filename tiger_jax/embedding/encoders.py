@@ -5,7 +5,6 @@ Each encoder is its own config: a frozen dataclass to choose and set in gin.
 
 import dataclasses
 import importlib.util
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -14,9 +13,11 @@ import numpy as np
 from jaxtyping import Float32
 
 from tiger_jax.config import config
-from tiger_jax.embedding.tfidf import FrozenTfidf, make_vectorizer, normalize
+from tiger_jax.embedding.tfidf import FrozenTfidf, make_vectorizer
 from tiger_jax.errors import InputError
+from tiger_jax.extensions import class_name, find_class
 from tiger_jax.progress import say
+from tiger_jax.vectors import to_unit_length
 from tiger_jax.workdir.hashing import hash_file, hash_json
 
 EncodeFn = Callable[[Sequence[str]], np.ndarray]
@@ -73,7 +74,6 @@ class TfidfEncoder:
         """The fit is most of the work, and must be that of one run."""
 
     def describe(self) -> str:
-        """See `Encoder`."""
         return f"TF-IDF with truncated SVD to {self.dims} dimensions"
 
     def hashes(self) -> dict[str, str]:
@@ -81,7 +81,6 @@ class TfidfEncoder:
         return {}
 
     def prepare(self, texts: Sequence[str], *, seed: int) -> EncodeFn:
-        """Fits words, weights and projection to the texts; see `fit`."""
         return self.fit(texts, seed=seed).encode
 
     def fit(self, texts: Sequence[str], *, seed: int) -> FrozenTfidf:
@@ -106,7 +105,7 @@ class TfidfEncoder:
         dims = min(self.dims, *weights.shape)
         say(f"TF-IDF: {weights.shape[1]:,} words of {weights.shape[0]:,} texts")
         svd = TruncatedSVD(dims, random_state=seed)
-        mean = normalize(svd.fit_transform(weights)).mean(axis=0)
+        mean = to_unit_length(svd.fit_transform(weights)).mean(axis=0)
         # The SVD's dimensions fall off in variance, and whoever standardises each of
         # them (an RQ-VAE does) would blow up the least telling ones. After a random
         # rotation all are alike, as in a neural encoder's vectors; distances stay.
@@ -117,7 +116,7 @@ class TfidfEncoder:
             max_ngram=self.max_ngram,
             idf=vectorizer.idf_.astype(np.float32),
             components=svd.components_.astype(np.float32),
-            mean=mean.astype(np.float32),
+            mean=mean,
             rotation=rotation,
         )
 
@@ -128,7 +127,6 @@ class SentenceTransformerEncoder:
 
     Attributes:
         name: A name on the Hugging Face hub, or a folder with a model.
-        batch_size: Texts at a time.
         texts_per_chunk: An interrupted run goes on after the last whole chunk.
         device: "cpu", "cuda", "mps"; the best there is if None.
     """
@@ -139,7 +137,6 @@ class SentenceTransformerEncoder:
     device: str | None = None
 
     def describe(self) -> str:
-        """See `Encoder`."""
         return f"Sentence-Transformers model {self.name}"
 
     def hashes(self) -> dict[str, str]:
@@ -202,34 +199,19 @@ def encoder_facts(encoder: Encoder) -> dict[str, Any]:
     cls = type(encoder)
     facts = {"kind": cls.__name__, "settings": dataclasses.asdict(encoder)}  # type: ignore[call-overload]
     if _OURS.get(cls.__name__) is not cls:
-        facts["class"] = f"{cls.__module__}.{cls.__qualname__}"
+        facts["class"] = class_name(cls)
     return facts
 
 
 def encoder_from_facts(facts: Mapping[str, Any], path: Path) -> Encoder:
-    """Makes the encoder that a file describes.
-
-    A file never decides what is imported: that would let it run code.
-
-    Args:
-        facts: From `encoder_facts`.
-        path: The file, for messages.
+    """Makes the encoder that a file at `path` describes.
 
     Raises:
-        InputError: The class is in a module that nobody has imported.
+        InputError: As `extensions.find_class`.
         KeyError, TypeError: These are no such facts.
     """
     name, settings = facts.get("class"), facts.get("settings")
     if settings is None:  # as in folders of versions that knew two encoders
         settings = {k: v for k, v in facts["encoder"].items() if k != "class"}
-    if name is None:
-        return _OURS[facts["kind"]](**settings)
-    module, _, cls_name = str(name).rpartition(".")
-    cls = getattr(sys.modules.get(module), cls_name, None)
-    if not (isinstance(cls, type) and hasattr(cls, "prepare")):
-        raise InputError(
-            f"{path} is of the class {name}, which is not imported: add the line "
-            f"`import {module}` to a gin file that the run reads (or import it before "
-            "this call)"
-        )
+    cls: Any = _OURS[facts["kind"]] if name is None else find_class(str(name), path)
     return cls(**settings)

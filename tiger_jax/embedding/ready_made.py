@@ -20,7 +20,6 @@ def load_ready_made(
     Args:
         path: A `.npy` of float16, float32 or float64, one row for each row of the
             items file, in its order, those left out of the catalogue included.
-        num_file_items: Number of rows of the items file.
         items_file_rows: Row in the items file of each item number.
 
     Raises:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
+from tiger_jax.vectors import to_unit_length
 from tiger_jax.workdir.arrays import load_arrays, save_arrays
 from tiger_jax.workdir.json_files import read_json, write_json
 
@@ -46,8 +47,8 @@ class FrozenTfidf:
             # differently; a text's vector must not depend on its company.
             return self.encode([*texts, *texts])[:1]
         weights = self._vectorizer.transform(texts)
-        vectors = normalize(np.asarray(weights @ self.components.T, np.float32))
-        vectors[~vectors.any(axis=1)] = normalize(self.mean[None, :])
+        vectors = to_unit_length(np.asarray(weights @ self.components.T))
+        vectors[~vectors.any(axis=1)] = to_unit_length(self.mean[None, :])
         return (vectors @ self.rotation).astype(np.float32)
 
     @cached_property
@@ -85,9 +86,3 @@ def make_vectorizer(max_ngram: int, **settings: Any) -> Any:
         dtype=np.float32,
         **settings,
     )
-
-
-def normalize(vectors: np.ndarray) -> np.ndarray:
-    """Scales rows to length 1; rows of zeros stay."""
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.where(norms > 0, norms, 1)

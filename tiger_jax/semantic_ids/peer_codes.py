@@ -1,5 +1,6 @@
 """Codes made elsewhere: a JSON object of item id: list of codewords."""
 
+import collections
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ from jaxtyping import Float, Int, Int32
 
 from tiger_jax.errors import InputError
 from tiger_jax.progress import say
+from tiger_jax.vectors import to_unit_length
 
 _QUERIES = 256  # rows of similarities held at once
 
@@ -46,8 +48,6 @@ def take_peer_codes(
     """Reads a file's codes as `assign_semantic_ids` takes them.
 
     Args:
-        path: The file.
-        item_ids: The catalogue's, by item number.
         load_embeddings: Called where missing items get the nearest items' codes.
         num_levels: How many of the file's codes were learned; all if None.
         codebook_sizes: Of the learned levels; the largest code plus one if None.
@@ -164,9 +164,8 @@ def _is_codeword(value: object) -> bool:
 def _refuse_twice(pairs: list[tuple[str, object]]) -> dict[str, object]:
     result = dict(pairs)
     if len(result) < len(pairs):
-        seen: set[str] = set()
-        twice = next(k for k, _ in pairs if k in seen or seen.add(k))  # type: ignore[func-returns-value]
-        raise ValueError(f"item {twice!r} occurs twice")
+        counts = collections.Counter(key for key, _ in pairs)
+        raise ValueError(f"item {counts.most_common(1)[0][0]!r} occurs twice")
     return result
 
 
@@ -181,15 +180,10 @@ def copy_from_nearest(
     """
     has_codes = codes[:, 0] >= 0
     known, missing = np.flatnonzero(has_codes), np.flatnonzero(~has_codes)
-    directions = _normalize(embeddings[known])
+    directions = to_unit_length(embeddings[known])
     filled = codes.copy()
     for start in range(0, len(missing), _QUERIES):
         queries = missing[start : start + _QUERIES]
-        similarity = _normalize(embeddings[queries]) @ directions.T
+        similarity = to_unit_length(embeddings[queries]) @ directions.T
         filled[queries] = codes[known[similarity.argmax(axis=1)]]
     return filled
-
-
-def _normalize(vectors: Float[np.ndarray, "N E"]) -> Float[np.ndarray, "N E"]:
-    vectors = np.asarray(vectors, np.float32)
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

@@ -9,6 +9,7 @@ finished shards alone; any other replaces them.
 
 import contextlib
 import dataclasses
+import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -33,9 +34,7 @@ class ShardWriter:
 
     Attributes:
         folder: One folder that all workers reach under this path.
-        num_shards: How many files.
         recipe: Names what decides the content; see `recipe_of`.
-        suffix: The files' format.
     """
 
     folder: Path
@@ -64,9 +63,7 @@ class ShardWriter:
         """Writes a shard beside its place, and moves it there with its counts.
 
         Args:
-            shard: Its number.
             write: Writes the file that it is given, and returns its count of rows.
-            counts: Further counts.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.path(shard)
@@ -87,10 +84,7 @@ class ShardWriter:
         write_json(path.with_suffix(".json"), known)
 
     def finish(self, **facts: Any) -> "Shards":
-        """Writes the manifest and clears away what other recipes have left.
-
-        Args:
-            facts: Of the whole folder, kept in its manifest.
+        """Writes the manifest, with the facts, and clears what other recipes left.
 
         Raises:
             InputError: A shard is missing.
@@ -144,11 +138,9 @@ class Shards:
     """A whole folder of shards.
 
     Attributes:
-        folder: Where they lie.
-        facts: Of the whole folder: what `ShardWriter.finish` was given.
+        facts: What `ShardWriter.finish` was given.
         files: Of each file, by name and in order: `rows`, `bytes`, further counts.
         content_hash: Names the shards by their bytes.
-        recipe: What they were made by.
     """
 
     folder: Path
@@ -162,7 +154,6 @@ class Shards:
         """Finds a folder's shards.
 
         Args:
-            folder: What a pipeline wrote.
             verify: Compare every file's SHA-256; otherwise only its size.
 
         Raises:
@@ -210,12 +201,7 @@ class Shards:
 
 @dataclasses.dataclass(frozen=True)
 class ShardRows:
-    """One shard, and where its rows stand among all.
-
-    Attributes:
-        path: Its file.
-        first_row: The number of its first row.
-    """
+    """One shard's file, and the number of its first row among all."""
 
     path: Path
     first_row: int
@@ -223,20 +209,12 @@ class ShardRows:
 
 def rows_of(shards: Shards) -> list[ShardRows]:
     """The shards of a folder, each with its first row's number."""
-    first, found = 0, []
-    for path, count in zip(shards.paths, shards.count(), strict=True):
-        found.append(ShardRows(path, first))
-        first += count
-    return found
+    firsts = itertools.accumulate(shards.count(), initial=0)
+    return [ShardRows(*pair) for pair in zip(shards.paths, firsts, strict=False)]
 
 
 def recipe_of(config: Mapping[str, Any], *inputs: Shards | str) -> str:
-    """Names what decides a folder's content.
-
-    Args:
-        config: Everything chosen.
-        inputs: The folders that are read, or hashes of other input.
-    """
+    """Names what decides a folder's content: the config, and folders or hashes read."""
     hashes = [i if isinstance(i, str) else i.content_hash for i in inputs]
     return hash_json({"config": dict(config), "inputs": hashes})
 
@@ -253,10 +231,7 @@ def cut_evenly(total: int, num_shards: int) -> list[int]:
 
 def texts(table: pa.Table, name: str) -> pa.Array:
     """A column as one Arrow array."""
-    whole = table[name].combine_chunks()
-    if isinstance(whole, pa.ChunkedArray):
-        return whole.chunk(0) if whole.num_chunks else pa.array([], whole.type)
-    return whole
+    return table[name].combine_chunks()
 
 
 def _stage_of(folder: Path) -> str:

@@ -80,11 +80,9 @@ class AmazonConfig:
     looks_for: ClassVar = "meta_NAME.json.gz and reviews_NAME_5.json.gz (Amazon 2014)"
 
     def find(self, folder: Path) -> tuple[Path | None, ...]:
-        """See `Reader`."""
         return match_files(folder, r"meta_.+\.json\.gz", r"reviews_.+_5\.json\.gz")
 
     def read(self, folder: Path) -> RawShop:
-        """See `Reader`."""
         metadata, reviews = required_files(self, folder)
         title = metadata.name.removeprefix("meta_").removesuffix(".json.gz")
         names = {title: name for name, title in CATEGORIES.items()}
@@ -149,20 +147,20 @@ def read_reviews(path: Path) -> Reviews:
             user_id, item_id = review["reviewerID"], review["asin"]
             rating, timestamp = review["overall"], review["unixReviewTime"]
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}, line {line} is not valid JSON: {error}") from (
-                error
-            )
+            what = f"{path}, line {line} is not valid JSON: {error}"
+            raise InputError(what) from error
         except (KeyError, TypeError) as error:
             raise InputError(
                 f"{path}, line {line}: a review needs reviewerID, asin, overall and "
                 f"unixReviewTime, but reading it gives {error!r}"
             ) from error
-        for name, value in (("reviewerID", user_id), ("asin", item_id)):
-            if not isinstance(value, str) or not value or value != _clean(value):
-                raise InputError(f"{path}, line {line}: {name} is {str(value)[:60]!r}")
-        for name, value in (("overall", rating), ("unixReviewTime", timestamp)):
-            is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not is_number or not abs(value) < 2**53:
+        for name, value, is_right in (
+            ("reviewerID", user_id, _is_id(user_id)),
+            ("asin", item_id, _is_id(item_id)),
+            ("overall", rating, _is_number(rating)),
+            ("unixReviewTime", timestamp, _is_number(timestamp)),
+        ):
+            if not is_right:
                 raise InputError(f"{path}, line {line}: {name} is {str(value)[:60]!r}")
         reviews.user_ids.append(user_id)
         reviews.item_ids.append(item_id)
@@ -181,10 +179,6 @@ def read_metadata(
     The first line about an item counts. Lines about other items (nineteen in
     twenty, in these files) aren't evaluated.
 
-    Args:
-        path: A `meta_*.json.gz`.
-        wanted: Item identifiers.
-
     Returns:
         What was found, by item identifier; and the numbers of the lines left out,
         since they are no literal of a dictionary with an asin, too long or too
@@ -200,12 +194,11 @@ def read_metadata(
         warnings.simplefilter("ignore", SyntaxWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
         for line, data in _read_lines(path):
-            text = None if data is None else data.decode("utf-8", errors="replace")
-            if text is not None:
-                asin = _ASIN.search(text)
-                if asin and (asin[1] not in wanted or asin[1] in found):
-                    continue
-            fields = None if text is None else parse_literal(text)
+            text = (data or b"").decode("utf-8", errors="replace")
+            asin = _ASIN.search(text)
+            if asin and (asin[1] not in wanted or asin[1] in found):
+                continue
+            fields = parse_literal(text)
             if fields is None or not isinstance(fields.get("asin"), str):
                 skipped.append(line)
             elif fields["asin"] in wanted:
@@ -236,10 +229,18 @@ def parse_literal(text: str) -> dict[Any, Any] | None:
     return value if isinstance(value, dict) else None
 
 
+def _is_id(value: Any) -> bool:
+    return isinstance(value, str) and bool(value) and value == _clean(value)
+
+
+def _is_number(value: Any) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and abs(value) < 2**53
+
+
 def _as_metadata(fields: dict[Any, Any]) -> Metadata:
     price: Any = fields.get("price")
-    is_number = isinstance(price, int | float) and not isinstance(price, bool)
-    is_price = is_number and 0 <= price < 2**53
+    is_price = _is_number(price) and price >= 0
     paths = fields.get("categories")
     return Metadata(
         title=_clean(fields.get("title")),

@@ -161,7 +161,6 @@ def download_amazon(name: str, *, data_dir: Path | None = None) -> RawShop:
     """Downloads a category, if that isn't done, and reads it.
 
     Args:
-        name: "beauty", "sports" or "toys".
         data_dir: Where TFDS keeps downloads (its default if None, which the variable
             TFDS_DATA_DIR sets).
 

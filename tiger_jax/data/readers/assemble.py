@@ -9,9 +9,8 @@ import pyarrow.compute as pc
 from tiger_jax.data.raw_shop import CATEGORY_PATHS, RawShop
 from tiger_jax.data.readers import columns
 from tiger_jax.data.tables.table import SourceTable
+from tiger_jax.data.text_numbers import number_texts
 from tiger_jax.errors import InputError
-
-UNKNOWN_ITEMS = ("error", "drop")
 
 
 @dataclass(frozen=True)
@@ -55,20 +54,16 @@ def assemble_shop(
     The items' further columns are kept as texts; the interactions' are dropped.
 
     Args:
-        name: The data set's name.
-        items: One row an item.
-        interactions: One row an event. Without a timestamp column, its row order
+        interactions: One row per event. Without a timestamp column, its row order
             is the order of time.
-        names: Which column is which.
         unknown_items: What to do about an interaction whose item isn't among the
             items: "error", or "drop" it and count it.
-        min_rating: Leave out interactions rated lower.
 
     Raises:
         InputError: A column is missing, an item is given twice or unknown, a value
             can't be used: names the file and the line.
     """
-    if unknown_items not in UNKNOWN_ITEMS:
+    if unknown_items not in ("error", "drop"):
         raise InputError(
             f"unknown_items must be 'error' or 'drop', not {unknown_items!r}"
         )
@@ -79,8 +74,15 @@ def assemble_shop(
     events = {
         "user_id": columns.read_ids(interactions, names.user_id),
         "item_id": columns.read_ids(interactions, names.event_item_id),
-        "timestamp": _read_times(interactions, names, notes),
     }
+    if names.timestamp is not None:
+        events["timestamp"] = columns.read_times(interactions, names.timestamp)
+    else:
+        events["timestamp"] = np.arange(interactions.table.num_rows, dtype=np.float64)
+        notes.append(
+            f"{interactions.path.name} has no timestamps: each user's interactions are "
+            "taken in the order of the file"
+        )
     event_table = pa.table(events)
     is_kept = np.ones(event_table.num_rows, bool)
     if min_rating is not None:
@@ -92,7 +94,8 @@ def assemble_shop(
         )
     is_known = pc.is_in(event_table["item_id"], value_set=item_ids).to_numpy()
     if not is_known.all():
-        _report_unknown_items(items, interactions, names, is_known, unknown_items)
+        if unknown_items == "error":
+            raise _unknown_item_error(items, interactions, names, is_known)
         count = int((~is_known).sum())
         notes.append(
             f"{interactions.path.name}: {count:,} of {len(is_known):,} interactions "
@@ -174,49 +177,32 @@ def read_items(source: SourceTable, names: ColumnNames) -> tuple[pa.Table, list[
     return pa.table(table), notes
 
 
-def _read_times(
-    source: SourceTable, names: ColumnNames, notes: list[str]
-) -> pa.ChunkedArray | pa.Array:
-    if names.timestamp is not None:
-        return columns.read_times(source, names.timestamp)
-    notes.append(
-        f"{source.path.name} has no timestamps: each user's interactions are taken in "
-        "the order of the file"
-    )
-    return pa.array(np.arange(source.table.num_rows, dtype=np.float64))
-
-
 def _refuse_duplicates(source: SourceTable, ids: pa.ChunkedArray, column: str) -> None:
-    codes = ids.dictionary_encode().unify_dictionaries().combine_chunks().indices
-    codes = np.asarray(codes)
-    _, first_rows = np.unique(codes, return_index=True)
-    if len(first_rows) == len(codes):
+    numbers, distinct = number_texts(ids)
+    if len(distinct) == len(ids):
         return
-    is_repeated = np.ones(len(codes), bool)
-    is_repeated[first_rows] = False
-    row = int(is_repeated.argmax())
-    first = int(np.argmax(codes == codes[row]))
+    # Numbered by first appearance: the first row that brings nothing new repeats.
+    highest = np.maximum.accumulate(numbers)
+    row = int(np.argmax(np.diff(highest) == 0)) + 1
+    first = int(np.argmax(numbers == numbers[row]))
     earlier = source.where(first).rsplit(", ", 1)[-1]
     raise InputError(
         f"{source.where(row)}: {column} {ids[row].as_py()!r} is given a second time "
-        f"(first at {earlier}; {is_repeated.sum():,} repeated in all): keep one row an "
-        "item"
+        f"(first at {earlier}; {len(ids) - len(distinct):,} repeated in all): keep one "
+        "row an item"
     )
 
 
-def _report_unknown_items(
+def _unknown_item_error(
     items: SourceTable,
     interactions: SourceTable,
     names: ColumnNames,
     is_known: np.ndarray,
-    unknown_items: str,
-) -> None:
-    if unknown_items == "drop":
-        return
+) -> InputError:
     row = int(np.argmin(is_known))
     example = interactions.table[names.event_item_id][row].as_py()
     option = names.options or "the reader's option"
-    raise InputError(
+    return InputError(
         f"{interactions.where(row)}: item {str(example)[:60]!r} is not in {items.path} "
         f"({(~is_known).sum():,} such interactions): add the items, or leave those "
         f"interactions out with {option}.unknown_items='drop'"

@@ -25,11 +25,7 @@ class FilesConfig:
     Attributes:
         item_id: Column of the items' identifiers, in both files.
         interaction_item_id: The same in the interactions, if it has another name.
-        title: Optional column of titles.
-        brand: Optional column of brands.
-        price: Optional column of prices.
-        categories: Optional column of category paths.
-        user_id: Column of the users' identifiers.
+        title: Optional column, as are `brand`, `price` and `categories`.
         timestamp: Optional column of times; without it, the file's order counts.
         rating: Column of ratings, read only where `min_rating` asks for it.
         min_rating: Leave out interactions rated lower (None: all count).
@@ -56,12 +52,10 @@ class FilesConfig:
     looks_for: ClassVar = "items.csv and interactions.csv (or .jsonl, .parquet)"
 
     def find(self, folder: Path) -> tuple[Path | None, ...]:
-        """See `Reader`."""
         kinds = r"\.(csv|jsonl|parquet)"
         return match_files(folder, f"items{kinds}", f"interactions{kinds}")
 
     def read(self, folder: Path) -> RawShop:
-        """See `Reader`."""
         items_path, interactions_path = required_files(self, folder)
         wanted = [
             self.user_id,

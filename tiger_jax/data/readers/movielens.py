@@ -41,11 +41,9 @@ class MovielensConfig:
     looks_for: ClassVar = "movies.csv and ratings.csv, or .dat (MovieLens)"
 
     def find(self, folder: Path) -> tuple[Path | None, ...]:
-        """See `Reader`."""
         return match_files(folder, r"movies\.(csv|dat)", r"ratings\.(csv|dat)")
 
     def read(self, folder: Path) -> RawShop:
-        """See `Reader`."""
         movies_path, ratings_path = required_files(self, folder)
         if movies_path.suffix == ".dat":
             movies = _read_dat(movies_path, _MOVIES)
@@ -60,7 +58,6 @@ class MovielensConfig:
             title="title",
             categories="genres",
             timestamp="timestamp",
-            rating="rating",
         )
         return assemble_shop(
             folder.resolve().name,
@@ -73,10 +70,8 @@ class MovielensConfig:
 
 
 def _genre_lists(texts: pa.ChunkedArray) -> pa.Array:
-    paths = [
-        [[genre] for genre in text.split("|") if genre != _NO_GENRES]
-        for text in texts.to_pylist()
-    ]
+    split = (text.split("|") for text in texts.to_pylist())
+    paths = [[[genre] for genre in genres if genre != _NO_GENRES] for genres in split]
     return pa.array(paths, CATEGORY_PATHS)
 
 

@@ -12,7 +12,7 @@ from tiger_jax.data.readers import amazon
 from tiger_jax.data.readers.amazon import AmazonConfig
 from tiger_jax.data.readers.files import FilesConfig
 from tiger_jax.data.readers.movielens import MovielensConfig
-from tiger_jax.data.readers.reader import Reader, kind_of, no_data_error
+from tiger_jax.data.readers.reader import Reader, kind_of, recognise
 from tiger_jax.data.readers.recbole import RecboleConfig
 from tiger_jax.data.synthetic import SyntheticShopConfig, generate_shop
 from tiger_jax.errors import InputError
@@ -33,7 +33,6 @@ class RawSource:
         place: Its folder, or what else names it; for messages.
         config: The reader's config, or None if it has no options.
         external: SHA-256 of each raw file, by name.
-        read: Reads it.
     """
 
     kind: str
@@ -82,7 +81,7 @@ def find_source(
         )
     readers = [_configured(c, configs) for c in READERS] if reader is None else [reader]
     readers.sort(key=lambda reader: kind_of(reader) != source)
-    reader, files = _recognise(folder, readers)
+    reader, files = recognise(folder, readers)
     kind = kind_of(reader)
     may_be_amazon = kind in ("amazon", "files", "recbole") and source in _AMAZON
     if source not in ("auto", kind) and not may_be_amazon:
@@ -128,18 +127,6 @@ def _configured(kind: type, configs: Sequence[Any]) -> Any:
     """The config of a kind that was given, or else the one that gin binds."""
     given = (config for config in configs if isinstance(config, kind))
     return next(given, None) or gin.get_configurable(kind)()
-
-
-def _recognise(folder: Path, readers: list[Reader]) -> tuple[Reader, list[Path]]:
-    """The first reader that has all its files in the folder, and these."""
-    halves: list[Path] = []
-    for reader in readers:
-        found = reader.find(folder)
-        files = [path for path in found if path is not None]
-        if files and len(files) == len(found):
-            return reader, files
-        halves += files
-    raise no_data_error(folder, halves, readers)
 
 
 def _amazon_category(meta: Path, source: str) -> str:

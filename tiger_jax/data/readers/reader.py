@@ -1,6 +1,7 @@
 """What a reader of raw shops is, and finding its files in a folder."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -68,17 +69,22 @@ def required_files(reader: Reader, folder: Path) -> list[Path]:
     Raises:
         InputError: One is missing: says what is looked for.
     """
-    found = reader.find(folder)
-    files = [path for path in found if path is not None]
-    if len(files) == len(found) and files:
-        return files
-    raise no_data_error(folder, files, [reader])
+    return recognise(folder, [reader])[1]
 
 
-def no_data_error(
-    folder: Path, halves: list[Path], readers: list[Reader]
-) -> InputError:
-    """What to say of a folder that is for none of the readers."""
+def recognise(folder: Path, readers: Sequence[Reader]) -> tuple[Reader, list[Path]]:
+    """The first reader that has all its files in the folder, and these.
+
+    Raises:
+        InputError: There is none: says what is looked for.
+    """
+    halves: list[Path] = []
+    for reader in readers:
+        found = reader.find(folder)
+        files = [path for path in found if path is not None]
+        if files and len(files) == len(found):
+            return reader, files
+        halves += files
     what = "no data that is known"
     if halves:
         what = f"{halves[0].name} but not what belongs to it"
@@ -86,7 +92,7 @@ def no_data_error(
         getattr(reader, "looks_for", f"the files of {kind_of(reader)}")
         for reader in readers
     ]
-    return InputError(f"{folder} holds {what}; looked for {'; '.join(looked_for)}")
+    raise InputError(f"{folder} holds {what}; looked for {'; '.join(looked_for)}")
 
 
 def kind_of(reader: Reader) -> str:

@@ -29,14 +29,11 @@ class RecboleConfig:
 
     Attributes:
         item_id: Column of the items' identifiers, in both files.
-        user_id: Column of the users' identifiers.
         timestamp: Optional column of times; without it, the file's order counts.
         rating: Column of ratings, read only where `min_rating` asks for it.
         title: Names under which RecBole's data sets keep the title.
-        brand: Likewise the brand.
-        price: Likewise the price.
-        categories: Likewise the categories. They count as one path, separated by
-            commas if the column has any, otherwise by spaces.
+        categories: They count as one path, separated by commas if the column has
+            any, otherwise by spaces.
         min_rating: Leave out interactions rated lower (None: all count).
         unknown_items: "error", or "drop" interactions of items that aren't listed.
     """
@@ -56,11 +53,9 @@ class RecboleConfig:
     looks_for: ClassVar = "NAME.item and NAME.inter (RecBole)"
 
     def find(self, folder: Path) -> tuple[Path | None, ...]:
-        """See `Reader`."""
         return match_files(folder, r".+\.item", r".+\.inter")
 
     def read(self, folder: Path) -> RawShop:
-        """See `Reader`."""
         items, interactions = map(_read_atomic, required_files(self, folder))
         categories = _first_of(self.categories, items)
         if categories is not None:

@@ -29,7 +29,6 @@ class CsvFormat:
     """How a text table is written; the defaults are ordinary CSV.
 
     Attributes:
-        delimiter: One character between fields.
         quoting: Fields may stand in double quotes. RecBole's files have none.
         encoding: Any of Python's text encodings; a byte order mark is skipped.
     """
@@ -48,9 +47,7 @@ def read_csv(
     around column names are dropped.
 
     Args:
-        path: The file.
         columns: Read only these if the file has them all, otherwise everything.
-        csv_format: How the file is written.
 
     Raises:
         InputError: Wrong encoding, rows of different lengths, a column name given
@@ -174,12 +171,10 @@ def _refuse_unclosed_quote(path: Path, csv_format: CsvFormat) -> None:
     Only a file with an odd number of quotes can have one, or it has a quote inside
     an unquoted field, which means itself: the strict reader tells which.
     """
-    if not csv_format.quoting or _count_quotes(path) % 2 == 0:
+    if not csv_format.quoting:
         return
-    for _ in _rows(path, csv_format, strict=True):
-        pass
-
-
-def _count_quotes(path: Path) -> int:
     with open(path, "rb") as file:
-        return sum(part.count(b'"') for part in iter(lambda: file.read(2**20), b""))
+        count = sum(part.count(b'"') for part in iter(lambda: file.read(2**20), b""))
+    if count % 2:
+        for _ in _rows(path, csv_format, strict=True):
+            pass

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.json
 
+from tiger_jax.data.raw_shop import CATEGORY_PATHS
 from tiger_jax.data.tables.text_files import (
     check_encoding,
     one_line,
@@ -16,8 +17,6 @@ from tiger_jax.data.tables.text_files import (
     raise_for_encoding,
 )
 from tiger_jax.errors import InputError
-
-PATHS = pa.list_(pa.list_(pa.string()))
 
 
 def read_json_lines(
@@ -29,7 +28,6 @@ def read_json_lines(
     path, a list of lists as several.
 
     Args:
-        path: The file.
         columns: Read only these if the first line has them all, otherwise
             everything.
         encoding: Any of Python's text encodings.
@@ -67,7 +65,7 @@ def array_of_objects(values: list[Any]) -> pa.Array:
     if kinds <= {str}:
         return pa.array(values, pa.string())
     if kinds <= {list}:
-        return pa.array([_as_paths(v) for v in values], PATHS)
+        return pa.array([_as_paths(v) for v in values], CATEGORY_PATHS)
     if kinds <= {int, float} and all(abs(v) < 2**63 for v in values if v is not None):
         return pa.array(values, pa.int64() if kinds == {int} else pa.float64())
     if kinds <= {str, int, float, bool}:

@@ -21,7 +21,6 @@ def read_parquet(
     """Reads a table of texts, numbers, booleans, times and lists of paths.
 
     Args:
-        path: The file.
         columns: Read only these if the file has them all, otherwise everything.
 
     Returns:
@@ -37,9 +36,9 @@ def read_parquet(
         wanted = columns if columns and set(columns) <= set(names) else names
         _refuse_bomb(path, _claimed_bytes(metadata))
         # A text that occurs a million times is in memory once.
-        table = pa.parquet.read_table(
-            path, columns=wanted, read_dictionary=_text_columns(schema)
-        )
+        kinds = (pa.string(), pa.large_string())
+        texts = [field.name for field in schema if field.type in kinds]
+        table = pa.parquet.read_table(path, columns=wanted, read_dictionary=texts)
         for name in wanted:
             _refuse_bomb(path, _decoded_bytes(table[name]))
     except (pa.ArrowException, ValueError) as error:
@@ -62,11 +61,6 @@ def _claimed_bytes(metadata: pa.parquet.FileMetaData) -> int:
     groups = (metadata.row_group(i) for i in range(metadata.num_row_groups))
     pages = sum(group.total_byte_size for group in groups)
     return pages + 8 * metadata.num_rows * metadata.num_columns
-
-
-def _text_columns(schema: pa.Schema) -> list[str]:
-    kinds = (pa.types.is_string, pa.types.is_large_string)
-    return [f.name for f in schema if any(is_kind(f.type) for is_kind in kinds)]
 
 
 def _decoded_bytes(column: pa.ChunkedArray) -> int:
@@ -98,11 +92,6 @@ def _plain_column(column: pa.ChunkedArray) -> pa.ChunkedArray | pa.Array:
         return array_of_objects(column.to_pylist())
     if pa.types.is_decimal(kind):
         return column.cast(pa.float64())
-    if (
-        pa.types.is_integer(kind)
-        or pa.types.is_floating(kind)
-        or pa.types.is_boolean(kind)
-        or pa.types.is_temporal(kind)
-    ):
-        return column
+    if pa.types.is_primitive(kind):
+        return column  # numbers, booleans, times
     return column.cast(pa.string())  # fails for what isn't text

@@ -18,7 +18,6 @@ class SourceTable:
     """A file's rows, and where in the file each of them stands.
 
     Attributes:
-        path: The file.
         table: Its columns: texts, numbers, booleans, times, or lists of paths
             (`RawShop`'s categories).
         unusable: Columns that hold something else, and what they hold.
@@ -55,7 +54,6 @@ def read_table(
     """Reads a file by its suffix; what isn't `.jsonl` or `.parquet` is read as CSV.
 
     Args:
-        path: The file.
         columns: Read only these if the file has them all, otherwise everything.
         csv_format: How a CSV file is written; its encoding holds for JSON too.
 
