@@ -52,11 +52,7 @@ _FORMER_MODULES = (
 
 
 def main(argv: Sequence[str]) -> int:
-    """Parses the command line and runs the stages it asks for.
-
-    Returns:
-        The exit code.
-    """
+    """Parses the command line, runs the stages it asks for, returns the exit code."""
     try:
         return _run(argv)
     except UserFacingError as error:
@@ -189,9 +185,7 @@ def parse_gin(files: Sequence[str], bindings: Sequence[str]) -> None:
     Every stage of the table has its base file, and the seed; whatever a gin file may
     bind is imported, so that it needs no import lines for this package.
 
-    Args:
-        files: Paths, or names in `GIN_CONFIGS`.
-        bindings: Lines of gin.
+    Files are paths, or names in `GIN_CONFIGS`.
 
     Raises:
         InputError: A file is missing, or gin refuses one or a binding.

@@ -41,12 +41,9 @@ def find_class(name: str, path: Path) -> Any:
 
 def settings_of(config: Any, usual: type) -> dict[str, Any]:
     """A config as JSON; one that is not of the usual class has its class's name."""
-    fields = dataclasses.asdict(config)
-    return (
-        fields
-        if type(config) is usual
-        else {"class": class_name(type(config)), **fields}
-    )
+    cls = type(config)
+    own_class = {} if cls is usual else {"class": class_name(cls)}
+    return {**own_class, **dataclasses.asdict(config)}
 
 
 def config_of(settings: Mapping[str, Any], usual: type[C], path: Path) -> C:

@@ -41,15 +41,14 @@ class Histories:
 
     @classmethod
     def from_lists(cls, lists: Iterable[Sequence[int]]) -> "Histories":
-        """Builds the flat form from one list of item numbers a user."""
+        """Builds the flat form from one list of item numbers per user."""
         arrays = [np.asarray(items, np.int32).reshape(-1) for items in lists]
         lengths = np.array([len(items) for items in arrays], np.int64)
         items = np.concatenate([np.empty(0, np.int32), *arrays])
-        return cls(items, _offsets_of(lengths))
+        return cls(items, offsets_of(lengths))
 
     @property
     def num_users(self) -> int:
-        """Number of users U."""
         return len(self.offsets) - 1
 
     @property
@@ -63,21 +62,18 @@ class Histories:
 
     def select(self, users: Int[np.ndarray, " C"]) -> "Histories":
         """The histories of some users, in the order given."""
-        lengths = self.lengths[users]
-        offsets = _offsets_of(lengths)
-        within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
-        return type(self)(
-            self.items[np.repeat(self.offsets[users], lengths) + within], offsets
-        )
+        return self._take(self.offsets[users], self.lengths[users])
 
     def drop_last(self, n: int) -> "Histories":
         """Every history without its last `n` items (empty where there are fewer)."""
-        lengths = np.maximum(self.lengths - n, 0)
-        offsets = _offsets_of(lengths)
+        return self._take(self.offsets[:-1], np.maximum(self.lengths - n, 0))
+
+    def _take(
+        self, starts: Int64[np.ndarray, " C"], lengths: Int64[np.ndarray, " C"]
+    ) -> "Histories":
+        offsets = offsets_of(lengths)
         within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
-        return type(self)(
-            self.items[np.repeat(self.offsets[:-1], lengths) + within], offsets
-        )
+        return type(self)(self.items[np.repeat(starts, lengths) + within], offsets)
 
     def last(self, n: int) -> Int32[np.ndarray, "U n"]:
         """The `n` most recent items, oldest first, padded with -1 on the right."""
@@ -92,7 +88,7 @@ class Histories:
 
 @dataclasses.dataclass(frozen=True)
 class HeldOut:
-    """One held-out interaction a user: what came before, and what came next.
+    """One held-out interaction per user: what came before, and what came next.
 
     Attributes:
         user_numbers: Row of each user in the users table.
@@ -116,5 +112,6 @@ class HeldOut:
         )
 
 
-def _offsets_of(lengths: Int64[np.ndarray, " U"]) -> Int64[np.ndarray, " ends"]:
+def offsets_of(lengths: Int64[np.ndarray, " U"]) -> Int64[np.ndarray, " ends"]:
+    """Where histories of these lengths begin, and the end of the last."""
     return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)

@@ -3,7 +3,6 @@
 import importlib.util
 import sys
 import time
-from types import TracebackType
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -55,12 +54,7 @@ class Progress:
     def __enter__(self) -> "Progress":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if self._bar is not None:
             self._bar.close()
         elif kind is None:

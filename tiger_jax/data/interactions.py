@@ -11,7 +11,7 @@ from tiger_jax.config import config
 from tiger_jax.data.raw_shop import RawShop
 from tiger_jax.data.text_numbers import number_texts
 from tiger_jax.errors import InputError
-from tiger_jax.histories import Histories
+from tiger_jax.histories import Histories, offsets_of
 
 PAPER_K_CORE = 5
 TIE_ORDERS = ("data", "item", "shuffle")
@@ -53,12 +53,8 @@ class InteractionsConfig:
                 f"InteractionsConfig.k_core is {self.k_core}: it can't be negative"
             )
 
-    def resolved_for(self, shop: RawShop) -> "InteractionsConfig":
-        """Fills in the k_core that None stands for."""
-        return self.resolved(is_generated=shop.ceiling_by_user is not None)
-
     def resolved(self, *, is_generated: bool) -> "InteractionsConfig":
-        """Fills in the k_core that None stands for, knowing only a shop's origin."""
+        """Fills in the k_core that None stands for."""
         if self.k_core is not None:
             return self
         if is_generated:
@@ -73,7 +69,6 @@ class NumberedShop:
     Attributes:
         items_file_rows: Row in the raw items of each item number.
         user_ids: Identifier of each user number, in order of first appearance.
-        histories: Item numbers in time order, user for user.
         counts: What was there before filtering, and what was left out.
     """
 
@@ -94,7 +89,7 @@ def build_histories(
     Raises:
         InputError: Too little is left to train on.
     """
-    config = config.resolved_for(shop)
+    config = config.resolved(is_generated=shop.is_generated)
     k = config.k_core
     assert k is not None
     users, user_ids = number_texts(shop.interactions["user_id"])
@@ -106,9 +101,8 @@ def build_histories(
     is_kept = k_core(users, items, min_user=k, min_item=k)
     # Users whose history is too short to split go too, and what only they held up.
     num_in_core = len(_distinct(users[is_kept]))
-    min_user = max(k, MIN_HISTORY)
-    if min_user > k:
-        is_kept = k_core(users, items, min_user=min_user, min_item=k)
+    if k < MIN_HISTORY:
+        is_kept = k_core(users, items, min_user=MIN_HISTORY, min_item=k)
     num_users = len(_distinct(users[is_kept]))
     counts = {
         "raw_users": len(user_ids),
@@ -119,23 +113,18 @@ def build_histories(
     _refuse_too_little(is_kept, users, k, counts)
 
     kept_users, kept_items = users[is_kept], items[is_kept]
-    order = chronological_order(
-        kept_users,
-        times[is_kept],
-        _tie_keys(shop, kept_items, config.tie_order, seed),
-    )
+    ties = _tie_keys(shop, kept_items, config.tie_order, seed)
+    order = chronological_order(kept_users, times[is_kept], ties)
     user_numbers = _distinct(kept_users)
     lengths = np.bincount(kept_users, minlength=len(user_ids))[user_numbers]
-    in_catalogue = _distinct(kept_items)
     if config.keep_all_items:
         in_catalogue = np.arange(shop.items.num_rows)
+    else:
+        in_catalogue = _distinct(kept_items)
     items_file_rows = shuffle_rows(in_catalogue, seed)
     number_of_row = np.full(shop.items.num_rows, -1, np.int32)
     number_of_row[items_file_rows] = np.arange(len(items_file_rows), dtype=np.int32)
-    histories = Histories(
-        items=number_of_row[kept_items[order]],
-        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-    )
+    histories = Histories(number_of_row[kept_items[order]], offsets_of(lengths))
     return NumberedShop(
         items_file_rows, user_ids.take(pa.array(user_numbers)), histories, counts
     )
@@ -153,31 +142,21 @@ def k_core(
     Removing the users and items with too few, again and again, ends in the same
     set whatever the order; here all of them go at once.
 
-    Args:
-        users: The user of each interaction, a number from 0.
-        items: The item of each interaction, a number from 0.
-        min_user: Fewest interactions a user keeps.
-        min_item: Fewest interactions an item keeps.
-
     Example:
         >>> users, items = np.array([0, 0, 1, 1, 2]), np.array([0, 1, 0, 1, 1])
         >>> k_core(users, items, min_user=2, min_item=2).tolist()
         [True, True, True, True, False]
     """
-    rows = None
-    kept_users, kept_items = users, items
-    while len(kept_users):
-        is_user, is_item = (
-            np.bincount(numbers) >= least
-            for numbers, least in ((kept_users, min_user), (kept_items, min_item))
-        )
-        is_kept = is_user[kept_users] & is_item[kept_items]
+    rows = np.arange(len(users))
+    while len(rows):
+        kept_users, kept_items = users[rows], items[rows]
+        has_enough = np.bincount(kept_users) >= min_user
+        is_kept = has_enough[kept_users]
+        has_enough = np.bincount(kept_items) >= min_item
+        is_kept &= has_enough[kept_items]
         if is_kept.all():
             break
-        rows = np.flatnonzero(is_kept) if rows is None else rows[is_kept]
-        kept_users, kept_items = users[rows], items[rows]
-    if rows is None:
-        return np.ones(len(users), bool)
+        rows = rows[is_kept]
     mask = np.zeros(len(users), bool)
     mask[rows] = True
     return mask
@@ -191,11 +170,6 @@ def chronological_order(
     """Orders interactions by user, then time, then `ties`, then as they stand.
 
     Sorts blocks of users one after the other, each small enough for a core's cache.
-
-    Args:
-        users: The user of each, a number from 0.
-        times: The time of each.
-        ties: What comes first among a user's at one time, or None.
     """
     if not len(users):
         return np.empty(0, np.int64)
@@ -231,10 +205,7 @@ def _tie_keys(
         return None
     if tie_order == "shuffle":
         return np.random.default_rng([seed, 1]).permutation(len(items))
-    by_id = np.asarray(pc.sort_indices(shop.items["item_id"])).astype(np.int64)
-    rank = np.empty_like(by_id)
-    rank[by_id] = np.arange(len(by_id))
-    return rank[items]
+    return pc.rank(shop.items["item_id"]).to_numpy().astype(np.int64)[items]
 
 
 def _refuse_too_little(

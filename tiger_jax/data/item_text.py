@@ -37,10 +37,6 @@ def build_item_texts(items: pa.Table, config: ItemTextConfig) -> list[str]:
     Categories are all names on the item's paths, root first, each once. White
     space is made single spaces.
 
-    Args:
-        items: A catalogue, as `PreparedData.items`.
-        config: The template.
-
     Raises:
         InputError: The template is malformed, or names a field that isn't there.
 

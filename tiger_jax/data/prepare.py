@@ -27,7 +27,7 @@ def prepare_shop(
     Raises:
         InputError: A config is impossible, or too little is left to train on.
     """
-    interactions = interactions.resolved_for(shop)
+    interactions = interactions.resolved(is_generated=shop.is_generated)
     numbered = build_histories(shop, interactions, seed=seed)
     histories = numbered.histories
     unseen = choose_unseen_items(histories, splits.unseen_share, seed=seed)
@@ -74,13 +74,8 @@ def _average_ceiling(
     histories = numbered.histories
     targets = [item_ids[i] for i in histories.items[histories.offsets[1:] - 1]]
     user_ids = numbered.user_ids.to_pylist()
-    is_whole = all(
-        raw_lengths[user] == length and raw_targets[user] == target
-        for user, length, target in zip(
-            user_ids, histories.lengths, targets, strict=True
-        )
-    )
-    if not is_whole:
+    found = zip(user_ids, histories.lengths, targets, strict=True)
+    if any((raw_lengths[u], raw_targets[u]) != (n, last) for u, n, last in found):
         return None, [
             "the best possible results are known for the whole shop only, in its own "
             "order: leave k_core=None and tie_order='data' to have them"

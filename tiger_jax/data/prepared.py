@@ -20,8 +20,8 @@ from tiger_jax.workdir.arrays import load_arrays, save_arrays
 from tiger_jax.workdir.json_files import read_json, write_json
 from tiger_jax.workdir.reading import reading
 
-_MOSTLY = 0.9
-"""A category shared by this share of the items tells little."""
+_MOSTLY = 0.9  # a category shared by this share of the items tells little
+_ARRAYS = ("history_items", "history_offsets", "items_file_rows", "unseen_items")
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,6 @@ class PreparedData:
     """A catalogue by item number, and its users' histories.
 
     Attributes:
-        name: The data set's name.
         items: The catalogue: row n is item number n, with the columns of
             `RawShop.items`.
         user_ids: Identifier of each user number.
@@ -62,22 +61,16 @@ class PreparedData:
             InputError: They don't.
         """
         num_items, num_users = self.items.num_rows, self.histories.num_users
-        numbers = self.histories.items
-        if len(self.items_file_rows) != num_items:
-            raise InputError(
-                f"data: {len(self.items_file_rows):,} items_file_rows for "
-                f"{num_items:,} items: run --stage=prepare_data again"
-            )
-        if not len(self.user_ids) == len(self.user_hashes) == num_users:
-            raise InputError(
-                f"data: {len(self.user_ids):,} users, but {num_users:,} histories: run "
-                "--stage=prepare_data again"
-            )
-        if numbers.size and not 0 <= numbers.min() <= numbers.max() < num_items:
-            raise InputError(
-                f"data: histories name items beyond the {num_items:,} there are: run "
-                "--stage=prepare_data again"
-            )
+        numbers, num_rows = self.histories.items, len(self.items_file_rows)
+        if num_rows != num_items:
+            problem = f"{num_rows:,} items_file_rows for {num_items:,} items"
+        elif not len(self.user_ids) == len(self.user_hashes) == num_users:
+            problem = f"{len(self.user_ids):,} users, but {num_users:,} histories"
+        elif numbers.size and not 0 <= numbers.min() <= numbers.max() < num_items:
+            problem = f"histories name items beyond the {num_items:,} there are"
+        else:
+            return
+        raise InputError(f"data: {problem}: run --stage=prepare_data again")
 
     @property
     def num_items(self) -> int:
@@ -86,7 +79,6 @@ class PreparedData:
 
     @property
     def num_users(self) -> int:
-        """Number of users U."""
         return self.histories.num_users
 
     @cached_property
@@ -96,7 +88,6 @@ class PreparedData:
 
     @cached_property
     def splits(self) -> Splits:
-        """The leave-one-out split."""
         return Splits.leave_one_out(self.histories, self.unseen_items)
 
     @property
@@ -115,7 +106,7 @@ class PreparedData:
         return self.splits.test
 
     def category_of_items(self) -> list[str]:
-        """One telling category an item; see `choose_categories`."""
+        """One telling category per item; see `choose_categories`."""
         return choose_categories(self.items["categories"].to_pylist())
 
     def save(self, folder: Path) -> None:
@@ -124,15 +115,9 @@ class PreparedData:
         users = pa.table({"user_id": self.user_ids, "user_hash": self.user_hashes})
         pa.parquet.write_table(self.items, folder / "items.parquet")
         pa.parquet.write_table(users, folder / "users.parquet")
-        save_arrays(
-            folder,
-            {
-                "history_items": self.histories.items,
-                "history_offsets": self.histories.offsets,
-                "items_file_rows": self.items_file_rows,
-                "unseen_items": self.unseen_items,
-            },
-        )
+        histories, rows = self.histories, self.items_file_rows
+        arrays = (histories.items, histories.offsets, rows, self.unseen_items)
+        save_arrays(folder, dict(zip(_ARRAYS, arrays, strict=True)))
         write_json(folder / "statistics.json", {"name": self.name, **self.statistics})
         if self.ceiling is not None:
             write_json(folder / "ceiling.json", self.ceiling)
@@ -146,41 +131,31 @@ class PreparedData:
         """
         folder = Path(folder)
         with reading(folder):
-            arrays = load_arrays(
-                folder,
-                ["history_items", "history_offsets", "items_file_rows", "unseen_items"],
-            )
+            numbers, offsets, rows, unseen = load_arrays(folder, _ARRAYS).values()
             users = pa.parquet.read_table(folder / "users.parquet")
             items = pa.parquet.read_table(folder / "items.parquet")
             statistics = read_json(folder / "statistics.json")
-            ceiling_path = folder / "ceiling.json"
-            ceiling = None
-            if ceiling_path.exists():
-                ceiling = read_json(ceiling_path)
-            histories = Histories(arrays["history_items"], arrays["history_offsets"])
-        return cls(
-            name=statistics["name"],
-            items=items,
-            user_ids=tuple(users["user_id"].to_pylist()),
-            user_hashes=users["user_hash"].to_numpy(),
-            histories=histories,
-            items_file_rows=arrays["items_file_rows"],
-            unseen_items=arrays["unseen_items"],
-            statistics=statistics,
-            ceiling=ceiling,
-        )
+            ceiling = folder / "ceiling.json"
+            return cls(
+                name=statistics["name"],
+                items=items,
+                user_ids=tuple(users["user_id"].to_pylist()),
+                user_hashes=users["user_hash"].to_numpy(),
+                histories=Histories(numbers, offsets),
+                items_file_rows=rows,
+                unseen_items=unseen,
+                statistics=statistics,
+                ceiling=read_json(ceiling) if ceiling.exists() else None,
+            )
 
 
 def choose_categories(categories: Sequence[Sequence[Sequence[str]]]) -> list[str]:
-    """One telling category an item, "" where none is known.
+    """One telling category per item, of its paths; "" where none is known.
 
     It is the name on the item's first path at the first level where no name
     is shared by 90 % of the items that have one: the roots of a shop's paths
     are often all the same ("Beauty"), and say nothing. A path that ends
     earlier gives its last name.
-
-    Args:
-        categories: Each item's paths, root first.
     """
     paths = [p[0] if p else [] for p in categories]
     deepest = max((len(path) for path in paths), default=0)

@@ -33,11 +33,11 @@ class RawShop:
 
     Attributes:
         name: Short name of the data set, shown in reports ("amazon2014_beauty").
-        items: One row an item, in the source's order, with at least the columns of
+        items: One row per item, in the source's order, with at least the columns of
             `ITEM_COLUMNS`, and strings for all further ones, which serve as text
             fields. `item_id` is unique and not empty. Unknown titles and brands are
             empty strings, unknown prices null, unknown categories empty lists.
-        interactions: One row an event, in the source's order, with exactly the
+        interactions: One row per event, in the source's order, with exactly the
             columns of `INTERACTION_COLUMNS`; all values are known, and each
             `item_id` is in `items`. `timestamp` counts seconds, or anything else
             that grows with time.
@@ -57,12 +57,13 @@ class RawShop:
 
     def __post_init__(self) -> None:
         """Checks the columns and their types: a reader's own mistake, not a user's."""
-        for column, kind in ITEM_COLUMNS.items():
+        for column in (*ITEM_COLUMNS, *self.items.column_names):
+            kind = ITEM_COLUMNS.get(column, pa.string())
             if self.items.schema.field(column).type != kind:
                 raise TypeError(f"items.{column} must be {kind}")
-        for column in self.items.column_names:
-            if column not in ITEM_COLUMNS:
-                if self.items.schema.field(column).type != pa.string():
-                    raise TypeError(f"items.{column} must be string")
-        if self.interactions.schema != pa.schema(list(INTERACTION_COLUMNS.items())):
+        if self.interactions.schema != pa.schema(INTERACTION_COLUMNS):
             raise TypeError(f"interactions must have columns {INTERACTION_COLUMNS}")
+
+    @property
+    def is_generated(self) -> bool:
+        return self.ceiling_by_user is not None

@@ -46,10 +46,6 @@ class Splits:
         with the users whose validation target they are. They stay in the test
         histories: a shop shows its new items, it only hasn't learned from them.
 
-        Args:
-            histories: Whole histories, each of at least three items.
-            unseen_items: Item numbers that must not be seen before the test.
-
         Example:
             >>> histories = Histories.from_lists([[3, 1, 4, 1, 5]])
             >>> splits = Splits.leave_one_out(histories, np.array([1], np.int32))
@@ -59,19 +55,16 @@ class Splits:
             ([3, 1, 4, 1], [5])
         """
         if (histories.lengths < 3).any():
-            raise ValueError("leave-one-out needs at least three items a user")
+            raise ValueError("leave-one-out needs at least three items per user")
         last = histories.offsets[1:] - 1
         users = np.arange(histories.num_users, dtype=np.int32)
-        train = histories.drop_last(2)
-        targets = histories.items[last - 1]
         test = HeldOut(users, histories.drop_last(1), histories.items[last])
-        if unseen_items.size:
-            train = without_items(train, unseen_items)
-        validation = HeldOut(users, train, targets)
-        if unseen_items.size:
-            is_kept = ~np.isin(targets, unseen_items)
-            validation = validation.select(np.flatnonzero(is_kept))
-        return cls(train, validation, test)
+        train, targets = histories.drop_last(2), histories.items[last - 1]
+        if not unseen_items.size:
+            return cls(train, HeldOut(users, train, targets), test)
+        train = without_items(train, unseen_items)
+        seen = np.flatnonzero(~np.isin(targets, unseen_items))
+        return cls(train, HeldOut(users, train, targets).select(seen), test)
 
 
 def choose_unseen_items(
@@ -80,9 +73,7 @@ def choose_unseen_items(
     """Draws the items to hide from training among those that are test targets.
 
     Args:
-        histories: Whole histories.
         share: Share of the distinct test targets, rounded; at least one if positive.
-        seed: Decides which.
 
     Returns:
         Item numbers, ascending.

@@ -16,11 +16,6 @@ def compute_statistics(
     A training pair is a prefix of a training history and the item after it: a
     history of n items gives n - 1. A test item is a user's last one, so that there
     are as many as users.
-
-    Args:
-        histories: Whole histories.
-        splits: Their leave-one-out split.
-        num_items: Size N of the catalogue.
     """
     lengths = histories.lengths
     train = splits.train

@@ -34,24 +34,19 @@ class SyntheticShopConfig:
     from the whole shop. Nobody takes an item twice, or before its launch.
 
     Attributes:
-        num_items: Items N; at least 60.
-        num_users: Customers U.
-        min_history: Shortest history, at least 2.
-        mean_history: Mean length of the histories.
-        max_history: Longest history; at most a quarter of the items.
+        num_items: At least 60.
+        min_history: At least 2.
+        max_history: At most a quarter of the items.
         items_per_series: Mean number of items in a product line.
         new_item_share: Share of items launched after the opening, at any time.
         popularity_spread: Standard deviation of the log popularity of lines in their
             category, and again of items in their line.
-        follow_share: See above.
-        interest_share: See above; what remains goes by popularity alone.
         step_share: Of those who follow an item, the share that stays in its line.
         same_brand_share: How often a line's partner is of the same brand, where the
             brand sells in the partner's category.
         interest_change: Chance, at each step, that the interest is drawn anew from
             the customer's three departments.
         basket_share: Chance that an item is bought in the same second as the last.
-        seed: Seed of everything.
     """
 
     num_items: int = 3000
@@ -72,48 +67,35 @@ class SyntheticShopConfig:
 
     def __post_init__(self) -> None:
         """Refuses numbers from which no shop can be made."""
-        if self.num_items < 60 or self.num_users < 1:
-            raise InputError(
-                "SyntheticShopConfig: a shop needs num_items >= 60 and num_users >= 1; "
-                f"got {self.num_items} and {self.num_users}"
-            )
-        if not 2 <= self.min_history <= self.mean_history <= self.max_history:
-            raise InputError(
-                "SyntheticShopConfig: 2 <= min_history <= mean_history <= max_history "
-                f"must hold; got {self.min_history}, {self.mean_history}, "
-                f"{self.max_history}"
-            )
-        if self.max_history > self.num_items // 4:
-            raise InputError(
-                f"SyntheticShopConfig: max_history {self.max_history} is more than a "
-                f"quarter of num_items {self.num_items}; nobody takes an item twice"
-            )
-        if not 3 <= self.items_per_series <= self.num_items / 6:
-            raise InputError(
-                "SyntheticShopConfig: items_per_series must lie between 3 and "
-                f"num_items / 6; got {self.items_per_series}"
-            )
-        shares = {
-            name: getattr(self, name)
-            for name in self.__dataclass_fields__
-            if name.endswith(("_share", "_change"))
-        }
-        for name, share in shares.items():
-            if not 0 <= share <= 1:
-                raise InputError(
-                    f"SyntheticShopConfig: {name} is a probability; got {share}"
-                )
-        if self.new_item_share > 0.5:
-            raise InputError(
-                "SyntheticShopConfig: new_item_share must be at most 0.5, or the shop "
-                f"opens half empty; got {self.new_item_share}"
-            )
-        if self.follow_share + self.interest_share > 0.98:
-            raise InputError(
-                "SyntheticShopConfig: follow_share + interest_share must leave 0.02 to "
-                f"plain popularity; they are {self.follow_share} and "
-                f"{self.interest_share}"
-            )
+        least, mean, most = self.min_history, self.mean_history, self.max_history
+        shares = [f for f in self.__dataclass_fields__ if f.endswith("_share")]
+        for is_fulfilled, law in (
+            (self.num_items >= 60, "num_items >= 60"),
+            (self.num_users >= 1, "num_users >= 1"),
+            (2 <= least <= mean <= most, "2 <= min_ <= mean_ <= max_history"),
+            (
+                most <= self.num_items // 4,
+                "max_history <= num_items / 4, since nobody takes an item twice",
+            ),
+            (
+                3 <= self.items_per_series <= self.num_items / 6,
+                "3 <= items_per_series <= num_items / 6",
+            ),
+            *(
+                (0 <= getattr(self, name) <= 1, f"0 <= {name} <= 1")
+                for name in (*shares, "interest_change")
+            ),
+            (
+                self.new_item_share <= 0.5,
+                "new_item_share <= 0.5, or the shop opens half empty",
+            ),
+            (
+                self.follow_share + self.interest_share <= 0.98,
+                "follow_share + interest_share <= 0.98, to leave some to popularity",
+            ),
+        ):
+            if not is_fulfilled:
+                raise InputError(f"{self}: it must be that {law}")
 
 
 def generate_shop(config: SyntheticShopConfig) -> RawShop:
@@ -135,12 +117,6 @@ def generate_shop(config: SyntheticShopConfig) -> RawShop:
     of the shop, and the customer's departments and interest, which no recommender
     sees; so this bounds every recommender from above. Probabilities of items
     already taken are 0: masking seen items gains nothing here.
-
-    Args:
-        config: Sizes and shares.
-
-    Returns:
-        The shop, with `ceiling_by_user` for every user.
     """
     catalogue_seed, user_seed = np.random.SeedSequence(config.seed).spawn(2)
     catalogue = build_catalogue(
@@ -164,9 +140,8 @@ def generate_shop(config: SyntheticShopConfig) -> RawShop:
         # Users are sorted by length, so those still active are the first ones.
         active = int(np.searchsorted(-lengths, -step, side="left"))
         ends_here = np.flatnonzero(lengths[:active] == step + 1)
-        for part in np.array_split(
-            ends_here, max(1, -(-len(ends_here) // _USERS_AT_ONCE))
-        ):
+        for start in range(0, len(ends_here), _USERS_AT_ONCE):
+            part = ends_here[start : start + _USERS_AT_ONCE]
             probs = process.probabilities(
                 histories[part, :step],
                 preferences[part],
@@ -376,20 +351,17 @@ def _as_raw_shop(
     )
     order = np.argsort(seconds, kind="stable")
     item_ids = catalogue.items["item_id"].combine_chunks()
-    columns = (
+    columns = [
         pa.array(np.repeat(user_ids, lengths)[order]),
         item_ids.take(pa.array(histories[is_item][order])),
         pa.array(seconds[order]),
-    )
+    ]
     names = [f"recall@{k}" for k in _RECALL_CUTOFFS]
     names += [f"ndcg@{k}" for k in _NDCG_CUTOFFS]
     return RawShop(
         name="synthetic",
         items=catalogue.items,
-        interactions=pa.table(
-            dict(zip(INTERACTION_COLUMNS, columns, strict=True)),
-            schema=pa.schema(list(INTERACTION_COLUMNS.items())),
-        ),
+        interactions=pa.table(columns, schema=pa.schema(INTERACTION_COLUMNS)),
         notes=(
             f"Generated shop, seed {config.seed}: {config.num_items:,} items, "
             f"{config.num_users:,} users.",

@@ -40,9 +40,7 @@ DEPARTMENTS = tuple(
         department["name"],
         department["section"],
         tuple(_WORDS["ladders"][department["ladder"]].split()),
-        tuple(
-            (name, product, price) for name, product, price in department["categories"]
-        ),
+        tuple(map(tuple, department["categories"])),
     )
     for department in _WORDS["departments"]
 )
@@ -268,9 +266,7 @@ def _write_texts(series: _Series, rng: np.random.Generator) -> pa.Table:
         )
         path = (department.name, department.section, name)
         rows["categories"].append([[step for step in path if step]])
-    return pa.table(
-        {name: pa.array(rows[name], kind) for name, kind in ITEM_COLUMNS.items()}
-    )
+    return pa.table(rows, schema=pa.schema(ITEM_COLUMNS))
 
 
 def _shelf_price(price: float) -> float:

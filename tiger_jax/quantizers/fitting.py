@@ -43,7 +43,6 @@ class Corpus:
     Attributes:
         embeddings: What is fitted to: whole, or a sample of a stream.
         items: Iterates over the embeddings of all items that get codes, in blocks.
-        categories: The items' categories, where they are known.
         draw: The stream that the sample is of, if there is one.
     """
 
@@ -76,14 +75,15 @@ class Corpus:
         What codewords miss is measured on the items too, or on a stream's sample.
         """
         codes = np.concatenate([quantizer.encode(block) for block in self.items()])
-        sample, sample_codes = next(self.items()), codes
-        if self.draw is not None:
-            sample, sample_codes = self.embeddings, quantizer.encode(self.embeddings)
+        if self.draw is None:
+            errors = reconstruction_errors(quantizer, next(self.items()), codes)
+        else:
+            errors = reconstruction_errors(
+                quantizer, self.embeddings, quantizer.encode(self.embeddings)
+            )
         return describe_codes(
             codes,
             quantizer.codebook_sizes,
             categories=self.categories,
-            reconstruction_errors=reconstruction_errors(
-                quantizer, sample, sample_codes
-            ),
+            reconstruction_errors=errors,
         )

@@ -65,7 +65,6 @@ class Lsh:
     def fit(
         self, embeddings: Float[np.ndarray, "N E"], *, seed: int = 0
     ) -> Hyperplanes:
-        """Draws the hyperplanes."""
         width = embeddings.shape[1]
         center = np.zeros(width, np.float32)
         if self.center:
@@ -83,8 +82,7 @@ class HashedCodes(ChunkedQuantizer):
     Only equal embeddings share their codewords by more than chance.
 
     Attributes:
-        multipliers: One odd 64-bit number a dimension.
-        sizes: Codewords per level.
+        multipliers: One odd 64-bit number per dimension.
     """
 
     kind: ClassVar[str] = "hashed_codes"
@@ -118,18 +116,13 @@ class HashedCodes(ChunkedQuantizer):
 
 @config("hash_quantizers")
 class RandomCodes:
-    """Codewords that say nothing about the item: the paper's random baseline.
-
-    Attributes:
-        codebook_sizes: Codewords per level.
-    """
+    """Codewords that say nothing about the item: the paper's random baseline."""
 
     codebook_sizes: tuple[int, ...] = (255, 255, 255, 255)
 
     def fit(
         self, embeddings: Float[np.ndarray, "N E"], *, seed: int = 0
     ) -> HashedCodes:
-        """Draws the hash."""
         rng = np.random.default_rng(seed)
         draws = rng.integers(2**64, size=embeddings.shape[1], dtype=np.uint64)
         return HashedCodes(draws | np.uint64(1), tuple(self.codebook_sizes))

@@ -23,8 +23,6 @@ def fit_kmeans(
     thread is used here: an interrupted fit that starts again ends the same.
 
     Args:
-        points: What to cluster.
-        num_centroids: K.
         seed: Decides k-means++ seeding, and which points are used if there are many.
         max_iterations: Lloyd iterations.
         max_points: Points that are used; of more, a random part.
@@ -47,10 +45,8 @@ def fit_kmeans(
     with threadpool_limits(limits=1), warnings.catch_warnings():
         # Fewer distinct points than centroids; the report on use will say so.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        fitted = KMeans(
-            num_centroids,
-            n_init=1,
-            max_iter=max_iterations,
-            random_state=seed,
-        ).fit(np.asarray(points, np.float32))
-    return fitted.cluster_centers_.astype(np.float32)
+        kmeans = KMeans(
+            num_centroids, n_init=1, max_iter=max_iterations, random_state=seed
+        )
+        kmeans.fit(np.asarray(points, np.float32))
+    return kmeans.cluster_centers_.astype(np.float32)

@@ -16,43 +16,34 @@ ENCODE_CHUNK = 16_384
 
 @runtime_checkable
 class Quantizer(Protocol):
-    """A fitted map from embeddings to L codewords, coarse to fine.
-
-    Attributes:
-        kind: Names the class in ``quantizer.json``.
-    """
+    """A fitted map from embeddings to L codewords, coarse to fine."""
 
     kind: ClassVar[str]
+    """Names the class in ``quantizer.json``."""
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
         """Codewords per level, L of them."""
-        ...
 
     def encode(self, embeddings: Float[np.ndarray, "N E"]) -> Int32[np.ndarray, "N L"]:
         """The codewords of each embedding; works in chunks, whatever N is."""
-        ...
 
     def reconstruct(
         self, codes: Int[np.ndarray, "N l"]
     ) -> Float32[np.ndarray, "N E"] | None:
         """What the first l codewords say about the embeddings; None if nothing."""
-        ...
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Everything fitted, by names that are fit for files."""
-        ...
 
     def settings(self) -> dict[str, Any]:
         """What `from_arrays` needs beside the arrays, as JSON."""
-        ...
 
     @classmethod
     def from_arrays(
         cls, arrays: Mapping[str, np.ndarray], settings: Mapping[str, Any]
     ) -> "Quantizer":
         """Builds the quantizer whose `to_arrays` and `settings` these are."""
-        ...
 
 
 class ChunkedQuantizer:
@@ -86,15 +77,19 @@ class QuantizerConfig(Protocol):
 
     def fit(self, embeddings: Float[np.ndarray, "N E"], *, seed: int) -> Quantizer:
         """Fits the quantizer; the same embeddings and seed give the same one."""
-        ...
+
+
+def row_chunks(num_rows: int) -> Iterator[slice]:
+    """Cuts rows into chunks."""
+    return (slice(s, s + ENCODE_CHUNK) for s in range(0, num_rows, ENCODE_CHUNK))
 
 
 def chunks(
-    embeddings: Float[np.ndarray, "N E"], size: int = ENCODE_CHUNK
+    embeddings: Float[np.ndarray, "N E"],
 ) -> Iterator[Float32[np.ndarray, "B E"]]:
     """Cuts embeddings (perhaps mapped from a file) into float32 chunks."""
-    for start in range(0, len(embeddings), size):
-        yield np.asarray(embeddings[start : start + size], np.float32)
+    for rows in row_chunks(len(embeddings)):
+        yield np.asarray(embeddings[rows], np.float32)
 
 
 def reconstruction_errors(
@@ -111,8 +106,7 @@ def reconstruction_errors(
     mean = np.mean(embeddings, axis=0, dtype=np.float64).astype(np.float32)
     num_levels = codes.shape[1]
     missed, variance = np.zeros(num_levels), 0.0
-    for start in range(0, len(codes), ENCODE_CHUNK):
-        rows = slice(start, start + ENCODE_CHUNK)
+    for rows in row_chunks(len(codes)):
         chunk = np.asarray(embeddings[rows], np.float32)
         variance += float(((chunk - mean) ** 2).sum(dtype=np.float64))
         for level in range(num_levels):

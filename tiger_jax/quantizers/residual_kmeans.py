@@ -1,7 +1,7 @@
 """Residual k-means, and flat VQ, which is its first level alone."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,7 +11,7 @@ from tiger_jax.config import config
 from tiger_jax.models.residual_quantizer import nearest_codewords
 from tiger_jax.progress import say
 from tiger_jax.quantizers.kmeans import fit_kmeans
-from tiger_jax.quantizers.quantizer import ENCODE_CHUNK, ChunkedQuantizer
+from tiger_jax.quantizers.quantizer import ChunkedQuantizer, row_chunks
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -54,12 +54,7 @@ class ResidualCodebooks(ChunkedQuantizer):
 
 @config("quantizers")
 class ResidualKMeans:
-    """k-means on the embeddings, then on what it leaves over, and so on.
-
-    Attributes:
-        codebook_sizes: Codewords per level; they may differ.
-        max_iterations: Lloyd iterations per level.
-    """
+    """k-means (Lloyd) on the embeddings, then on what it leaves over, and so on."""
 
     codebook_sizes: tuple[int, ...] = (256, 256, 256)
     max_iterations: int = 25
@@ -67,7 +62,6 @@ class ResidualKMeans:
     def fit(
         self, embeddings: Float[np.ndarray, "N E"], *, seed: int = 0
     ) -> ResidualCodebooks:
-        """Fits one codebook after another."""
         residual = np.array(embeddings, np.float32)
         codebooks = []
         for level, size in enumerate(self.codebook_sizes):
@@ -76,7 +70,7 @@ class ResidualKMeans:
                 residual, size, seed=seed + level, max_iterations=self.max_iterations
             )
             codebooks.append(codebook)
-            for rows in _row_chunks(len(residual)):
+            for rows in row_chunks(len(residual)):
                 residual[rows] -= codebook[nearest_codewords(residual[rows], codebook)]
         return ResidualCodebooks(tuple(codebooks))
 
@@ -86,9 +80,7 @@ class FlatVq:
     """One codebook: k-means, and the collision level tells its members apart.
 
     Attributes:
-        codebook_size: Codewords. Their largest cluster must fit the collision
-            level.
-        max_iterations: Lloyd iterations.
+        codebook_size: The largest cluster must fit the collision level.
     """
 
     codebook_size: int = 2048
@@ -97,10 +89,5 @@ class FlatVq:
     def fit(
         self, embeddings: Float[np.ndarray, "N E"], *, seed: int = 0
     ) -> ResidualCodebooks:
-        """Fits the codebook."""
         sizes = (self.codebook_size,)
         return ResidualKMeans(sizes, self.max_iterations).fit(embeddings, seed=seed)
-
-
-def _row_chunks(num_rows: int) -> Iterator[slice]:
-    return (slice(s, s + ENCODE_CHUNK) for s in range(0, num_rows, ENCODE_CHUNK))

@@ -11,7 +11,7 @@ from flax import traverse_util
 from jaxtyping import Array, Float, Float32, Int
 
 from tiger_jax.models.rqvae import RqVae, RqVaeConfig
-from tiger_jax.quantizers.quantizer import ENCODE_CHUNK, ChunkedQuantizer
+from tiger_jax.quantizers.quantizer import ChunkedQuantizer, row_chunks
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -19,8 +19,7 @@ class RqVaeQuantizer(ChunkedQuantizer):
     """Frozen: encodes items of today and of later alike.
 
     Attributes:
-        config: The architecture.
-        params: The network's parameters, without their axis names.
+        params: Without their axis names.
         mean: Subtracted from each embedding before the network sees it.
         scale: Divided by after that.
     """
@@ -46,12 +45,11 @@ class RqVaeQuantizer(ChunkedQuantizer):
         return found[: len(chunk)]
 
     def reconstruct(self, codes: Int[np.ndarray, "N l"]) -> Float32[np.ndarray, "N E"]:
-        rows = [np.empty((0, len(self.mean)), np.float32)]
-        for start in range(0, len(codes), ENCODE_CHUNK):
-            chunk = codes[start : start + ENCODE_CHUNK]
+        found = [np.empty((0, len(self.mean)), np.float32)]
+        for chunk in (codes[rows] for rows in row_chunks(len(codes))):
             guess = _reconstruct(self.model, self.params, _pad(chunk))
-            rows.append(np.asarray(guess)[: len(chunk)] * self.scale + self.mean)
-        return np.concatenate(rows)
+            found.append(np.asarray(guess)[: len(chunk)] * self.scale + self.mean)
+        return np.concatenate(found)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         flat = traverse_util.flatten_dict(self.params, sep=".")
@@ -65,13 +63,12 @@ class RqVaeQuantizer(ChunkedQuantizer):
     def from_arrays(
         cls, arrays: Mapping[str, np.ndarray], settings: Mapping[str, Any]
     ) -> "RqVaeQuantizer":
+        flat = {name: array for name, array in arrays.items() if "." in name}
+        params = traverse_util.unflatten_dict(flat, sep=".")
         values: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()
         }
-        config = RqVaeConfig(**values)
-        flat = {name: array for name, array in arrays.items() if "." in name}
-        params = traverse_util.unflatten_dict(flat, sep=".")
-        return cls(config, params, arrays["mean"], arrays["scale"])
+        return cls(RqVaeConfig(**values), params, arrays["mean"], arrays["scale"])
 
 
 def _pad(rows: np.ndarray) -> np.ndarray:

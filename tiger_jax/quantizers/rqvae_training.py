@@ -30,7 +30,7 @@ from tiger_jax.models.rqvae import RqVae, RqVaeConfig, make_loss_fn
 from tiger_jax.progress import say
 from tiger_jax.quantizers.fitting import DrawFn
 from tiger_jax.quantizers.kmeans import fit_kmeans
-from tiger_jax.quantizers.quantizer import ENCODE_CHUNK, chunks
+from tiger_jax.quantizers.quantizer import chunks, row_chunks
 from tiger_jax.quantizers.rqvae_quantizer import RqVaeQuantizer
 from tiger_jax.semantic_ids.quality import perplexity
 from tiger_jax.training.inputs import Update
@@ -56,10 +56,7 @@ class RqVaeTraining:
     unevenly and lets more items collide.
 
     Attributes:
-        model: The architecture.
-        num_steps: Optimizer steps.
-        batch_size: Items a step, drawn with replacement.
-        optimizer: "adamw" or "adagrad".
+        batch_size: Items per step, drawn with replacement.
         learning_rate: At the start.
         schedule: "constant", or "cosine" down to 0.
         weight_decay: AdamW's.
@@ -110,10 +107,8 @@ class RqVaeTraining:
         """Trains from the newest checkpoint in `folder`, or from the start.
 
         Args:
-            folder: Gets checkpoints and metrics.
             embeddings: What the scale and k-means are computed of, and what batches
                 are drawn from: a sample, if there is a stream.
-            seed: Decides everything random.
             draw: A stream of all embeddings, for batches.
             checkpoint_seconds: How much time a kill may cost.
 
@@ -248,8 +243,7 @@ class _Training:
 
     def fit_codebooks(self, params: Params) -> Params:
         """k-means level by level, on what the levels before left over."""
-        starts = range(0, len(self.embeddings), ENCODE_CHUNK)
-        parts = [self.embeddings[s : s + ENCODE_CHUNK] for s in starts]
+        parts = (self.embeddings[rows] for rows in row_chunks(len(self.embeddings)))
         latents = [np.asarray(_encode(self.model, params, part)) for part in parts]
         residual = np.concatenate(latents)
         codebooks = {}

@@ -14,12 +14,7 @@ from tiger_jax.workdir.reading import reading
 
 _QUANTIZER, _ARRAYS = "quantizer.json", "arrays"
 # Found by their kind alone, wherever the class has moved to.
-_OURS: tuple[Any, ...] = (
-    ResidualCodebooks,
-    Hyperplanes,
-    HashedCodes,
-    RqVaeQuantizer,
-)
+_OURS: tuple[Any, ...] = (ResidualCodebooks, Hyperplanes, HashedCodes, RqVaeQuantizer)
 
 
 def save_quantizer(quantizer: Quantizer, folder: Path) -> None:

@@ -68,7 +68,6 @@ def number_within_groups(
     """Numbers each group's members 0, 1, … in the given order.
 
     Args:
-        groups: The group each row belongs to, a number from 0.
         order: Row numbers, first to last; a row that is left out is numbered 0, as
             one that is alone in its group would be.
 
@@ -96,9 +95,7 @@ def add_collision_level(
     """Appends the codeword that tells items with equal codewords apart.
 
     Args:
-        codes: Learned codewords; they come back unchanged.
-        item_ids: One id an item; decides the order within equal codewords.
-        collision_level_size: Codewords at the new level.
+        item_ids: Decide the order within equal codewords.
         taken: Collision codewords that some items already have and keep, -1 for
             the others, which get the smallest ones left. So items can join a
             catalogue without changing anybody's ID.
@@ -130,8 +127,8 @@ def add_collision_level(
             f"is {item_ids[row]!r}) and need {crowd} codewords at the collision level, "
             f"which has {collision_level_size}: set "
             "assign_semantic_ids.collision_level_size = "
-            f"{_next_power_of_two(crowd)}, or use a finer quantizer; items with the "
-            "same embedding always share their codewords"
+            f"{1 << (crowd - 1).bit_length()}, or use a finer quantizer; items with "
+            "the same embedding always share their codewords"
         )
     return np.column_stack([codes, numbers]).astype(np.int32)
 
@@ -178,7 +175,3 @@ def _number_around(
         keys, groups * stride + ranks, side="right"
     ) - np.searchsorted(kept_groups, groups)
     return np.where(is_open, ranks + skipped, taken)
-
-
-def _next_power_of_two(n: int) -> int:
-    return 1 << (n - 1).bit_length()

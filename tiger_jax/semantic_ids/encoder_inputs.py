@@ -23,8 +23,6 @@ def encode_histories(
 
     Args:
         histories: Item numbers, padded with -1 on the right.
-        codes: Every item's Semantic ID.
-        layout: Token numbers.
         user_hashes: Needed when `layout` has user tokens.
         is_known: Users without a hash (False) get padding in place of a token: the
             encoder attends to their items alone, which keep their places.

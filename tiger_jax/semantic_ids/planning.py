@@ -46,11 +46,7 @@ class CodeSpread:
     def measure(
         cls, codes: Int[np.ndarray, "N L"], codebook_sizes: Sequence[int]
     ) -> "CodeSpread":
-        """Fits the spread to a pilot's learned codewords.
-
-        Args:
-            codes: Without the collision level.
-            codebook_sizes: Codewords per level, L of them.
+        """Fits the spread to a pilot's learned codewords (no collision level).
 
         Raises:
             InputError: There are fewer than two items, or none agree anywhere, so
@@ -95,7 +91,6 @@ class SemanticIdPlan:
     """Semantic IDs for a number of items, and what to expect of them.
 
     Attributes:
-        num_items: N.
         codebook_sizes: Codewords per level, T of them, the collision level last.
         num_prefixes: Expected distinct prefixes of 1 … T codewords; the last is N.
         collision_rate: Expected 1 - distinct learned codes / items.
@@ -147,15 +142,12 @@ def plan_semantic_ids(
     """Plans the Semantic IDs of a catalogue.
 
     Args:
-        num_items: N.
-        codebook_size: K of every learned level.
         num_levels: L; the fewest that keep to the collision rate if None.
         spread: Measured on a pilot; uniform codes, the best there can be, if None.
         max_collision_rate: What to keep to, where `num_levels` is None.
-        collision_level_size: Codewords at the collision level; if None, a power of
-            two that holds the bound of the largest group, or four times the largest
-            expected where there is no bound, and no less than the default of
-            `assign_semantic_ids`.
+        collision_level_size: If None, a power of two that holds the bound of the
+            largest group, or four times the largest expected where there is no
+            bound, and no less than the default of `assign_semantic_ids`.
 
     Raises:
         InputError: No number of levels is enough, or the collision level would
@@ -265,10 +257,9 @@ def _log_pmf(mean: float, shape: float, most: int) -> Float64[np.ndarray, " most
 
 
 def _fit_agreement(num_items: int, num_cells: int, num_distinct: int) -> float | None:
-    """The agreement at which that many distinct cells are expected.
+    """The agreement at which so many distinct cells are expected; None if all are.
 
-    Between uniform and hopeless, by bisection of its logarithm: the fewer are
-    distinct, the more agree. None if all items are distinct.
+    Found by bisection of its logarithm: the fewer are distinct, the more agree.
     """
     if num_distinct == num_items:
         return None

@@ -25,10 +25,8 @@ def describe_codes(
     """Measures learned codewords, without the collision level.
 
     Args:
-        codes: The learned codewords.
-        codebook_sizes: Codewords per level, L of them.
-        categories: One name an item, "" for unknown.
-        reconstruction_errors: From `reconstruction_errors`, L of them.
+        categories: One name per item, "" for unknown.
+        reconstruction_errors: L of them.
         seed: Decides the shuffles that purity is compared with.
 
     Returns:
@@ -92,8 +90,7 @@ def category_purity(
 
     Args:
         groups: The group of each item, such as its first codeword.
-        categories: One name an item; items named "" are left out.
-        seed: Decides the shuffles.
+        categories: One name per item; items named "" are left out.
 
     Returns:
         The purity and its mean over 5 shuffles; None where no category is known.
@@ -107,7 +104,7 @@ def category_purity(
     numbers, groups = numbers[is_known], groups[is_known]
     if not len(numbers):
         return None, None
-    groups = np.unique(groups, return_inverse=True)[1]
+    groups = group_rows(groups[:, None])
     rng = np.random.default_rng(seed)
     shuffled = [_purity(groups, rng.permutation(numbers)) for _ in range(_SHUFFLES)]
     return _purity(groups, numbers), float(np.mean(shuffled))
@@ -122,10 +119,7 @@ def _purity(groups: Int[np.ndarray, " N"], numbers: Int[np.ndarray, " N"]) -> fl
 
 
 def check_use(quality: dict[str, Any], *, accept: bool, minimum: float) -> str | None:
-    """Refuses codebooks of which too little is used.
-
-    Returns:
-        A warning, if there is reason for one and `accept` lets it pass.
+    """A warning, if there is reason for one and `accept` lets it pass.
 
     Raises:
         InputError: Less than `minimum` of some level is used, and not `accept`.

@@ -62,9 +62,6 @@ class SemanticIdTable:
                 f"{int(self.codes[row, level])} at level {level}, whose codebook has "
                 f"{sizes[level]}"
             )
-        self._check_unique()
-
-    def _check_unique(self) -> None:
         groups = group_rows(self.codes)
         if (counts := np.bincount(groups)).max(initial=0) > 1:
             first, second = np.flatnonzero(groups == counts.argmax())[:2]
@@ -155,10 +152,8 @@ def commit_table(
     """Ends the run that made a table: its files, `quality.json` and the summary.
 
     Args:
-        run: Of `semantic_ids/`.
-        table: What the run made.
         source: Where the codes are from, for the summary.
-        categories: One name an item, "" for unknown.
+        categories: One name per item, "" for unknown.
         seed: Decides the shuffles that category purity is compared with.
 
     Returns:

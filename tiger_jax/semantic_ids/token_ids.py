@@ -78,11 +78,7 @@ class TokenLayout:
     def codes_of(
         self, tokens: Int[np.ndarray, "*axes T"]
     ) -> Int32[np.ndarray, "*axes T"]:
-        """Codewords of whole Semantic IDs' tokens.
-
-        Raises:
-            ValueError: A token doesn't belong to the level at its place.
-        """
+        """Codewords of whole Semantic IDs' tokens; a ValueError at a wrong level."""
         codes = tokens - np.asarray(self.level_offsets)
         if ((codes < 0) | (codes >= np.asarray(self.codebook_sizes))).any():
             raise ValueError("a token stands at a level that it does not belong to")
@@ -107,11 +103,7 @@ class TokenLayout:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "TokenLayout":
-        """Reads what `to_json` wrote.
-
-        Raises:
-            InputError: A field is missing or of another kind.
-        """
+        """Reads what `to_json` wrote; an `InputError` if it isn't that."""
         try:
             return cls(tuple(value["codebook_sizes"]), int(value["num_user_tokens"]))
         except (KeyError, TypeError, ValueError) as error:

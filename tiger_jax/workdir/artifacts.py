@@ -72,7 +72,6 @@ class StageRun:
         inputs: The manifests of the input folders, by name.
         record: The fields of the manifest that are known from the start.
         opaque: Patterns of paths that don't enter the content hash.
-        started: When the stage began.
     """
 
     final: Path
@@ -105,7 +104,10 @@ class StageRun:
         manifest = write_manifest(
             self.folder,
             content_hash=_hash_content(self.folder, self.opaque, contents or {}),
-            files=_hash_files(self.folder),
+            files={
+                name: {"sha256": hash_file(path), "bytes": path.stat().st_size}
+                for name, path in _files(self.folder)
+            },
             summary=canonical(dict(summary or {})),
             made={
                 "started": self.started.isoformat(timespec="seconds"),
@@ -134,10 +136,7 @@ def begin(
     """Decides whether a stage has work to do and makes its folder ready.
 
     Args:
-        workdir: The work directory.
-        name: The output folder's name in it.
-        stage: The stage's name, for messages and the manifest.
-        inputs: Names of the input folders in the work directory.
+        name: The output folder's name in the work directory, as are `inputs`.
         config: Everything that decides the output: dataclasses, numbers, strings.
         external: Hashes of files from outside, by a name that says what they are.
         resumable: Keep a partial folder of the same fingerprint for the stage to
@@ -179,7 +178,6 @@ def load_manifest(
     """Reads a finished folder's manifest and checks its files against it.
 
     Args:
-        folder: The stage's folder.
         needed_by: The stage that asks, for the message.
         verify: Compare every file's SHA-256; otherwise only that it is there, with
             the size it should have.
@@ -278,17 +276,14 @@ def _swap_into_place(final: Path) -> None:
 def _recover(final: Path) -> None:
     """Finishes a swap that was killed halfway."""
     partial, old = _partial(final), _old(final)
+    if old.exists() and final.exists():
+        shutil.rmtree(old)
     if (partial / MANIFEST).is_file():
         # Killed after the manifest was written: the new folder is whole. If the
         # old one still stands at `final`, the first of the two renames is due too.
-        if old.exists() and final.exists():
-            shutil.rmtree(old)
         _swap_into_place(final)
     elif old.exists():
-        if final.exists():
-            shutil.rmtree(old)
-        else:
-            old.rename(final)
+        old.rename(final)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -347,13 +342,6 @@ def _files(folder: Path) -> list[tuple[str, Path]]:
     found = (p for p in folder.rglob("*") if p.is_file())
     named = ((p.relative_to(folder).as_posix(), p) for p in found)
     return sorted((n, p) for n, p in named if n not in (MANIFEST, _FINGERPRINT))
-
-
-def _hash_files(folder: Path) -> dict[str, dict[str, Any]]:
-    return {
-        name: {"sha256": hash_file(path), "bytes": path.stat().st_size}
-        for name, path in _files(folder)
-    }
 
 
 def _damage(path: Path, expected: Mapping[str, Any], verify: bool) -> str | None:

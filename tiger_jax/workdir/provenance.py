@@ -1,5 +1,6 @@
 """What a run was made by: commit, package versions, devices and the gin in force."""
 
+import contextlib
 import functools
 import importlib.metadata
 import os
@@ -69,8 +70,6 @@ def package_versions() -> dict[str, str]:
     """Versions of the packages that decide results, where installed."""
     versions = {}
     for package in _PACKAGES:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return versions

@@ -33,11 +33,7 @@ def read_vectors(table: pa.Table, name: str) -> np.ndarray:
 
 
 def save_vectors(shards: Shards, name: str, path: Path) -> np.ndarray:
-    """Writes a column of vectors as one `.npy` file, one shard in memory at a time.
-
-    Returns:
-        The array, mapped.
-    """
+    """Writes a column of vectors as one `.npy`, shard by shard; returns it mapped."""
     whole, first = None, 0
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".tmp.npy")
@@ -58,14 +54,9 @@ def save_vectors(shards: Shards, name: str, path: Path) -> np.ndarray:
 
 
 class VectorRows:
-    """The embeddings in a folder of shards, by item number, read as they are needed.
-
-    Attributes:
-        num_rows: Items N.
-    """
+    """The embeddings in a folder of shards, by item number, read as they are needed."""
 
     def __init__(self, shards: Shards, name: str = "embedding") -> None:
-        """Takes the shards; reads nothing yet."""
         if not shards.num_rows:
             raise InputError(f"{shards.folder} has no rows")
         self._name, self._rows = name, rows_of(shards)

@@ -121,10 +121,8 @@ def read_amazon(metadata_path: Path, reviews_path: Path, category: str) -> RawSh
         )
     return RawShop(
         f"amazon2014_{category}",
-        pa.table(items, schema=pa.schema(list(ITEM_COLUMNS.items()))),
-        pa.table(events, schema=pa.schema(list(INTERACTION_COLUMNS.items()))).take(
-            by_time
-        ),
+        pa.table(items, schema=pa.schema(ITEM_COLUMNS)),
+        pa.table(events, schema=pa.schema(INTERACTION_COLUMNS)).take(by_time),
         tuple(notes),
     )
 
