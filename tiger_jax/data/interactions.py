@@ -218,22 +218,24 @@ def _refuse_too_little(
         f"{counts['raw_interactions']:,} interactions of {counts['raw_users']:,} users "
         f"with {counts['raw_items']:,} items"
     )
-    if not is_kept.any():
-        short = counts["users_with_too_short_history"]
-        if short:
-            raise InputError(
-                f"of {there}, no user has the {MIN_HISTORY} that training, validation "
-                f"and test need (k_core={k}): bring longer histories"
-            )
-        raise InputError(
-            f"of {there}, none are left when each user and item must have {k}: lower "
-            "it with --gin.interactions.InteractionsConfig.k_core=2, or bring more data"
+    if np.bincount(users[is_kept]).max(initial=0) > MIN_HISTORY:
+        return
+    if is_kept.any():
+        problem = (
+            f"no user has more than {MIN_HISTORY} after filtering, so that there is no "
+            "next item to learn from: bring longer histories"
         )
-    if np.bincount(users[is_kept]).max() <= MIN_HISTORY:
-        raise InputError(
-            f"of {there}, no user has more than {MIN_HISTORY} after filtering, so "
-            "that there is no next item to learn from: bring longer histories"
+    elif counts["users_with_too_short_history"]:
+        problem = (
+            f"no user has the {MIN_HISTORY} that training, validation and test need "
+            f"(k_core={k}): bring longer histories"
         )
+    else:
+        problem = (
+            f"none are left when each user and item must have {k}: lower it with "
+            "--gin.interactions.InteractionsConfig.k_core=2, or bring more data"
+        )
+    raise InputError(f"of {there}, {problem}")
 
 
 def _distinct(numbers: Int64[np.ndarray, " total"]) -> Int64[np.ndarray, " distinct"]:

@@ -23,17 +23,12 @@ def load_embeddings(folder: Path, num_items: int) -> Float[np.ndarray, "N E"]:
     with reading(path):
         embeddings = load_array(path)
     if embeddings.ndim != 2 or len(embeddings) != num_items:
-        raise InputError(
-            f"{path} has shape {embeddings.shape}, but there are {num_items} items: "
-            "run --stage=embed_items again"
-        )
-    is_finite = np.isfinite(embeddings).all(axis=1)
-    if not is_finite.all():
-        raise InputError(
-            f"{path}: row {int(is_finite.argmin())} is not finite: run "
-            "--stage=embed_items again"
-        )
-    return embeddings
+        problem = f"has shape {embeddings.shape}, but there are {num_items} items"
+    elif not (is_finite := np.isfinite(embeddings).all(axis=1)).all():
+        problem = f"can't be used: row {int(is_finite.argmin())} is not finite"
+    else:
+        return embeddings
+    raise InputError(f"{path} {problem}: run --stage=embed_items again")
 
 
 def load_quantized_vectors(
@@ -47,8 +42,7 @@ def load_quantized_vectors(
 
 
 def join_text(
-    text: Float[np.ndarray, "N E"],
-    vectors: Float32[np.ndarray, "N C"],
+    text: Float[np.ndarray, "N E"], vectors: Float32[np.ndarray, "N C"]
 ) -> Float32[np.ndarray, "N joined"]:
     """Puts text vectors, brought to length 1, and weighted others side by side."""
     return np.concatenate([to_unit_length(text), vectors], axis=1)

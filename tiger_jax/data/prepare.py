@@ -16,11 +16,7 @@ from tiger_jax.data.statistics import compute_statistics
 
 
 def prepare_shop(
-    shop: RawShop,
-    interactions: InteractionsConfig,
-    splits: SplitsConfig,
-    *,
-    seed: int,
+    shop: RawShop, interactions: InteractionsConfig, splits: SplitsConfig, *, seed: int
 ) -> PreparedData:
     """Filters, numbers, orders and splits a shop.
 

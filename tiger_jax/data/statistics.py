@@ -21,7 +21,9 @@ def compute_statistics(
     train = splits.train
     in_training = np.zeros(num_items, bool)
     in_training[train.items] = True
-    targets = splits.test.targets
+    before, targets = splits.test.histories, splits.test.targets
+    users = np.repeat(np.arange(before.num_users), before.lengths)
+    repeats = users[before.items == targets[users]]
     return {
         "users": histories.num_users,
         "items": num_items,
@@ -35,7 +37,7 @@ def compute_statistics(
         "training_items": int(in_training.sum()),
         "test_items": len(targets),
         "test_items_never_in_training": int((~in_training[targets]).sum()),
-        "test_users_who_had_the_target_before": _count_repeats(splits),
+        "test_users_who_had_the_target_before": len(np.unique(repeats)),
         "distinct_test_items": len(np.unique(targets)),
     }
 
@@ -62,10 +64,3 @@ def describe_statistics(statistics: dict[str, Any]) -> str:
         )
     lines += [f"  note             {note}" for note in s["notes"]]
     return "\n".join(lines)
-
-
-def _count_repeats(splits: Splits) -> int:
-    histories, targets = splits.test.histories, splits.test.targets
-    is_target = histories.items == np.repeat(targets, histories.lengths)
-    users = np.repeat(np.arange(histories.num_users), histories.lengths)
-    return len(np.unique(users[is_target]))

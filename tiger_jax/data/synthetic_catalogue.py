@@ -230,7 +230,8 @@ def _write_texts(series: _Series, rng: np.random.Generator) -> pa.Table:
     line goes with which stands nowhere.
     """
     num_items = len(series.of_item)
-    brands = rng.permutation(len(_BRAND_STARTS) * len(_BRAND_ENDS))
+    names = [start + end for start in _BRAND_STARTS for end in _BRAND_ENDS]
+    brands = rng.permutation(len(names))
     line_names = rng.integers(len(_LINE_NAMES), size=(len(series.size), 2))
     dearness = rng.lognormal(0.0, 0.35, len(series.size))
     drop = rng.random((num_items, 5))
@@ -243,7 +244,7 @@ def _write_texts(series: _Series, rng: np.random.Generator) -> pa.Table:
             series.category[line] % CATEGORIES_PER_DEPARTMENT
         ]
         round_, place = divmod(int(series.position[item]), len(department.ladder))
-        brand = _brand_name(int(brands[series.brand[line] % len(brands)]))
+        brand = names[brands[series.brand[line] % len(brands)]]
         words = [
             brand if drop[item, 0] < 0.6 else "",
             _LINE_NAMES[line_names[line, 0]] if drop[item, 1] < 0.95 else "",
@@ -255,25 +256,15 @@ def _write_texts(series: _Series, rng: np.random.Generator) -> pa.Table:
         title = " ".join(word for word in words if word)
         if drop[item, 3] < 0.4:
             title += f", {_COLORS[color[item]]}"
-        ladder_factor = 0.7 + 0.6 * series.position[item] / series.size[line]
+        price *= dearness[line] * (
+            0.7 + 0.6 * series.position[item] / series.size[line]
+        )
+        # As shops write it: two telling digits, and 99 cents.
+        shelf_price = round(float(f"{price:.2g}") - 0.01, 2)
         rows["item_id"].append(f"P{number[item]:07d}")
         rows["title"].append(title)
         rows["brand"].append(brand if drop[item, 4] < 0.92 else "")
-        rows["price"].append(
-            _shelf_price(price * dearness[line] * ladder_factor)
-            if drop[item, 3] < 0.88
-            else None
-        )
+        rows["price"].append(shelf_price if drop[item, 3] < 0.88 else None)
         path = (department.name, department.section, name)
         rows["categories"].append([[step for step in path if step]])
     return pa.table(rows, schema=pa.schema(ITEM_COLUMNS))
-
-
-def _shelf_price(price: float) -> float:
-    """The price as shops write it: two telling digits, and 99 cents."""
-    return round(float(f"{price:.2g}") - 0.01, 2)
-
-
-def _brand_name(number: int) -> str:
-    start, end = divmod(number, len(_BRAND_ENDS))
-    return _BRAND_STARTS[start] + _BRAND_ENDS[end]

@@ -5,9 +5,7 @@ import pyarrow as pa
 from jaxtyping import Int64
 
 
-def number_texts(
-    texts: pa.ChunkedArray,
-) -> tuple[Int64[np.ndarray, " rows"], pa.Array]:
+def number_texts(texts: pa.ChunkedArray) -> tuple[Int64[np.ndarray, " rows"], pa.Array]:
     """Each row's number, by first appearance, and the distinct texts by number.
 
     Example:

@@ -287,7 +287,6 @@ class Batches:
     def __init__(
         self, draw: Callable[[int], dict[str, np.ndarray]], constants: dict[str, Array]
     ) -> None:
-        """Takes what draws the batch of a step."""
         self._draw, self.constants, self._step = draw, constants, 0
 
     def __next__(self) -> Update:

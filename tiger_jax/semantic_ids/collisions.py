@@ -113,7 +113,10 @@ def add_collision_level(
         [[5, 0], [5, 1], [2, 0]]
     """
     groups = group_rows(codes)
-    order = _order_of_sharing(groups, item_ids)
+    # The rows that aren't alone in their group, by item id.
+    sharing_rows = np.flatnonzero(np.bincount(groups)[groups] > 1)
+    ids = np.array([item_ids[row] for row in sharing_rows.tolist()], np.str_)
+    order = sharing_rows[np.argsort(ids, kind="stable")]
     if taken is None:
         numbers = number_within_groups(groups, order)
     else:
@@ -131,15 +134,6 @@ def add_collision_level(
             "the same embedding always share their codewords"
         )
     return np.column_stack([codes, numbers]).astype(np.int32)
-
-
-def _order_of_sharing(
-    groups: Int64[np.ndarray, " N"], item_ids: Sequence[str]
-) -> Int64[np.ndarray, " n"]:
-    """The rows that aren't alone in their group, by item id."""
-    rows = np.flatnonzero(np.bincount(groups)[groups] > 1)
-    ids = np.array([item_ids[row] for row in rows.tolist()], np.str_)
-    return rows[np.argsort(ids, kind="stable")]
 
 
 def _number_around(

@@ -113,11 +113,10 @@ def load_peer_codes(path: Path, item_ids: Sequence[str]) -> PeerCodes:
     codes = np.full((len(item_ids), length), -1, np.int32)
     unknown = []
     for item_id, code in entries.items():
-        number = number_of.get(item_id)
-        if number is None:
-            unknown.append(item_id)
+        if item_id in number_of:
+            codes[number_of[item_id]] = code
         else:
-            codes[number] = code
+            unknown.append(item_id)
     if len(unknown) == len(entries):
         raise InputError(
             f"{path}: none of its {len(entries):,} item ids (such as {unknown[0]!r}) "
@@ -144,7 +143,8 @@ def _read_entries(path: Path) -> dict[str, list[int]]:
         raise InputError(f"{path} must hold one JSON object of item id: list of codes")
     length = None
     for item_id, code in entries.items():
-        if not isinstance(code, list) or not code or not all(map(_is_codeword, code)):
+        is_list = isinstance(code, list) and bool(code)
+        if not is_list or any(type(c) is not int or not 0 <= c < 2**31 for c in code):
             raise InputError(
                 f"{path}: item {item_id!r} has {json.dumps(code)[:60]} instead of a "
                 "list of whole numbers from 0"
@@ -155,10 +155,6 @@ def _read_entries(path: Path) -> dict[str, list[int]]:
                 f"{path}: item {item_id!r} has {len(code)} codes, others {length}"
             )
     return entries
-
-
-def _is_codeword(value: object) -> bool:
-    return type(value) is int and 0 <= value < 2**31
 
 
 def _refuse_twice(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -34,10 +34,8 @@ def read_json(path: Path) -> Any:
 def canonical(value: Any) -> Any:
     """Turns configs into plain JSON values; dataclasses keep their class's name."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {
-            f.name: canonical(getattr(value, f.name)) for f in dataclasses.fields(value)
-        }
-        return {"class": type(value).__name__, **fields}
+        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        return {"class": type(value).__name__, **canonical(fields)}
     if isinstance(value, Mapping):
         return {str(k): canonical(v) for k, v in value.items()}
     if isinstance(value, list | tuple | set | frozenset):

@@ -12,14 +12,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from tiger_jax.data.raw_shop import RawShop
-from tiger_jax.data.readers.amazon import (
-    CATEGORIES,
-    Metadata,
-    Reviews,
-    read_amazon,
-    read_metadata,
-    read_reviews,
-)
+from tiger_jax.data.readers import amazon
+from tiger_jax.data.readers.amazon import CATEGORIES, Metadata, Reviews
 from tiger_jax.errors import InputError
 from tiger_jax.workdir.hashing import hash_file
 from tiger_jax.workdir.json_files import read_json, write_json
@@ -109,13 +103,14 @@ class Amazon2014(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
         paths = self._find_files(dl_manager)
-        reviews = read_reviews(paths["reviews"])
-        metadata, skipped = read_metadata(paths["metadata"], set(reviews.item_ids))
+        reviews = amazon.read_reviews(paths["reviews"])
+        items = set(reviews.item_ids)
+        metadata, skipped = amazon.read_metadata(paths["metadata"], items)
         self.info.metadata.update(
             sha256={key: hash_file(path) for key, path in paths.items()},
             skipped_lines=len(skipped),
             first_skipped_lines=skipped[:5],
-            items_without_metadata=len(set(reviews.item_ids)) - len(metadata),
+            items_without_metadata=len(items) - len(metadata),
         )
         return {"items": self._generate_examples(reviews, metadata)}
 
@@ -139,22 +134,20 @@ class Amazon2014(tfds.core.GeneratorBasedBuilder):
             rows_of.setdefault(item_id, []).append(row)
         for number, (item_id, rows) in enumerate(rows_of.items()):
             about = metadata.get(item_id, Metadata())
-            yield (
-                number,
-                {
-                    "item_id": item_id,
-                    "title": about.title,
-                    "brand": about.brand,
-                    "price": about.price,
-                    "categories": [list(path) for path in about.categories],
-                    "reviews": {
-                        "user_id": [reviews.user_ids[row] for row in rows],
-                        "rating": [reviews.ratings[row] for row in rows],
-                        "timestamp": [reviews.timestamps[row] for row in rows],
-                        "row": rows,
-                    },
+            example = {
+                "item_id": item_id,
+                "title": about.title,
+                "brand": about.brand,
+                "price": about.price,
+                "categories": [list(path) for path in about.categories],
+                "reviews": {
+                    "user_id": [reviews.user_ids[row] for row in rows],
+                    "rating": [reviews.ratings[row] for row in rows],
+                    "timestamp": [reviews.timestamps[row] for row in rows],
+                    "row": rows,
                 },
-            )
+            }
+            yield number, example
 
 
 def download_amazon(name: str, *, data_dir: Path | None = None) -> RawShop:
@@ -186,24 +179,17 @@ def download_amazon(name: str, *, data_dir: Path | None = None) -> RawShop:
             f"{', '.join(files.values())} could not be fetched from {HOST} ({error}): "
             "download them by hand and give their folder as --data_dir"
         ) from error
-    return read_amazon(paths["metadata"], paths["reviews"], name)
+    return amazon.read_amazon(paths["metadata"], paths["reviews"], name)
 
 
 def _download(files: dict[str, str], dl_manager: Any) -> dict[str, Path]:
+    """Downloads files, whose checksums must be those of the first time."""
     urls = {key: HOST + name for key, name in files.items()}
     paths = {key: Path(path) for key, path in dl_manager.download(urls).items()}
-    _check_or_record(
-        Path(dl_manager.download_dir) / _CHECKSUMS,
-        {urls[key]: path for key, path in paths.items()},
-    )
-    return paths
-
-
-def _check_or_record(record: Path, paths: dict[str, Path]) -> None:
-    """Compares downloads with the checksums of the first ones, or writes these down."""
+    record = Path(dl_manager.download_dir) / _CHECKSUMS
     known = read_json(record) if record.exists() else {}
-    for url, path in paths.items():
-        digest = hash_file(path)
+    for key, path in paths.items():
+        url, digest = urls[key], hash_file(path)
         if known.setdefault(url, digest) != digest:
             raise InputError(
                 f"{path} (from {url}) has SHA-256 {digest}, but the file first "
@@ -211,3 +197,4 @@ def _check_or_record(record: Path, paths: dict[str, Path]) -> None:
                 f"again, or delete {record} if the source has changed"
             )
     write_json(record, known)
+    return paths

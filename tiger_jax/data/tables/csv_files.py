@@ -9,12 +9,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.csv
 
-from tiger_jax.data.tables.text_files import (
-    check_encoding,
-    one_line,
-    open_text,
-    raise_for_encoding,
-)
+from tiger_jax.data.tables import text_files
+from tiger_jax.data.tables.text_files import one_line
 from tiger_jax.errors import InputError
 
 _BLOCK_BYTES = 2**23
@@ -53,7 +49,7 @@ def read_csv(
         InputError: Wrong encoding, rows of different lengths, a column name given
             twice, a quote that is never closed: names the line.
     """
-    check_encoding(path, csv_format.encoding)
+    text_files.check_encoding(path, csv_format.encoding)
     header_end, header = _read_header(path, csv_format)
     wanted = columns if columns and set(columns) <= set(header) else header
     parse_options = pa.csv.ParseOptions(
@@ -85,7 +81,7 @@ def read_csv(
     except (pa.ArrowException, UnicodeError) as error:
         if re.search("Empty CSV|Could not skip", str(error)):
             raise InputError(f"{path} has a header but no rows") from error
-        raise_for_encoding(path, csv_format.encoding)
+        text_files.raise_for_encoding(path, csv_format.encoding)
         _raise_for_ragged_row(path, csv_format, len(header))
         raise InputError(f"{path} can't be read: {one_line(error)}") from error
     _refuse_unclosed_quote(path, csv_format)
@@ -103,7 +99,7 @@ def _rows(
 ) -> Iterator[tuple[int, list[str]]]:
     """Yields each row's first line and its fields, from the header on."""
     csv.field_size_limit(_MAX_FIELD)
-    with open_text(path, csv_format.encoding) as file:
+    with text_files.open_text(path, csv_format.encoding) as file:
         reader = csv.reader(
             file,
             delimiter=csv_format.delimiter,
@@ -139,7 +135,7 @@ def _read_header(path: Path, csv_format: CsvFormat) -> tuple[int, list[str]]:
         line, header = next(_rows(path, csv_format), (1, []))
         last_line = line + sum(name.count("\n") for name in header)
     except UnicodeError as error:
-        raise_for_encoding(path, csv_format.encoding)
+        text_files.raise_for_encoding(path, csv_format.encoding)
         raise InputError(f"{path} can't be read: {one_line(error)}") from error
     header = [name.strip() for name in header]
     for name in header:

@@ -10,12 +10,8 @@ import pyarrow as pa
 import pyarrow.json
 
 from tiger_jax.data.raw_shop import CATEGORY_PATHS
-from tiger_jax.data.tables.text_files import (
-    check_encoding,
-    one_line,
-    open_text,
-    raise_for_encoding,
-)
+from tiger_jax.data.tables import text_files
+from tiger_jax.data.tables.text_files import one_line
 from tiger_jax.errors import InputError
 
 
@@ -39,7 +35,7 @@ def read_json_lines(
         InputError: Wrong encoding, malformed JSON, something other than an object:
             names the line.
     """
-    check_encoding(path, encoding)
+    text_files.check_encoding(path, encoding)
     if columns is not None and codecs.lookup(encoding).name == "utf-8":
         table = _read_fast(path, columns)
         if table is not None:
@@ -109,7 +105,7 @@ def _read_slowly(path: Path, encoding: str) -> tuple[pa.Table, dict[str, str]]:
     values: dict[str, list[Any]] = {}
     num_rows = 0
     try:
-        with open_text(path, encoding) as file:
+        with text_files.open_text(path, encoding) as file:
             for line, text in enumerate(file, 1):
                 text = text.strip()
                 if not text:
@@ -120,7 +116,7 @@ def _read_slowly(path: Path, encoding: str) -> tuple[pa.Table, dict[str, str]]:
                     column.append(value)
                 num_rows += 1
     except UnicodeError as error:
-        raise_for_encoding(path, encoding)
+        text_files.raise_for_encoding(path, encoding)
         raise InputError(f"{path} can't be read: {one_line(error)}") from error
     arrays, unusable = {}, {}
     for name, column in values.items():
