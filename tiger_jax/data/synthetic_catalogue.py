@@ -256,9 +256,8 @@ def _write_texts(series: _Series, rng: np.random.Generator) -> pa.Table:
         title = " ".join(word for word in words if word)
         if drop[item, 3] < 0.4:
             title += f", {_COLORS[color[item]]}"
-        price *= dearness[line] * (
-            0.7 + 0.6 * series.position[item] / series.size[line]
-        )
+        ladder_factor = 0.7 + 0.6 * series.position[item] / series.size[line]
+        price = price * dearness[line] * ladder_factor
         # As shops write it: two telling digits, and 99 cents.
         shelf_price = round(float(f"{price:.2g}") - 0.01, 2)
         rows["item_id"].append(f"P{number[item]:07d}")
