@@ -12,25 +12,16 @@ from tiger_jax.histories import HeldOut, Histories
 
 @config("splits")
 class SplitsConfig:
-    """How interactions are kept back.
-
-    Attributes:
-        unseen_share: Share of the test items to remove from all training and
-            validation data, for the cold-start experiment (paper, section 4.3: 0.05).
-    """
+    """How interactions are kept back."""
 
     unseen_share: float = 0.0
+    """Share of the test items to remove from all training and validation data, for
+    the cold-start experiment (paper, section 4.3: 0.05)."""
 
 
 @dataclass(frozen=True)
 class Splits:
-    """The three parts of a leave-one-out split.
-
-    Attributes:
-        train: What may be learned from, for every user (possibly nothing).
-        validation: The last but one interaction, given all before it.
-        test: The last interaction, given all before it.
-    """
+    """What to learn from, the last but one interaction, and the last one."""
 
     train: Histories
     validation: HeldOut
@@ -70,13 +61,7 @@ class Splits:
 def choose_unseen_items(
     histories: Histories, share: float, *, seed: int
 ) -> Int32[np.ndarray, " unseen"]:
-    """Draws the items to hide from training among those that are test targets.
-
-    Args:
-        share: Share of the distinct test targets, rounded; at least one if positive.
-
-    Returns:
-        Item numbers, ascending.
+    """Draws a share of the test targets to hide from training; at least one if any.
 
     Raises:
         InputError: The share isn't in [0, 1).

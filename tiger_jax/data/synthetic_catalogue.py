@@ -59,7 +59,6 @@ class Catalogue:
 
     Attributes:
         items: The table of a `RawShop`, in an order without meaning.
-        department: Department of each item.
         popularity: How often an item is taken by those who follow nothing; sums to 1.
         launch: When the item comes to the shop, as a share of the shop's life; 0 for
             those there from the beginning.

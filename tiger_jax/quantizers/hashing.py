@@ -36,15 +36,6 @@ class Hyperplanes(ChunkedQuantizer):
         )
         return (sides > 0) @ weights
 
-    def to_arrays(self) -> dict[str, np.ndarray]:
-        return {"center": self.center, "normals": self.normals}
-
-    @classmethod
-    def from_arrays(
-        cls, arrays: Mapping[str, np.ndarray], settings: Mapping[str, Any]
-    ) -> "Hyperplanes":
-        return cls(arrays["center"], arrays["normals"])
-
 
 @config("hash_quantizers")
 class Lsh:
@@ -103,9 +94,6 @@ class HashedCodes(ChunkedQuantizer):
             # The high half, whose remainder is uniform to 1 part in 2^32 / K.
             levels.append((_finish_splitmix64(hashed) >> np.uint64(32)) % size)
         return np.column_stack(levels).astype(np.int32)
-
-    def to_arrays(self) -> dict[str, np.ndarray]:
-        return {"multipliers": self.multipliers}
 
     @classmethod
     def from_arrays(

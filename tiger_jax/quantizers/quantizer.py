@@ -67,8 +67,17 @@ class ChunkedQuantizer:
     ) -> Float32[np.ndarray, "N E"] | None:
         return None
 
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        return {k: v for k, v in vars(self).items() if isinstance(v, np.ndarray)}
+
     def settings(self) -> dict[str, Any]:
         return {"codebook_sizes": list(self.codebook_sizes)}
+
+    @classmethod
+    def from_arrays(
+        cls, arrays: Mapping[str, np.ndarray], settings: Mapping[str, Any]
+    ) -> Any:
+        return cls(**arrays)
 
 
 @runtime_checkable

@@ -16,7 +16,7 @@ def encode_histories(
     user_hashes: UInt32[np.ndarray, " B"] | None = None,
     is_known: Bool[np.ndarray, " B"] | None = None,
 ) -> Int32[np.ndarray, "B S"]:
-    """Lays out each history as one row: the user's token, then T tokens an item.
+    """Lays out each history as one row: the user's token, then T tokens per item.
 
     The same rows as in training: oldest item first, padding on the right. A row's
     items must stand at its left end. S = I * T, and one more with user tokens.
@@ -60,9 +60,6 @@ def lay_out_tokens(
         is_item: Bool [B I].
         user_tokens: Int32 [B], where the layout has user tokens.
         xp: The arrays' library: `numpy` or `jax.numpy`.
-
-    Returns:
-        Int32 [B S].
     """
     tokens = xp.where(is_item[:, :, None], tokens, PADDING)
     inputs = tokens.reshape(tokens.shape[0], -1)  # [B, I * T]

@@ -23,7 +23,6 @@ class PeerCodes:
     Attributes:
         codes: -1 in every column for an item that the file doesn't have.
         num_unknown: Entries of the file whose item the catalogue doesn't have.
-        first_unknown: One of their ids, for the message.
     """
 
     codes: Int32[np.ndarray, "N C"]

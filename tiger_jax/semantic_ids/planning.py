@@ -103,7 +103,6 @@ class SemanticIdPlan:
             None.
         table_bytes: Of the codes as a `SemanticIdTable` holds them.
         packed_bytes: Of the codes, were each level to take just the bits it needs.
-        vocab_size: Token numbers for codewords and padding.
     """
 
     num_items: int

@@ -30,7 +30,6 @@ class SemanticIdTable:
             fine, then the collision level's, so T = L + 1.
         codebook_sizes: Codewords per level, T of them.
         num_levels: L, the learned levels.
-        item_ids: The user's own id of every item, by item number.
 
     Raises:
         InputError: A codeword lies outside its codebook, or two items share an ID.

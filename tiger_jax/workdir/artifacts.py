@@ -69,7 +69,6 @@ class StageRun:
     Attributes:
         final: The folder's place in the work directory.
         is_current: The folder is already up to date: there is nothing to do.
-        inputs: The manifests of the input folders, by name.
         record: The fields of the manifest that are known from the start.
         opaque: Patterns of paths that don't enter the content hash.
     """
@@ -147,11 +146,11 @@ def begin(
         InputError: An input is missing, damaged, or made from something other than
             what the work directory now holds; both hashes are named.
     """
-    workdir = Path(workdir)
     final = workdir / name
     _recover(final)
     manifests = {i: load_manifest(workdir / i, needed_by=stage) for i in inputs}
-    _check_that_inputs_belong_together(workdir, stage, manifests)
+    for i, manifest in manifests.items():
+        _check_inputs_of(workdir, i, manifest, stage)
     record: dict[str, Any] = {
         "stage": stage,
         "config": canonical(dict(config)),
@@ -294,23 +293,18 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _check_that_inputs_belong_together(
-    workdir: Path, stage: str, manifests: Mapping[str, Manifest]
-) -> None:
-    for name, manifest in manifests.items():
-        for used, hash_used in manifest.inputs.items():
-            if not (workdir / used).exists():
-                continue
-            now = (
-                manifests.get(used) or load_manifest(workdir / used, verify=False)
-            ).content_hash
-            if now != hash_used:
-                raise InputError(
-                    f"{stage}: {workdir / name} was made from {used} "
-                    f"{hash_used[:12]}, but {workdir / used} is {now[:12]}: run "
-                    f"--stage={manifest.stage} again, or put the {used} it was made "
-                    "from back"
-                )
+def _check_inputs_of(workdir: Path, name: str, manifest: Manifest, stage: str) -> None:
+    """Refuses an input that was made from other folders than there are now."""
+    for used, before in manifest.inputs.items():
+        if not (workdir / used).exists():
+            continue
+        now = load_manifest(workdir / used, verify=False).content_hash
+        if now != before:
+            raise InputError(
+                f"{stage}: {workdir / name} was made from {used} {before[:12]}, but "
+                f"{workdir / used} is {now[:12]}: run --stage={manifest.stage} again, "
+                f"or put the {used} it was made from back"
+            )
 
 
 def _what_changed(old: Manifest, record: Mapping[str, Any]) -> str:
@@ -321,10 +315,9 @@ def _what_changed(old: Manifest, record: Mapping[str, Any]) -> str:
         after = dict(_flatten(record[kind]))
         for key in sorted(before.keys() | after.keys()):
             if before.get(key) != after.get(key):
-                was, now = (
-                    str(side.get(key, "absent"))[: 12 if kind != "config" else 60]
-                    for side in (before, after)
-                )
+                size = 60 if kind == "config" else 12  # a hash's start will do
+                was = str(before.get(key, "absent"))[:size]
+                now = str(after.get(key, "absent"))[:size]
                 changes.append(f"{key} was {was} and is {now}")
     shown = "; ".join(changes[:3]) or "its stage changed"
     return shown + (f"; and {len(changes) - 3} more" if len(changes) > 3 else "")

@@ -29,7 +29,6 @@ class RawSource:
     """Where the raw data come from.
 
     Attributes:
-        kind: Which reader it is for.
         place: Its folder, or what else names it; for messages.
         config: The reader's config, or None if it has no options.
         external: SHA-256 of each raw file, by name.
