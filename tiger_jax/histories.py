@@ -53,7 +53,6 @@ class Histories:
 
     @property
     def lengths(self) -> Int64[np.ndarray, " U"]:
-        """Number of items in each user's history."""
         return np.diff(self.offsets)
 
     def of(self, user: int) -> Int32[np.ndarray, " length"]:
@@ -106,7 +105,6 @@ class HeldOut:
             raise ValueError(f"users, histories and targets differ in number: {sizes}")
 
     def select(self, rows: Int[np.ndarray, " C"]) -> "HeldOut":
-        """A subset of the held-out interactions, in the order given."""
         return type(self)(
             self.user_numbers[rows], self.histories.select(rows), self.targets[rows]
         )

@@ -42,7 +42,6 @@ class InteractionsConfig:
     keep_all_items: bool = False
 
     def __post_init__(self) -> None:
-        """Refuses what can't be done."""
         if self.tie_order not in TIE_ORDERS:
             raise InputError(
                 f"InteractionsConfig.tie_order is {self.tie_order!r}: choose one of "

@@ -83,7 +83,6 @@ class PreparedData:
 
     @cached_property
     def item_ids(self) -> tuple[str, ...]:
-        """Identifier of each item number."""
         return tuple(self.items["item_id"].to_pylist())
 
     @cached_property

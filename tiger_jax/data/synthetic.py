@@ -66,7 +66,6 @@ class SyntheticShopConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuses numbers from which no shop can be made."""
         least, mean, most = self.min_history, self.mean_history, self.max_history
         shares = [f for f in self.__dataclass_fields__ if f.endswith("_share")]
         for is_fulfilled, law in (

@@ -87,14 +87,12 @@ def _check_rows(path: Path, array: np.ndarray) -> None:
             rows = np.asarray(part, np.float32)
         if start == 0:
             first = rows[0]
-        is_bad = ~np.isfinite(rows).all(axis=1)
-        if is_bad.any():
-            row = int(is_bad.argmax())
-            column = int((~np.isfinite(rows[row])).argmax())
-            value = part[row, column]
+        is_finite = np.isfinite(rows)
+        if not is_finite.all():
+            row, column = np.argwhere(~is_finite)[0]
             raise InputError(
                 f"{path}, row {start + row}, column {column} (counted from 0): "
-                f"{value!s} is no finite float32: embed that item again"
+                f"{part[row, column]!s} is no finite float32: embed that item again"
             )
         is_zero = ~rows.any(axis=1)
         if is_zero.any():

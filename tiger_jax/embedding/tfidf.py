@@ -58,7 +58,6 @@ class FrozenTfidf:
         return vectorizer
 
     def save(self, folder: Path) -> None:
-        """Writes the arrays and ``tfidf.json``."""
         save_arrays(folder, {name: getattr(self, name) for name in _ARRAYS})
         facts = {"words": self.words, "max_ngram": self.max_ngram}
         write_json(folder / _FACTS, facts)

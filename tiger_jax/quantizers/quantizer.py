@@ -59,7 +59,6 @@ class ChunkedQuantizer:
         return np.concatenate(codes)
 
     def encode_chunk(self, chunk: Float32[np.ndarray, "B E"]) -> Int[np.ndarray, "B L"]:
-        """The codewords of some embeddings."""
         raise NotImplementedError
 
     def reconstruct(

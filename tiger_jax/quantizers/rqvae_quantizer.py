@@ -36,7 +36,6 @@ class RqVaeQuantizer(ChunkedQuantizer):
 
     @property
     def model(self) -> RqVae:
-        """The network."""
         return RqVae(self.config, len(self.mean))
 
     def encode_chunk(self, chunk: Float32[np.ndarray, "B E"]) -> Int[np.ndarray, "B L"]:

@@ -234,7 +234,6 @@ class _Training:
         return self.fit_codebooks(params)
 
     def refresh_codebooks(self, step: int, params: Params) -> Params:
-        """Fits the codebooks anew where that is due."""
         config, unit = self.config, self.config.steps_per_dispatch
         due = (share * config.num_steps for share in config.refresh_at)
         if step in {max(round(at / unit), 1) * unit for at in due}:
@@ -302,11 +301,9 @@ class Batches:
         return arrays
 
     def save(self, path: Any) -> None:
-        """Writes the position into a folder."""
         (path / "position.json").write_text(json.dumps({"updates": self._step}))
 
     def restore(self, path: Any) -> None:
-        """Continues from a saved position."""
         self._step = json.loads((path / "position.json").read_text())["updates"]
 
 

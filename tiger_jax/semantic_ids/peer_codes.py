@@ -31,7 +31,6 @@ class PeerCodes:
 
     @property
     def missing(self) -> Int[np.ndarray, " M"]:
-        """Numbers of the items without codes."""
         return np.flatnonzero(self.codes[:, 0] < 0)
 
 

@@ -36,12 +36,11 @@ def describe_codes(
         their perplexity, and for the prefixes that end there how many are distinct,
         and their category purity beside the same with categories shuffled.
     """
-    num_items = len(codes)
     levels = []
     for level, size in enumerate(codebook_sizes):
         groups = group_rows(codes[:, : level + 1])
         counts = np.bincount(codes[:, level], minlength=size)
-        used = int((counts > 0).sum())
+        used = np.count_nonzero(counts)
         purity = shuffled = None
         if categories is not None:
             purity, shuffled = category_purity(groups, categories, seed=seed)
@@ -61,8 +60,8 @@ def describe_codes(
         )
     group_sizes = np.bincount(groups)
     return {
-        "num_items": num_items,
-        "collision_rate": 1 - len(group_sizes) / max(num_items, 1),
+        "num_items": len(codes),
+        "collision_rate": 1 - len(group_sizes) / max(len(codes), 1),
         "colliding_items": int(group_sizes[group_sizes > 1].sum()),
         "largest_group": int(group_sizes.max(initial=0)),
         "levels": levels,

@@ -93,7 +93,6 @@ class SemanticIdTable:
         )
 
     def save(self, folder: Path) -> None:
-        """Writes ``codes.npy``, ``item_ids.parquet`` and ``table.json``."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 

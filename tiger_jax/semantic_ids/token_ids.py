@@ -61,7 +61,6 @@ class TokenLayout:
 
     @property
     def first_user_token(self) -> int:
-        """The first token number after the codewords."""
         return 1 + sum(self.codebook_sizes)
 
     @property
@@ -95,7 +94,6 @@ class TokenLayout:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The form that `from_json` reads."""
         return {
             "codebook_sizes": list(self.codebook_sizes),
             "num_user_tokens": self.num_user_tokens,

@@ -43,7 +43,6 @@ class ShardWriter:
     suffix: str = "parquet"
 
     def path(self, shard: int) -> Path:
-        """The shard's file."""
         return self.folder / f"part-{shard:05}-of-{self.num_shards:05}.{self.suffix}"
 
     def missing(self) -> list[int]:
@@ -51,7 +50,6 @@ class ShardWriter:
         return [s for s in range(self.num_shards) if self._entry(s) is None]
 
     def write_table(self, shard: int, table: pa.Table, **counts: Any) -> None:
-        """Writes a shard of rows."""
 
         def write(path: Path) -> int:
             pa.parquet.write_table(table, path, row_group_size=ROW_GROUP)
@@ -171,7 +169,6 @@ class Shards:
 
     @property
     def paths(self) -> list[Path]:
-        """The files, in order."""
         return [self.folder / name for name in self.files]
 
     def count(self, name: str = "rows") -> list[int]:
@@ -180,12 +177,10 @@ class Shards:
 
     @property
     def num_shards(self) -> int:
-        """How many files."""
         return len(self.files)
 
     @property
     def num_rows(self) -> int:
-        """Rows of all shards."""
         return sum(self.count())
 
     def tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:

@@ -3,6 +3,7 @@
 Needs no Beam: training reads embeddings here.
 """
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,8 +61,8 @@ class VectorRows:
         if not shards.num_rows:
             raise InputError(f"{shards.folder} has no rows")
         self._name, self._rows = name, rows_of(shards)
-        self._ends = np.cumsum(shards.count())
-        self.num_rows = int(self._ends[-1])
+        self._ends = list(itertools.accumulate(shards.count()))
+        self.num_rows = self._ends[-1]
 
     def blocks(self, size: int = 16_384) -> Iterator[Float32[np.ndarray, "rows E"]]:
         """All rows in their order, a block at a time."""
@@ -75,13 +76,9 @@ class VectorRows:
             InputError: A vector in them is not finite.
         """
         found = []
-        first = int(np.searchsorted(self._ends, start, side="right"))
-        ends = self._ends[first:].tolist()
-        for shard, end in zip(self._rows[first:], ends, strict=True):
-            if shard.first_row >= stop:
-                break
+        for shard, end in zip(self._rows, self._ends, strict=True):
             here = max(start - shard.first_row, 0), min(stop, end) - shard.first_row
-            if here[1] > here[0]:
+            if here[0] < here[1]:
                 found.append(_read_part(shard.path, self._name, *here))
         vectors = np.concatenate(found).astype(np.float32, copy=False)
         is_finite = np.isfinite(vectors).all(axis=1)

@@ -280,13 +280,11 @@ def _read_lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
                     yield line, None
                 elif data.strip():
                     yield line, data
-                else:
-                    num_empty += 1
-                    if num_empty > _MAX_EMPTY_LINES:
-                        raise InputError(
-                            f"{path} holds more than {_MAX_EMPTY_LINES:,} empty "
-                            "lines: this is no file of Amazon's"
-                        )
+                elif (num_empty := num_empty + 1) > _MAX_EMPTY_LINES:
+                    raise InputError(
+                        f"{path} holds more than {_MAX_EMPTY_LINES:,} empty lines: "
+                        "this is no file of Amazon's"
+                    )
                 if line % _LINES_PER_UPDATE == 0:
                     _refuse_bomb(path, file.tell(), size)
                     bar.advance(raw.tell() - bar.done)

@@ -46,7 +46,6 @@ class Amazon2014Config(tfds.core.BuilderConfig):
     """One category; `files` names its files."""
 
     def __init__(self, name: str) -> None:
-        """Takes one of the names in `CATEGORIES`."""
         title = CATEGORIES[name]
         super().__init__(
             name=name,

@@ -36,7 +36,6 @@ class ColumnNames:
 
     @property
     def event_item_id(self) -> str:
-        """The interactions' column of item identifiers."""
         return self.interaction_item_id or self.item_id
 
 

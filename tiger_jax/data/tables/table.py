@@ -38,7 +38,6 @@ class SourceTable:
     def with_column(
         self, column: str, convert: Callable[[pa.ChunkedArray], pa.Array]
     ) -> "SourceTable":
-        """Replaces a column's values."""
         table = self.table.set_column(
             self.table.column_names.index(column), column, convert(self.table[column])
         )
