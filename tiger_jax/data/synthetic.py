@@ -67,34 +67,40 @@ class SyntheticShopConfig:
 
     def __post_init__(self) -> None:
         least, mean, most = self.min_history, self.mean_history, self.max_history
-        shares = [f for f in self.__dataclass_fields__ if f.endswith("_share")]
         for is_fulfilled, law in (
-            (self.num_items >= 60, "num_items >= 60"),
-            (self.num_users >= 1, "num_users >= 1"),
-            (2 <= least <= mean <= most, "2 <= min_ <= mean_ <= max_history"),
+            (
+                self.num_items >= 60 and self.num_users >= 1,
+                "a shop needs num_items >= 60 and num_users >= 1",
+            ),
+            (
+                2 <= least <= mean <= most,
+                "2 <= min_history <= mean_history <= max_history must hold",
+            ),
             (
                 most <= self.num_items // 4,
-                "max_history <= num_items / 4, since nobody takes an item twice",
+                "max_history is more than a quarter of num_items, and nobody takes an "
+                "item twice",
             ),
             (
                 3 <= self.items_per_series <= self.num_items / 6,
-                "3 <= items_per_series <= num_items / 6",
+                "items_per_series must lie between 3 and num_items / 6",
             ),
             *(
-                (0 <= getattr(self, name) <= 1, f"0 <= {name} <= 1")
-                for name in (*shares, "interest_change")
+                (0 <= getattr(self, name) <= 1, f"{name} is a probability")
+                for name in self.__dataclass_fields__
+                if name.endswith(("_share", "_change"))
             ),
             (
                 self.new_item_share <= 0.5,
-                "new_item_share <= 0.5, or the shop opens half empty",
+                "new_item_share must be at most 0.5, or the shop opens half empty",
             ),
             (
                 self.follow_share + self.interest_share <= 0.98,
-                "follow_share + interest_share <= 0.98, to leave some to popularity",
+                "follow_share + interest_share must leave 0.02 to plain popularity",
             ),
         ):
             if not is_fulfilled:
-                raise InputError(f"{self}: it must be that {law}")
+                raise InputError(f"SyntheticShopConfig: {law}; got {self}")
 
 
 def generate_shop(config: SyntheticShopConfig) -> RawShop:
