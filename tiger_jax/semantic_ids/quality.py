@@ -40,7 +40,7 @@ def describe_codes(
     for level, size in enumerate(codebook_sizes):
         groups = group_rows(codes[:, : level + 1])
         counts = np.bincount(codes[:, level], minlength=size)
-        used = np.count_nonzero(counts)
+        used = int(np.count_nonzero(counts))
         purity = shuffled = None
         if categories is not None:
             purity, shuffled = category_purity(groups, categories, seed=seed)
