@@ -26,6 +26,7 @@ from tiger_jax.workdir.json_files import read_json
 
 # Bindings that leave an experiment the same: its seed, and where a start lies.
 _SAME_RECIPE = ("--gin.SEED=", "--gin.train_recommender.starts_from=")
+_measure_work = functools.cache(measure_work)  # the same for every split
 KEY = ("data", "method", "experiment", "seed", "split")
 SPLITS = ("test", "test_masked")
 # Which folder holds what was trained for a method; the others are only counted.
@@ -113,13 +114,8 @@ def _row(
         made = artifacts.load_manifest(workdir / TRAINED[method], verify=False)
         row |= _training(workdir, made)
     if method == "tiger":
-        row |= _work_of(workdir)
+        row |= _measure_work(workdir)
     return row
-
-
-@functools.cache  # the same for every split
-def _work_of(workdir: Path) -> Row:
-    return measure_work(workdir)
 
 
 def _training(workdir: Path, manifest: artifacts.Manifest) -> Row:

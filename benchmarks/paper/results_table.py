@@ -58,7 +58,13 @@ def _section(rows: Sequence[Row]) -> str:
         key=lambda item: ORDER.index(item[0][0] if item[0][0] in ORDER else ""),
     ):
         name = _name(method, experiment, own[0])
-        cells.append([name, _seeds(own), *_cells(own)])
+        seeds = {row["seed"] for row in own}
+        means = (
+            format_mean([r["metrics"][metric] for r in own if r["split"] == split])
+            for split in SPLITS
+            for metric in METRICS
+        )
+        cells.append([name, "–" if seeds == {None} else len(seeds), *means])
         notes += _notes(name, own)
     lines = lib.markdown_table(titles, cells, "|---|--:|")
     if known:
@@ -112,19 +118,6 @@ def _name(method: str, experiment: str, row: Row) -> str:
         ]
         return f"**Fusion** of {', '.join(parts)} (`{experiment}`)"
     return row["name"]
-
-
-def _seeds(rows: Sequence[Row]) -> str:
-    seeds = {row["seed"] for row in rows}
-    return "–" if seeds == {None} else str(len(seeds))
-
-
-def _cells(rows: Sequence[Row]) -> list[str]:
-    return [
-        format_mean([r["metrics"][metric] for r in rows if r["split"] == split])
-        for split in SPLITS
-        for metric in METRICS
-    ]
 
 
 def format_mean(values: Sequence[float]) -> str:

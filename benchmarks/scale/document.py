@@ -212,9 +212,8 @@ def draw(local: list[Row], shards: list[Row], path: Path) -> None:
             memory = [row["peak_bytes"] / 1e6 for row in own]
             axes[0].loglog(items, seconds, "o-", label=stage)
             axes[1].loglog(items, memory, "o-", label=stage)
-        for axis, what, up in zip(
-            axes, ("time", "memory"), ("CPU seconds", "peak MB"), strict=False
-        ):
+        titles = ("time", "memory"), ("CPU seconds", "peak MB")
+        for axis, what, up in zip(axes, *titles, strict=False):
             axis.set_title(f"local stages: {what}", fontsize=10)
             axis.set(xlabel="items", ylabel=up)
             axis.grid(alpha=0.3)

@@ -186,7 +186,6 @@ def _decode(make_model: Callable[..., Any], folder: Path) -> dict[str, Any]:
 def _trivial(sizes: tuple[int, ...], codes: np.ndarray) -> tuple[Any, Any]:
     from benchmarks.decoding.cases import TrivialModel
 
-    del codes
     return TrivialModel(sizes), np.arange(SEARCHES + 1, dtype=np.int32)
 
 

@@ -1,14 +1,18 @@
 """A plan for a billion items: each figure carried over from a row, or computed."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
+from benchmarks import lib
 from benchmarks.lib import Row
 from benchmarks.scale.rows import EMBED_STEPS, micros_a_row, peak_above_start
 from tiger_jax.decoding.trie import expected_case, make_plan
 from tiger_jax.semantic_ids.planning import plan_semantic_ids
 
+# What, its value and its source.
+Line = tuple[str, str, str]
 BILLION = 1_000_000_000
 # Of a device's memory, the other half is the model's.
 _TRIE_BYTES_A_DEVICE = 40e9
@@ -18,27 +22,26 @@ _MAPPED_BYTES = 5
 
 def plan_lines(rows: list[Row]) -> list[str]:
     """The plan as a Markdown table."""
-    lines = ["| what | for 10^9 items | from |", "|---|--:|---|"]
+    titles = ["what", "for 10^9 items", "from"]
+    return lib.markdown_table(titles, _plan(rows), "|---|--:|---|")
 
-    def add(what: str, value: str, source: str) -> None:
-        lines.append(f"| {what} | {value} | {source} |")
 
+def _plan(rows: list[Row]) -> Iterator[Line]:
     plan = plan_semantic_ids(BILLION, codebook_size=2048, num_levels=4)
-    add(
+    yield (
         "Semantic IDs",
         f"{plan.codebook_sizes}, {plan.collision_rate:.2%} collide",
         "`plan_semantic_ids`, uniform codes: a pilot's will collide more",
     )
-    add(
+    yield (
         "their table",
         f"{plan.table_bytes / 1e9:,.0f} GB",
         f"`plan_semantic_ids`, int32; {plan.packed_bytes / 1e9:,.1f} GB as bits",
     )
-    _add_shards(add, [row for row in rows if row["part"] == "shards"])
-    _add_items(add, [row for row in rows if row["part"] == "end_to_end"])
-    _add_local(add, [row for row in rows if row["part"] == "local"])
-    _add_trie(add, rows, plan)
-    return lines
+    yield from _of_shards([row for row in rows if row["part"] == "shards"])
+    yield from _of_items([row for row in rows if row["part"] == "end_to_end"])
+    yield from _of_local([row for row in rows if row["part"] == "local"])
+    yield from _of_trie(rows, plan)
 
 
 def _largest(rows: list[Row]) -> list[Row]:
@@ -46,7 +49,7 @@ def _largest(rows: list[Row]) -> list[Row]:
     return [row for row in rows if row["rows"] == most]
 
 
-def _add_shards(add: Any, rows: list[Row]) -> None:
+def _of_shards(rows: list[Row]) -> Iterator[Line]:
     """Interactions to histories and tokens, in shards."""
     steps = [row for row in rows if "leading" not in row["stage"]]
     texts = [row for row in steps if row["stage"].startswith(EMBED_STEPS)]
@@ -64,19 +67,19 @@ def _add_shards(add: Any, rows: list[Row]) -> None:
         if not kept:
             continue
         micros = sum(map(micros_a_row, kept))
-        add(
+        yield (
             f"{what}: core-hours",
             f"{micros * 1e3 * number / 3600:,.{0 if number > 1 else 1}f}",
             f"{len(kept)} steps of shards at {kept[0]['rows']:,} {one}s: "
             f"{micros:.3g} µs an {one}",
         )
     worst = max(before + of_tokens, key=peak_above_start)
-    add(
+    yield (
         "a worker's memory, in 40,000 shards of 250,000 interactions",
         f"{worst['peak_bytes'] / 1e9:.2f} GB",
         f"{worst['stage']} at {worst['rows']:,} interactions, the most at any size",
     )
-    add(
+    yield (
         "mapped by each worker beside it",
         f"{_MAPPED_BYTES * BILLION / 1e9:,.0f} GB",
         f"{_MAPPED_BYTES} bytes per item: item numbers and the k-core's marks",
@@ -84,7 +87,7 @@ def _add_shards(add: Any, rows: list[Row]) -> None:
     leaders = [row for row in rows if row["stage"] == "prepare, the leading process"]
     for leader in _largest(leaders):
         each = peak_above_start(leader) / leader["items"]
-        add(
+        yield (
             "the leading process, which numbers the items",
             f"{each * BILLION / 1e9:,.0f} GB",
             f"{leader['stage']} at {leader['items']:,} items: {each:,.0f} bytes an "
@@ -92,7 +95,7 @@ def _add_shards(add: Any, rows: list[Row]) -> None:
         )
 
 
-def _add_items(add: Any, rows: list[Row]) -> None:
+def _of_items(rows: list[Row]) -> Iterator[Line]:
     """Embeddings to Semantic IDs."""
     own = {row["stage"]: row for row in _largest(rows)}
     for steps, what in (
@@ -101,7 +104,7 @@ def _add_items(add: Any, rows: list[Row]) -> None:
     ):
         if all(step in own for step in steps):
             micros = sum(1e6 * own[s]["cpu_seconds"] / own[s]["items"] for s in steps)
-            add(
+            yield (
                 f"{what}: core-hours",
                 f"{micros * 1e3 / 3600:,.1f}",
                 f"{', '.join(steps)} at {own[steps[0]]['items']:,} items, end to end: "
@@ -110,31 +113,31 @@ def _add_items(add: Any, rows: list[Row]) -> None:
     if "table" in own:
         row = own["table"]
         each = row["peak_bytes"] / row["items"]
-        add(
+        yield (
             "the whole table in one process, checked: what breaks first",
             f"{each * BILLION / 1e9:,.0f} GB",
             f"table at {row['items']:,} items, end to end: {each:,.0f} bytes per item",
         )
 
 
-def _add_local(add: Any, rows: list[Row]) -> None:
+def _of_local(rows: list[Row]) -> Iterator[Line]:
     own = _largest([row for row in rows if row["stage"] == "histories"])
     for row in own:
         each = row["peak_bytes"] / row["items"]
-        add(
+        yield (
             "histories by the local stage, on one machine",
             f"{each * BILLION / 1e9:,.0f} GB",
             f"histories at {row['items']:,} items: {each:,.0f} bytes per item",
         )
 
 
-def _add_trie(add: Any, rows: list[Row], plan: Any) -> None:
+def _of_trie(rows: list[Row], plan: Any) -> Iterator[Line]:
     levels = sum(
         make_plan(expected_case(plan.codebook_sizes, plan.num_prefixes)).level_bytes
     )
     # An item's number and its leaf, and a quarter of a byte for each inner depth.
     total = levels + BILLION * (4 + 4 + 0.25 * plan.num_levels)
-    add(
+    yield (
         "trie on devices",
         f"{total / 1e9:,.1f} GB",
         f"`expected_case`: {levels / BILLION:.1f} bytes per item, and "
@@ -143,13 +146,13 @@ def _add_trie(add: Any, rows: list[Row], plan: Any) -> None:
     tries = [row for row in rows if row["stage"] == "trie"]
     for row in _largest(tries)[:1]:
         where = " end to end" if row["part"] == "end_to_end" else ""
-        add(
+        yield (
             "the same measured, for codebooks of 256",
             f"{row['device_bytes'] / row['items']:.1f} bytes per item",
             f"trie at {row['items']:,} items{where}: as built; item numbers take 3 "
             "bytes below 2^24 items, 4 above",
         )
-    add(
+    yield (
         "devices of 80 GB for it",
         f"{int(np.ceil(total / _TRIE_BYTES_A_DEVICE))}",
         "half of each left to the model; beyond one, `ShardedTrie`",
@@ -157,7 +160,7 @@ def _add_trie(add: Any, rows: list[Row], plan: Any) -> None:
     searches = [r for r in rows if (r["part"], r["stage"]) == ("local", "decode")]
     if searches:
         slowest = max(searches, key=lambda row: row["cpu_seconds"])
-        add(
+        yield (
             "search, one request of 20 beams, without the model",
             f"{1e3 * slowest['cpu_seconds']:.1f} ms",
             f"decode at {slowest['items']:,} items: the most at any size: it does not "

@@ -24,7 +24,6 @@ from tiger_jax.beam.steps import (
 )
 from tiger_jax.errors import InputError
 from tiger_jax.progress import say
-from tiger_jax.quantizers.quantizer import Quantizer
 from tiger_jax.quantizers.store import load_quantizer
 from tiger_jax.semantic_ids.collisions import COLLISION_LEVEL_SIZE, add_collision_level
 from tiger_jax.semantic_ids.table import SemanticIdTable
@@ -39,6 +38,7 @@ from tiger_jax.workdir.shards import (
 )
 from tiger_jax.workdir.vector_shards import read_vectors, vector_array
 
+_load_once = functools.lru_cache(maxsize=1)(load_quantizer)
 # Odd, and large: equal codewords give equal keys, others rarely do.
 _MIX = 0x9E3779B97F4A7C15
 
@@ -113,18 +113,13 @@ def load_table(shards: Shards) -> SemanticIdTable:
     )
 
 
-@functools.lru_cache(maxsize=1)
-def _load_quantizer(folder: Path) -> Quantizer:
-    return load_quantizer(folder)
-
-
 def _emit_codes(
     rows: ShardRows, wanted: Sequence[int], *, rqvae: Path, num_buckets: int
 ) -> Iterator[Keyed]:
     table = pa.parquet.read_table(rows.path)
     if not table.num_rows:
         return
-    codes = _load_quantizer(rqvae).encode(read_vectors(table, "embedding"))
+    codes = _load_once(rqvae).encode(read_vectors(table, "embedding"))
     coded = pa.table(
         {
             ITEM_NUMBER: np.arange(rows.first_row, rows.first_row + len(codes)),

@@ -68,13 +68,7 @@ class SeqioBatches:
         shard_index: int | None = None,
         num_shards: int | None = None,
     ) -> None:
-        """Opens the stream at its first batch.
-
-        Args:
-            config: Which task, and how.
-            seed: Decides the order of the examples.
-            shard_index: Which share is this host's; by default, one a process.
-            num_shards: How many shares there are.
+        """Opens the stream at its first batch; by default, each process has a share.
 
         Raises:
             InputError: No such task, or the batch can't be shared out evenly.
@@ -126,7 +120,9 @@ class SeqioBatches:
         self._iterator = self._open()
         if not position.with_name(position.name + ".index").exists():
             others = [
-                p.name.removesuffix(".index") for p in _positions(epath.Path(path))
+                found.name.removesuffix(".index")
+                for pattern in ("train_ds-*.index", "process_*/train_ds-*.index")
+                for found in sorted(epath.Path(path).glob(pattern))
             ]
             instead = f" (but {', '.join(others)})" if others else ""
             say(
@@ -192,8 +188,3 @@ def _get_task(name: str) -> seqio.Task | seqio.Mixture:
             f"no seqio task is called {name!r}: import the module that registers it "
             f"in the gin file, as `import tasks.tiger`; known are {', '.join(known)}"
         ) from error
-
-
-def _positions(folder: epath.Path) -> list[epath.Path]:
-    own, others = "train_ds-*.index", "process_*/train_ds-*.index"
-    return sorted([*folder.glob(own), *folder.glob(others)])

@@ -7,7 +7,7 @@ update is the sum over its pieces, so this changes the cost and not the result.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int, Int32
@@ -31,8 +31,7 @@ def cut_by_length(
 
     Returns:
         The examples of each microbatch and the bucket each one needs. Ties keep
-        their order, so the cut is deterministic; a single microbatch keeps all of
-        it.
+        their order; a single microbatch keeps all of it.
 
     Example:
         >>> rows, bucket = cut_by_length(np.array([9, 1, 4, 2]), 2, (2, 5, 10))
@@ -58,17 +57,6 @@ def check_sizes(name: str, batch_size: int, microbatch_size: int) -> None:
         )
 
 
-@runtime_checkable
-class BatchIterator(Protocol):
-    """What a stream of whole batches offers; each a dictionary of [B, …] arrays."""
-
-    def __next__(self) -> Batch: ...
-
-    def save(self, path: Any) -> None: ...
-
-    def restore(self, path: Any) -> None: ...
-
-
 @config("microbatches")
 class BucketConfig:
     """How the batches of a stream are cut.
@@ -92,10 +80,8 @@ class BucketedBatches:
 
     constants: dict[str, Any] = {}
 
-    def __init__(
-        self, batches: BatchIterator, config: BucketConfig, *, max_length: int
-    ) -> None:
-        """Takes a stream whose encoder inputs are all `max_length` long."""
+    def __init__(self, batches: Any, config: BucketConfig, *, max_length: int) -> None:
+        """Takes a stream like `SeqioBatches`, of encoder inputs `max_length` long."""
         self._batches, self._config = batches, config
         shorter = [n for n in sorted(set(config.lengths)) if n < max_length]
         self.buckets = (*shorter, max_length)

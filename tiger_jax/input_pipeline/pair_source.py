@@ -26,16 +26,7 @@ _SHUFFLE_ROUNDS = 16
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Shop:
-    """What a task is made from.
-
-    Attributes:
-        train: Histories to train on, by user number.
-        validation: Held-out interactions to choose a model by.
-        test: Held-out interactions to report.
-        user_hashes: Hash of each user, for the user token.
-        table: The items' Semantic IDs.
-        layout: How codewords and users become tokens.
-    """
+    """What a task is made from: the splits, by user number, and what tokens mean."""
 
     train: Histories
     validation: HeldOut
@@ -151,7 +142,6 @@ def _make_epoch(
 
 
 def _options() -> tf.data.Options:
-    """Options that hold for the whole pipeline built on the source."""
     options = tf.data.Options()
     # seqio strings together a dozen small maps; fused they cost a third less.
     options.experimental_optimization.map_fusion = True

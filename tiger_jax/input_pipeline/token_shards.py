@@ -32,11 +32,9 @@ class TokenShards(seqio.TFExampleDataSource):
     def __init__(
         self, folder: Path | Callable[[], Path], *, cycle_length: int = 16
     ) -> None:
-        """Takes the folder with `train/`, `validation/` and `test/`, or who knows it.
+        """Takes the folder that `assign_shards` wrote, or a function that knows it.
 
-        Args:
-            folder: What the stage `assign_shards` wrote.
-            cycle_length: Files that are read in turns.
+        So many files as `cycle_length` are read in turns.
         """
         self._find_folder = folder if callable(folder) else lambda: Path(folder)
         tokens = tf.io.FixedLenSequenceFeature([], tf.int64, allow_missing=True)

@@ -119,11 +119,7 @@ class FlopMeter:
     def __init__(
         self, loss_fn: LossFn, input: Any, partitioner: Partitioner, peak: float | None
     ) -> None:
-        """Counts nothing yet.
-
-        Args:
-            peak: FLOP/s of one device, where its kind isn't known.
-        """
+        """Takes the FLOP/s of one device, for where its kind isn't known."""
         self._loss_fn, self._input, self._partitioner = loss_fn, input, partitioner
         devices = partitioner.mesh.devices
         self._peak = (peak or peak_flops(devices.flat[0]) or 0.0) * devices.size
@@ -155,7 +151,6 @@ class Divergence:
     """Stops a run whose loss has left the rails, and says what to try."""
 
     def __init__(self, max_ratio: float, checkpointer: Checkpointer, advice: str):
-        """Takes how many times its first value the loss may be."""
         self._max_ratio, self._advice = max_ratio, advice
         self._checkpointer = checkpointer
 

@@ -14,10 +14,8 @@ class Update:
     """The host's part of one update: what the compiled step is given.
 
     Attributes:
-        arrays: Arrays with the leading axes [M B]: M microbatches of B examples.
-        buckets: The bucket of each microbatch.
-        num_examples: Examples in it, padding excluded.
-        num_tokens: Tokens in them, padding excluded.
+        arrays: With the leading axes [M B]: M microbatches of B examples.
+        num_examples: Padding excluded, as in `num_tokens`.
         is_global: Every process holds the whole update, not only its own share.
     """
 
@@ -32,9 +30,8 @@ class Update:
 class TrainingInput(Protocol):
     """What the loop needs of an input.
 
-    ``next`` gives an update: `arrays` with the leading axes [M B], ``buckets`` [M],
-    and what is counted in it. `make_batch` turns one microbatch's arrays into the
-    loss's batch, inside the compiled step; `constants` live on the devices.
+    `make_batch` turns one microbatch's arrays into the loss's batch, inside the
+    compiled step; `constants` live on the devices.
     """
 
     @property

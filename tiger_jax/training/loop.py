@@ -159,10 +159,8 @@ class TrainResult:
     """How training ended.
 
     Attributes:
-        state: The last state.
         step: Updates made.
         best_step: The step whose checkpoint is the best on validation.
-        best_metrics: The evaluation at that step.
         stopped: Why it ended before `total_steps`, if it did.
         seconds: Wall-clock time over all starts.
     """

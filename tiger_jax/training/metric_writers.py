@@ -22,10 +22,8 @@ class MetricWriter(contextlib.AbstractContextManager):
         """Opens ``metrics.jsonl`` and ``tensorboard/`` in `folder`.
 
         Without tensorboardX, which is no part of the core, there are JSON lines only.
-
-        Args:
-            resume_from_step: Rows after this step, written by a run that was killed
-                before it could save, are dropped: they will be written again.
+        Rows after `resume_from_step`, written by a run that was killed before it could
+        save, are dropped: they will be written again.
         """
         self._is_open = jax.process_index() == 0
         if not self._is_open:

@@ -102,11 +102,8 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Builds the optax transformation, schedule and clipping included.
 
-    Args:
-        total_steps: Length of the run, for schedules that end.
-
     Raises:
-        InputError: An unknown name.
+        InputError: As `make_schedule`, or an unknown name.
     """
     schedule = make_schedule(config, total_steps)
     mask = None if config.decay_all else decay_mask
