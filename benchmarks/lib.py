@@ -27,12 +27,7 @@ Row = dict[str, Any]
 
 
 def make_parser(doc: str | None, *options: str) -> argparse.ArgumentParser:
-    """A parser whose help is the module's docstring, with the options named.
-
-    Args:
-        doc: The docstring.
-        *options: Of `workdir`, `seed`, `rows`, `document`, `table` and `plot`.
-    """
+    """A parser whose help is the module's docstring, with some of the known options."""
     spec = sys.modules["__main__"].__spec__
     parser = argparse.ArgumentParser(
         prog=spec and f"python -m {spec.name.removesuffix('.__main__')}",
@@ -208,10 +203,7 @@ def markdown_table(
 ) -> list[str]:
     """The lines of a Markdown table.
 
-    Args:
-        titles: Of the columns.
-        rows: Cells, as many as there are titles.
-        align: The second line's beginning; its last column's stands for those after.
+    The last column of `align`, the second line's beginning, stands for those after it.
 
     Example:
         >>> markdown_table(["a", "b"], [[1, 2]], "|---|--:")
@@ -263,9 +255,7 @@ def race(
     ready. A side's method `prepare`, if it has one, is called before and not timed.
 
     Args:
-        sides: What is called.
         rounds: R, how many turns each has.
-        turn_seconds: A turn's least length.
         weigh: The work, W numbers, that a call's result stands for.
 
     Returns:

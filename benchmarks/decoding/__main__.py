@@ -9,16 +9,8 @@ medians are compared. Where both are exact, their results are checked to be the 
 A side whose package isn't installed is left out, and standard error says so. On CPU,
 set GLIBC_TUNABLES as the Makefile does: it spares both sides page faults.
 
-One JSON row a comparison:
-
-    {"benchmark": "decode", "case": {"part": "build|step|loop_trivial|loop_real",
-     "items": ..., ...}, "against": "static_d1|static_d2|static_tiled|hf_generate|
-     hf_constrained|exact|unconstrained|faiss_flat|faiss_hnsw", "ours_ms": ...,
-     "theirs_ms": ..., "ratio": theirs / ours, "ours_cpu_ms": ..., "theirs_cpu_ms":
-     ..., "environment": {...}}
-
-`*_cpu_ms` is processor time, summed over cores, which other programs on the machine
-disturb less.
+One JSON row per comparison. `ratio` is theirs / ours; `*_cpu_ms` is processor time,
+summed over cores, which other programs on the machine disturb less.
 """
 
 import argparse

@@ -164,12 +164,10 @@ class RealModel:
         rng = np.random.default_rng(1)
         history = codes[rng.integers(0, len(codes), (batch, NUM_HISTORY_ITEMS))]
         tokens = self.layout.tokens_of(history)
-        user = self.layout.first_user_token + rng.integers(
-            0, NUM_USER_TOKENS, (batch, 1)
-        )
-        return jnp.asarray(
-            np.concatenate([user, tokens.reshape(batch, -1)], axis=1), jnp.int32
-        )
+        user = rng.integers(0, NUM_USER_TOKENS, (batch, 1))
+        user += self.layout.first_user_token
+        inputs = np.concatenate([user, tokens.reshape(batch, -1)], axis=1)
+        return jnp.asarray(inputs, jnp.int32)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -128,28 +128,14 @@ def static_step(
     return scores, chosen // limit, tokens, states
 
 
-def static_first_step(
-    arrays: dict[str, jax.Array], beams: int, logits: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """STATIC's step at the root; [B K] logits."""
-    log_probs = jnp.where(arrays["start_mask"], jax.nn.log_softmax(logits), -jnp.inf)
-    scores, tokens = jax.lax.top_k(log_probs, beams)
-    return scores, jnp.zeros_like(tokens), tokens, tokens + 1
-
-
 def static_real_search(
     index: StaticIndex, model: Any, beams: int, length: int, *, is_tiled: bool
 ):
-    """A jitted loop of STATIC's steps around the real decoder.
+    """A jitted loop of STATIC's steps around a `RealModel` or an `EncodedModel`.
 
-    Args:
-        index: STATIC's.
-        model: A `RealModel`, or an `EncodedModel`.
-        beams: M.
-        length: T.
-        is_tiled: Every beam is a row of the batch with its own copy of the
-            cross-attention's keys and values, as in decoders that know no beams;
-            else the decoder shares them, as it does with our beam search.
+    With `is_tiled`, every beam is a row of the batch with its own copy of the
+    cross-attention's keys and values, as in decoders that know no beams; else the
+    decoder shares them, as it does with our beam search.
     """
 
     def run(params: Any, inputs: jax.Array, arrays: dict[str, jax.Array]):
@@ -157,7 +143,11 @@ def static_real_search(
         cache = model.init_decode(params, inputs)
         root = jnp.zeros((batch, 1), jnp.int32)
         logits, cache = model.decode_step(params, cache, root, root, 0)
-        scores, parents, tokens, states = static_first_step(arrays, beams, logits[:, 0])
+        # The root.
+        log_probs = jax.nn.log_softmax(logits[:, 0])  # [B K]
+        log_probs = jnp.where(arrays["start_mask"], log_probs, -jnp.inf)
+        scores, tokens = jax.lax.top_k(log_probs, beams)
+        parents, states = jnp.zeros_like(tokens), tokens + 1
         found = tokens[:, :, None]
         if is_tiled:
             cache = jax.tree.map(lambda x: jnp.repeat(x, beams, axis=0), cache)

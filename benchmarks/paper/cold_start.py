@@ -57,25 +57,16 @@ def list_both(ours: Any, users: HeldOut, k: int) -> tuple[np.ndarray, ...]:
 
 
 def ranks_at(
-    epsilon: float,
-    k: int,
-    seen_ranks: np.ndarray,
-    unseen_ranks: np.ndarray,
+    epsilon: float, k: int, seen_ranks: np.ndarray, unseen_ranks: np.ndarray
 ) -> np.ndarray:
     """Ranks in a list of k items that keeps round(epsilon k) places at its end.
 
-    Args:
-        seen_ranks: 0-based rank of each target among the seen items; MISS for others.
-        unseen_ranks: The same among the unseen.
+    The ranks given are 0-based, among the seen and among the unseen items; MISS for
+    targets of the other kind.
     """
     kept = round(epsilon * k)
-    is_listed = seen_ranks < k - kept
-    is_kept = unseen_ranks < kept
-    return np.where(
-        is_listed,
-        seen_ranks,
-        np.where(is_kept, k - kept + unseen_ranks, metrics.MISS),
-    ).astype(np.int32)
+    at_end = np.where(unseen_ranks < kept, k - kept + unseen_ranks, metrics.MISS)
+    return np.where(seen_ranks < k - kept, seen_ranks, at_end).astype(np.int32)
 
 
 def measure(study: Study, epsilons: Sequence[float], max_users: int) -> list[Row]:
@@ -176,10 +167,10 @@ def draw(rows: Sequence[Row], file: Path) -> None:
             own = [row for row in rows if row["workdir"] == group]
             for row in own:
                 is_knn = row["case"]["method"] == KNN
+                style = (
+                    {"color": "0.4", "linestyle": "--"} if is_knn else {"marker": "o"}
+                )
                 values = [row["unseen"]["recall"][f"recall@{k}"] for k in CUTOFFS]
-                style: Row = {"marker": "o"}
-                if is_knn:
-                    style = {"color": "0.4", "linestyle": "--"}
                 place.plot(CUTOFFS, values, label=_name(row), **style)
             place.set(xlabel="K", title=f"{own[0]['unseen_items']:,} unseen items")
             place.grid(alpha=0.3)

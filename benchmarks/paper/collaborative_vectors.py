@@ -16,10 +16,7 @@ from benchmarks.lib import Row
 from benchmarks.paper.study import recall_facts
 from tiger_jax.data.item_vectors import join_text
 from tiger_jax.data.prepared import PreparedData
-from tiger_jax.embedding.collaborative import (
-    CollaborativeConfig,
-    embed_cooccurrence,
-)
+from tiger_jax.embedding.collaborative import CollaborativeConfig, embed_cooccurrence
 from tiger_jax.evaluation import evaluator
 from tiger_jax.evaluation.baselines.semantic_knn import build_semantic_knn
 from tiger_jax.workdir.provenance import code_version

@@ -135,11 +135,7 @@ def train(experiment: Experiment, root: Path, shop: Shop, other: Shop | None) ->
 
 
 def run_stages(words: Sequence[str]) -> None:
-    """Runs one command line of run.py.
-
-    Raises:
-        SystemExit: It failed; it has said why.
-    """
+    """Runs one command line of run.py; ends where that fails, which has said why."""
     say(f"python {' '.join(words)}")
     done = subprocess.run([sys.executable, *words], cwd=ROOT, check=False)
     if done.returncode:

@@ -11,14 +11,10 @@ its batch padded to the longest row, as usual; bringing it there is not timed, w
 our times hold the drawing of the batch. The two and a large matrix product are
 run in turns, and medians are compared, so that a machine that slows down does so for
 all. On a CPU, every core is a device of ours, as under run.py, and PyTorch and the
-matrix product take all cores as they like. One JSON row a case:
+matrix product take all cores as they like. One JSON row per case.
 
-    {"benchmark": "train_step", "case": {...}, "against": "hf_t5" | "matmul_peak",
-     "examples_per_s": ..., "theirs_examples_per_s": ..., "ratio": ours / theirs,
-     "matmul_share": our FLOP/s / the matrix product's,
-     "input_share": seconds of an update's input, nothing of it hidden behind the step /
-                    seconds of an update, "environment": {...}}
-
+`ratio` is ours / theirs. `input_share` is the share of an update's seconds that its
+input takes with nothing of it hidden behind the step.
 `matmul_share` counts the operations that the model executes, `textbook_share` those of
 the textbook Transformer, three forward passes' worth, as model-FLOP utilisation does;
 the model executes fewer, because cross-attention needs neither keys nor values. By
@@ -133,11 +129,9 @@ class Ours:
         return update.num_examples, flops, self.textbook[update.buckets].sum()
 
     def time_input(self, updates: int) -> float:
-        """Seconds an update takes to draw and to bring to the device.
+        """Seconds to draw an update and bring it to the device, with nothing beside.
 
-        Nothing else runs meanwhile: this is what the input costs if none of it is
-        hidden behind the step, threads of its own included. What a stream holds
-        ready beforehand is drawn first.
+        What a stream holds ready beforehand is drawn first.
         """
         for _ in range(updates):
             self._draw()
@@ -148,13 +142,8 @@ class Ours:
 
     def _draw(self) -> tuple[Any, Any, Any]:
         update, put = next(self.input), self.partitioner.put
-        one = jax.tree.map(lambda x: x[None], update.arrays)
-        arrays = put(one, batch_axis=None, is_global=True)
-        return (
-            update,
-            arrays,
-            put(update.buckets[None], batch_axis=None, is_global=True),
-        )
+        one = jax.tree.map(lambda x: x[None], (update.arrays, update.buckets))
+        return update, *put(one, batch_axis=None, is_global=True)
 
 
 class HfT5:
@@ -318,9 +307,8 @@ def main() -> None:
             }
             for clock in (0, 1)
         )
-        peak, theirs = rates["matmul_peak"][1], None
-        if "hf_t5" in rates:
-            theirs = float(rates["hf_t5"][0])
+        peak = rates["matmul_peak"][1]
+        theirs = float(rates["hf_t5"][0]) if "hf_t5" in rates else None
         examples_per_s, flops_per_s, textbook_per_s = map(float, rates["ours"])
         cpu_share = by_cpu["ours"][1] / by_cpu["matmul_peak"][1]
         input_seconds = ours.time_input(100)

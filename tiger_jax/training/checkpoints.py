@@ -255,14 +255,11 @@ def restore_params_of(
     init_fn: Callable[[jax.Array], PyTree],
     sharding: jax.sharding.Sharding | None = None,
 ) -> PyTree:
-    """Restores only the parameters, in the shapes that `init_fn` makes.
+    """`restore_params` in the shapes that `init_fn` makes.
 
     Args:
         init_fn: Key to parameters, boxed with their logical axis names or bare.
         sharding: Where they go; the first local device by default.
-
-    Raises:
-        InputError: The folder isn't a checkpoint, or a leaf doesn't fit.
     """
     sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     boxed = jax.eval_shape(init_fn, jax.random.key(0))
