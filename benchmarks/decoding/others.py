@@ -9,6 +9,8 @@ import numpy as np
 from benchmarks.decoding.cases import RealModel
 from tiger_jax.t5x_bridge.t5_weights import t5_config
 
+DIM = 64  # of the dense vectors
+
 
 class HfGenerate:
     """`generate` of a T5 of the same sizes, on the same histories."""
@@ -64,18 +66,19 @@ class HfGenerate:
 class FaissIndex:
     """Nearest neighbours among dense vectors of the items; no model is run."""
 
-    def __init__(self, items: int, kind: str, dim: int = 64) -> None:
+    def __init__(self, items: int, kind: str) -> None:
         import faiss
 
-        rng = np.random.default_rng(0)
-        vectors = rng.normal(size=(items, dim)).astype(np.float32)
+        self.rng = np.random.default_rng(0)
         if kind == "flat":
-            self.index = faiss.IndexFlatIP(dim)
+            self.index = faiss.IndexFlatIP(DIM)
         else:
-            self.index = faiss.IndexHNSWFlat(dim, 32, faiss.METRIC_INNER_PRODUCT)
-        self.index.add(vectors)
-        self.rng, self.dim = rng, dim
+            self.index = faiss.IndexHNSWFlat(DIM, 32, faiss.METRIC_INNER_PRODUCT)
+        self.index.add(self.draw(items))
+
+    def draw(self, count: int) -> np.ndarray:
+        return self.rng.normal(size=(count, DIM)).astype(np.float32)
 
     def run(self, batch: int, results: int) -> Callable[[], Any]:
-        queries = self.rng.normal(size=(batch, self.dim)).astype(np.float32)
+        queries = self.draw(batch)
         return lambda: self.index.search(queries, results)

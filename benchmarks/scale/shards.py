@@ -19,14 +19,9 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet
 
+from benchmarks.scale import shop
 from benchmarks.scale.rows import EMBED_STEPS
-from benchmarks.scale.shop import (
-    HISTORY,
-    draw_zipf,
-    make_interactions,
-    make_items,
-    name_items,
-)
+from benchmarks.scale.shop import HISTORY
 from benchmarks.scale.worker import (
     Measured,
     OneWorker,
@@ -126,27 +121,27 @@ def _generate_shard(
 
 def _items(first: int, last: int, rng: np.random.Generator) -> pa.Table:
     del rng
-    return make_items(first, last)
+    return shop.make_items(first, last)
 
 
 def _titled_items(first: int, last: int, rng: np.random.Generator) -> pa.Table:
     words = pa.array(np.char.add("w", np.arange(_WORDS).astype(str)))
     columns = (
-        words.take(pa.array(draw_zipf(_WORDS, last - first, rng)))
+        words.take(pa.array(shop.draw_zipf(_WORDS, last - first, rng)))
         for _ in range(_WORDS_PER_TEXT)
     )
     titles = pa.compute.binary_join_element_wise(*columns, " ")
-    return make_items(first, last, titles)
+    return shop.make_items(first, last, titles)
 
 
 def _interactions(
     first: int, last: int, rng: np.random.Generator, *, num_rows: int
 ) -> pa.Table:
     count = last - first
-    bought = name_items(draw_zipf(num_rows // HISTORY, count, rng))
+    bought = shop.name_items(shop.draw_zipf(num_rows // HISTORY, count, rng))
     users = rng.integers(0, num_rows // HISTORY, count)
     times = rng.integers(1_300_000_000, 1_500_000_000, count).astype(float)
-    return make_interactions(users, bought, times)
+    return shop.make_interactions(users, bought, times)
 
 
 # --- The steps ----------------------------------------------------------------------

@@ -36,14 +36,8 @@ import numpy as np
 
 from benchmarks import lib
 from benchmarks.lib import ROOT, Row
-from benchmarks.serving.clients import (
-    Client,
-    Question,
-    ask_slowly,
-    hostile_requests,
-    make_questions,
-    wait_for_port,
-)
+from benchmarks.serving import clients
+from benchmarks.serving.clients import Client, Question
 from tiger_jax.recommending.recommender import Recommender
 from tiger_jax.recommending.versions import CatalogueVersions
 from tiger_jax.workdir.provenance import describe_environment
@@ -74,7 +68,7 @@ class Server:
             env={**os.environ, "TIGER_SERVE_TOKEN": self.token},
         )
         assert self._process.stdout is not None
-        self.port = wait_for_port(iter(self._process.stdout))
+        self.port = clients.wait_for_port(iter(self._process.stdout))
         client = self.client()
         while client.ask("GET", "/readyz")[0] != 200:
             time.sleep(0.5)
@@ -151,7 +145,7 @@ def ask_in_threads(
 def ask_until(
     server: Server,
     questions: Sequence[Question],
-    clients: int,
+    count: int,
     is_over: Callable[[], bool],
     *,
     judged: bool = True,
@@ -165,7 +159,7 @@ def ask_until(
             return f"status {status}"
         return question.judge(json.loads(content)) if judged else "answered"
 
-    return ask_in_threads(server, clients, is_over, ask)
+    return ask_in_threads(server, count, is_over, ask)
 
 
 def for_seconds(seconds: float) -> Callable[[], bool]:
@@ -205,7 +199,7 @@ def hostile(server: Server, questions: Sequence[Question], options: Any) -> Row:
     before = server.megabytes
     unclear: collections.Counter[str] = collections.Counter()
     slow = options.hostile // 100
-    source = hostile_requests(random.Random(options.seed))
+    source = clients.hostile_requests(random.Random(options.seed))
     waiting = iter([next(source) for _ in range(options.hostile - slow)])
     lock, tally = threading.Lock(), Tally()
 
@@ -235,7 +229,7 @@ def hostile(server: Server, questions: Sequence[Question], options: Any) -> Row:
             tally.ask(functools.partial(ask_next, client, asked))
 
     def ask_slow(number: int) -> None:
-        tally.ask(lambda: check("slow", *ask_slowly(server.port, number)))
+        tally.ask(lambda: check("slow", *clients.ask_slowly(server.port, number)))
 
     with concurrent.futures.ThreadPoolExecutor(8 + 20) as pool:
         slow_ones = pool.map(ask_slow, range(slow))
@@ -333,7 +327,7 @@ def main() -> None:
     options.embedding_width = 0
     if vectors is not None and versions.bundle.parts.encoder is None:
         options.embedding_width = vectors.shape[1]
-    questions = make_questions(recommender, options.questions, options.seed)
+    questions = clients.make_questions(recommender, options.questions, options.seed)
     environment = describe_environment()
     common = {
         "items": catalogue.num_items,

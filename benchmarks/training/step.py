@@ -108,15 +108,8 @@ class Ours:
         )
         put = self.partitioner.put
         self.constants = put(input.constants, batch_axis=None, is_global=True)
-        update = next(input)
         self.flops = count_microbatch_flops(
-            loss_fn,
-            input.make_batch,
-            len(input.buckets),
-            self.state.params,
-            self.constants,
-            jax.tree.map(lambda x: x[0], update.arrays),
-            self.partitioner,
+            loss_fn, input, self.state.params, next(input), self.partitioner
         )
 
     def __call__(self) -> tuple[int, float, float]:

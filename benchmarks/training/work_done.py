@@ -52,14 +52,9 @@ def measure_work(workdir: Path) -> dict[str, float]:
     )
     updates = [next(examples) for _ in range(UPDATES_LOOKED_AT)]
     model = Tiger(card.config, card.layout)
+    params = jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
     flops = count_microbatch_flops(
-        make_loss_fn(model),
-        examples.make_batch,
-        len(examples.buckets),
-        jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0)),
-        examples.constants,
-        jax.tree.map(lambda x: x[0], updates[0].arrays),
-        Partitioner(),
+        make_loss_fn(model), examples, params, updates[0], Partitioner()
     )
     total = sum(flops[bucket] for update in updates for bucket in update.buckets)
     per_example = total / sum(update.num_examples for update in updates) / 1e9

@@ -5,8 +5,9 @@ from typing import Any
 
 import jax
 
+from tiger_jax.training.inputs import Update
 from tiger_jax.training.partitioning import Partitioner
-from tiger_jax.training.train_step import LossFn, MakeBatchFn
+from tiger_jax.training.train_step import LossFn
 from tiger_jax.workdir.json_files import read_json
 
 PyTree = Any
@@ -26,29 +27,28 @@ def peak_flops(device: jax.Device) -> float | None:
 
 def count_microbatch_flops(
     loss_fn: LossFn,
-    make_batch: MakeBatchFn,
-    num_buckets: int,
+    input: Any,
     params: PyTree,
-    constants: PyTree,
-    microbatch: PyTree,
+    update: Update,
     partitioner: Partitioner,
 ) -> list[float]:
-    """Floating-point operations of one microbatch's gradient, for each bucket.
+    """Floating-point operations of one microbatch's gradient, per bucket of the input.
 
     Counted by the compiler on the program as written, before any optimization:
     forward and backward, padding up to the bucket included.
     """
+    microbatch = jax.tree.map(lambda x: x[0], update.arrays)
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
-        (params, constants, microbatch),
+        (params, input.constants, microbatch),
     )
     counts = []
-    for bucket in range(num_buckets):
+    for bucket in range(len(input.buckets)):
 
         def gradient(
             params: PyTree, constants: PyTree, arrays: PyTree, bucket: int = bucket
         ) -> PyTree:
-            batch = make_batch(constants, arrays, bucket)
+            batch = input.make_batch(constants, arrays, bucket)
             return jax.grad(lambda p: loss_fn(p, batch, None), has_aux=True)(params)
 
         with partitioner.context():

@@ -125,19 +125,13 @@ class FlopMeter:
         self._peak = (peak or peak_flops(devices.flat[0]) or 0.0) * devices.size
         self._by_bucket: list[float] = []
 
-    def count(self, params: PyTree, constants: PyTree, updates: list[Any]) -> float:
+    def count(self, params: PyTree, updates: list[Any]) -> float:
         """Floating-point operations of some updates; 0 if the peak isn't known."""
         if not self._peak:
             return 0.0
         if not self._by_bucket:
             self._by_bucket = count_microbatch_flops(
-                self._loss_fn,
-                self._input.make_batch,
-                len(self._input.buckets),
-                params,
-                constants,
-                jax.tree.map(lambda x: x[0], updates[0].arrays),
-                self._partitioner,
+                self._loss_fn, self._input, params, updates[0], self._partitioner
             )
         return sum(self._by_bucket[b] for u in updates for b in u.buckets)
 

@@ -285,7 +285,7 @@ def train(
                 state = state._replace(params=params)
             count = min(config.steps_per_dispatch, total - step)
             updates = [next(input) for _ in range(count)]
-            flops = flop_meter.count(state.params, constants, updates)
+            flops = flop_meter.count(state.params, updates)
             state, metrics = run_step(
                 state, step_key, constants, *_to_devices(updates, partitioner)
             )

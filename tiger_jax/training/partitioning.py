@@ -60,7 +60,7 @@ class MeshConfig:
     model: int = 1
 
 
-def initialize_distributed(startup_seconds: int = 300) -> None:
+def initialize_distributed() -> None:
     """Joins the other processes of this run; does nothing in a single-process run.
 
     Must be called before any device is touched; a second call does nothing. A run
@@ -87,7 +87,6 @@ def initialize_distributed(startup_seconds: int = 300) -> None:
             coordinator_address=address,
             num_processes=_number("JAX_NUM_PROCESSES"),
             process_id=_number("JAX_PROCESS_ID"),
-            initialization_timeout=startup_seconds,
         )
     except (RuntimeError, ValueError) as error:
         raise InputError(
@@ -156,7 +155,6 @@ class Partitioner:
         config: MeshConfig | None = None,
         *,
         devices: list[jax.Device] | None = None,
-        rules: tuple[tuple[str, str | None], ...] = LOGICAL_AXIS_RULES,
     ) -> None:
         """Builds the mesh from all devices, or from those given.
 
@@ -181,7 +179,6 @@ class Partitioner:
             devices=devices,
             axis_types=(jax.sharding.AxisType.Auto,) * 2,
         )
-        self.rules = rules
 
     @property
     def num_data_shards(self) -> int:
@@ -194,7 +191,7 @@ class Partitioner:
     @contextlib.contextmanager
     def context(self) -> Iterator[None]:
         """Makes mesh and rules known to a model that is traced inside."""
-        with jax.set_mesh(self.mesh), nn.logical_axis_rules(self.rules):
+        with jax.set_mesh(self.mesh), nn.logical_axis_rules(LOGICAL_AXIS_RULES):
             yield
 
     def shardings_of(self, boxed: PyTree) -> PyTree:
@@ -207,7 +204,7 @@ class Partitioner:
         Raises:
             InputError: An axis has a name that no rule knows.
         """
-        known = dict(self.rules)
+        known = dict(LOGICAL_AXIS_RULES)
         notes = []
 
         def sharding_of(path: Any, leaf: Any) -> NamedSharding:
