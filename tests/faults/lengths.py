@@ -101,7 +101,7 @@ def _table_step(tables, rows, codewords, parents, level):
 # What a run may hold more than the largest of a few at the start; the very first, which
 # compiles, does not count.
 _FIRST_RUNS, _MORE_MIB, _MORE_FILES, _MORE_THREADS = 5, 32, 8, 8
-_MOST_CHECKPOINTS = 3  # two newest, and the best
+_MAX_CHECKPOINTS = 3  # two newest, and the best
 _MORE_DISK = 1.5
 _INTERRUPTED = 4  # run.py's exit code after it has saved what it was asked to leave
 _FOREVER = (
@@ -155,7 +155,7 @@ def _compare(number: int, first: list[dict], held: dict[str, int]) -> Outcome:
     allowed["threads"] += _MORE_THREADS
     allowed["mib"] += _MORE_MIB
     allowed["kib"] = int(allowed["kib"] * _MORE_DISK)
-    allowed["checkpoints"] = _MOST_CHECKPOINTS
+    allowed["checkpoints"] = _MAX_CHECKPOINTS
     return _judge(number, held, allowed)
 
 
@@ -224,7 +224,7 @@ def runs_in_one_process(number: int, folder: Path) -> Outcome:
         "files": first["files"] + _MORE_FILES,
         "threads": first["threads"] + _MORE_THREADS,
         "mib": first["mib"] + _MIB_AT_FIRST + int(_MIB_PER_RUN * runs),
-        "checkpoints": _MOST_CHECKPOINTS,
+        "checkpoints": _MAX_CHECKPOINTS,
         "objects": first["objects"] + _MORE_OBJECTS,
     }
     return _judge(number, held, allowed, count=RUNS_PER_TRY)
