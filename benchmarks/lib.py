@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import platform
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -160,9 +161,9 @@ def environment() -> Row:
 
 def _processor() -> str:
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if "model name" in line:
-                return line.split(":", 1)[1].strip()
+        text = Path("/proc/cpuinfo").read_text()
+        if found := re.search(r"model name\s*: (.*)", text):
+            return found[1].strip()
     return platform.processor()
 
 

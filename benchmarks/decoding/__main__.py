@@ -301,9 +301,7 @@ def measure_peak(items: int, size: int, length: int) -> Row:
         codes = draw_codes(items, size, length, "random")
     else:
         rng = np.random.default_rng(0)
-        codes = np.empty((items, length), np.int32)
-        for level in range(length):
-            codes[:, level] = rng.integers(0, size, items, dtype=np.int32)
+        codes = rng.integers(0, size, (items, length), dtype=np.int32)
     started = time.perf_counter()
     nbytes = Trie.build(codes, (size,) * length).nbytes
     seconds = time.perf_counter() - started

@@ -143,11 +143,8 @@ def _published(name: str) -> list[str]:
     """The published rows, and that the paper's recipe has not been run here."""
     lines = []
     for row in paper_rows.PUBLISHED[name]:
-        cells = [f"{value:.4f}".removeprefix("0") for value in row.values]
-        unstated = [""] * len(METRICS)
-        lines.append(
-            f"| *{row.method}* ({row.source}) | | {' | '.join([*cells, *unstated])} |"
-        )
+        cells = [*map(lib.format_short, row.values), *[""] * len(METRICS)]
+        lines.append(f"| *{row.method}* ({row.source}) | | {' | '.join(cells)} |")
     nothing = " |" * (2 * len(METRICS) - 1)
     lines.append(f"| `{name}_paper` here | 0 | *not run: {_why_not(name)}* |{nothing}")
     return lines
@@ -173,7 +170,7 @@ def _notes(name: str, rows: Sequence[Row]) -> list[str]:
         row = next(iter(by_split.values()))
         ends = [
             f"{'masked ' if split == 'test_masked' else ''}{metric} "
-            + "–".join(f"{e:.4f}".removeprefix("0") for e in own["intervals"][metric])
+            + "–".join(lib.format_short(e) for e in own["intervals"][metric])
             for split, own in by_split.items()
             for metric in ("recall@10", "ndcg@10")
         ]

@@ -193,14 +193,12 @@ def _end_to_end_table(rows: list[Row]) -> list[str]:
     if "device_bytes" in by_step.get("trie", {}):
         each = by_step["trie"]["device_bytes"] / most
         lines.append(f"The trie takes {each:.1f} bytes per item.")
-    for row in own:
-        if "search_cpu_seconds" in row:
-            milliseconds = 1e3 * row["search_cpu_seconds"]
-            lines.append(
-                f"A search of 20 beams takes {milliseconds:.3g} CPU milliseconds "
-                f"({row['stage']})."
-            )
-    return lines
+    return lines + [
+        f"A search of 20 beams takes {1e3 * row['search_cpu_seconds']:.3g} CPU "
+        f"milliseconds ({row['stage']})."
+        for row in own
+        if "search_cpu_seconds" in row
+    ]
 
 
 def draw(local: list[Row], shards: list[Row], path: Path) -> None:

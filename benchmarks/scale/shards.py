@@ -38,7 +38,7 @@ from tiger_jax.beam.runner import RunnerConfig
 from tiger_jax.data.interactions import InteractionsConfig
 from tiger_jax.data.item_text import ItemTextConfig
 from tiger_jax.data.splits import SplitsConfig
-from tiger_jax.embedding.encoders import EncodeFn, TfidfEncoder
+from tiger_jax.embedding.encoders import TfidfEncoder
 from tiger_jax.semantic_ids.token_ids import TokenLayout
 from tiger_jax.workdir.arrays import save_whole
 from tiger_jax.workdir.shards import Shards, ShardWriter, cut_evenly, recipe_of, rows_of
@@ -46,6 +46,7 @@ from tiger_jax.workdir.shards import Shards, ShardWriter, cut_evenly, recipe_of,
 SHARD_ROWS = 250_000
 TOKEN_SHARDS = 2
 _CODEBOOKS = (256,) * 4
+_load_once = functools.cache(embed.TextEncoding.load_model)
 # More items' embeddings would take tens of gigabytes of disk.
 MAX_TEXTS = 10_000_000
 # Of the items' texts, and of their embeddings.
@@ -271,12 +272,5 @@ def _embed_bucket(
     spool: Spool, writer: ShardWriter, encoder: embed.TextEncoding, bucket: int
 ) -> None:
     texts = embed._distinct((bucket, spool.take(bucket)))
-    embedded = encoder.run_inference([texts], _loaded(encoder))
-    for keyed in embedded:
+    for keyed in encoder.run_inference([texts], _load_once(encoder)):
         embed._write_distinct(writer, keyed)
-
-
-@functools.cache
-def _loaded(encoder: embed.TextEncoding) -> EncodeFn:
-    """Once a worker."""
-    return encoder.load_model()

@@ -18,6 +18,7 @@ import collections
 import concurrent.futures
 import contextlib
 import functools
+import itertools
 import json
 import os
 import random
@@ -42,7 +43,10 @@ from tiger_jax.recommending.recommender import Recommender
 from tiger_jax.recommending.versions import CatalogueVersions
 from tiger_jax.workdir.provenance import describe_environment
 
-READ_SECONDS, DEADLINE_SECONDS = 3.0, 10.0
+LIMITS = {
+    "settings.Limits.read_seconds": 3.0,
+    "settings.Limits.deadline_seconds": 10.0,
+}
 
 
 class Server:
@@ -52,13 +56,9 @@ class Server:
         """Starts it and waits until it is ready."""
         self.token = secrets.token_hex(16)
         self._log = open(log, "w+", encoding="utf-8")
-        command = [
-            *(sys.executable, str(ROOT / "run.py"), "--stage=serve"),
-            *(f"--workdir={log.parent}", f"--gin.serve.bundle='{bundle}'"),
-            *("--gin.serve.port=0",),
-            f"--gin.settings.Limits.read_seconds={READ_SECONDS}",
-            f"--gin.settings.Limits.deadline_seconds={DEADLINE_SECONDS}",
-        ]
+        bound = {"serve.bundle": f"'{bundle}'", "serve.port": 0, **LIMITS}
+        command = [sys.executable, "run.py", "--stage=serve", f"--workdir={log.parent}"]
+        command += [f"--gin.{name}={value}" for name, value in bound.items()]
         self._process = subprocess.Popen(
             command,
             cwd=ROOT,
@@ -254,9 +254,8 @@ def swaps(server: Server, questions: Sequence[Question], options: Any) -> Row:
     def change() -> None:
         client = server.client()
         try:
-            for number, (method, path, body) in enumerate(_changes(options, rng)):
-                if number == options.swaps:
-                    break
+            changes = itertools.islice(_changes(options, rng), options.swaps)
+            for method, path, body in changes:
                 begun = time.perf_counter()
                 status, content = client.ask(method, f"/catalogue{path}", body)
                 seconds.append(time.perf_counter() - begun)
@@ -280,19 +279,14 @@ def swaps(server: Server, questions: Sequence[Question], options: Any) -> Row:
 
 def _changes(options: Any, rng: Any) -> Iterator[tuple[str, str, Any]]:
     """An item joins, changes, leaves; every tenth time all goes back."""
-    number = 0
-    while True:
-        number += 1
+    for number in itertools.count(1):
         item: Row = {"item_id": f"new {number}", "title": f"Novelty {number}"}
         if options.embedding_width:
             item["embedding"] = rng.normal(size=options.embedding_width).tolist()
         name = f"new%20{number}"
         yield "POST", "/items", {"items": [item]}
-        yield (
-            "PUT",
-            f"/items/{name}/attributes",
-            {"attributes": {"in_stock": number % 2 == 0}},
-        )
+        attributes = {"in_stock": number % 2 == 0}
+        yield "PUT", f"/items/{name}/attributes", {"attributes": attributes}
         yield "DELETE", f"/items/{name}", None
         if number % 10 == 0:
             yield "POST", "/rollback", {"version": 0}

@@ -90,12 +90,11 @@ class Client:
     """One connection, kept as long as the server keeps it."""
 
     def __init__(self, port: int, token: str) -> None:
-        self._address = ("127.0.0.1", port)
+        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         self._headers = {
             "Content-Type": "application/json",
             "Authorization": f"Bearer {token}",
         }
-        self._connection: http.client.HTTPConnection | None = None
 
     def ask(
         self, method: str, path: str, body: Any = None, **headers: str
@@ -104,28 +103,17 @@ class Client:
         data = body
         if body is not None and not isinstance(body, bytes):
             data = json.dumps(body).encode()
-        for attempt in (1, 2):
-            is_fresh = self._connection is None
-            if self._connection is None:
-                self._connection = http.client.HTTPConnection(
-                    *self._address, timeout=60
-                )
+        while True:
+            is_fresh = self._connection.sock is None
             try:
-                sent = {**self._headers, **headers}
-                self._connection.request(method, path, data, sent)
+                self._connection.request(method, path, data, self._headers | headers)
                 response = self._connection.getresponse()
                 return response.status, response.read()
             except (http.client.HTTPException, OSError):
-                self.close()
+                self._connection.close()
                 # The server may have closed an idle connection in the meantime.
-                if is_fresh or attempt == 2:
+                if is_fresh:
                     raise
-        raise AssertionError
-
-    def close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
 
 
 def hostile_requests(

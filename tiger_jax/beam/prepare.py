@@ -363,10 +363,8 @@ def _write_survivors(
 
 
 def _refuse_too_little(survivors: Shards, counts: dict[str, int], k: int) -> None:
-    longest = 0
-    for table in survivors.tables(["length"]):
-        longest = max(longest, column(table, "length").max(initial=0))
-    if longest > MIN_HISTORY:
+    tables = survivors.tables(["length"])
+    if any((column(table, "length") > MIN_HISTORY).any() for table in tables):
         return
     raise InputError(
         f"of {counts['raw_interactions']:,} interactions of {counts['raw_users']:,} "
