@@ -36,7 +36,6 @@ def register_sharded_task(
     """Registers a folder of token files as a seqio task; again replaces it.
 
     Args:
-        name: Name of the task.
         folder: What the stage `assign_shards` wrote; by default `shards/tokens` in the
             work directory that TIGER_WORKDIR names when the task is used.
         shuffle_buffer_size: Examples that the next one is drawn from; some 500 bytes

@@ -101,7 +101,7 @@ def register_tiger_task(
     """Registers a work directory as a seqio task; again replaces it.
 
     Args:
-        name: Name of the task; by custom tiger_<data set>.
+        name: By custom tiger_<data set>.
         workdir: The work directory; by default what TIGER_WORKDIR names when the
             task is used.
         num_user_tokens: Tokens that users are hashed to; 0 for none.
@@ -143,12 +143,8 @@ def register_tiger_mixture(name: str, rates: Mapping[str, float] | None = None) 
     """Registers a mixture of tasks over one codebook; again replaces it.
 
     Args:
-        name: Name of the mixture.
         rates: Task name to its share of the examples; a rate of 0 or less is that
             task's number of training examples.
-
-    Returns:
-        The name.
 
     Raises:
         InputError: The tasks' tokens mean different things: other codebook sizes or

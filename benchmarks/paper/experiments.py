@@ -45,7 +45,6 @@ class Experiment:
 
     Attributes:
         name: Of its work directory and rows.
-        title: In the table.
         gin_file: Under `gin_configs/experiments/`.
         bindings: What comes after `base/reduced.gin`.
         shares: Folders taken over from the first experiment. A stage whose

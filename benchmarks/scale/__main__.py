@@ -10,13 +10,10 @@ Shops, embeddings and codes are generated: popularity falls by Zipf's law, users
 ten interactions. --document writes tables, fitted exponents, the plot and the plan
 for a billion items between the document's marks.
 
-Parts:
-    local       The local stages (`benchmarks.scale.local`), a process each, --sizes
-                in items.
-    shards      The steps of the pipelines before training over shards of one size,
-                --sizes in interactions (`benchmarks.scale.shards`). Needs Apache Beam.
-    end_to_end  Generated embeddings -> Semantic IDs -> trie -> search, --sizes in
-                items (`benchmarks.scale.end_to_end`). Needs Apache Beam.
+Parts: `local`, the local stages, a process each, with --sizes in items; `shards`, the
+pipelines' steps before training over shards of one size, in interactions; `end_to_end`,
+generated embeddings -> Semantic IDs -> trie -> search, in items. The last two need
+Apache Beam.
 """
 
 import importlib.util

@@ -1,11 +1,8 @@
 """The local stages of `benchmarks.scale`: what one of them takes at one size.
 
-*   `histories`: 5-core, numbering, order.
-*   `encode`: frozen residual codebooks, 256 × 256 × 256 over 64 dimensions.
-*   `collisions`: three levels with ten cells per item.
-*   `trie`: built from Semantic IDs.
-*   `decode`: one request, 20 beams, a model that only reads a table: what the
-    catalogue's size adds to it.
+`encode` is by frozen residual codebooks; `collisions` has ten cells per item; `decode`
+is one request of 20 beams to a model that only reads a table: what the catalogue's size
+adds to it.
 """
 
 import time

@@ -24,11 +24,9 @@ Task = Callable[..., Any]
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What a worker took.
+    """What a worker took for so many shards.
 
     Attributes:
-        shards: How many it worked through.
-        cpu_seconds: For all of them.
         peak_bytes: The most memory that the process held at any shard: its libraries
             and the touched pages of mapped files included.
         start_bytes: What it held before the first shard.

@@ -232,14 +232,14 @@ def open_stream(workdir: Path, batch_size: int, rows: int) -> Any:
 def list_cases(options: Any) -> Iterator[tuple[str, str, str, tuple[int, ...], str]]:
     """Against, input, shape, its lengths in items, dtype."""
     inputs = ("resident", "seqio") if options.workdir else ("resident",)
+    every = (*BUCKETS, MAX_ITEMS)
     for dtype in options.dtypes:
         if "buckets" in options.cases:
-            for input in inputs:
-                yield "hf_t5", input, "buckets", (*BUCKETS, MAX_ITEMS), dtype
+            yield from (("hf_t5", input, "buckets", every, dtype) for input in inputs)
         if "padded" in options.cases:
             yield "hf_t5", "resident", "padded", (MAX_ITEMS,), dtype
         if "each_bucket" in options.cases:
-            for items in (*BUCKETS, MAX_ITEMS):
+            for items in every:
                 yield "matmul_peak", "resident", "one bucket", (items,), dtype
 
 

@@ -126,7 +126,6 @@ def embed(
         encoder: Loaded once per worker; TF-IDF is fitted first, to at most
             `MAX_FITTED_ITEMS` items.
         seed: Decides TF-IDF's projections, and the items that it is fitted to.
-        num_shards: Of the texts' buckets, and of the embeddings.
 
     Raises:
         InputError: The template or the encoder can't be used.

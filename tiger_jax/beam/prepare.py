@@ -132,7 +132,6 @@ def prepare(
         interactions: Filtering and order; ties can't be shuffled here, which would
             take a draw for all interactions at once.
         seed: Decides item numbers and unseen items.
-        num_shards: Of all that is written.
 
     Raises:
         InputError: A config is impossible, or too little is left to train on.
@@ -288,10 +287,9 @@ class _Core:
 
 @dataclasses.dataclass(frozen=True)
 class _Bucket:
-    """A bucket of users, and which of its interactions are in the core.
+    """A bucket of users' interactions, in the raw rows' order.
 
     Attributes:
-        table: Interactions, in the raw rows' order.
         users: The user of each, numbered by first appearance in the bucket.
         user_ids: By that number.
         is_kept: Whether each is in the core.

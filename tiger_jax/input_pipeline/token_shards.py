@@ -91,7 +91,6 @@ class TokenShards(seqio.TFExampleDataSource):
         """Reads a few examples of a split, and holds no more than these.
 
         Args:
-            split: One of `SPLITS`.
             rows: Which, ascending: numbers among all examples of the split.
             num_inputs: S, what inputs are padded to.
 

@@ -47,9 +47,8 @@ def init_train_state(
 ) -> TrainState:
     """Makes the first state, each array born where it belongs.
 
-    Args:
-        init_fn: Key to parameters, boxed with their logical axis names or bare.
-        variables: Their first values; every device holds them whole.
+    `init_fn` may box parameters with their logical axis names. Every device holds all
+    of the variables.
     """
     shardings = state_shardings(init_fn, optimizer, partitioner, variables)
 
