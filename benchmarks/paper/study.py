@@ -12,7 +12,6 @@ from benchmarks.lib import Row
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.errors import InputError
 from tiger_jax.evaluation import bootstrap, evaluator
-from tiger_jax.histories import HeldOut
 from tiger_jax.recommending.numbered_recommender import (
     NumberedRecommender,
     load_numbered_recommender,
@@ -37,10 +36,8 @@ class Study:
             raise InputError(f"no trained recommender in {workdir}: train one there")
         self.workdir, self.seed = workdir, seed
         self.data = PreparedData.load(workdir / "data")
-        self.users: HeldOut
-        self.users, _ = evaluator.sample_users(
-            self.data.validation, max_users, seed=seed
-        )
+        validation = self.data.validation
+        self.users, _ = evaluator.sample_users(validation, max_users, seed=seed)
         self.trained = artifacts.load_manifest(workdir / "recommender", verify=False)
         self.about = {
             "data": self.data.name,
@@ -78,8 +75,7 @@ def interval(values: np.ndarray, seed: int) -> list[float]:
         num_resamples=bootstrap.NUM_RESAMPLES,
         seed=seed,
     )
-    tail = 50 * (1 - bootstrap.CONFIDENCE)
-    return [float(x) for x in np.percentile(means, [tail, 100 - tail])]
+    return np.quantile(means, bootstrap.PERCENTILES).tolist()
 
 
 def recall_facts(

@@ -32,8 +32,9 @@ from tiger_jax.beam.steps import write_items
 from tiger_jax.models.rqvae import RqVaeConfig
 from tiger_jax.quantizers.rqvae_training import RqVaeTraining
 from tiger_jax.quantizers.store import save_quantizer
+from tiger_jax.semantic_ids.collisions import count_distinct
 from tiger_jax.semantic_ids.planning import CodeSpread, plan_semantic_ids
-from tiger_jax.workdir.shards import ShardWriter, cut_evenly, rows_of
+from tiger_jax.workdir.shards import Shards, ShardWriter, cut_evenly, rows_of
 from tiger_jax.workdir.vector_shards import read_vectors, vector_array
 
 SHARD_ITEMS = 250_000
@@ -86,8 +87,8 @@ def _run(worker: OneWorker, folder: Path, num_items: int) -> None:
     for step, work in (
         ("table", _save_table),
         ("trie", _build_trie),
-        ("decode, model that reads a table", functools.partial(_decode, _trivial)),
-        ("decode, TIGER's decoder", functools.partial(_decode, _tiger)),
+        ("decode, model that reads a table", functools.partial(_decode, False)),
+        ("decode, TIGER's decoder", functools.partial(_decode, True)),
     ):
         worker.run(step, work, [folder])
 
@@ -136,9 +137,6 @@ def _train(paths: list[Path], num_items: int, folder: Path) -> dict[str, Any]:
 
 
 def _save_table(folder: Path) -> dict[str, Any]:
-    from tiger_jax.semantic_ids.collisions import count_distinct
-    from tiger_jax.workdir.shards import Shards
-
     table = assign.load_table(Shards.load(folder / "semantic_ids"))
     table.save(folder / "table")
     distinct = count_distinct(table.codes[:, :-1])
@@ -159,21 +157,26 @@ def _build_trie(folder: Path) -> dict[str, Any]:
     return {"device_bytes": sum(trie.nbytes.values())}
 
 
-def _decode(make_model: Callable[..., Any], folder: Path) -> dict[str, Any]:
+def _decode(is_tiger: bool, folder: Path) -> dict[str, Any]:
     """Median CPU seconds of a search for one request; every list is checked."""
     import jax
 
-    from benchmarks.decoding.cases import around
+    from benchmarks.decoding.cases import RealModel, TrivialModel, around
     from tiger_jax.decoding.search import beam_search
     from tiger_jax.decoding.trie import Trie
+    from tiger_jax.models.tiger import TigerConfig
 
     facts = json.loads((folder / "table" / "table.json").read_text())
     trie = Trie.load(folder / "trie", content_hash=facts["content_hash"])
     codes = np.load(folder / "table" / "codes.npy", mmap_mode="r")
-    model, requests = make_model(tuple(facts["codebook_sizes"]), codes)
+    sizes = tuple(facts["codebook_sizes"])
+    model: Any = RealModel(sizes, TigerConfig()) if is_tiger else TrivialModel(sizes)
+    requests: Any = range(SEARCHES + 1)
+    if is_tiger:
+        requests = model.inputs(SEARCHES + 1, codes)
     search = around(model, beam_search, num_beams=NUM_BEAMS)
     seconds = []
-    for request in np.asarray(requests):
+    for request in np.asarray(requests, np.int32):
         start = time.process_time()
         found = jax.block_until_ready(search(request[None], trie))
         seconds.append(time.process_time() - start)
@@ -181,17 +184,3 @@ def _decode(make_model: Callable[..., Any], folder: Path) -> dict[str, Any]:
         if len(set(items.tolist())) != NUM_BEAMS or items.min() < 0:
             raise RuntimeError(f"not {NUM_BEAMS} items: {items}")
     return {"search_cpu_seconds": float(np.median(seconds[1:]))}
-
-
-def _trivial(sizes: tuple[int, ...], codes: np.ndarray) -> tuple[Any, Any]:
-    from benchmarks.decoding.cases import TrivialModel
-
-    return TrivialModel(sizes), np.arange(SEARCHES + 1, dtype=np.int32)
-
-
-def _tiger(sizes: tuple[int, ...], codes: np.ndarray) -> tuple[Any, Any]:
-    from benchmarks.decoding.cases import RealModel
-    from tiger_jax.models.tiger import TigerConfig
-
-    model = RealModel(sizes, TigerConfig())
-    return model, model.inputs(SEARCHES + 1, codes)
