@@ -59,6 +59,7 @@ from tiger_jax.workdir.shards import (
 )
 from tiger_jax.workdir.vector_shards import vector_array
 
+Encoder = SentenceTransformerEncoder | TfidfEncoder
 # TF-IDF is fitted to no more items' texts than this, drawn by the seed.
 MAX_FITTED_ITEMS = 131_072
 
@@ -69,9 +70,7 @@ class TextEncoding(ModelHandler):
     `tfidf` is the folder of the fitted TF-IDF; None for other encoders.
     """
 
-    def __init__(
-        self, encoder: SentenceTransformerEncoder | TfidfEncoder, tfidf: Path | None
-    ) -> None:
+    def __init__(self, encoder: Encoder, tfidf: Path | None) -> None:
         super().__init__()
         self._encoder, self.tfidf = encoder, tfidf
 
@@ -111,7 +110,7 @@ def embed(
     folder: Path,
     *,
     text: ItemTextConfig,
-    encoder: SentenceTransformerEncoder | TfidfEncoder,
+    encoder: Encoder,
     seed: int,
     num_shards: int,
     runner: RunnerConfig,
@@ -156,7 +155,7 @@ def _freeze(
     data: PreparedShards,
     folder: Path,
     text: ItemTextConfig,
-    encoder: SentenceTransformerEncoder | TfidfEncoder,
+    encoder: Encoder,
     seed: int,
 ) -> TextEncoding:
     if not isinstance(encoder, TfidfEncoder):

@@ -248,11 +248,10 @@ def train(
             checkpointer.best_step = memory.best_step
             say(f"resumed at step {int(state.step):,}")
         step = int(state.step)
-        last_saved = None if restored is None else step
+        last_saved = resumed = None if restored is None else step
         last_save_time = time.monotonic()
 
         # What goes on beside.
-        resumed = None if restored is None else step
         writer = stack.enter_context(MetricWriter(folder, resume_from_step=resumed))
         preemption = stack.enter_context(hooks.Preemption())
         profiler = stack.enter_context(
