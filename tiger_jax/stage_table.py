@@ -19,7 +19,6 @@ class Stage(NamedTuple):
     """A stage, as the command line and the messages know it.
 
     Attributes:
-        name: Of the stage, its module and its function.
         kind: Whether a whole run has it ("pipeline"); the others run when they are
             named, to compare recommenders or to answer a request.
         writes: Its folder in the work directory; None for a stage without.

@@ -18,7 +18,6 @@ class ItemTextConfig:
     item lacks is left out, so that no text speaks of unknown prices.
 
     Attributes:
-        sentences: The sentences, joined by spaces.
         price_format: Python's format of a price ("${:.2f}" where it is dollars).
     """
 

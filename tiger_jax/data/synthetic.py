@@ -312,7 +312,7 @@ def _draw_times(
 def _draw_preferences(
     num_users: int, num_departments: int, rng: np.random.Generator
 ) -> Float64[np.ndarray, "U departments"]:
-    """Three departments a customer, one of them the favourite."""
+    """Three departments per customer, one of them the favourite."""
     ranks = np.argsort(rng.random((num_users, num_departments)), axis=1)
     weights = np.zeros(num_departments)
     weights[:3] = (0.6, 0.25, 0.15)[:num_departments]

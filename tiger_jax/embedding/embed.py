@@ -83,7 +83,7 @@ def _check(batch: np.ndarray, texts: list[str], dims: tuple[int, ...]) -> None:
     if len(dims) != 1 or batch.shape != (len(texts), *dims):
         raise InputError(
             f"the encoder gave an array of shape {batch.shape} for {len(texts)} texts: "
-            "it must give one vector a text, always of the same size"
+            "it must give one vector per text, always of the same size"
         )
     is_bad = ~np.isfinite(batch).all(axis=1)
     if is_bad.any():

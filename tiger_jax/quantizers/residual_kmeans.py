@@ -18,8 +18,7 @@ from tiger_jax.quantizers.quantizer import ChunkedQuantizer, row_chunks
 class ResidualCodebooks(ChunkedQuantizer):
     """Quantizes to a sum of codewords, each the nearest to what is left over.
 
-    Attributes:
-        codebooks: One codebook a level, coarse to fine; one level is flat VQ.
+    There is one codebook per level, coarse to fine; one level is flat VQ.
     """
 
     kind: ClassVar[str] = "residual_codebooks"

@@ -57,9 +57,7 @@ class RqVaeTraining:
 
     Attributes:
         batch_size: Items per step, drawn with replacement.
-        learning_rate: At the start.
-        schedule: "constant", or "cosine" down to 0.
-        weight_decay: AdamW's.
+        learning_rate: At the start; "cosine" goes down to 0.
         standardize: Give the embeddings mean 0 and variance 1.
         standardize_each: Give it to each dimension by itself, as befits one text
             encoder's. Otherwise one scale serves all, and dimensions that vary more

@@ -15,7 +15,6 @@ def reading(path: Path | str, remedy: str | None = None) -> Iterator[None]:
     """Turns any failure to read what is at a path into an `InputError`.
 
     Args:
-        path: What the block reads: a file, or a folder of files.
         remedy: What to do; by default to run the stage again that made the folder.
 
     Raises:

@@ -128,7 +128,7 @@ def read_amazon(metadata_path: Path, reviews_path: Path, category: str) -> RawSh
 
 
 def read_reviews(path: Path) -> Reviews:
-    """Reads reviews: who rated what, how, and when, one JSON object a line.
+    """Reads reviews: who rated what, how, and when, one JSON object per line.
 
     Raises:
         InputError: A line isn't such an object, or the file is damaged.
@@ -172,7 +172,7 @@ def read_reviews(path: Path) -> Reviews:
 def read_metadata(
     path: Path, wanted: Collection[str]
 ) -> tuple[dict[str, Metadata], list[int]]:
-    """Reads the metadata of the wanted items, one Python literal a line.
+    """Reads the metadata of the wanted items, one Python literal per line.
 
     The first line about an item counts. Lines about other items (nineteen in
     twenty, in these files) aren't evaluated.

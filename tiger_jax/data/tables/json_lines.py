@@ -1,4 +1,4 @@
-"""Reads JSON lines: one object a line, each key a column."""
+"""Reads JSON lines: one object per line, each key a column."""
 
 import codecs
 import json
