@@ -37,16 +37,10 @@ from tiger_jax.errors import InputError
 from tiger_jax.extensions import config_of, settings_of
 from tiger_jax.models.tiger import TigerConfig
 from tiger_jax.quantizers.store import load_quantizer, save_quantizer
+from tiger_jax.recommending import programs as compiled
 from tiger_jax.recommending.item_encoder import ItemEncoder
 from tiger_jax.recommending.parts import PARAMS, Parts
-from tiger_jax.recommending.programs import (
-    KINDS,
-    SUFFIX,
-    ExportedPrograms,
-    Shapes,
-    export_program,
-    program_name,
-)
+from tiger_jax.recommending.programs import KINDS, SUFFIX, Shapes, program_name
 from tiger_jax.semantic_ids.table import SemanticIdTable
 from tiger_jax.semantic_ids.token_ids import TokenLayout
 from tiger_jax.workdir import artifacts
@@ -91,7 +85,9 @@ def save_bundle(folder: Path, parts: Parts, shapes: Shapes) -> None:
         for size in shapes.batch_sizes:
             path = folder / _PROGRAMS / (program_name(kind, size) + SUFFIX)
             path.write_bytes(
-                export_program(kind, parts.model, shapes, size, parts.params, trie)
+                compiled.export_program(
+                    kind, parts.model, shapes, size, parts.params, trie
+                )
             )
             programs[program_name(kind, size)] = hash_file(path)
     write_json(
@@ -157,7 +153,7 @@ class Bundle:
         named = {key: value for key, value in facts.items() if key not in _SHAPED}
         return cls(folder, parts, shapes, hash_json(named))
 
-    def programs(self) -> ExportedPrograms:
+    def programs(self) -> compiled.ExportedPrograms:
         """Reads the exported programs.
 
         Raises:
@@ -165,7 +161,7 @@ class Bundle:
         """
         folder = self.folder / _PROGRAMS
         names = [program_name(k, b) for k in KINDS for b in self.shapes.batch_sizes]
-        return ExportedPrograms({n: folder / (n + SUFFIX) for n in names})
+        return compiled.ExportedPrograms({n: folder / (n + SUFFIX) for n in names})
 
 
 def _read_parts(folder: Path, facts: Mapping[str, Any]) -> tuple[Parts, Shapes, Trie]:
@@ -182,6 +178,9 @@ def _read_parts(folder: Path, facts: Mapping[str, Any]) -> tuple[Parts, Shapes, 
     table = SemanticIdTable.load(folder / "semantic_ids")
     trie = Trie.load(folder / "trie", content_hash=table.content_hash)
     has = facts["parts"].__contains__
+    loose = load_arrays(
+        folder, ["user_hashes"] + ["embeddings"] * has("embeddings.npy")
+    )
     parts = Parts(
         model=config_of(facts["model"], TigerConfig, folder / _FACTS).build(
             TokenLayout.from_json(facts["layout"])
@@ -192,12 +191,8 @@ def _read_parts(folder: Path, facts: Mapping[str, Any]) -> tuple[Parts, Shapes, 
         items=pa.parquet.read_table(folder / "items" / "items.parquet"),
         popularity=arrays["popularity"],
         is_new=arrays["is_new"],
-        user_hashes=load_arrays(folder, ["user_hashes"])["user_hashes"],
-        embeddings=(
-            load_arrays(folder, ["embeddings"])["embeddings"]
-            if has("embeddings.npy")
-            else None
-        ),
+        user_hashes=loose["user_hashes"],
+        embeddings=loose.get("embeddings"),
         encoder=ItemEncoder.load(folder / "encoder") if has("encoder") else None,
         quantizer=load_quantizer(folder / "quantizer") if has("quantizer") else None,
         collaborative_dims=int(facts["collaborative_dims"]),

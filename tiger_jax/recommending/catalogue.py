@@ -212,15 +212,16 @@ class Catalogue:
         return self._indexes[field]
 
     def _build_index(self, field: str) -> dict[str, list[int]]:
-        found: dict[str, list[int]] = {}
         if field == "category":
-            for number, paths in enumerate(self.column("categories")):
-                for name in {name for path in paths or () for name in path}:
-                    found.setdefault(name, []).append(number)
-            return found
-        for number, value in enumerate(self.column(field)):
-            if value is not None:
-                found.setdefault(as_text(value), []).append(number)
+            paths = self.column("categories")
+            values = [{name for path in own or () for name in path} for own in paths]
+        else:
+            own_values = self.column(field)
+            values = [set() if v is None else {as_text(v)} for v in own_values]
+        found: dict[str, list[int]] = {}
+        for number, own in enumerate(values):
+            for value in own:
+                found.setdefault(value, []).append(number)
         return found
 
 

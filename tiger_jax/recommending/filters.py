@@ -19,7 +19,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Bool, UInt32
+from jaxtyping import Bool
 
 from tiger_jax.decoding.trie import SortedPrefixes, Trie
 from tiger_jax.decoding.trie.attributes import EVERY_ITEM, bits_of_items, bits_of_nodes
@@ -127,10 +127,8 @@ class FilterSlots:
                     self._slots.move_to_end(name)
             if is_changed:
                 self._trie = self._with_bits(self._trie)
-            bits = {
-                n: np.uint32(1 << self._slots[n]) if n else EVERY_ITEM for n in masks
-            }
-            return self._trie, bits
+            bits = {n: np.uint32(1 << self._slots[n]) for n in masks if n}
+            return self._trie, {"": EVERY_ITEM, **bits}
 
     def _free_slot(self, needed: Mapping[str, Any]) -> int:
         unused = set(range(NUM_SLOTS)) - set(self._slots.values())
@@ -140,10 +138,7 @@ class FilterSlots:
         return self._slots.pop(oldest)
 
     def _with_bits(self, trie: Trie) -> Trie:
-        own: UInt32[np.ndarray, "N 1"] | None = bits_of_items(
-            self._words, None, len(self._words)
-        )
+        own = bits_of_items(self._words, None, len(self._words))
         bits = bits_of_nodes(own, self._prefixes, trie.plan)
-        return dataclasses.replace(
-            trie, attributes=jax.device_put(bits, self._sharding)
-        )
+        bits = jax.device_put(bits, self._sharding)
+        return dataclasses.replace(trie, attributes=bits)

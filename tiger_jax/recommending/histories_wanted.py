@@ -124,10 +124,7 @@ def _read_json_lines(path: Path) -> list[tuple[str, list[str]]]:
             if isinstance(value, dict):
                 user = str(value.get("user", value.get("user_id", user)))
                 items = value.get("history")
-            is_list = isinstance(items, list) and all(
-                isinstance(i, str | int) and not isinstance(i, bool) for i in items
-            )
-            if not is_list:
+            if not isinstance(items, list) or {*map(type, items)} - {str, int}:
                 raise InputError(
                     f"{path}, line {line}: no list of item ids; write {FORMS}"
                 )
@@ -138,17 +135,15 @@ def _read_json_lines(path: Path) -> list[tuple[str, list[str]]]:
 def _read_csv(path: Path) -> list[tuple[str, list[str]]]:
     delimiter = "\t" if path.suffix == ".tsv" else ","
     table = read_csv(path, None, CsvFormat(delimiter=delimiter))
-    if "item_id" not in table.column_names:
+    names = table.column_names
+    if "item_id" not in names:
         raise InputError(
-            f"{path} has no column item_id (it has {', '.join(table.column_names)}): "
-            f"write {FORMS}"
+            f"{path} has no column item_id (it has {', '.join(names)}): write {FORMS}"
         )
     items = table["item_id"].to_pylist()
-    users = (
-        table["user_id"].to_pylist()
-        if "user_id" in table.column_names
-        else ["somebody new"] * len(items)
-    )
+    users = ["somebody new"] * len(items)
+    if "user_id" in names:
+        users = table["user_id"].to_pylist()
     found: dict[str, list[str]] = {}
     for user, item in zip(users, items, strict=True):
         found.setdefault(user, []).append(item)

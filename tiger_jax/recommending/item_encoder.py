@@ -93,11 +93,10 @@ class ItemEncoder:
         """
         with reading(folder):
             facts = read_json(folder / _FACTS)
-            text = facts["text"]
-            config = ItemTextConfig(tuple(text["sentences"]), text["price_format"])
+            text = ItemTextConfig(**facts["text"])
             if facts["kind"] == "TfidfEncoder":
-                return cls(config, FrozenTfidf.load(folder))
-            return cls(config, encoder_from_facts(facts, folder / _FACTS))
+                return cls(text, FrozenTfidf.load(folder))
+            return cls(text, encoder_from_facts(facts, folder / _FACTS))
 
 
 def freeze_encoder(folder: Path, embeddings: np.ndarray) -> ItemEncoder | None:
@@ -112,9 +111,7 @@ def freeze_encoder(folder: Path, embeddings: np.ndarray) -> ItemEncoder | None:
     facts = read_json(path)
     if facts["kind"] == "ready-made":
         return None
-    text = ItemTextConfig(
-        tuple(facts["text"]["sentences"]), facts["text"]["price_format"]
-    )
+    text = ItemTextConfig(**facts["text"])
     encoder = encoder_from_facts(facts, path)
     if isinstance(encoder, SentenceTransformerEncoder):
         return ItemEncoder(text, encoder)

@@ -28,12 +28,7 @@ from tiger_jax.recommending.requests import (
     SimilarItem,
     resolve,
 )
-from tiger_jax.recommending.searcher import (
-    MAX_EXACT_ROWS,
-    Found,
-    Programs,
-    Searcher,
-)
+from tiger_jax.recommending.searcher import MAX_EXACT_ROWS, Found, Programs, Searcher
 from tiger_jax.recommending.updates import UpdateReport
 from tiger_jax.recommending.versions import CatalogueVersions
 from tiger_jax.semantic_ids.encoder_inputs import encode_histories
@@ -218,9 +213,11 @@ class Recommender:
             for group in resolved.request.groups
         ]
         found: dict[tuple[int, Group], _List] = {}
+        # As many rows as a batch holds, each with a filter of its own.
+        max_rows = min(self.shapes.batch_sizes[-1], NUM_SLOTS)
         for kind in ("exact", *KINDS):
             own = [row for row in rows if row.kind == kind]
-            size = MAX_EXACT_ROWS if kind == "exact" else self._max_rows
+            size = MAX_EXACT_ROWS if kind == "exact" else max_rows
             for start in range(0, len(own), size):
                 part = own[start : start + size]
                 lists = self._score(part) if kind == "exact" else self._run(kind, part)
@@ -239,14 +236,12 @@ class Recommender:
         k: int = 10,
         *,
         by: Literal["prefix", "embedding"] = "prefix",
-        filter: Any = None,
     ) -> list[SimilarItem]:
         """Lists the items most like one.
 
         Args:
             by: "prefix": by how many leading codewords are shared, then by cosine.
                 "embedding": by cosine alone.
-            filter: See `filters`.
 
         Raises:
             InputError: The item is unknown, or there are no embeddings to compare.
@@ -265,14 +260,8 @@ class Recommender:
             cosine = vectors @ vectors[number] / np.maximum(lengths, 1e-30)
         elif by == "embedding":
             raise InputError("this catalogue has no embeddings to compare items by")
-        passes = np.ones(catalogue.num_items, bool)
-        if filter:
-            passes = catalogue.mask(
-                resolve(Request((), filter=filter), catalogue).filter or {}
-            )
-        passes[number] = False
         rank = np.lexsort((-cosine, -shared if by == "prefix" else 0 * shared))
-        best = rank[passes[rank]][:k]
+        best = rank[rank != number][:k]
         return [
             SimilarItem.of(
                 catalogue,
@@ -283,38 +272,35 @@ class Recommender:
             for n in best
         ]
 
-    def warm_up(self, kinds: Sequence[str] = KINDS) -> None:
+    def warm_up(self) -> None:
         """Compiles every program, so that no request waits for it."""
         trie, _ = self.catalogue.slots.assign({})
-        for kind in kinds:
+        for kind in KINDS:
             for size in self.shapes.batch_sizes:
                 queries = self.shapes.empty_queries(size)
                 jax.block_until_ready(getattr(self.searcher, kind)(trie, queries))
 
-    @property
-    def _max_rows(self) -> int:
-        """Rows of a batch: as many as fit, each with a filter of its own."""
-        return min(self.shapes.batch_sizes[-1], NUM_SLOTS)
-
     def _run(self, kind: str, rows: Sequence["_Row"]) -> list["_List"]:
-        shapes, catalogue = self.shapes, rows[0].catalogue
+        shapes, catalogue = self.shapes, rows[0].resolved.catalogue
         queries = shapes.empty_queries(shapes.batch_size_for(len(rows)))
-        names = [row.mask_name(shapes) for row in rows]
+        # A longer exclusion is no list for the search, but part of the mask.
+        is_listed = [len(r.resolved.exclude) <= shapes.max_excluded for r in rows]
+        names = [
+            row.resolved.mask_name(row.group, too_many=not listed)
+            for row, listed in zip(rows, is_listed, strict=True)
+        ]
         masks = {
-            name: functools.partial(
-                row.mask, with_exclusion=row.excludes_too_many(shapes)
-            )
-            for name, row in zip(names, rows, strict=True)
+            name: functools.partial(row.mask, with_exclusion=not listed)
+            for name, row, listed in zip(names, rows, is_listed, strict=True)
         }
         trie, bits = catalogue.slots.assign(masks)
-        queries.inputs[:] = self._encode(rows)[
-            np.minimum(np.arange(len(queries.inputs)), len(rows) - 1)
-        ]
-        for i, (row, name) in enumerate(zip(rows, names, strict=True)):
+        inputs = self._encode(rows)
+        queries.inputs[: len(rows)], queries.inputs[len(rows) :] = inputs, inputs[-1]
+        for i, row in enumerate(rows):
             excluded = row.resolved.exclude
-            if not row.excludes_too_many(shapes):
+            if is_listed[i]:
                 queries.exclude[i, : len(excluded)] = excluded
-            queries.allowed[i] = bits[name]
+            queries.allowed[i] = bits[names[i]]
             queries.prefix[i] = row.resolved.prefix
             queries.seeds[i] = row.seed
             queries.temperatures[i] = row.request.temperature or 1.0
@@ -325,7 +311,7 @@ class Recommender:
         """Scores every item; the longest list wanted is cut for the others."""
         allowed = np.stack([row.mask(with_exclusion=True) for row in rows])
         allowed &= np.stack([row.resolved.fits_prefix for row in rows])
-        walk, inputs = rows[0].catalogue.walk, self._encode(rows)
+        walk, inputs = rows[0].resolved.catalogue.walk, self._encode(rows)
         k = max(row.request.k for row in rows)
         found = self.searcher.search_exactly(walk, inputs, allowed, k)
         return list(zip(*found, strict=True))
@@ -344,7 +330,7 @@ class Recommender:
         is_known = (first < end) & np.array([user is not None for user in users])
         return encode_histories(
             histories,
-            rows[0].catalogue.table.codes,
+            rows[0].resolved.catalogue.table.codes,
             self.searcher.model.layout,
             user_hashes=hashes,
             is_known=is_known,
@@ -377,23 +363,12 @@ class _Row:
         # The two groups of one request draw differently.
         return (self.request.seed + (self.group == "new") * 0x9E3779B9) % (1 << 32)
 
-    def excludes_too_many(self, shapes: Shapes) -> bool:
-        """Whether the exclusion is no list for the search, but part of the mask."""
-        return len(self.resolved.exclude) > shapes.max_excluded
-
-    def mask_name(self, shapes: Shapes) -> str:
-        too_many = self.excludes_too_many(shapes)
-        return self.resolved.mask_name(self.group, too_many=too_many)
-
-    @property
-    def catalogue(self) -> Catalogue:
-        return self.resolved.catalogue
-
     def mask(self, *, with_exclusion: bool = False) -> Bool[np.ndarray, " N"]:
         """Items that the filter and the group leave, and the exclusion if asked."""
-        mask = self.catalogue.mask(self.resolved.filter or {})
+        catalogue = self.resolved.catalogue
+        mask = catalogue.mask(self.resolved.filter or {})
         if self.group != "any":
-            mask &= self.catalogue.is_new == (self.group == "new")
+            mask &= catalogue.is_new == (self.group == "new")
         if with_exclusion:
             mask[self.resolved.exclude] = False
         return mask
@@ -417,13 +392,8 @@ def _merge(resolved: Resolved, lists: Mapping[Group, _List]) -> Answer:
     k = resolved.request.k
 
     def pairs(group: Group, most: int) -> list[tuple[float, int]]:
-        if group not in lists:
-            return []
-        items, scores = lists[group]
-        kept = [
-            (float(s), int(i)) for i, s in zip(items, scores, strict=True) if i >= 0
-        ]
-        return kept[:most]
+        found = zip(*lists.get(group, ((), ())), strict=True)
+        return [(float(score), int(i)) for i, score in found if i >= 0][:most]
 
     if "any" in lists:
         chosen = pairs("any", k)

@@ -1,7 +1,6 @@
 """What is asked of a recommender, and what it answers."""
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -58,9 +57,7 @@ class Request:
                 raise InputError(f"{name} must be a list of item ids (texts)")
             if len(ids) > MAX_IDS:
                 raise InputError(f"{name} has {len(ids)} items; at most {MAX_IDS}")
-        if self.temperature is not None and not (
-            math.isfinite(self.temperature) and 1e-3 <= self.temperature <= 1e3
-        ):
+        if self.temperature is not None and not 1e-3 <= self.temperature <= 1e3:
             raise InputError(
                 f"temperature is {self.temperature}: it must lie in 0.001 … 1000"
             )
@@ -146,14 +143,12 @@ def resolve(request: Request, catalogue: Catalogue) -> Resolved:
         )
     prefix = np.full(len(sizes), -1, np.int32)
     for level, codeword in enumerate(request.prefix):
-        if codeword is None:
-            continue
-        if not 0 <= codeword < sizes[level]:
+        if codeword is not None and not 0 <= codeword < sizes[level]:
             raise InputError(
                 f"prefix: codeword {codeword} at level {level}, whose codebook has "
                 f"{sizes[level]}"
             )
-        prefix[level] = codeword
+        prefix[level] = -1 if codeword is None else codeword
     return Resolved(
         request,
         catalogue,

@@ -47,15 +47,11 @@ def write_recommendations(
     beside = path.with_name(path.name + ".tmp")
     try:
         if path.suffix == ".parquet":
-            columns = {
-                "user_id": [user for user, *_ in rows],
-                "rank": [rank for _, rank, *_ in rows],
-                "by": [by for *_, by in rows],
-            }
-            for name in SCHEMA.names:
-                if name not in columns:
-                    columns[name] = [getattr(item, name) for _, _, item, _ in rows]
-            pa.parquet.write_table(pa.table(columns, SCHEMA), beside)
+            records = [
+                {**vars(item), "user_id": user, "rank": rank, "by": by}
+                for user, rank, item, by in rows
+            ]
+            pa.parquet.write_table(pa.Table.from_pylist(records, SCHEMA), beside)
         else:
             atomic = {
                 "user_id:token": [user for user, *_ in rows],
@@ -108,13 +104,12 @@ def write_atomic_file(path: Path, columns: dict[str, list[str]]) -> None:
 
 def _plain(name: str, values: list[str]) -> list[str]:
     is_id = name.endswith(":token")
-    cleaned = []
+    if not is_id:
+        return [" ".join(value.split()) for value in values]
     for value in values:
-        text = " ".join(value.split()) if not is_id else value
-        if is_id and any(mark in value for mark in "\t\n\r"):
+        if any(mark in value for mark in "\t\n\r"):
             raise InputError(
                 f"RecBole's files can't hold the identifier {value[:60]!r}, which has "
                 "a tab or line break in it"
             )
-        cleaned.append(text)
-    return cleaned
+    return values

@@ -26,6 +26,11 @@ from tiger_jax.recommending.new_items import (
 from tiger_jax.semantic_ids.collisions import add_collision_level, group_rows
 from tiger_jax.semantic_ids.table import SemanticIdTable
 
+_TEXT_ALONE = (
+    "the quantizer also reads what an item is bought with; new items are bought with "
+    "nothing yet, and their codes rest on their text alone"
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class AddedItem:
@@ -100,12 +105,8 @@ def update(
         attributes=_change_attributes(catalogue, items, leaving, wanted),
         version=catalogue.version + 1,
     )
-    added = tuple(
-        AddedItem(item.item_id, item.title, tuple(codes))
-        for item, codes in zip(
-            items, changed.table.codes[kept.sum() :].tolist(), strict=True
-        )
-    )
+    joined = zip(items, changed.table.codes[kept.sum() :].tolist(), strict=True)
+    added = tuple(AddedItem(i.item_id, i.title, tuple(codes)) for i, codes in joined)
     report = UpdateReport(
         changed.version,
         changed.num_items,
@@ -113,7 +114,7 @@ def update(
         added=added,
         removed=tuple(leaving),
         attributes_set=sum(map(len, wanted.values())),
-        notes=_notes(items, coder),
+        notes=(_TEXT_ALONE,) if items and coder.collaborative_dims else (),
     )
     return changed, report
 
@@ -284,24 +285,16 @@ def _change_attributes(
         for field, value in fields.items():
             if value is not None:
                 check_attribute(item_id, field, value)
-            name = "categories" if field == "category" else field
+            name, kept = field, value
+            if field == "category":
+                name, kept = "categories", [[value]]
             if value is None:
                 values.get(name, {}).pop(item_id, None)
             else:
-                is_one = field == "category"
-                values.setdefault(name, {})[item_id] = [[value]] if is_one else value
+                values.setdefault(name, {})[item_id] = kept
     values = {field: own for field, own in values.items() if own}
     if len(values) > MAX_ATTRIBUTES:
         raise InputError(
             f"{len(values)} fields have values set by hand; at most {MAX_ATTRIBUTES}"
         )
     return values
-
-
-def _notes(items: Sequence[NewItem], coder: ItemCoder) -> tuple[str, ...]:
-    if not items or not coder.collaborative_dims:
-        return ()
-    return (
-        "the quantizer also reads what an item is bought with; new items are bought "
-        "with nothing yet, and their codes rest on their text alone",
-    )

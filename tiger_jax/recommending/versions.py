@@ -25,7 +25,7 @@ import dataclasses
 import fcntl
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -135,14 +135,9 @@ class CatalogueVersions:
         found = [VersionInfo(0, parts.table.num_items, "", "as exported")]
         for number in sorted(self._numbers()):
             manifest = artifacts.load_manifest(self._path(number), verify=False)
-            found.append(
-                VersionInfo(
-                    number,
-                    manifest.summary["items"],
-                    manifest.made["finished"],
-                    manifest.summary["what"],
-                )
-            )
+            num_items, what = manifest.summary["items"], manifest.summary["what"]
+            made = manifest.made["finished"]
+            found.append(VersionInfo(number, num_items, made, what))
         return found
 
     def change(
@@ -158,12 +153,9 @@ class CatalogueVersions:
                 version by now; nothing is written.
         """
         changed, report = update(catalogue, self.bundle.parts.coder(), **changes)
-        counts = {
-            "added": len(report.added),
-            "removed": len(report.removed),
-            "set": report.attributes_set,
-        }
-        self._save(changed, ", ".join(f"{n} {name}" for name, n in counts.items() if n))
+        numbers = len(report.added), len(report.removed), report.attributes_set
+        counts = zip(numbers, ("added", "removed", "set"), strict=True)
+        self._save(changed, ", ".join(f"{n} {what}" for n, what in counts if n))
         return changed, report
 
     def roll_back(
@@ -208,12 +200,7 @@ class CatalogueVersions:
                 config={"version": catalogue.version},
                 external={"bundle": self.bundle.content_hash},
             )
-            _write_parts(
-                run.folder,
-                catalogue,
-                exported=self.bundle.parts.table.item_ids,
-                bundle=self.bundle.content_hash,
-            )
+            _write_parts(run.folder, catalogue, self.bundle)
             run.commit(summary={"items": catalogue.num_items, "what": what})
             for number in sorted(self._numbers())[: -self._keep]:
                 shutil.rmtree(self._path(number))
@@ -224,8 +211,8 @@ class CatalogueVersions:
     def _numbers(self) -> set[int]:
         if not self.folder.is_dir():
             return set()
-        names = [path.name for path in self.folder.iterdir()]
-        found = (re.fullmatch(r"version_(\d{6,})", name) for name in names)
+        paths = self.folder.iterdir()
+        found = (re.fullmatch(r"version_(\d{6,})", path.name) for path in paths)
         return {int(number[1]) for number in found if number}
 
 
@@ -238,12 +225,10 @@ def _hold(folder: Path) -> Iterator[None]:
         yield
 
 
-def _write_parts(
-    folder: Path, catalogue: Catalogue, *, exported: Sequence[str], bundle: str
-) -> None:
+def _write_parts(folder: Path, catalogue: Catalogue, bundle: Bundle) -> None:
     has_joined = catalogue.joined > 0
     old = {catalogue.item_ids[i] for i in np.flatnonzero(~has_joined).tolist()}
-    removed = [item_id for item_id in exported if item_id not in old]
+    removed = [i for i in bundle.parts.table.item_ids if i not in old]
     ids = pa.table({"item_id": pa.array(removed, pa.string())})
     pa.parquet.write_table(ids, folder / _REMOVED)
     joined = catalogue.items.filter(pa.array(has_joined))
@@ -265,7 +250,7 @@ def _write_parts(
         {
             "format": _FORMAT,
             "version": catalogue.version,
-            "bundle": bundle,
+            "bundle": bundle.content_hash,
             "semantic_ids": catalogue.table.content_hash,
         },
     )
@@ -287,10 +272,8 @@ def _read_version(folder: Path, exported: Catalogue, bundle: str) -> Catalogue:
             )
         removed = pa.parquet.read_table(folder / _REMOVED)["item_id"].to_pylist()
         arrays = load_arrays(folder, _ARRAYS)
-        rows = JoinedRows(
-            pa.parquet.read_table(folder / _ITEMS).cast(exported.items.schema),
-            **arrays,
-        )
+        items = pa.parquet.read_table(folder / _ITEMS).cast(exported.items.schema)
+        rows = JoinedRows(items, **arrays)
         kept = np.ones(exported.num_items, bool)
         kept[[exported.number_of[item_id] for item_id in removed]] = False
         catalogue = change_rows(
