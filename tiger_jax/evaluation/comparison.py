@@ -109,8 +109,9 @@ def compare(
     usual = shown_items(ours)
     titles = {baseline.name: baseline.title for baseline in baselines}
     recommenders = {b.name: b.build(data, workdir) for b in baselines}
-    evaluations = {
-        name: {
+    evaluations: dict[str, dict[str, Evaluation]] = {}
+    for name, recommend in {**recommenders, OURS: ours}.items():
+        evaluations[name] = {
             split: evaluate(
                 recommend,
                 users[of].held_out,
@@ -123,6 +124,4 @@ def compare(
             for split, (of, masked) in SPLITS.items()
             if name == OURS or of == "test"
         }
-        for name, recommend in {**recommenders, OURS: ours}.items()
-    }
     return Comparison(evaluations, titles, users, metrics)

@@ -6,15 +6,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Int32, Int64
 
+from tiger_jax.evaluation import recommend_fn
 from tiger_jax.evaluation.evaluator import list_items
-from tiger_jax.evaluation.recommend_fn import (
-    Excluded,
-    Lists,
-    RecommendFn,
-    Shown,
-    Users,
-    pad_lists,
-)
 from tiger_jax.histories import HeldOut
 from tiger_jax.workdir.arrays import load_arrays, save_arrays
 from tiger_jax.workdir.chunks import load_chunk, save_chunk
@@ -77,8 +70,12 @@ class ListedRecommender:
         self._row_of[user_numbers] = np.arange(len(user_numbers))
 
     def __call__(
-        self, user_numbers: Users, histories: Shown, exclude: Excluded, k: int
-    ) -> Lists:
+        self,
+        user_numbers: recommend_fn.Users,
+        histories: recommend_fn.Shown,
+        exclude: recommend_fn.Excluded,
+        k: int,
+    ) -> recommend_fn.Lists:
         """Looks the lists up.
 
         Raises:
@@ -96,11 +93,11 @@ class ListedRecommender:
         scores = np.where(is_out, -np.inf, scores)
         items = np.take_along_axis(items, kept_first, axis=1)[:, :k]
         scores = np.take_along_axis(scores, kept_first, axis=1)[:, :k]
-        return pad_lists(items, scores, k)
+        return recommend_fn.pad_lists(items, scores, k)
 
 
 def list_resumably(
-    recommend: RecommendFn,
+    recommend: recommend_fn.RecommendFn,
     held_out: HeldOut,
     rows: Int64[np.ndarray, " U"],
     folder: Path,

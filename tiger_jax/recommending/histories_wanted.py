@@ -8,12 +8,8 @@ from typing import Any
 import numpy as np
 
 from tiger_jax.data.prepared import PreparedData
+from tiger_jax.data.tables import text_files
 from tiger_jax.data.tables.csv_files import CsvFormat, read_csv
-from tiger_jax.data.tables.text_files import (
-    check_encoding,
-    open_text,
-    raise_for_encoding,
-)
 from tiger_jax.errors import InputError
 from tiger_jax.recommending.catalogue import Catalogue
 
@@ -109,10 +105,10 @@ def draw_test_users(data: PreparedData, num_users: int, seed: int) -> list[Wante
 
 
 def _read_json_lines(path: Path) -> list[tuple[str, list[str]]]:
-    check_encoding(path, "utf-8")
-    raise_for_encoding(path, "utf-8")
+    text_files.check_encoding(path, "utf-8")
+    text_files.raise_for_encoding(path, "utf-8")
     found = []
-    with open_text(path, "utf-8") as file:
+    with text_files.open_text(path, "utf-8") as file:
         for line, text in enumerate(file, 1):
             if not text.strip():
                 continue

@@ -43,9 +43,11 @@ class ItemCoder:
                 encoder, or no text.
         """
         vectors = np.zeros((len(items), self.num_dims), np.float32)
-        to_encode = [row for row, item in enumerate(items) if item.embedding is None]
+        to_encode = []
         for row, item in enumerate(items):
-            if item.embedding is not None:
+            if item.embedding is None:
+                to_encode.append(row)
+            else:
                 vectors[row] = self._check(item)
         if to_encode and self.encoder is None:
             raise InputError(

@@ -10,13 +10,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float32
 
 from tiger_jax.data.item_text import ItemTextConfig, build_item_texts
-from tiger_jax.embedding.encoders import (
-    Encoder,
-    SentenceTransformerEncoder,
-    TfidfEncoder,
-    encoder_facts,
-    encoder_from_facts,
-)
+from tiger_jax.embedding import encoders
 from tiger_jax.embedding.tfidf import FrozenTfidf
 from tiger_jax.errors import InputError
 from tiger_jax.progress import say
@@ -39,7 +33,7 @@ class ItemEncoder:
     """
 
     text: ItemTextConfig
-    encoder: FrozenTfidf | Encoder
+    encoder: FrozenTfidf | encoders.Encoder
 
     def encode(self, items: pa.Table) -> Float32[np.ndarray, "N E"]:
         """Embeds the rows of a table with the columns of the catalogue's items.
@@ -81,7 +75,7 @@ class ItemEncoder:
             self.encoder.save(folder)
             facts["kind"] = "TfidfEncoder"
         else:
-            facts |= encoder_facts(self.encoder)
+            facts |= encoders.encoder_facts(self.encoder)
         write_json(folder / _FACTS, facts)
 
     @classmethod
@@ -96,7 +90,7 @@ class ItemEncoder:
             text = ItemTextConfig(**facts["text"])
             if facts["kind"] == "TfidfEncoder":
                 return cls(text, FrozenTfidf.load(folder))
-            return cls(text, encoder_from_facts(facts, folder / _FACTS))
+            return cls(text, encoders.encoder_from_facts(facts, folder / _FACTS))
 
 
 def freeze_encoder(folder: Path, embeddings: np.ndarray) -> ItemEncoder | None:
@@ -111,14 +105,14 @@ def freeze_encoder(folder: Path, embeddings: np.ndarray) -> ItemEncoder | None:
     facts = read_json(path)
     if facts["kind"] == "ready-made":
         return None
-    text = ItemTextConfig(**facts["text"])
-    encoder = encoder_from_facts(facts, path)
-    if isinstance(encoder, SentenceTransformerEncoder):
+    text = ItemTextConfig(facts["text"]["sentences"], facts["text"]["price_format"])
+    encoder = encoders.encoder_from_facts(facts, path)
+    if isinstance(encoder, encoders.SentenceTransformerEncoder):
         return ItemEncoder(text, encoder)
     texts = pq.read_table(folder / "texts.parquet")["text"].to_pylist()
     sample = np.linspace(0, len(texts) - 1, min(SAMPLE, len(texts))).astype(int)
     sampled = [texts[row] for row in sample]
-    if not isinstance(encoder, TfidfEncoder):
+    if not isinstance(encoder, encoders.TfidfEncoder):
         again = encoder.prepare(sampled, seed=facts["seed"])(sampled)
         if np.abs(again - embeddings[sample]).max() > _TOLERANCE:
             say(

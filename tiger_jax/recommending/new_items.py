@@ -100,16 +100,12 @@ def check_attribute(item_id: str, field: Any, value: Any) -> None:
             f"{where}: {field!r} can't be changed; remove the item and add it anew"
         )
     if field == "categories":
-        is_paths = _is_list(value) and all(
-            _is_list(path) and all(isinstance(name, str) for name in path)
-            for path in value
-        )
-        if not is_paths:
+        if not _is_list(value) or not all(map(_is_list, value)):
             raise InputError(
                 f'{where}: categories are paths, such as [["Beauty", "Hair"]]'
             )
         for name in (name for path in value for name in path):
-            check_text("a category", name)
+            check_text(f"{where}: a category", name)
     elif field in ("title", "brand", "category"):
         check_text(f"{where}: {field}", value)
     elif field == "price":

@@ -78,10 +78,8 @@ class Parts:
             embeddings = load_embeddings(workdir / "embeddings", data.num_items)
             encoder = freeze_encoder(workdir / "embeddings", embeddings)
         collaborative_dims = 0
-        made_from = artifacts.load_manifest(
-            workdir / "semantic_ids", verify=False
-        ).inputs
-        if "rqvae" in made_from and embeddings is not None:
+        ids = artifacts.load_manifest(workdir / "semantic_ids", verify=False)
+        if "rqvae" in ids.inputs and embeddings is not None:
             quantizer = load_quantizer(workdir / "rqvae")
             joined = load_quantized_vectors(embeddings, workdir / "rqvae")
             collaborative_dims = joined.shape[1] - embeddings.shape[1]
@@ -119,17 +117,13 @@ class Parts:
 
     def coder(self) -> ItemCoder:
         """What gives new items their codes."""
-        num_dims = 0 if self.embeddings is None else self.embeddings.shape[1]
-        return ItemCoder(
-            self.encoder, self.quantizer, num_dims, self.collaborative_dims
-        )
+        dims = 0 if self.embeddings is None else self.embeddings.shape[1]
+        return ItemCoder(self.encoder, self.quantizer, dims, self.collaborative_dims)
 
     @property
     def part_hashes(self) -> dict[str, str]:
         """Names each part by its content."""
-        columns = {
-            name: self.items[name].to_pylist() for name in self.items.column_names
-        }
+        columns = self.items.to_pydict()
         facts = {"popularity": self.popularity, "is_new": self.is_new}
         hashes = {
             PARAMS: hash_arrays(self.params),

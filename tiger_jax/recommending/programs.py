@@ -22,15 +22,9 @@ from tiger_jax.decoding.search import Normalize
 from tiger_jax.decoding.trie import Trie
 from tiger_jax.decoding.trie.attributes import EVERY_ITEM
 from tiger_jax.errors import InputError
+from tiger_jax.recommending import searcher
 from tiger_jax.recommending.parts import Parts
-from tiger_jax.recommending.searcher import (
-    Found,
-    Params,
-    Queries,
-    SearchConfig,
-    Settings,
-    run,
-)
+from tiger_jax.recommending.searcher import Params, Queries
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 KINDS = ("search", "sample")
@@ -64,7 +58,7 @@ class Shapes:
     def for_parts(
         cls,
         parts: Parts,
-        search: SearchConfig,
+        search: searcher.SearchConfig,
         batch_sizes: tuple[int, ...],
         max_excluded: int,
     ) -> "Shapes":
@@ -81,8 +75,8 @@ class Shapes:
         )
 
     @property
-    def settings(self) -> Settings:
-        return Settings(self.num_beams, self.normalize)
+    def settings(self) -> searcher.Settings:
+        return searcher.Settings(self.num_beams, self.normalize)
 
     def empty_queries(self, size: int) -> Queries:
         """Rows that ask for nothing in particular."""
@@ -109,9 +103,9 @@ class ExportedPrograms:
 
     def __call__(
         self, kind: str, params: Params, trie: Trie, queries: Queries
-    ) -> Found:
+    ) -> searcher.Found:
         call = self._calls[program_name(kind, len(queries.inputs))]
-        return Found(*call(*_flat(params, trie, queries)))
+        return searcher.Found(*call(*_flat(params, trie, queries)))
 
 
 def program_name(kind: str, batch_size: int) -> str:
@@ -139,7 +133,9 @@ def export_program(
         own_params = jax.tree.unflatten(trees[0], params)
         own_trie = jax.tree.unflatten(trees[1], trie)
         queries = Queries(*arrays)
-        return tuple(run(kind, model, shapes.settings, own_params, own_trie, queries))
+        return tuple(
+            searcher.run(kind, model, shapes.settings, own_params, own_trie, queries)
+        )
 
     structs = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), _flat(params, trie, queries)

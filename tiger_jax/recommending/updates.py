@@ -14,15 +14,10 @@ import pyarrow as pa
 from jaxtyping import Bool, Float32, Int32
 
 from tiger_jax.errors import InputError
+from tiger_jax.recommending import new_items
 from tiger_jax.recommending.catalogue import ALL_ITEMS, Catalogue
 from tiger_jax.recommending.item_coder import ItemCoder
-from tiger_jax.recommending.new_items import (
-    MAX_ATTRIBUTES,
-    NewItem,
-    check_attribute,
-    check_text,
-    to_table,
-)
+from tiger_jax.recommending.new_items import NewItem
 from tiger_jax.semantic_ids.collisions import add_collision_level, group_rows
 from tiger_jax.semantic_ids.table import SemanticIdTable
 
@@ -202,7 +197,7 @@ def _make_rows(
     """New items' codes, made unique among all that stay."""
     if not items:
         return JoinedRows.none(catalogue)
-    own, rows = catalogue.table, to_table(items, catalogue.items.schema)
+    own, rows = catalogue.table, new_items.to_table(items, catalogue.items.schema)
     joined = np.full(len(items), catalogue.version + 1, np.int32)
     vectors = coder.embed(items, rows)
     stays = own.codes[kept]
@@ -234,7 +229,7 @@ def _check_ids(
     catalogue: Catalogue, items: Sequence[NewItem], leaving: Sequence[str]
 ) -> None:
     for item_id in leaving:
-        check_text("an id to remove", item_id)
+        new_items.check_text("an id to remove", item_id)
     unknown = [item_id for item_id in leaving if item_id not in catalogue.number_of]
     if unknown:
         raise InputError(
@@ -271,7 +266,7 @@ def _change_attributes(
             if field not in catalogue.items.column_names:
                 values.setdefault(field, {})[item.item_id] = value
     for item_id, fields in wanted.items():
-        check_text("an id in attributes", item_id)
+        new_items.check_text("an id in attributes", item_id)
         is_there = item_id in joining or (
             item_id in catalogue.number_of and item_id not in gone
         )
@@ -284,7 +279,7 @@ def _change_attributes(
             )
         for field, value in fields.items():
             if value is not None:
-                check_attribute(item_id, field, value)
+                new_items.check_attribute(item_id, field, value)
             name, kept = field, value
             if field == "category":
                 name, kept = "categories", [[value]]
@@ -293,8 +288,9 @@ def _change_attributes(
             else:
                 values.setdefault(name, {})[item_id] = kept
     values = {field: own for field, own in values.items() if own}
-    if len(values) > MAX_ATTRIBUTES:
+    if len(values) > new_items.MAX_ATTRIBUTES:
         raise InputError(
-            f"{len(values)} fields have values set by hand; at most {MAX_ATTRIBUTES}"
+            f"{len(values)} fields have values set by hand; at most "
+            f"{new_items.MAX_ATTRIBUTES}"
         )
     return values

@@ -35,9 +35,7 @@ def format_answer(wanted: Wanted, answer: Answer, catalogue: Catalogue) -> str:
     had = [item_id for item_id in wanted.history if item_id in catalogue.number_of]
     earlier = len(had) - HISTORY_SHOWN
     if had:
-        lines.append(
-            "  had" + (f" {earlier} earlier items, then" if earlier > 0 else "")
-        )
+        lines.append(f"  had {earlier} earlier items, then" if earlier > 0 else "  had")
         lines += [f"         {show(item_id)}" for item_id in had[-HISTORY_SHOWN:]]
         lines.append("  TIGER recommends")
     else:

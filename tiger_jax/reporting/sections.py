@@ -75,32 +75,28 @@ def headline(parts: WorkdirParts) -> dict[str, Any] | None:
         if "test" in splits
     }
     ceiling = (parts.metrics.get("ceiling") or {}).get("recall@10")
-    cards = [
-        {
-            "title": tables.metric_title(metric),
-            "value": tables.short(test[metric]),
-            "note": f"95 % interval {tables.format_interval(intervals[metric])}"
-            if metric in intervals
-            else "",
-        }
-        for metric in ("recall@10", "ndcg@10")
-    ]
+    cards = []
+    for metric in ("recall@10", "ndcg@10"):
+        note = ""
+        if metric in intervals:
+            note = f"95 % interval {tables.format_interval(intervals[metric])}"
+        cards.append((tables.metric_title(metric), tables.short(test[metric]), note))
     for title, other, form in (
         ("against popularity", baselines.get("popularity"), "{:.1f} ×"),
         ("of the best possible", ceiling, "{:.0%}"),
     ):
         if other:
             note = f"whose Recall@10 is {tables.short(other)}"
-            cards.append(
-                {"title": title, "value": form.format(ours / other), "note": note}
-            )
+            cards.append((title, form.format(ours / other), note))
     sentence = (
         f"For {ours:.1%} of users the item they took next is among the ten that TIGER "
         "recommends from the whole catalogue."
     )
     if comparison := _compare(parts, ours, baselines):
         sentence += f" {comparison}"
-    return {"sentence": sentence, "cards": cards}
+    names = ("title", "value", "note")
+    named = [dict(zip(names, card, strict=True)) for card in cards]
+    return {"sentence": sentence, "cards": named}
 
 
 def warnings(parts: WorkdirParts, quality: Mapping[str, Any] | None) -> list[str]:
@@ -133,12 +129,9 @@ def describe_table(
     categories = None
     if data is not None and data.num_items == table.num_items:
         categories = data.category_of_items()
-    return describe_codes(
-        table.codes[:, : table.num_levels],
-        table.codebook_sizes[: table.num_levels],
-        categories=categories,
-        seed=seed,
-    )
+    learned = table.codes[:, : table.num_levels]
+    sizes = table.codebook_sizes[: table.num_levels]
+    return describe_codes(learned, sizes, categories=categories, seed=seed)
 
 
 def choose_samples(parts: WorkdirParts, seed: int) -> list[dict[str, Any]]:
@@ -180,13 +173,11 @@ def _describe_items(data: PreparedData) -> dict[str, dict[str, Any]]:
     """A title to show and a category, by item id."""
     titles = data.items["title"].to_pylist()
     described = zip(data.item_ids, titles, data.category_of_items(), strict=True)
-    return {
-        item_id: {
-            "title": tables.shorten(title or f"(no title) {item_id}", 90),
-            "category": category,
-        }
-        for item_id, title, category in described
-    }
+    found = {}
+    for item_id, title, category in described:
+        shown = tables.shorten(title or f"(no title) {item_id}", 90)
+        found[item_id] = {"title": shown, "category": category}
+    return found
 
 
 def in_a_sentence(title: str) -> str:

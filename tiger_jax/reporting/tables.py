@@ -118,9 +118,7 @@ def format_value(row: ResultRow, metric: str) -> str:
     value = row.values.get(metric)
     if value is None:
         return "–"
-    if row.kind == "share":
-        return f"{value:.1%}"
-    return short(value)
+    return f"{value:.1%}" if row.kind == "share" else short(value)
 
 
 def short(value: float) -> str:
@@ -153,9 +151,8 @@ def format_evaluation(
         lines.append(f"\n{format_result_table(title, rows)}")
     lines.append("")
     for check in details["guards"]:
-        lines.append(
-            ("ok: " if check["is_fine"] else "WARNING: ") + check["explanation"]
-        )
+        mark = "ok" if check["is_fine"] else "WARNING"
+        lines.append(f"{mark}: {check['explanation']}")
     return "\n".join(lines)
 
 
@@ -234,10 +231,8 @@ def shorten(text: str, width: int) -> str:
 
     Control characters become spaces: a title must not move the cursor.
     """
-    text = "".join(
-        " " if unicodedata.category(letter) in ("Cc", "Cf") else letter
-        for letter in text
-    )
+    control = ("Cc", "Cf")
+    text = "".join(" " if unicodedata.category(c) in control else c for c in text)
     if cell_len(text) <= width:
         return text
     return set_cell_size(text, width - 1).rstrip() + "…"

@@ -59,15 +59,12 @@ def read_parts(
       InputError: A file in a finished folder can't be read.
     """
     folders = {name: workdir / name for name in manifests}
+    ids = folders.get("semantic_ids")
     with reading(workdir, "delete the folder of that file and run its stage again"):
         return WorkdirParts(
             manifests=manifests,
             data=PreparedData.load(folders["data"]) if "data" in folders else None,
-            table=(
-                SemanticIdTable.load(folders["semantic_ids"])
-                if "semantic_ids" in folders
-                else None
-            ),
+            table=SemanticIdTable.load(ids) if ids is not None else None,
             reconstruction_errors=_read_errors(folders.get("rqvae")),
             rqvae_curves=_read_curves(folders.get("rqvae")),
             recommender_curves=_read_curves(folders.get("recommender")),
@@ -79,10 +76,8 @@ def read_parts(
 
 
 def _read_errors(folder: Path | None) -> list[float]:
-    quality = read_record(folder, "quality.json")
-    errors = [
-        level["reconstruction_error"] for level in (quality or {"levels": []})["levels"]
-    ]
+    levels = (read_record(folder, "quality.json") or {"levels": []})["levels"]
+    errors = [level["reconstruction_error"] for level in levels]
     return [] if None in errors else errors
 
 

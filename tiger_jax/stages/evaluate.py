@@ -90,7 +90,7 @@ def evaluate(
     baselines = resolve(config.baselines)
     if (workdir / "sasrec" / artifacts.MANIFEST).is_file():
         baselines += (TrainedSasRec(),)
-    folders = (folder for baseline in baselines for folder in baseline.inputs)
+    folders = [folder for baseline in baselines for folder in baseline.inputs]
     earlier_reads = artifacts.count_test_reads(workdir / "evaluation")
     run = artifacts.begin(
         workdir,

@@ -35,11 +35,8 @@ def export(
         InputError: The work directory holds no trained recommender, its parts don't
             belong together, or an option makes no sense.
     """
-    if (
-        not batch_sizes
-        or min(batch_sizes) < 1
-        or list(batch_sizes) != sorted(set(batch_sizes))
-    ):
+    rising = sorted(set(batch_sizes))
+    if not rising or rising[0] < 1 or list(batch_sizes) != rising:
         raise InputError(f"export.batch_sizes must rise from 1 on, not {batch_sizes}")
     if room < 1 or max_excluded < 1:
         raise InputError("export.room and export.max_excluded must be at least 1")

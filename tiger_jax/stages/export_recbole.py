@@ -85,22 +85,19 @@ def _interactions(data: PreparedData) -> dict[str, list[str]]:
 
 
 def _items(data: PreparedData, table: SemanticIdTable | None) -> dict[str, list[str]]:
-    paths = data.items["categories"].to_pylist()
+    found = data.items.to_pydict()
     columns = {
         "item_id:token": list(data.item_ids),
-        "title:token_seq": [t or "" for t in data.items["title"].to_pylist()],
+        "title:token_seq": [title or "" for title in found["title"]],
         "categories:token_seq": [
-            ", ".join(name for path in own or () for name in path) for own in paths
+            ", ".join(name for path in paths or () for name in path)
+            for paths in found["categories"]
         ],
     }
-    if "brand" in data.items.column_names:
-        brands = data.items["brand"].to_pylist()
-        columns["brand:token_seq"] = [brand or "" for brand in brands]
-    if "price" in data.items.column_names:
-        prices = data.items["price"].to_pylist()
-        columns["price:float"] = [
-            "" if price is None else str(price) for price in prices
-        ]
+    if "brand" in found:
+        columns["brand:token_seq"] = [brand or "" for brand in found["brand"]]
+    if "price" in found:
+        columns["price:float"] = ["" if p is None else str(p) for p in found["price"]]
     if table is not None:
         codes = dict(zip(table.item_ids, table.codes.tolist(), strict=True))
         columns["semantic_id:token_seq"] = [

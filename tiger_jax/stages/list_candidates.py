@@ -107,8 +107,7 @@ def list_candidates(
         found.save(run.folder, split)
         counts[f"{split}_users"] = len(rows)
     remove_chunks(run.folder)
-    summary = {**counts, "depth": config.depth, "lists from evaluate": listed}
-    run.commit(summary=summary)
+    run.commit(summary={**counts, "depth": config.depth, "lists from evaluate": listed})
 
 
 def _listed_by_evaluate(

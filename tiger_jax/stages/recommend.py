@@ -10,11 +10,7 @@ import gin
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.errors import InputError
 from tiger_jax.progress import Progress, say
-from tiger_jax.recommending.histories_wanted import (
-    draw_test_users,
-    read_histories,
-    search_titles,
-)
+from tiger_jax.recommending import histories_wanted
 from tiger_jax.recommending.parts import Parts
 from tiger_jax.recommending.programs import Shapes
 from tiger_jax.recommending.recommender import Recommender
@@ -88,11 +84,11 @@ def recommend(
     recommender, data = _load(context.workdir, bundle, search)
     catalogue = recommender.catalogue
     if histories is not None:
-        wanted = read_histories(Path(histories).expanduser())
+        wanted = histories_wanted.read_histories(Path(histories).expanduser())
     elif title is not None:
-        wanted = [search_titles(title, catalogue)]
+        wanted = [histories_wanted.search_titles(title, catalogue)]
     elif data is not None:
-        wanted = draw_test_users(data, num_users, seed)
+        wanted = histories_wanted.draw_test_users(data, num_users, seed)
     else:
         raise InputError(
             "a bundle has no test users: give recommend.histories or recommend.title"

@@ -10,24 +10,15 @@ from jax.experimental import multihost_utils
 from tiger_jax.input_pipeline.microbatches import BucketConfig
 from tiger_jax.input_pipeline.resident import ResidentConfig
 from tiger_jax.models.tiger import TigerConfig
+from tiger_jax.recommending import training_inputs
 from tiger_jax.recommending.recipe import ALL_PREFIXES, Recipe, choose_input
 from tiger_jax.recommending.train_tiger import train_tiger
 from tiger_jax.recommending.trained_model import CHECKPOINTS, load_recommender
-from tiger_jax.recommending.training_inputs import (
-    find_token_shards,
-    open_inputs,
-    tasks_read,
-)
 from tiger_jax.recommending.validation import ValidationConfig
 from tiger_jax.stages.context import RunContext
+from tiger_jax.training import partitioning
 from tiger_jax.training.loop import LoopConfig
 from tiger_jax.training.optimizers import OptimizerConfig
-from tiger_jax.training.partitioning import (
-    MeshConfig,
-    Partitioner,
-    check_hosts_agree,
-    from_process_0,
-)
 from tiger_jax.workdir import artifacts
 from tiger_jax.workdir.provenance import code_version
 
@@ -45,7 +36,7 @@ def train_recommender(
     optimizer: OptimizerConfig | None = None,
     loop: LoopConfig | None = None,
     validation: ValidationConfig | None = None,
-    mesh: MeshConfig | None = None,
+    mesh: partitioning.MeshConfig | None = None,
     input: str = "resident",
     resident: ResidentConfig | None = None,
     seqio: Any = None,
@@ -90,18 +81,18 @@ def train_recommender(
         validation=validation or ValidationConfig(),
         input=choose_input(input, resident, seqio, buckets),
     )
-    partitioner = Partitioner(mesh)
-    check_hosts_agree(code_version() + gin.config_str(), "config or code")
-    with tasks_read(context.workdir):
-        shards = find_token_shards(recipe.input)
+    partitioner = partitioning.Partitioner(mesh)
+    partitioning.check_hosts_agree(code_version() + gin.config_str(), "config or code")
+    with training_inputs.tasks_read(context.workdir):
+        shards = training_inputs.find_token_shards(recipe.input)
         # Of several processes, only the first touches the folder.
         run = None
         if jax.process_index() == 0:
             run = _begin(context.workdir, recipe, shards)
         is_current = float(run is not None and run.is_current)
-        if from_process_0({"is_current": is_current})["is_current"]:
+        if partitioning.from_process_0({"is_current": is_current})["is_current"]:
             return
-        inputs = open_inputs(context.workdir, recipe, shards)
+        inputs = training_inputs.open_inputs(context.workdir, recipe, shards)
         folder = context.workdir / "recommender.partial"
         card, summary = train_tiger(recipe, inputs, folder, partitioner)
     if run is not None:

@@ -5,21 +5,12 @@ import jax
 
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.errors import InputError
-from tiger_jax.evaluation.baselines.sasrec import (
-    CHECKPOINTS,
-    SasRecCard,
-    load_sasrec_params,
-)
+from tiger_jax.evaluation.baselines import sasrec as sasrec_baseline
 from tiger_jax.input_pipeline.resident_sequences import (
     ResidentSequences,
     SequenceConfig,
 )
-from tiger_jax.models.sasrec import (
-    SasRec,
-    SasRecConfig,
-    init_params,
-    make_loss_fn,
-)
+from tiger_jax.models import sasrec as sasrec_model
 from tiger_jax.progress import say
 from tiger_jax.recommending.sasrec_validation import make_evaluate_fn
 from tiger_jax.stages.context import RunContext
@@ -34,7 +25,7 @@ def train_sasrec(
     context: RunContext,
     *,
     seed: int = 0,
-    model: SasRecConfig | None = None,
+    model: sasrec_model.SasRecConfig | None = None,
     sequences: SequenceConfig | None = None,
     optimizer: OptimizerConfig | None = None,
     loop: LoopConfig | None = None,
@@ -58,7 +49,7 @@ def train_sasrec(
     """
     if jax.process_count() > 1:
         raise InputError("train_sasrec runs in one process: a baseline needs no more")
-    config = model or SasRecConfig()
+    config = model or sasrec_model.SasRecConfig()
     sequences, optimizer = sequences or SequenceConfig(), optimizer or OptimizerConfig()
     loop = loop or LoopConfig()
     run = artifacts.begin(
@@ -75,12 +66,12 @@ def train_sasrec(
             "seed": seed,
         },
         resumable=True,
-        opaque=(CHECKPOINTS, "tensorboard", "profile"),
+        opaque=(sasrec_baseline.CHECKPOINTS, "tensorboard", "profile"),
     )
     if run.is_current:
         return
     data = PreparedData.load(context.workdir / "data")
-    sasrec = SasRec(config, data.num_items)
+    sasrec = sasrec_model.SasRec(config, data.num_items)
     partitioner = Partitioner(mesh)
     examples = ResidentSequences(
         data.train, sequences, max_items=config.max_length, seed=seed
@@ -91,8 +82,8 @@ def train_sasrec(
         f"{examples.num_examples / sequences.batch_size:,.0f} updates an epoch"
     )
     result = train(
-        loss_fn=make_loss_fn(sasrec),
-        init_fn=lambda key: init_params(sasrec, key),
+        loss_fn=sasrec_model.make_loss_fn(sasrec),
+        init_fn=lambda key: sasrec_model.init_params(sasrec, key),
         optimizer=make_optimizer(optimizer, loop.total_steps),
         input=examples,
         evaluate_fn=make_evaluate_fn(
@@ -107,9 +98,11 @@ def train_sasrec(
         folder=run.folder,
         seed=seed,
     )
-    card = SasRecCard(config, data.num_items, result.best_step, result.best_metrics)
+    card = sasrec_baseline.SasRecCard(
+        config, data.num_items, result.best_step, result.best_metrics
+    )
     card.save(run.folder)
-    _, params = load_sasrec_params(run.folder)
+    _, params = sasrec_baseline.load_sasrec_params(run.folder)
     run.commit(
         contents={"params": jax.device_get(params)},
         summary={"training_targets": examples.num_targets, **result.report()},

@@ -69,8 +69,8 @@ def update_catalogue(
         _, report = versions.change(
             versions.load(),
             add=_read_items(add, files, context.embeddings) if add else (),
-            remove=_read_ids(remove, files),
-            attributes=_read_attributes(attributes, files),
+            remove=_read_ids(remove or (), files),
+            attributes=_read_attributes(attributes or {}, files),
         )
     _tell(report, versions)
 
@@ -120,21 +120,21 @@ def _read_items(
     ]
 
 
-def _read_ids(remove: str | Sequence[Any] | None, files: FilesConfig) -> Sequence[str]:
+def _read_ids(remove: str | Sequence[Any], files: FilesConfig) -> Sequence[str]:
     if isinstance(remove, str):
         return [row["item_id"] for row in _read_rows(remove, files)]
-    if any(not isinstance(item_id, str) for item_id in remove or ()):
+    if any(not isinstance(item_id, str) for item_id in remove):
         raise InputError(
             "update_catalogue.remove is a file's name or a list of ids in quotes"
         )
-    return remove or ()
+    return remove
 
 
 def _read_attributes(
-    attributes: str | Mapping[str, Any] | None, files: FilesConfig
+    attributes: str | Mapping[str, Any], files: FilesConfig
 ) -> Mapping[str, Any]:
     if not isinstance(attributes, str):
-        return attributes or {}
+        return attributes
     return {
         row.pop("item_id"): {k: v for k, v in row.items() if v not in _UNKNOWN}
         for row in _read_rows(attributes, files)

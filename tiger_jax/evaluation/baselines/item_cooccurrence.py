@@ -7,15 +7,8 @@ import numpy as np
 from jaxtyping import Float32
 
 from tiger_jax.config import config
+from tiger_jax.evaluation import recommend_fn
 from tiger_jax.evaluation.baselines.baseline import Baseline
-from tiger_jax.evaluation.recommend_fn import (
-    RecommendFn,
-    ScoredCatalogue,
-    Shown,
-    Users,
-    count_items,
-    recency_weights,
-)
 from tiger_jax.histories import Histories
 
 if TYPE_CHECKING:
@@ -34,7 +27,7 @@ class ItemCooccurrence(Baseline):
 
     name, title = "item_cooccurrence", "Item co-occurrence"
 
-    def build(self, data: "PreparedData", workdir: Path) -> RecommendFn:
+    def build(self, data: "PreparedData", workdir: Path) -> recommend_fn.RecommendFn:
         """Counts neighbours in the training histories."""
         return build_item_cooccurrence(data.train, data.num_items)
 
@@ -74,7 +67,7 @@ def count_neighbours(
 
 def build_item_cooccurrence(
     train: Histories, num_items: int, *, last_items: int = LAST_ITEMS
-) -> RecommendFn:
+) -> recommend_fn.RecommendFn:
     """Scores an item by its neighbourhood with the user's last items.
 
         score(b) = sum_j C[a_j, b] / j  /  sqrt(1 + count(b)),   j = 1 for the newest
@@ -85,12 +78,14 @@ def build_item_cooccurrence(
     import scipy.sparse
 
     neighbours = count_neighbours(train, num_items)  # [N, N]
-    counts = count_items(train, num_items)  # [N]
+    counts = recommend_fn.count_items(train, num_items)  # [N]
     discount = (1.0 / np.sqrt(1.0 + counts)).astype(np.float32)
     scaled = neighbours.multiply(discount[None, :]).tocsr()
 
-    def score(user_numbers: Users, histories: Shown) -> Float32[np.ndarray, "B N"]:
-        weights = recency_weights(histories, last_items)  # [B, I]
+    def score(
+        user_numbers: recommend_fn.Users, histories: recommend_fn.Shown
+    ) -> Float32[np.ndarray, "B N"]:
+        weights = recommend_fn.recency_weights(histories, last_items)  # [B, I]
         user, place = np.nonzero(weights)
         query = scipy.sparse.csr_array(
             (weights[user, place], (user, histories[user, place])),
@@ -98,4 +93,4 @@ def build_item_cooccurrence(
         )
         return (query @ scaled).toarray().astype(np.float32, copy=False)
 
-    return ScoredCatalogue(score, num_items)
+    return recommend_fn.ScoredCatalogue(score, num_items)

@@ -7,14 +7,8 @@ import numpy as np
 from jaxtyping import Float32
 
 from tiger_jax.config import config
+from tiger_jax.evaluation import recommend_fn
 from tiger_jax.evaluation.baselines.baseline import Baseline
-from tiger_jax.evaluation.recommend_fn import (
-    RecommendFn,
-    ScoredCatalogue,
-    Shown,
-    Users,
-    count_items,
-)
 from tiger_jax.histories import Histories
 
 if TYPE_CHECKING:
@@ -27,21 +21,23 @@ class Popularity(Baseline):
 
     name, title = "popularity", "Popularity"
 
-    def build(self, data: "PreparedData", workdir: Path) -> RecommendFn:
+    def build(self, data: "PreparedData", workdir: Path) -> recommend_fn.RecommendFn:
         """Counts the training histories."""
         return build_popularity(data.train, data.num_items)
 
 
-def build_popularity(train: Histories, num_items: int) -> RecommendFn:
+def build_popularity(train: Histories, num_items: int) -> recommend_fn.RecommendFn:
     """Scores an item by how often it occurs in the training histories.
 
     On Amazon Beauty, ties against the target and the user's own items masked,
     Recall@10 is .0110. The .0114 that is quoted elsewhere comes from the order of
     equal counts in the file (a target is then ranked by luck) and no masking.
     """
-    counts = count_items(train, num_items).astype(np.float32)  # [N]
+    counts = recommend_fn.count_items(train, num_items).astype(np.float32)  # [N]
 
-    def score(user_numbers: Users, histories: Shown) -> Float32[np.ndarray, "B N"]:
+    def score(
+        user_numbers: recommend_fn.Users, histories: recommend_fn.Shown
+    ) -> Float32[np.ndarray, "B N"]:
         return np.broadcast_to(counts, (len(histories), num_items))
 
-    return ScoredCatalogue(score, num_items)
+    return recommend_fn.ScoredCatalogue(score, num_items)

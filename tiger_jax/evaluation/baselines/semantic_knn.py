@@ -8,14 +8,8 @@ from jaxtyping import Float32
 
 from tiger_jax.config import config
 from tiger_jax.data.item_vectors import load_embeddings, load_quantized_vectors
+from tiger_jax.evaluation import recommend_fn
 from tiger_jax.evaluation.baselines.baseline import Baseline
-from tiger_jax.evaluation.recommend_fn import (
-    RecommendFn,
-    ScoredCatalogue,
-    Shown,
-    Users,
-    recency_weights,
-)
 
 if TYPE_CHECKING:
     from tiger_jax.data.prepared import PreparedData
@@ -31,7 +25,7 @@ class SemanticKnn(Baseline):
     name, title = "semantic_knn", "Semantic KNN"
     inputs = ("embeddings",)
 
-    def build(self, data: "PreparedData", workdir: Path) -> RecommendFn:
+    def build(self, data: "PreparedData", workdir: Path) -> recommend_fn.RecommendFn:
         """Reads the vectors."""
         vectors = load_embeddings(workdir / "embeddings", data.num_items)
         return build_semantic_knn(vectors)
@@ -44,7 +38,7 @@ class DenseKnn(Baseline):
     name, title = "dense_knn", "KNN over the codes' vectors"
     inputs = ("embeddings", "rqvae")
 
-    def build(self, data: "PreparedData", workdir: Path) -> RecommendFn:
+    def build(self, data: "PreparedData", workdir: Path) -> recommend_fn.RecommendFn:
         """Reads the vectors."""
         vectors = load_embeddings(workdir / "embeddings", data.num_items)
         vectors = load_quantized_vectors(vectors, workdir / "rqvae")
@@ -53,7 +47,7 @@ class DenseKnn(Baseline):
 
 def build_semantic_knn(
     embeddings: Float32[np.ndarray, "N E"], *, last_items: int = LAST_ITEMS
-) -> RecommendFn:
+) -> recommend_fn.RecommendFn:
     """Scores an item by the cosine with the user's last items, newest first.
 
         score(b) = cos(e_b, sum_j e_{a_j} / |e_{a_j}| / j),   j = 1 for the newest
@@ -64,8 +58,10 @@ def build_semantic_knn(
     length = np.linalg.norm(embeddings, axis=1, keepdims=True)  # [N, 1]
     directions = embeddings / np.maximum(length, 1e-12)  # [N, E]
 
-    def score(user_numbers: Users, histories: Shown) -> Float32[np.ndarray, "B N"]:
-        weights = recency_weights(histories, last_items)  # [B, I]
+    def score(
+        user_numbers: recommend_fn.Users, histories: recommend_fn.Shown
+    ) -> Float32[np.ndarray, "B N"]:
+        weights = recommend_fn.recency_weights(histories, last_items)  # [B, I]
         # Few items have weight, so only those are looked up. [B, P, E]
         place = np.argsort(-weights, axis=1, kind="stable")[:, :last_items]
         user = np.arange(len(histories))[:, None]
@@ -75,4 +71,4 @@ def build_semantic_knn(
         query /= np.maximum(np.linalg.norm(query, axis=1, keepdims=True), 1e-12)
         return np.round(query @ directions.T, DECIMALS)
 
-    return ScoredCatalogue(score, len(embeddings))
+    return recommend_fn.ScoredCatalogue(score, len(embeddings))
