@@ -37,11 +37,7 @@ class SavedLists:
 
     @classmethod
     def load(cls, folder: Path, name: str) -> "SavedLists":
-        """Reads what `save` wrote.
-
-        Raises:
-            InputError: It isn't there or damaged; the message names the stage to run.
-        """
+        """Reads what `save` wrote; InputError names the stage to run if it can't."""
         names = [f"{name}_{field.name}" for field in dataclasses.fields(cls)]
         with reading(folder):
             return cls(*load_arrays(folder, names).values())
@@ -76,11 +72,7 @@ class ListedRecommender:
         exclude: recommend_fn.Excluded,
         k: int,
     ) -> recommend_fn.Lists:
-        """Looks the lists up.
-
-        Raises:
-            ValueError: There is no list for a user.
-        """
+        """Looks the lists up; ValueError if a user has none."""
         del histories
         known = (user_numbers >= 0) & (user_numbers < len(self._row_of))
         rows = np.where(known, self._row_of[np.where(known, user_numbers, 0)], -1)

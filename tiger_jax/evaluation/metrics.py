@@ -143,11 +143,7 @@ def _parse(name: str) -> tuple[MetricFn, int]:
 def compute_metrics(
     ranks: Int32[np.ndarray, " U"], names: tuple[str, ...] = REPORTED
 ) -> dict[str, float]:
-    """Averages every named metric over the users.
-
-    Raises:
-      ValueError: There is no user, or a name is unknown.
-    """
+    """Averages every named metric over the users; ValueError if there are none."""
     if not len(ranks):
         raise ValueError("no held-out interaction to average over")
     return {name: float(values_per_user(name, ranks).mean()) for name in names}

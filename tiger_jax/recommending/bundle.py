@@ -154,11 +154,7 @@ class Bundle:
         return cls(folder, parts, shapes, hash_json(named))
 
     def programs(self) -> compiled.ExportedPrograms:
-        """Reads the exported programs.
-
-        Raises:
-            InputError: They were exported for other platforms than this one.
-        """
+        """Reads the exported programs; InputError if they are for other platforms."""
         folder = self.folder / _PROGRAMS
         names = [program_name(k, b) for k in KINDS for b in self.shapes.batch_sizes]
         return compiled.ExportedPrograms({n: folder / (n + SUFFIX) for n in names})

@@ -158,11 +158,7 @@ class Catalogue:
         return dict(frequent[:MAX_VALUES_SHOWN])
 
     def mask(self, checked: Mapping[str, Any]) -> Bool[np.ndarray, " N"]:
-        """Which items pass a filter that `check_filter` has checked.
-
-        Raises:
-            InputError: A field isn't one of the catalogue's.
-        """
+        """Which items pass a checked filter; InputError if it names an unknown field."""
         passes = np.ones(self.num_items, bool)
         for field, wanted in checked.items():
             self.check_field(field)
@@ -176,11 +172,7 @@ class Catalogue:
         return passes
 
     def check_field(self, field: str) -> None:
-        """Refuses a field that filters can't name.
-
-        Raises:
-            InputError: It is none; names those that there are.
-        """
+        """Refuses, by an InputError, a field that filters can't name."""
         if field not in self.fields:
             known = ", ".join(self.fields[:20])
             raise InputError(f"filter: no field {field[:60]!r}; there are {known}")

@@ -31,11 +31,7 @@ RANGE = {"min", "max"}
 
 
 def check_filter(value: Any) -> dict[str, Any]:
-    """Brings a filter into its one form: a list of values, or a range, a field.
-
-    Raises:
-        InputError: It isn't a filter.
-    """
+    """Brings a filter into its one form, values or a range by field, or InputError."""
     if not isinstance(value, Mapping):
         raise InputError(
             'a filter is an object of fields, such as {"category": ["Shampoo"]}'

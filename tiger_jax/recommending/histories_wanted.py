@@ -40,11 +40,7 @@ class Wanted:
 
 
 def read_histories(path: Path) -> list[Wanted]:
-    """Reads histories of item ids, oldest first, from a JSON lines or CSV file.
-
-    Raises:
-        InputError: The file is missing, empty or malformed; names the line.
-    """
+    """Reads histories from JSON lines or CSV; InputError names the malformed line."""
     if not path.is_file():
         raise InputError(f"recommend.histories = {str(path)!r} is not a file")
     if path.suffix in (".jsonl", ".json", ".ndjson"):

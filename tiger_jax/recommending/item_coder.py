@@ -63,11 +63,7 @@ class ItemCoder:
     def encode(
         self, embeddings: Float32[np.ndarray, "n E"]
     ) -> Int32[np.ndarray, "n L"]:
-        """The learned codewords of embeddings of items without neighbours.
-
-        Raises:
-            InputError: There is no quantizer.
-        """
+        """The learned codewords of embeddings; InputError if there is no quantizer."""
         if self.quantizer is None:
             raise InputError(
                 "this bundle has no quantizer, since its Semantic IDs were not made by "

@@ -80,11 +80,7 @@ class ItemEncoder:
 
     @classmethod
     def load(cls, folder: Path) -> "ItemEncoder":
-        """Reads what `save` wrote.
-
-        Raises:
-            InputError: There is no whole encoder in the folder.
-        """
+        """Reads what `save` wrote; InputError if it isn't whole."""
         with reading(folder):
             facts = read_json(folder / _FACTS)
             text = ItemTextConfig(**facts["text"])

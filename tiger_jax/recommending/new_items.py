@@ -86,11 +86,7 @@ def _check_fields(fields: Mapping[str, Any]) -> None:
 
 
 def check_attribute(item_id: str, field: Any, value: Any) -> None:
-    """Refuses a value that a field can't have.
-
-    Raises:
-        InputError: Names the item and the field.
-    """
+    """Refuses a value that a field can't have: InputError names item and field."""
     where = f"item {item_id[:80]!r}"
     check_text("a field's name", field)
     if not field or len(field) > 100:
@@ -121,11 +117,7 @@ def check_attribute(item_id: str, field: Any, value: Any) -> None:
 
 
 def check_text(what: str, value: Any) -> None:
-    """Refuses what is no text, or none that a file could hold.
-
-    Raises:
-        InputError: Says what it should have been.
-    """
+    """Refuses what is no text, or none that a file could hold, by an InputError."""
     if not isinstance(value, str):
         raise InputError(f"{what} must be a text, not {type(value).__name__}")
     if len(value) > MAX_CHARACTERS:

@@ -104,11 +104,7 @@ class Recommender:
         return dataclasses.replace(self, catalogue=catalogue or self.catalogue)
 
     def swap(self, catalogue: Catalogue) -> None:
-        """Recommends from another catalogue from the next batch on.
-
-        Raises:
-            InputError: It was built for other shapes, and would compile again.
-        """
+        """From the next batch on, another catalogue; InputError if its plan differs."""
         if catalogue.host_trie.plan != self.catalogue.host_trie.plan:
             raise InputError("the new catalogue's trie has another plan than the old")
         self.catalogue = catalogue
@@ -182,11 +178,7 @@ class Recommender:
         return answers[0] if is_one else answers
 
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
-        """Answers requests of any kinds together, in as few batches as they need.
-
-        Raises:
-            InputError: One of them makes no sense.
-        """
+        """Answers requests in as few batches as can be; InputError if one can't be."""
         catalogue = self.catalogue
         return self.answer_resolved([self.resolve(r, catalogue) for r in requests])
 

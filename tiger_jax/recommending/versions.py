@@ -98,11 +98,7 @@ class CatalogueVersions:
     def open(
         cls, bundle: Path, folder: Path | None = None, *, keep: int = KEEP
     ) -> "CatalogueVersions":
-        """Reads a bundle's folder and finds its versions.
-
-        Raises:
-            InputError: The bundle can't be read.
-        """
+        """Reads a bundle's folder, or raises InputError, and finds its versions."""
         return cls(Bundle.load(bundle), folder, keep=keep)
 
     @property

@@ -53,11 +53,7 @@ def finished_folders(workdir: Path) -> tuple[str, ...]:
 def read_parts(
     workdir: Path, manifests: dict[str, artifacts.Manifest], *, seed: int
 ) -> WorkdirParts:
-    """Reads the folders that `manifests` names.
-
-    Raises:
-      InputError: A file in a finished folder can't be read.
-    """
+    """Reads the folders that `manifests` names; InputError if a file is damaged."""
     folders = {name: workdir / name for name in manifests}
     ids = folders.get("semantic_ids")
     with reading(workdir, "delete the folder of that file and run its stage again"):

@@ -98,12 +98,7 @@ class Changes:
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "change-catalogue")
 
     async def do(self, change: Callable[[], UpdateReport]) -> Response:
-        """Makes a change and says what it did.
-
-        Raises:
-            ApiError: Too many changes are waiting already.
-            InputError: The change makes no sense; nothing has changed then.
-        """
+        """Makes a change, or none of it, and says what it did; 429 if too many wait."""
         if self._waiting >= MAX_WAITING:
             message = f"{MAX_WAITING} changes are waiting already"
             raise ApiError(429, "busy", message, retry_after=1.0)

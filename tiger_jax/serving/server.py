@@ -48,11 +48,7 @@ def read_token(file: str | None) -> str | None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Opens the port.
-
-    Raises:
-        InputError: It is taken, or the address isn't this machine's.
-    """
+    """Opens the port; InputError if it is taken or the address isn't this machine's."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=1024)
@@ -83,8 +79,7 @@ def run_server(
 ) -> None:
     """Serves until SIGINT or SIGTERM, then answers what it has taken and returns.
 
-    Raises:
-        Exception: What kept the searches from being compiled.
+    Raises what kept the searches from being compiled.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     logging.getLogger("uvicorn.error").addFilter(_is_no_noise)

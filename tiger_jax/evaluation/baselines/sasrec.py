@@ -40,11 +40,7 @@ class SasRecCard:
 
     @classmethod
     def load(cls, folder: Path) -> "SasRecCard":
-        """Reads ``model.json``.
-
-        Raises:
-            InputError: The file is missing or isn't what `save` wrote.
-        """
+        """Reads ``model.json``; InputError if it isn't what `save` wrote."""
         path = folder / MODEL_FILE
         with reading(path):
             value = read_json(path)
@@ -84,11 +80,7 @@ class TrainedSasRec(Baseline):
     inputs = ("sasrec",)
 
     def build(self, data: "PreparedData", workdir: Path) -> ScoredCatalogue:
-        """Loads the best parameters.
-
-        Raises:
-            InputError: They can't be read, or were trained on another catalogue.
-        """
+        """Loads the best parameters; InputError if they are of another catalogue."""
         card, params = load_sasrec_params(workdir / "sasrec")
         if card.num_items != data.num_items:
             raise InputError(
