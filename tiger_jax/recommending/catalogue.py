@@ -158,7 +158,7 @@ class Catalogue:
         return dict(frequent[:MAX_VALUES_SHOWN])
 
     def mask(self, checked: Mapping[str, Any]) -> Bool[np.ndarray, " N"]:
-        """Which items pass a checked filter; InputError if it names an unknown field."""
+        """Which items pass a checked filter; InputError if a field is unknown."""
         passes = np.ones(self.num_items, bool)
         for field, wanted in checked.items():
             self.check_field(field)

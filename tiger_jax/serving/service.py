@@ -71,7 +71,7 @@ class Service:
         self.metrics.items.set(catalogue.num_items)
 
     async def answer(self, asked: Sequence[schemas.RecommendRequest]) -> list[Answer]:
-        """Answers requests together; ApiError if not now, InputError if one is wrong."""
+        """Answers requests together; ApiError if not now, InputError if one is bad."""
         self.check_ready()
         return await self.batcher.answer([one.to_request() for one in asked])
 
