@@ -35,11 +35,7 @@ class Users(NamedTuple):
 
 
 def draw_users(
-    data: "PreparedData",
-    max_test: int | None,
-    max_validation: int | None,
-    *,
-    seed: int,
+    data: "PreparedData", max_test: int | None, max_validation: int | None, *, seed: int
 ) -> dict[str, Users]:
     """The users of both splits, drawn by seed; all where there is no limit.
 

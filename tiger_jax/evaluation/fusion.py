@@ -125,10 +125,7 @@ def _worst_ranks(scores: Float32[np.ndarray, "U D"]) -> Int[np.ndarray, "U D"]:
     return np.minimum.accumulate(place[:, ::-1], axis=1)[:, ::-1]
 
 
-def pool_lists(
-    lists: Sequence[PartLists],
-    normalization: str,
-) -> Pool:
+def pool_lists(lists: Sequence[PartLists], normalization: str) -> Pool:
     """Unites the parts' lists, user by user.
 
     Args:

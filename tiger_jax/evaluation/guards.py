@@ -31,12 +31,7 @@ class GuardResult:
 
 
 def check_recommender(
-    recommend: Any,
-    held_out: HeldOut,
-    *,
-    num_users: int,
-    exact_scores: int,
-    seed: int,
+    recommend: Any, held_out: HeldOut, *, num_users: int, exact_scores: int, seed: int
 ) -> list[GuardResult]:
     """Checks on a few users that the history is heard and the search is exact.
 

@@ -72,8 +72,7 @@ class SetAttributes(Strict):
     model_config = with_examples({"attributes": {"in_stock": False}})
 
     attributes: Annotated[
-        dict[_FieldName, _Value | None],
-        Field(min_length=1, max_length=MAX_ATTRIBUTES),
+        dict[_FieldName, _Value | None], Field(min_length=1, max_length=MAX_ATTRIBUTES)
     ]
 
 

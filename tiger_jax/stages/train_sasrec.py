@@ -87,11 +87,7 @@ def train_sasrec(
         optimizer=make_optimizer(optimizer, loop.total_steps),
         input=examples,
         evaluate_fn=make_evaluate_fn(
-            sasrec,
-            data.validation,
-            partitioner,
-            num_users=validation_users,
-            seed=seed,
+            sasrec, data.validation, partitioner, num_users=validation_users, seed=seed
         ),
         partitioner=partitioner,
         config=loop,
