@@ -37,11 +37,7 @@ class Users(NamedTuple):
 def draw_users(
     data: "PreparedData", max_test: int | None, max_validation: int | None, *, seed: int
 ) -> dict[str, Users]:
-    """The users of both splits, drawn by seed; all where there is no limit.
-
-    Raises:
-        InputError: A split is empty.
-    """
+    """The users of both splits, drawn by seed; InputError if a split is empty."""
     users = {}
     for split, limit in (("test", max_test), ("validation", max_validation)):
         users[split] = Users(*sample_users(getattr(data, split), limit, seed=seed))

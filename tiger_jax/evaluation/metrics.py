@@ -117,11 +117,7 @@ def values_per_user(
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Finds out before any search that metrics can be computed.
-
-    Raises:
-      ValueError: A metric is unknown, or looks further than the lists go.
-    """
+    """Refuses, by a ValueError, metrics that are unknown or look beyond the lists."""
     for name in names:
         if _parse(name)[1] > MAX_CUTOFF:
             raise ValueError(f"{name}: lists are cut at {MAX_CUTOFF} items")

@@ -123,11 +123,7 @@ class Bundle:
 
     @classmethod
     def load(cls, folder: Path) -> "Bundle":
-        """Reads all parts, and checks them against the hashes and each other.
-
-        Raises:
-            InputError: A part is missing, damaged, or of another bundle; says which.
-        """
+        """Reads all parts and checks them; InputError says which one is wrong."""
         folder = Path(folder)
         if not folder.is_dir():
             raise InputError(

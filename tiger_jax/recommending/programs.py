@@ -94,11 +94,7 @@ class ExportedPrograms:
     """Read from files of StableHLO; compiled for this machine when first called."""
 
     def __init__(self, files: Mapping[str, Path]) -> None:
-        """Takes the file of each program, by `program_name`.
-
-        Raises:
-            InputError: A file is no exported program, or not one for this platform.
-        """
+        """Takes files by `program_name`; InputError if one isn't for this platform."""
         self._calls = {name: _read_program(path) for name, path in files.items()}
 
     def __call__(

@@ -126,11 +126,7 @@ class Recommender:
         return report
 
     def roll_back(self, versions: CatalogueVersions, version: int) -> UpdateReport:
-        """Makes an earlier version's content the newest version, as `update` does.
-
-        Raises:
-            InputError: That version isn't kept, or is damaged.
-        """
+        """Makes an earlier version's content the newest; InputError if it isn't kept."""
         with self._change_lock:
             catalogue, report = versions.roll_back(self.catalogue, version)
             self.swap(catalogue)

@@ -122,11 +122,7 @@ class Resolved:
 
 
 def resolve(request: Request, catalogue: Catalogue) -> Resolved:
-    """Looks a request's items up.
-
-    Raises:
-        InputError: The filter names an unknown field, or the prefix doesn't fit.
-    """
+    """Looks a request's items up; InputError if its filter or prefix doesn't fit."""
     number_of = catalogue.number_of
     known = [number_of[i] for i in request.history if i in number_of]
     unknown = tuple(i for i in request.history if i not in number_of)

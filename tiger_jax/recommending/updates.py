@@ -148,11 +148,7 @@ def change_rows(
     attributes: Mapping[str, Mapping[str, Any]],
     version: int,
 ) -> Catalogue:
-    """A catalogue of the items kept, in their order, and then the joined ones.
-
-    Raises:
-        InputError: It would be empty or too large, or two items would be alike.
-    """
+    """The items kept, then those joined; InputError if none, too many or alike."""
     old = catalogue.table
     num_new = rows.items.num_rows
     num_items = int(kept.sum()) + num_new

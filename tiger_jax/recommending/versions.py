@@ -122,11 +122,7 @@ class CatalogueVersions:
         return _read_version(self._path(version), exported, self.bundle.content_hash)
 
     def kept(self) -> list[VersionInfo]:
-        """What is kept, the bundle's own catalogue first.
-
-        Raises:
-            InputError: A version is damaged.
-        """
+        """What is kept, the bundle's own first; InputError if a version is damaged."""
         parts = self.bundle.parts
         found = [VersionInfo(0, parts.table.num_items, "", "as exported")]
         for number in sorted(self._numbers()):

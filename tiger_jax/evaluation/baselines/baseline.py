@@ -24,8 +24,4 @@ class Baseline(abc.ABC):
 
     @abc.abstractmethod
     def build(self, data: "PreparedData", workdir: Path) -> RecommendFn:
-        """Makes the recommender, from training histories alone.
-
-        Raises:
-            InputError: A folder can't be read, or belongs to other data.
-        """
+        """Makes the recommender from training histories alone, or raises InputError."""

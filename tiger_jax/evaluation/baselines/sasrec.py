@@ -55,11 +55,7 @@ class SasRecCard:
 def load_sasrec_params(
     folder: Path, *, sharding: jax.sharding.Sharding | None = None
 ) -> tuple[SasRecCard, Params]:
-    """Loads the parameters that were best on validation.
-
-    Raises:
-        InputError: The folder is incomplete, or its checkpoint doesn't fit its model.
-    """
+    """The parameters that were best on validation; InputError if they can't be read."""
     # Only here: whoever reads the name of a baseline needs no orbax.
     from tiger_jax.training.checkpoints import STEP_PREFIX, restore_params_of
 
