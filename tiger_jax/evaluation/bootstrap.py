@@ -60,7 +60,7 @@ def paired_difference(
     narrower than two separate ones suggest. An interval that holds 0 is a draw.
 
     Returns:
-      The mean difference, and the two ends of its interval.
+        The mean difference, and the two ends of its interval.
     """
     ours, theirs = (metrics.values_per_user(name, r) for r in (ranks, other))
     gain = (ours - theirs)[:, None]

@@ -17,7 +17,7 @@ def category_entropy(
     without a category ('') are left out; a list with none has entropy 0.
 
     References:
-      Rajput et al. 2023, "Recommender Systems with Generative Retrieval", 4.3.
+        Rajput et al. 2023, "Recommender Systems with Generative Retrieval", 4.3.
     """
     names, category = np.unique(np.asarray(category_of_items, str), return_inverse=True)
     top = item_numbers[:, :k]
@@ -47,8 +47,8 @@ def mean_popularity_rank(
     Equal counts share their mean place. 0.5 is what random lists would have.
 
     Args:
-      item_numbers: Lists, padded with -1.
-      counts: Training interactions of each item.
+        item_numbers: Lists, padded with -1.
+        counts: Training interactions of each item.
     """
     _, place, sizes = np.unique(-counts, return_inverse=True, return_counts=True)
     first = np.cumsum(sizes) - sizes

@@ -70,16 +70,16 @@ def evaluate(
     last repeats its first user to get there. Results are in `held_out`'s order.
 
     Args:
-      exclude_seen: Whether the user's own items are out of the running (masked).
-        A target that the user had before is then a miss by definition.
-      history_length: The recommender is shown this many of the last items; None
-        for its `max_items`, or 20. What is excluded is never cut.
-      count_invalid: Counts invalid entries (an unconstrained search has some)
-        instead of raising.
+        exclude_seen: Whether the user's own items are out of the running (masked).
+            A target that the user had before is then a miss by definition.
+        history_length: The recommender is shown this many of the last items; None
+            for its `max_items`, or 20. What is excluded is never cut.
+        count_invalid: Counts invalid entries (an unconstrained search has some)
+            instead of raising.
 
     Raises:
-      InvalidRecommendation: A list holds an item that doesn't exist, comes
-        twice, or was excluded; the message names the user.
+        InvalidRecommendation: A list holds an item that doesn't exist, comes
+            twice, or was excluded; the message names the user.
     """
     num_users = len(held_out.targets)
     ranks = np.full(num_users, metrics.MISS, np.int32)
@@ -121,7 +121,7 @@ def list_items(
     """Asks for k items per user, nothing masked, without looking at the targets.
 
     Returns:
-      Item numbers and scores in `held_out`'s order, padded with -1 and -inf.
+        Item numbers and scores in `held_out`'s order, padded with -1 and -inf.
     """
     num_users = len(held_out.user_numbers)
     item_numbers = np.full((num_users, k), -1, np.int32)
@@ -183,7 +183,7 @@ def find_invalid(
     of an unconstrained search.
 
     Returns:
-      bool[B, C].
+        bool[B, C].
     """
     out_of_range = (item_numbers < -1) | (item_numbers >= num_items)
     excluded = (item_numbers[:, :, None] == exclude[:, None, :]).any(2)  # [B, C]
@@ -224,7 +224,7 @@ def sample_users(
     """Takes a random part of the users where not all are wanted.
 
     Returns:
-      The part, and the rows it came from (ascending).
+        The part, and the rows it came from (ascending).
     """
     total = len(held_out.targets)
     if num_users is None or num_users >= total:

@@ -56,7 +56,7 @@ def fuse_lists(
     """Sums the parts' lists, a few users at a time.
 
     Args:
-      lists: Item numbers and scores by part; a part of weight 0 isn't looked at.
+        lists: Item numbers and scores by part; a part of weight 0 isn't looked at.
     """
     asked = [name for name in lists if weights[name]]
     shares = np.array([weights[name] for name in asked], np.float32)
@@ -84,14 +84,14 @@ def normalize_scores(
     A list of equal scores says nothing: all are 0, but for `reciprocal_rank`.
 
     Args:
-      scores: Best first, -inf where there is no item.
+        scores: Best first, -inf where there is no item.
 
     Raises:
-      ValueError: `how` is none of these.
+        ValueError: `how` is none of these.
 
     Example:
-      >>> normalize_scores(np.array([[4.0, 2.0, 0.0]], np.float32), "min_max").tolist()
-      [[1.0, 0.5, 0.0]]
+        >>> normalize_scores(np.array([[4, 2, 0]], np.float32), "min_max").tolist()
+        [[1.0, 0.5, 0.0]]
     """
     if how not in NORMALIZATIONS:
         raise ValueError(f"{how!r}: choose one of {', '.join(NORMALIZATIONS)}")
@@ -129,8 +129,8 @@ def pool_lists(lists: Sequence[PartLists], normalization: str) -> Pool:
     """Unites the parts' lists, user by user.
 
     Args:
-      lists: Item numbers (padded with -1) and scores of each part; their depths may
-        differ.
+        lists: Item numbers (padded with -1) and scores of each part; their depths may
+            differ.
     """
     items = np.concatenate([numbers for numbers, _ in lists], axis=1)  # [U, sum of D]
     values = np.concatenate(
@@ -188,10 +188,10 @@ def choose_weights(
     items weigh the same on average. A part alone wins if that is better.
 
     Args:
-      targets: Of the validation users; never of test users.
+        targets: Of the validation users; never of test users.
 
     Returns:
-      Weights that sum to 1, and the metric that they reach.
+        Weights that sum to 1, and the metric that they reach.
     """
     in_pool = (pool.item_numbers == targets[:, None]).any(1)
     few = Pool(pool.item_numbers[in_pool], pool.features[in_pool])

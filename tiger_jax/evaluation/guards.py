@@ -36,11 +36,11 @@ def check_recommender(
     """Checks on a few users that the history is heard and the search is exact.
 
     Args:
-      recommend: A `RecommendFn` with `first_codeword_log_probs`, `recommend_exactly`,
-        `num_items` and `max_items`.
-      num_users: How many of them; 0 for no check.
-      exact_scores: Item scores that the exact scoring may cost; it is left out where
-        they pay for fewer than `MIN_EXACT_USERS` users.
+        recommend: A `RecommendFn` with `first_codeword_log_probs`, `recommend_exactly`,
+            `num_items` and `max_items`.
+        num_users: How many of them; 0 for no check.
+        exact_scores: Item scores that the exact scoring may cost; it is left out where
+            they pay for fewer than `MIN_EXACT_USERS` users.
     """
     sample, _ = sample_users(held_out, num_users, seed=seed)
     total = len(sample.targets) if num_users else 0
@@ -73,9 +73,9 @@ def check_history_matters(
     too). 0: the history is ignored. 1: nothing is shared.
 
     Args:
-      distribution_fn: Log-probabilities over any fixed set of outcomes, such as
-        the first codeword, for some users with some histories.
-      held_out: A sample of users, at least two.
+        distribution_fn: Log-probabilities over any fixed set of outcomes, such as
+            the first codeword, for some users with some histories.
+        held_out: A sample of users, at least two.
     """
     users = held_out.user_numbers
     histories = held_out.histories.last(history_length)

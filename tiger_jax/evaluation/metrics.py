@@ -55,14 +55,14 @@ def metric(name: str) -> Callable[[MetricFn], MetricFn]:
     """Registers (ranks[U], k) -> values[U] as a metric: ``NAME@k`` is then known.
 
     Raises:
-      ValueError: Another function has the name.
+        ValueError: Another function has the name.
 
     Example:
-      >>> @metric("halves")
-      ... def half_recall(ranks, k):
-      ...     return 0.5 * (ranks < k)
-      >>> values_per_user("halves@5", np.array([0, 7], np.int32)).tolist()
-      [0.5, 0.0]
+        >>> @metric("halves")
+        ... def half_recall(ranks, k):
+        ...     return 0.5 * (ranks < k)
+        >>> values_per_user("halves@5", np.array([0, 7], np.int32)).tolist()
+        [0.5, 0.0]
     """
 
     def register(function: MetricFn) -> MetricFn:
@@ -106,11 +106,11 @@ def values_per_user(
     """Evaluates a metric by its reported name, such as ``ndcg@10``.
 
     Raises:
-      ValueError: The name isn't ``NAME@k`` of a registered metric.
+        ValueError: The name isn't ``NAME@k`` of a registered metric.
 
     Example:
-      >>> values_per_user("mrr@20", np.array([0, 3, MISS], np.int32)).tolist()
-      [1.0, 0.25, 0.0]
+        >>> values_per_user("mrr@20", np.array([0, 3, MISS], np.int32)).tolist()
+        [1.0, 0.25, 0.0]
     """
     function, cutoff = _parse(name)
     return function(ranks, cutoff)

@@ -32,10 +32,10 @@ class RecommendFn(Protocol):
         """Returns item numbers and scores, best first.
 
         Args:
-          user_numbers: Row in the users table; -1 for somebody unknown.
-          histories: Most recent items, oldest first, padded with -1 on the right.
-          exclude: Items that must not be recommended, padded with -1.
-          k: Length of the list; missing items are -1 with score -inf.
+            user_numbers: Row in the users table; -1 for somebody unknown.
+            histories: Most recent items, oldest first, padded with -1 on the right.
+            exclude: Items that must not be recommended, padded with -1.
+            k: Length of the list; missing items are -1 with score -inf.
         """
         ...
 
@@ -120,8 +120,8 @@ def recency_weights(
     The newest item has recency 1, the one before it 2, and so on.
 
     Example:
-      >>> recency_weights(np.array([[7, 8, 9, -1]], np.int32), last=2).tolist()
-      [[0.0, 0.5, 1.0, 0.0]]
+        >>> recency_weights(np.array([[7, 8, 9, -1]], np.int32), last=2).tolist()
+        [[0.0, 0.5, 1.0, 0.0]]
     """
     is_item = histories >= 0  # [B, I]
     recency = is_item.sum(1)[:, None] - np.arange(histories.shape[1])[None, :]
@@ -140,8 +140,8 @@ def last_items(
     """Cuts histories to their `n` most recent items, padding on the right again.
 
     Example:
-      >>> last_items(np.array([[7, 8, 9], [5, -1, -1]], np.int32), 2).tolist()
-      [[8, 9], [5, -1]]
+        >>> last_items(np.array([[7, 8, 9], [5, -1, -1]], np.int32), 2).tolist()
+        [[8, 9], [5, -1]]
     """
     if histories.shape[1] <= n:
         return histories

@@ -68,10 +68,10 @@ def save_record(
     """Writes everything that `evaluate` found out.
 
     Args:
-      num_predicted: Items of each list in ``predictions.jsonl``.
+        num_predicted: Items of each list in ``predictions.jsonl``.
 
     Returns:
-      What is in ``metrics.json`` and in ``details.json``.
+        What is in ``metrics.json`` and in ``details.json``.
     """
     means, intervals = _summarize(compared.evaluations, compared.metrics, seed)
     test = compared.users["test"].held_out
@@ -122,7 +122,7 @@ def collect_fusion(
     """The fused recommender and its parts, all but the settings.
 
     Args:
-      measured: By part and split; the fused recommender is ``fusion``.
+        measured: By part and split; the fused recommender is ``fusion``.
     """
     means, intervals = _summarize(measured, names, seed)
     fused = measured["fusion"]

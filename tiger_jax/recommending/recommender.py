@@ -126,7 +126,7 @@ class Recommender:
         return report
 
     def roll_back(self, versions: CatalogueVersions, version: int) -> UpdateReport:
-        """Makes an earlier version's content the newest; InputError if it isn't kept."""
+        """Makes an earlier version's content the newest; InputError if it is gone."""
         with self._change_lock:
             catalogue, report = versions.roll_back(self.catalogue, version)
             self.swap(catalogue)

@@ -30,7 +30,7 @@ def data_pictures(data: PreparedData, shown_items: int) -> list[Picture]:
     """How long histories are, and how popularity is spread.
 
     Args:
-      shown_items: Items of a history that the encoder sees.
+        shown_items: Items of a history that the encoder sees.
     """
     return [
         render(

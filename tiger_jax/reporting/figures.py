@@ -72,12 +72,12 @@ def render(
     Text is taken literally: a title with dollar signs is no formula.
 
     Args:
-      name: Of the picture.
-      draw: draw(figure, theme, *data) fills an empty figure; the theme is in force
-        meanwhile.
-      height: In inches.
-      below: Share of the height that is left free at the bottom.
-      between: Free height between rows of plots, as a share of a plot's.
+        name: Of the picture.
+        draw: draw(figure, theme, *data) fills an empty figure; the theme is in force
+            meanwhile.
+        height: In inches.
+        below: Share of the height that is left free at the bottom.
+        between: Free height between rows of plots, as a share of a plot's.
     """
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine

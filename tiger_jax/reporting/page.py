@@ -31,7 +31,7 @@ def build_report(parts: WorkdirParts, *, shown_items: int, seed: int) -> Report:
     forbids scripts and anything from outside.
 
     Args:
-      shown_items: Items of a history that the recommender sees.
+        shown_items: Items of a history that the recommender sees.
     """
     data, table, details = parts.data, parts.table, parts.details or {}
     result_tables = sections.result_tables(parts)

@@ -103,7 +103,7 @@ def warnings(parts: WorkdirParts, quality: Mapping[str, Any] | None) -> list[str
     """What a reader must know before believing any number on the page.
 
     Args:
-      quality: Of the Semantic IDs, from `describe_table`.
+        quality: Of the Semantic IDs, from `describe_table`.
     """
     found = [
         guard["explanation"]
@@ -184,8 +184,8 @@ def in_a_sentence(title: str) -> str:
     """A title without what follows its comma, small unless it holds a proper name.
 
     Example:
-      >>> in_a_sentence("Item co-occurrence"), in_a_sentence("SASRec, full softmax")
-      ('item co-occurrence', 'SASRec')
+        >>> in_a_sentence("Item co-occurrence"), in_a_sentence("SASRec, full softmax")
+        ('item co-occurrence', 'SASRec')
     """
     short = title.partition(",")[0]
     return short if short[1:] != short[1:].lower() else short.lower()

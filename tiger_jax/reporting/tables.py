@@ -44,12 +44,12 @@ def build_result_rows(
     """Puts one split's numbers in reading order: weakest idea first, then ours.
 
     Args:
-      metrics: The content of ``evaluation/metrics.json``.
-      split: "test", "test_masked" or "validation". The ceiling is known for the
-        unmasked test only, and shown there only.
-      baseline_intervals: By baseline and split, from ``evaluation/details.json``.
-      published: Rows for this data, if it was recognised.
-      fusion: The content of ``fusion/metrics.json``, if something was fused.
+        metrics: The content of ``evaluation/metrics.json``.
+        split: "test", "test_masked" or "validation". The ceiling is known for the
+            unmasked test only, and shown there only.
+        baseline_intervals: By baseline and split, from ``evaluation/details.json``.
+        published: Rows for this data, if it was recognised.
+        fusion: The content of ``fusion/metrics.json``, if something was fused.
     """
     intervals = baseline_intervals or {}
     rows = [
@@ -85,9 +85,9 @@ def build_fusion_rows(
     """One split's fused recommender, behind those of its parts that have no row yet.
 
     Args:
-      fusion: The content of ``fusion/metrics.json``.
-      split: "test" or "test_masked".
-      besides: Baselines that stand in the table already, as the recommender does.
+        fusion: The content of ``fusion/metrics.json``.
+        split: "test" or "test_masked".
+        besides: Baselines that stand in the table already, as the recommender does.
     """
     rows = [
         ResultRow(
@@ -112,8 +112,8 @@ def format_value(row: ResultRow, metric: str) -> str:
     """A number as the literature prints it (.0648), or a share in percent.
 
     Example:
-      >>> format_value(ResultRow("TIGER", "ours", {"recall@10": 0.06484}), "recall@10")
-      '.0648'
+        >>> format_value(ResultRow("TIGER", "ours", {"mrr@20": 0.06484}), "mrr@20")
+        '.0648'
     """
     value = row.values.get(metric)
     if value is None:
@@ -130,8 +130,8 @@ def format_interval(interval: Sequence[float]) -> str:
     """Both ends of an interval.
 
     Example:
-      >>> format_interval((0.0612, 0.0671))
-      '.0612–.0671'
+        >>> format_interval((0.0612, 0.0671))
+        '.0612–.0671'
     """
     return "–".join(map(short, interval))
 
@@ -202,8 +202,8 @@ def metric_title(metric: str) -> str:
     """`recall@10` as a column's title.
 
     Example:
-      >>> metric_title("ndcg@10"), metric_title("recall@5")
-      ('NDCG@10', 'Recall@5')
+        >>> metric_title("ndcg@10"), metric_title("recall@5")
+        ('NDCG@10', 'Recall@5')
     """
     name, _, cutoff = metric.partition("@")
     return f"{name.upper() if len(name) <= 4 else name.capitalize()}@{cutoff}"

@@ -40,20 +40,20 @@ def assign_semantic_ids(
     learned codewords, the collision codeword counts up in the order of item ids.
 
     Args:
-      seed: Decides the shuffles that category purity is compared with.
-      collision_level_size: Codewords at the collision level: at least as many as
-        the most items that share their learned codewords.
-      peer_codes: A JSON file of item id: list of codes, made elsewhere; the
-        quantizer is not used then.
-      peer_num_levels: How many of the file's codes were learned. One more after
-        them is the file's own collision level, and is kept. All, if None.
-      peer_codebook_sizes: Codewords per learned level; the largest code in the file
-        plus one if None.
-      missing_items: What to do about items that the file lacks: "error", or
-        "nearest" to give them the codes of the item with the most similar embedding.
+        seed: Decides the shuffles that category purity is compared with.
+        collision_level_size: Codewords at the collision level: at least as many as
+            the most items that share their learned codewords.
+        peer_codes: A JSON file of item id: list of codes, made elsewhere; the
+            quantizer is not used then.
+        peer_num_levels: How many of the file's codes were learned. One more after
+            them is the file's own collision level, and is kept. All, if None.
+        peer_codebook_sizes: Codewords per learned level; the largest code in the file
+            plus one if None.
+        missing_items: What to do about items that the file lacks: "error", or
+            "nearest" to give them the codes of the item with the nearest embedding.
 
     Raises:
-      InputError: The codes can't be used, or items share an ID.
+        InputError: The codes can't be used, or items share an ID.
     """
     if missing_items not in ("error", "nearest"):
         raise InputError(

@@ -44,18 +44,18 @@ def prepare_data(
     Each config that is None is the one that gin configures.
 
     Args:
-      context: The work directory, and the folder of raw data.
-      seed: Decides the item numbers, ties by "shuffle", and unseen items.
-      source: "auto", or which reader to insist on; see `find_source`.
-      name: The data set's name in reports (the source's own, or its
-        folder's, if None).
-      reader: A reader of your own, which is then the only one asked.
-      expected: Statistics that the prepared data must have, such as ``users``; a
-        benchmark's numbers mean nothing on another data set.
+        context: The work directory, and the folder of raw data.
+        seed: Decides the item numbers, ties by "shuffle", and unseen items.
+        source: "auto", or which reader to insist on; see `find_source`.
+        name: The data set's name in reports (the source's own, or its
+            folder's, if None).
+        reader: A reader of your own, which is then the only one asked.
+        expected: Statistics that the prepared data must have, such as ``users``; a
+            benchmark's numbers mean nothing on another data set.
 
     Raises:
-      InputError: The data can't be used, isn't what was expected, or the work
-        directory holds another shop's: nothing is overwritten.
+        InputError: The data can't be used, isn't what was expected, or the work
+            directory holds another shop's: nothing is overwritten.
     """
     found = find_source(
         context.data_dir,

@@ -43,25 +43,25 @@ def train_rqvae(
     same quantizer.
 
     Args:
-      seed: Decides initialization, batches and k-means.
-      quantizer: `RqVaeTraining` with its defaults if None.
-      collaborative: Also quantizes which items follow one another in the training
-        histories: the vectors that are made of that are joined to the text's. None
-        quantizes the text alone, as in the paper.
-      also_fitted_to: Other work directories whose items' embeddings the quantizer is
-        fitted to as well: codes from a combined corpus (Rajput et al. 2023, appendix).
-        Use, collisions and what else is measured is still of this shop's items.
-      stream: Reads the embeddings in `shards/`, which the Beam pipelines made, and
-        holds a part of them at a time: an RQ-VAE is trained on all, another
-        quantizer is fitted to the sample. None reads `embeddings/` whole.
-      minimum_use: The share of each codebook that must be used by some item.
-      accept_poor_codebooks: Go on with less, knowingly. Neither of these two is
-        part of what was made: a run that was refused needs no second training.
-      seconds_between_checkpoints: How much time a kill may cost.
+        seed: Decides initialization, batches and k-means.
+        quantizer: `RqVaeTraining` with its defaults if None.
+        collaborative: Also quantizes which items follow one another in the training
+            histories: the vectors that are made of that are joined to the text's. None
+            quantizes the text alone, as in the paper.
+        also_fitted_to: Other work directories whose items' embeddings the quantizer is
+            fitted to as well: codes from a combined corpus (Rajput et al. 2023,
+            appendix). What is measured is still of this shop's items.
+        stream: Reads the embeddings in `shards/`, which the Beam pipelines made, and
+            holds a part of them at a time: an RQ-VAE is trained on all, another
+            quantizer is fitted to the sample. None reads `embeddings/` whole.
+        minimum_use: The share of each codebook that must be used by some item.
+        accept_poor_codebooks: Go on with less, knowingly. Neither of these two is
+            part of what was made: a run that was refused needs no second training.
+        seconds_between_checkpoints: How much time a kill may cost.
 
     Raises:
-      InputError: The embeddings can't be quantized so, another shop's don't go with
-        them, or too little of some codebook is used; then nothing is committed.
+        InputError: The embeddings can't be quantized so, another shop's don't go with
+            them, or too little of some codebook is used; then nothing is committed.
     """
     quantizer = quantizer or RqVaeTraining()
     config: dict[str, Any] = {"quantizer": quantizer, "seed": seed}

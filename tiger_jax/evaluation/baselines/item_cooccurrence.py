@@ -45,7 +45,7 @@ def count_neighbours(
     as much where it comes d before.
 
     Returns:
-      Sparse [N, N]: row = the item at hand, column = the item to recommend.
+        Sparse [N, N]: row = the item at hand, column = the item to recommend.
     """
     import scipy.sparse
 
