@@ -104,7 +104,7 @@ class Recommender:
         return dataclasses.replace(self, catalogue=catalogue or self.catalogue)
 
     def swap(self, catalogue: Catalogue) -> None:
-        """From the next batch on, another catalogue; InputError if its plan differs."""
+        """Changes to another catalogue; InputError if its plan is another."""
         if catalogue.host_trie.plan != self.catalogue.host_trie.plan:
             raise InputError("the new catalogue's trie has another plan than the old")
         self.catalogue = catalogue
