@@ -5,9 +5,7 @@ from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float32, Int, Int32
-
-from tiger_jax.histories import Histories
+from jaxtyping import Float32, Int32
 
 MAX_SCORES_AT_ONCE = 1 << 24  # 64 MiB of float32, whatever the catalogue's size
 USUAL_ITEMS = 20  # of a history that a recommender is shown
@@ -127,11 +125,6 @@ def recency_weights(
     recency = is_item.sum(1)[:, None] - np.arange(histories.shape[1])[None, :]
     weighed = is_item & (recency <= last)
     return np.where(weighed, 1.0 / np.maximum(recency, 1), 0.0).astype(np.float32)
-
-
-def count_items(train: Histories, num_items: int) -> Int[np.ndarray, " N"]:
-    """How often each item occurs in the training histories."""
-    return np.bincount(train.items, minlength=num_items)
 
 
 def last_items(

@@ -23,7 +23,6 @@ from tiger_jax.evaluation.comparison import OURS, Comparison
 from tiger_jax.evaluation.evaluator import Evaluation
 from tiger_jax.evaluation.guards import GuardResult
 from tiger_jax.evaluation.metrics import MAX_CUTOFF, recall_at_k
-from tiger_jax.evaluation.recommend_fn import count_items
 from tiger_jax.histories import HeldOut
 from tiger_jax.workdir.json_files import read_json, write_json
 
@@ -166,7 +165,7 @@ def _difference(
 
 def _measure_diversity(compared: Comparison, data: "PreparedData") -> dict[str, Any]:
     categories = data.category_of_items()
-    counts = count_items(data.train, data.num_items)
+    counts = np.bincount(data.train.items, minlength=data.num_items)
     rows = []
     for name, splits in compared.evaluations.items():
         lists = splits["test"].item_numbers
@@ -186,7 +185,7 @@ def _measure_diversity(compared: Comparison, data: "PreparedData") -> dict[str, 
 def _group_by_target(compared: Comparison, data: "PreparedData") -> dict[str, Any]:
     """Recall@10 by how often the target occurs in training."""
     targets = compared.users["test"].held_out.targets
-    counts = count_items(data.train, data.num_items)[targets]  # [U]
+    counts = np.bincount(data.train.items, minlength=data.num_items)[targets]  # [U]
     groups = [
         (name, inside)
         for name, low, high in TARGET_COUNTS

@@ -7,7 +7,6 @@ import numpy as np
 from jaxtyping import Int, Int32
 
 from tiger_jax.data.prepared import PreparedData
-from tiger_jax.reporting import figures
 from tiger_jax.reporting.figures import Picture, Theme, label, note, render, thousands
 from tiger_jax.reporting.tables import shorten
 from tiger_jax.semantic_ids.table import SemanticIdTable
@@ -217,7 +216,8 @@ def _draw_categories_by_second_code(
         label(axes, f"({first}, ·): {counts.sum()} items, {len(second)} second codes")
         # Room for it is made by hand: the layout would shrink plots to its width.
         _legend(axes, columns=2, width=23).set_in_layout(False)
-    figures.hide(grid[len(fullest) :])
+    for axes in grid[len(fullest) :]:
+        axes.set_visible(False)
 
 
 def _count(

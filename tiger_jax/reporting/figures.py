@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import io
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,12 +121,6 @@ def label(axes: "Axes", title: str, x: str = "", y: str = "") -> None:
     axes.set_title(title, loc="left")
     axes.set_xlabel(x)
     axes.set_ylabel(y)
-
-
-def hide(rest: Iterable["Axes"]) -> None:
-    """Hides the plots of a grid that nothing was drawn in."""
-    for axes in rest:
-        axes.set_visible(False)
 
 
 @contextlib.contextmanager

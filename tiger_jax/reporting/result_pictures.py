@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tiger_jax.evaluation.record import title_of
-from tiger_jax.reporting import figures, tables
+from tiger_jax.reporting import tables
 from tiger_jax.reporting.figures import Picture, Theme, label, note, render, thousands
 
 if TYPE_CHECKING:
@@ -148,7 +148,8 @@ def _draw_curves(figure: "Figure", theme: Theme, panels: Panels) -> None:
             thousands(axes.yaxis)
         if len(named) > 1:
             axes.legend()
-    figures.hide(grid[len(panels) :])
+    for axes in grid[len(panels) :]:
+        axes.set_visible(False)
 
 
 def mark_best(axes: "Axes", theme: Theme, color: str, curve: Curve) -> None:

@@ -6,7 +6,6 @@ the catalogue that is current when it starts.
 """
 
 import asyncio
-import collections
 import concurrent.futures
 import dataclasses
 import itertools
@@ -48,32 +47,30 @@ class _Lane:
 
     def __init__(self, name: str, capacity: int, rows_a_batch: int) -> None:
         self.name, self.capacity, self.rows_a_batch = name, capacity, rows_a_batch
-        self.jobs: collections.deque[_Job] = collections.deque()
-        self.waiting = 0
+        self.jobs: list[_Job] = []
         self.seconds_a_row = 0.05
         self.filled = asyncio.Event()
-        self.thread = concurrent.futures.ThreadPoolExecutor(
-            1, thread_name_prefix=f"recommend-{name}"
-        )
+        self.thread = concurrent.futures.ThreadPoolExecutor(1, f"recommend-{name}")
+
+    @property
+    def waiting(self) -> int:
+        """Searches that haven't begun."""
+        return sum(job.rows for job in self.jobs)
 
     def put(self, job: _Job) -> None:
         self.jobs.append(job)
-        self.waiting += job.rows
         self.filled.set()
 
     def remove(self, job: _Job) -> None:
         """Takes a job out that nobody waits for any more."""
         if job in self.jobs:
             self.jobs.remove(job)
-            self.waiting -= job.rows
 
     def take(self) -> list[_Job]:
         """The oldest job, and as many more of its kind as one batch holds."""
         first = self.jobs[0]
         taken, rows = [first], first.rows
-        for job in list(self.jobs)[1:]:
-            if rows >= self.rows_a_batch:
-                break
+        for job in self.jobs[1:]:
             if job.is_drawn == first.is_drawn and rows + job.rows <= self.rows_a_batch:
                 taken.append(job)
                 rows += job.rows

@@ -78,7 +78,7 @@ def build_item_cooccurrence(
     import scipy.sparse
 
     neighbours = count_neighbours(train, num_items)  # [N, N]
-    counts = recommend_fn.count_items(train, num_items)  # [N]
+    counts = np.bincount(train.items, minlength=num_items)  # [N]
     discount = (1.0 / np.sqrt(1.0 + counts)).astype(np.float32)
     scaled = neighbours.multiply(discount[None, :]).tocsr()
 
