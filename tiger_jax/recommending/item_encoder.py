@@ -1,6 +1,7 @@
 """New items' fields to embeddings, as the items of the training were embedded."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,10 +84,14 @@ class ItemEncoder:
         """Reads what `save` wrote; InputError if it isn't whole."""
         with reading(folder):
             facts = read_json(folder / _FACTS)
-            text = ItemTextConfig(**facts["text"])
+            text = _read_template(facts["text"])
             if facts["kind"] == "TfidfEncoder":
                 return cls(text, FrozenTfidf.load(folder))
             return cls(text, encoders.encoder_from_facts(facts, folder / _FACTS))
+
+
+def _read_template(text: Mapping[str, Any]) -> ItemTextConfig:
+    return ItemTextConfig(tuple(text["sentences"]), text["price_format"])
 
 
 def freeze_encoder(folder: Path, embeddings: np.ndarray) -> ItemEncoder | None:
@@ -101,7 +106,7 @@ def freeze_encoder(folder: Path, embeddings: np.ndarray) -> ItemEncoder | None:
     facts = read_json(path)
     if facts["kind"] == "ready-made":
         return None
-    text = ItemTextConfig(facts["text"]["sentences"], facts["text"]["price_format"])
+    text = _read_template(facts["text"])
     encoder = encoders.encoder_from_facts(facts, path)
     if isinstance(encoder, encoders.SentenceTransformerEncoder):
         return ItemEncoder(text, encoder)
