@@ -13,6 +13,9 @@ jax.config.update("jax_platforms", os.environ.get("TIGER_TEST_PLATFORM", "cpu"))
 jax.config.update("jax_num_cpu_devices", 8)  # before any array exists
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+# No doctests are in them, and as modules all would be called conftest.
+collect_ignore_glob = ["conftest.py", "*/conftest.py"]
+
 _SLOW_MACHINE = [HealthCheck.too_slow]
 settings.register_profile(
     "dev", deadline=None, max_examples=25, suppress_health_check=_SLOW_MACHINE
