@@ -12,7 +12,8 @@ from gin.config import _REGISTRY
 
 from tiger_jax.cli import CONFIG_MODULES, GIN_CONFIGS, parse_gin, stage_function
 from tiger_jax.errors import InputError
-from tiger_jax.models.tiger import Tiger, TigerConfig, init_params
+from tiger_jax.models.generator import init_params
+from tiger_jax.models.tiger import Tiger, TigerConfig
 from tiger_jax.semantic_ids.token_ids import TokenLayout
 from tiger_jax.stage_table import STAGES
 from tiger_jax.training.optimizers import make_optimizer

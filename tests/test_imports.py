@@ -75,9 +75,10 @@ def test_a_bare_machine_trains_decodes_and_evaluates_from_arrays(tmp_path):
         from tiger_jax.evaluation.metrics import compute_metrics, ranks_in_lists
         from tiger_jax.histories import Histories
         from tiger_jax.input_pipeline.resident import ResidentConfig, ResidentInput
-        from tiger_jax.models.tiger import (
-            Tiger, TigerConfig, init_params, make_decode_fns, make_loss_fn
+        from tiger_jax.models.generator import (
+            init_params, make_decode_fns, make_loss_fn
         )
+        from tiger_jax.models.tiger import Tiger, TigerConfig
         from tiger_jax.semantic_ids.encoder_inputs import encode_histories
         from tiger_jax.semantic_ids.token_ids import TokenLayout
         from tiger_jax.training.loop import LoopConfig, train

@@ -17,7 +17,8 @@ from tiger_jax.data.prepared import PreparedData, hash_user_ids
 from tiger_jax.data.splits import Splits
 from tiger_jax.data.statistics import compute_statistics
 from tiger_jax.histories import Histories
-from tiger_jax.models.tiger import Tiger, TigerConfig, init_params
+from tiger_jax.models.generator import init_params
+from tiger_jax.models.tiger import Tiger, TigerConfig
 from tiger_jax.quantizers.quantizer import Quantizer
 from tiger_jax.quantizers.residual_kmeans import ResidualKMeans
 from tiger_jax.quantizers.store import save_quantizer

@@ -11,7 +11,8 @@ import numpy as np
 from flax import linen as nn
 
 from tiger_jax.decoding.trie import Trie
-from tiger_jax.models.tiger import Tiger, TigerConfig, init_params, make_decode_fns
+from tiger_jax.models.generator import init_params, make_decode_fns
+from tiger_jax.models.tiger import Tiger, TigerConfig
 from tiger_jax.semantic_ids.token_ids import TokenLayout
 
 NUM_HISTORY_ITEMS = 20

@@ -43,7 +43,8 @@ from tiger_jax.data.readers.files import FilesConfig
 from tiger_jax.data.splits import SplitsConfig
 from tiger_jax.histories import Histories
 from tiger_jax.input_pipeline.resident import ResidentConfig, ResidentInput
-from tiger_jax.models.tiger import Tiger, TigerConfig, init_params, make_loss_fn
+from tiger_jax.models.generator import init_params, make_loss_fn
+from tiger_jax.models.tiger import Tiger, TigerConfig
 from tiger_jax.semantic_ids.token_ids import TokenLayout
 from tiger_jax.t5x_bridge.t5_weights import t5_config
 from tiger_jax.training.flops import count_microbatch_flops

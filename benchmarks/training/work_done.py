@@ -10,7 +10,8 @@ import numpy as np
 from benchmarks.lib import read_rows
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.input_pipeline.resident import ResidentConfig, ResidentInput
-from tiger_jax.models.tiger import Tiger, init_params, make_loss_fn
+from tiger_jax.models.generator import init_params, make_loss_fn
+from tiger_jax.models.tiger import Tiger
 from tiger_jax.recommending.trained_model import load_card_and_table
 from tiger_jax.training.flops import count_microbatch_flops
 from tiger_jax.training.partitioning import Partitioner

@@ -17,7 +17,8 @@ from faults.campaign import FINE, Fault, Outcome
 from tiger_jax.decoding.search import beam_search
 from tiger_jax.decoding.trie import Trie, make_plan, worst_case
 from tiger_jax.evaluation import metrics, recommend_fn
-from tiger_jax.models.tiger import Tiger, TigerConfig, init_params, make_decode_fns
+from tiger_jax.models.generator import init_params, make_decode_fns
+from tiger_jax.models.tiger import Tiger, TigerConfig
 from tiger_jax.quantizers.residual_kmeans import ResidualCodebooks
 from tiger_jax.recommending.trained_model import load_recommender
 from tiger_jax.semantic_ids.collisions import (

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from tiger_jax.models.generator import init_params
 from tiger_jax.models.layers import relative_position_bucket
-from tiger_jax.models.tiger import Tiger, TigerConfig, init_params
+from tiger_jax.models.tiger import Tiger, TigerConfig
 from tiger_jax.semantic_ids.token_ids import TokenLayout
 from tiger_jax.t5x_bridge.t5_weights import from_t5_weights, t5_config, to_t5_weights
 

@@ -8,13 +8,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from tiger_jax.models.tiger import (
-    Tiger,
-    TigerConfig,
-    init_params,
-    make_decode_fns,
-    make_loss_fn,
-)
+from tiger_jax.models.generator import init_params, make_decode_fns, make_loss_fn
+from tiger_jax.models.tiger import Tiger, TigerConfig
 from tiger_jax.semantic_ids.token_ids import TokenLayout
 from tiger_jax.training.partitioning import Partitioner
 

@@ -7,7 +7,8 @@ import pytest
 from flax import linen as nn
 from jax.sharding import NamedSharding, PartitionSpec
 
-from tiger_jax.models.tiger import Tiger, TigerConfig, init_params, make_loss_fn
+from tiger_jax.models.generator import init_params, make_loss_fn
+from tiger_jax.models.tiger import Tiger, TigerConfig
 from tiger_jax.models.transformer import Encoder, TransformerConfig
 from tiger_jax.semantic_ids.token_ids import TokenLayout
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from tiger_jax.models.tiger import Tiger, TigerConfig, init_params
+from tiger_jax.models.generator import init_params
+from tiger_jax.models.tiger import Tiger, TigerConfig
 from tiger_jax.recommending.codeword_embeddings import init_token_embeddings
 from tiger_jax.semantic_ids.token_ids import TokenLayout
 

@@ -13,7 +13,8 @@ from small_workdir import make_workdir
 from benchmarks.training.work_done import measure_work
 from tiger_jax.errors import InputError, Preempted
 from tiger_jax.input_pipeline.resident import ResidentConfig, ResidentInput
-from tiger_jax.models.tiger import TigerConfig, init_params
+from tiger_jax.models.generator import init_params
+from tiger_jax.models.tiger import TigerConfig
 from tiger_jax.recommending.trained_model import ModelCard, load_recommender
 from tiger_jax.recommending.validation import ValidationConfig
 from tiger_jax.stages import train_recommender as stage

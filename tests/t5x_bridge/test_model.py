@@ -19,12 +19,8 @@ from tiger_jax.decoding.trie import Trie
 from tiger_jax.input_pipeline.batches import SeqioBatches, SeqioConfig
 from tiger_jax.input_pipeline.microbatches import BucketConfig, BucketedBatches
 from tiger_jax.input_pipeline.quiet_tensorflow import seqio
-from tiger_jax.models.tiger import (
-    TigerConfig,
-    init_params,
-    make_decode_fns,
-    make_loss_fn,
-)
+from tiger_jax.models.generator import init_params, make_decode_fns, make_loss_fn
+from tiger_jax.models.tiger import TigerConfig
 from tiger_jax.t5x_bridge.model import T5xTiger
 from tiger_jax.t5x_bridge.optimizer import make_optimizer_definition
 from tiger_jax.training.optimizers import OptimizerConfig, make_optimizer

@@ -17,7 +17,8 @@ from tasks.tiger import register_tiger_task
 from tiger_jax.input_pipeline.batches import SeqioBatches, SeqioConfig
 from tiger_jax.input_pipeline.microbatches import BucketConfig, BucketedBatches
 from tiger_jax.input_pipeline.quiet_tensorflow import seqio, tf
-from tiger_jax.models.tiger import Tiger, TigerConfig, init_params, make_loss_fn
+from tiger_jax.models.generator import init_params, make_loss_fn
+from tiger_jax.models.tiger import Tiger, TigerConfig
 from tiger_jax.training.loop import LoopConfig, train
 from tiger_jax.training.optimizers import OptimizerConfig, make_optimizer
 from tiger_jax.training.partitioning import MeshConfig, Partitioner

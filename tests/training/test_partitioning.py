@@ -12,7 +12,8 @@ from jax.sharding import PartitionSpec
 from tiny_run import init_fn
 
 from tiger_jax.errors import InputError
-from tiger_jax.models.tiger import Tiger, TigerConfig, init_params
+from tiger_jax.models.generator import init_params
+from tiger_jax.models.tiger import Tiger, TigerConfig
 from tiger_jax.semantic_ids.token_ids import TokenLayout
 from tiger_jax.training.partitioning import (
     MeshConfig,

@@ -7,8 +7,9 @@ import pytest
 import tiny_run
 from tiny_run import LAYOUT, OPTIMIZER, init_fn, loss_fn, make_input
 
-from tiger_jax.models.tiger import Tiger, TigerConfig, init_params
-from tiger_jax.models.tiger import make_loss_fn as make_tiger_loss_fn
+from tiger_jax.models.generator import init_params
+from tiger_jax.models.generator import make_loss_fn as make_tiger_loss_fn
+from tiger_jax.models.tiger import Tiger, TigerConfig
 from tiger_jax.training.optimizers import OptimizerConfig, make_optimizer
 from tiger_jax.training.partitioning import MeshConfig, Partitioner
 from tiger_jax.training.train_state import init_train_state, split_seed

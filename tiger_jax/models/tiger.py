@@ -8,8 +8,7 @@ References:
   Rajput et al. 2023, "Recommender Systems with Generative Retrieval", 3.2.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,11 +21,6 @@ from tiger_jax.models.item_structure import ItemStructure, ItemTokens
 from tiger_jax.models.layers import linear_param
 from tiger_jax.models.transformer import Decoder, Encoder, TransformerConfig
 from tiger_jax.semantic_ids.token_ids import PADDING, TokenLayout
-
-Params = Mapping[str, Any]
-Batch = Mapping[str, Array]
-Sums = dict[str, Float[Array, ""]]
-LossFn = Callable[[Params, Batch, Array | None], tuple[Float[Array, ""], Sums]]
 
 
 @config("tiger")
@@ -222,108 +216,3 @@ class Tiger(nn.Module):
     def _pad(self, logits: Float[Array, "B K"]) -> Float[Array, "B K_max"]:
         missing = max(self.layout.codebook_sizes) - logits.shape[-1]
         return jnp.pad(logits, ((0, 0), (0, missing)), constant_values=-jnp.inf)
-
-
-def init_params(model: Tiger, key: Array) -> Params:
-    """Draws parameters, boxed with their logical axis names.
-
-    No parameter's shape depends on the length of the inputs.
-    """
-    layout = model.layout
-    num_users = min(layout.num_user_tokens, 1)
-    history = jnp.ones((1, num_users + layout.semantic_id_length), jnp.int32)
-    target = jnp.ones((1, layout.semantic_id_length), jnp.int32)
-    return model.init(key, history, target, is_training=False)["params"]
-
-
-def make_loss_fn(model: Tiger) -> LossFn:
-    """Makes the training loss: the cross entropy of the target codewords.
-
-    The loss is a sum over target tokens, not a mean, so that sums over length
-    buckets, accumulated batches and devices are exact; divide by
-    `sums["weight"]`. Per target token, with the smoothed target distribution q:
-
-        - sum_c q_c log p_c + z_loss * log(Z)^2
-
-    Returns:
-      loss_fn(params, batch, dropout_key) -> (loss_sum, sums). A `dropout_key` of
-      None turns dropout off. The sums are `weight`, `loss`, `nll` (without
-      smoothing and z-loss), `correct` (the likeliest codeword is the target, given
-      the true prefix), and `correct_level_<l>`, which counts T times, so that
-      divided by `weight` it is the accuracy at that level.
-    """
-    config, layout = model.config, model.layout
-    length = layout.semantic_id_length
-    offsets = layout.level_offsets if config.output == "level" else (0,) * length
-
-    def loss_fn(
-        params: Params, batch: Batch, dropout_key: Array | None
-    ) -> tuple[Float[Array, ""], Sums]:
-        logits = model.apply(
-            {"params": params},
-            batch["encoder_input_tokens"],
-            batch["decoder_input_tokens"],
-            is_training=dropout_key is not None,
-            rngs={} if dropout_key is None else {"dropout": dropout_key},
-        )  # [B, T, classes]
-        targets = batch["decoder_target_tokens"] - jnp.array(offsets)[None]  # [B, T]
-        weights = batch["decoder_loss_weights"].astype(jnp.float32)
-        log_z = jax.nn.logsumexp(logits, -1)
-        is_target = jax.nn.one_hot(targets, logits.shape[-1], dtype=bool)
-        target_log_probs = jnp.where(is_target, logits, 0.0).sum(-1) - log_z
-        is_class = jnp.isfinite(logits)
-        mean_log_probs = (
-            jnp.where(is_class, logits, 0.0).sum(-1) / is_class.sum(-1) - log_z
-        )
-        smoothing = config.label_smoothing
-        losses = -(1 - smoothing) * target_log_probs - smoothing * mean_log_probs
-        losses += config.z_loss * log_z**2
-        is_correct = logits.argmax(-1) == targets
-        loss = (losses * weights).sum()
-        correct = (is_correct * weights).sum(0)  # [T]
-        sums = {
-            "weight": weights.sum(),
-            "loss": loss,
-            "nll": -(target_log_probs * weights).sum(),
-            "correct": correct.sum(),
-        }
-        for level in range(length):
-            sums[f"correct_level_{level}"] = correct[level] * length
-        return loss, sums
-
-    return loss_fn
-
-
-def make_decode_fns(
-    model: nn.Module,
-) -> tuple[Callable[..., DecodeCache], Callable[..., tuple[Array, DecodeCache]]]:
-    """Makes the two functions that a search drives, of a model with these methods.
-
-    Returns:
-      init_decode(params, encoder_input_tokens[B S]) -> cache, and
-      decode_step(params, cache, codewords[B M], parents[B M], level) ->
-      (logits[B M K], cache). `level` is a Python int and rises by one a call.
-      `codewords` are those that the beams took at the level before; at level 0
-      there is one beam, and they are ignored. Beam m continues the previous
-      call's beam `parents[:, m]`. The logits are those of the level's own
-      codewords; with output="vocabulary" they are log-probabilities, normalised
-      over all tokens.
-    """
-
-    def init_decode(params: Params, encoder_input_tokens: Int[Array, "B S"]) -> Any:
-        return model.apply(
-            {"params": params}, encoder_input_tokens, method="init_decode"
-        )
-
-    def decode_step(
-        params: Params,
-        cache: DecodeCache,
-        codewords: Int[Array, "B M"],
-        parents: Int[Array, "B M"],
-        level: int,
-    ) -> tuple[Float[Array, "B M K"], DecodeCache]:
-        return model.apply(
-            {"params": params}, cache, codewords, parents, level, method="decode_step"
-        )
-
-    return init_decode, decode_step

@@ -27,7 +27,8 @@ from tiger_jax.decoding.search import (
 )
 from tiger_jax.decoding.trie import Trie
 from tiger_jax.errors import InputError
-from tiger_jax.models.tiger import TigerConfig, make_decode_fns
+from tiger_jax.models.generator import make_decode_fns
+from tiger_jax.models.tiger import TigerConfig
 from tiger_jax.training.partitioning import Partitioner
 
 METHODS = ("beam", "exact")

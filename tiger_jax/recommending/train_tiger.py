@@ -6,12 +6,8 @@ from typing import Any
 
 import jax
 
-from tiger_jax.models.tiger import (
-    Params,
-    Tiger,
-    init_params,
-    make_loss_fn,
-)
+from tiger_jax.models.generator import Params, init_params, make_loss_fn
+from tiger_jax.models.tiger import Tiger
 from tiger_jax.progress import say
 from tiger_jax.recommending.codeword_embeddings import init_token_embeddings
 from tiger_jax.recommending.recipe import Recipe

@@ -9,7 +9,8 @@ import jax
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.errors import InputError
 from tiger_jax.extensions import config_of, settings_of
-from tiger_jax.models.tiger import Params, Tiger, TigerConfig, init_params
+from tiger_jax.models.generator import Params, init_params
+from tiger_jax.models.tiger import Tiger, TigerConfig
 from tiger_jax.semantic_ids.table import SemanticIdTable
 from tiger_jax.semantic_ids.token_ids import TokenLayout
 from tiger_jax.training.checkpoints import STEP_PREFIX, restore_params_of

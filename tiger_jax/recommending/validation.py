@@ -12,7 +12,8 @@ from tiger_jax.decoding.trie import Trie
 from tiger_jax.errors import InputError
 from tiger_jax.evaluation.metrics import compute_metrics, ranks_in_lists
 from tiger_jax.histories import HeldOut
-from tiger_jax.models.tiger import Batch, Params, Tiger, make_loss_fn
+from tiger_jax.models.generator import Batch, Params, make_loss_fn
+from tiger_jax.models.tiger import Tiger
 from tiger_jax.recommending.searcher import Found, Queries, Searcher, Settings
 from tiger_jax.semantic_ids.collisions import group_rows
 from tiger_jax.semantic_ids.encoder_inputs import encode_histories

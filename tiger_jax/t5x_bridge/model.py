@@ -23,13 +23,8 @@ from jaxtyping import Array, Float, Int
 
 from tiger_jax.decoding.trie import Trie
 from tiger_jax.input_pipeline.quiet_tensorflow import seqio
-from tiger_jax.models.tiger import (
-    Params,
-    Tiger,
-    TigerConfig,
-    init_params,
-    make_loss_fn,
-)
+from tiger_jax.models.generator import Params, init_params, make_loss_fn
+from tiger_jax.models.tiger import Tiger, TigerConfig
 from tiger_jax.recommending.searcher import Queries, Searcher, Settings
 
 Batch = Mapping[str, Array]

@@ -1,0 +1,178 @@
+"""The two-level generator: causal, spelled level by level, and searched as TIGER is."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from tiger_jax.decoding.search.beam_search import beam_search
+from tiger_jax.decoding.search.exact_scoring import CatalogueWalk, exact_search
+from tiger_jax.decoding.trie.trie import Trie
+from tiger_jax.errors import InputError
+from tiger_jax.models.generator import init_params, make_decode_fns, make_loss_fn
+from tiger_jax.models.two_level import TwoLevelConfig
+from tiger_jax.semantic_ids.token_ids import TokenLayout
+
+LAYOUT = TokenLayout((5, 4, 3))
+NUM_ITEMS = 30
+SMALL = TwoLevelConfig(d_model=16, num_heads=2, mlp_dim=24, max_distance=4)
+EVERY = np.array(
+    [(a, b, c) for a in range(5) for b in range(4) for c in range(3)], np.int32
+)
+CODES = EVERY[np.sort(np.random.default_rng(0).permutation(60)[:NUM_ITEMS])]
+TOKENS = np.concatenate([LAYOUT.tokens_of(CODES), [[0, 0, 0]]])  # the last is padding
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A model away from its start, where the distance biases are still zero."""
+    model = SMALL.build(LAYOUT)
+    params = nn.unbox(init_params(model, jax.random.key(1)))
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(2), len(leaves))
+    noisy = [
+        x + 0.1 * jax.random.normal(k, x.shape)
+        for x, k in zip(leaves, keys, strict=True)
+    ]
+    return model, jax.tree.unflatten(tree, noisy)
+
+
+def tokens_of(histories):
+    histories = np.asarray(histories)
+    return jnp.asarray(TOKENS[histories].reshape(len(histories), -1))
+
+
+def batch_of(histories, targets):
+    """Targets [B, P], -1 for none."""
+    targets = np.asarray(targets)
+    wanted = TOKENS[targets]  # [B, P, T]
+    weights = np.broadcast_to((targets >= 0)[..., None], wanted.shape)
+    flat = (len(targets), -1)
+    return {
+        "encoder_input_tokens": tokens_of(histories),
+        "decoder_input_tokens": jnp.asarray(
+            np.pad(wanted[..., :-1], ((0, 0), (0, 0), (1, 0))).reshape(flat)
+        ),
+        "decoder_target_tokens": jnp.asarray(wanted.reshape(flat)),
+        "decoder_loss_weights": jnp.asarray(weights.astype(np.int32).reshape(flat)),
+    }
+
+
+def states_of(model, params, histories):
+    return model.apply(
+        {"params": params}, tokens_of(histories), is_training=False, method="encode"
+    )
+
+
+def test_a_state_depends_on_no_later_item(trained):
+    states = states_of(*trained, [[3, 7, 9, 1], [3, 7, 2, 5], [3, 7, -1, -1]])
+    np.testing.assert_allclose(states[0, :2], states[1, :2], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(states[0, :2], states[2, :2], rtol=1e-5, atol=1e-6)
+    assert np.abs(states[0, 2] - states[1, 2]).max() > 1e-3
+
+
+def test_decoding_step_by_step_gives_the_spelled_logits(trained):
+    model, params = trained
+    batch = batch_of([[3, 7, 9, -1], [4, -1, -1, -1]], [[11], [20]])
+    whole = model.apply(
+        {"params": params},
+        batch["encoder_input_tokens"],
+        batch["decoder_input_tokens"],
+        is_training=False,
+    )
+    init_decode, decode_step = make_decode_fns(model)
+    cache = init_decode(params, batch["encoder_input_tokens"])
+    chosen = jnp.zeros((2, 1), jnp.int32)
+    for level, size in enumerate(LAYOUT.codebook_sizes):
+        logits, cache = decode_step(
+            params, cache, chosen, jnp.zeros_like(chosen), level
+        )
+        expected = whole[:, level, :size]
+        np.testing.assert_allclose(logits[:, 0], expected, rtol=1e-4, atol=1e-5)
+        assert np.isneginf(whole[:, level, size:]).all()
+        chosen = jnp.asarray(CODES[[11, 20], level])[:, None]
+
+
+def test_the_beam_search_finds_what_scoring_every_item_finds(trained):
+    model, params = trained
+    init_decode, decode_step = make_decode_fns(model)
+    trie = Trie.build(CODES, LAYOUT.codebook_sizes)
+    inputs = tokens_of([[3, 7, 9], [4, -1, -1], [-1, -1, -1]])
+    own = {
+        "init_decode": init_decode,
+        "decode_step": decode_step,
+        "exclude": jnp.array([[3, 7], [4, -1], [-1, -1]]),
+    }
+    found = beam_search(params, inputs, trie, num_beams=NUM_ITEMS, **own)
+    walk = CatalogueWalk.build(trie)
+    expected = exact_search(params, inputs, walk, num_results=NUM_ITEMS, **own)
+    np.testing.assert_array_equal(found.item_numbers, expected.item_numbers)
+    np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-5, atol=1e-5)
+
+
+def test_a_whole_history_loses_what_its_prefixes_lose(trained):
+    """A pass over a history is a pass over each of its prefixes."""
+    model, params = trained
+    loss_fn = make_loss_fn(model)
+    whole, sums = loss_fn(
+        params,
+        batch_of([[3, 7, 9], [4, 2, -1]], [[7, 9, 1], [2, 5, -1]]),
+        None,
+    )
+    prefixes, by_prefix = loss_fn(
+        params,
+        batch_of(
+            [[3, -1, -1], [3, 7, -1], [3, 7, 9], [4, -1, -1], [4, 2, -1]],
+            [[7], [9], [1], [2], [5]],
+        ),
+        None,
+    )
+    np.testing.assert_allclose(whole, prefixes, rtol=1e-5)
+    assert float(sums["weight"]) == 5 * 3  # five targets of three codewords
+    for name, value in sums.items():
+        np.testing.assert_allclose(value, by_prefix[name], rtol=1e-5, err_msg=name)
+
+
+def test_what_follows_what_is_learned():
+    """Item i is followed by item i + 1; sixty steps are enough to know."""
+    config = dataclasses.replace(SMALL, dropout_rate=0.0, depth_dropout_rate=0.0)
+    model = config.build(LAYOUT)
+    params = nn.unbox(init_params(model, jax.random.key(0)))
+    loss_fn, optimizer = make_loss_fn(model), optax.adam(0.02)
+    first = np.arange(NUM_ITEMS - 5)[:, None] + np.arange(5)
+    batch = batch_of(first, first + 1)
+
+    @jax.jit
+    def step(params, state):
+        def mean(params):
+            loss, sums = loss_fn(params, batch, None)
+            return loss / sums["weight"], sums
+
+        grads, sums = jax.grad(mean, has_aux=True)(params)
+        updates, state = optimizer.update(grads, state)
+        return optax.apply_updates(params, updates), state, sums
+
+    state = optimizer.init(params)
+    for _ in range(60):
+        params, state, sums = step(params, state)
+    assert float(sums["correct"] / sums["weight"]) > 0.95
+
+
+def test_logits_are_float32_whatever_the_compute_type(trained):
+    model = dataclasses.replace(SMALL, dtype="bfloat16").build(LAYOUT)
+    init_decode, decode_step = make_decode_fns(model)
+    cache = init_decode(trained[1], tokens_of([[3, 7]]))
+    zero = jnp.zeros((1, 1), jnp.int32)
+    assert decode_step(trained[1], cache, zero, zero, 0)[0].dtype == jnp.float32
+    assert cache.state.dtype == jnp.bfloat16
+
+
+def test_what_does_not_fit_the_model_is_refused():
+    with pytest.raises(InputError, match="num_heads = 3 must divide d_model = 16"):
+        TwoLevelConfig(d_model=16, num_heads=3)
+    with pytest.raises(InputError, match="num_user_tokens = 0"):
+        SMALL.build(TokenLayout((5, 4, 3), num_user_tokens=7))
