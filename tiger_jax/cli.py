@@ -40,7 +40,10 @@ from tiger_jax.workdir.lock import hold_workdir
 GIN_CONFIGS = Path(__file__).resolve().parent.parent / "gin_configs"
 DEMO_GIN, OWN_DATA_GIN = "demo.gin", "experiments/own_data.gin"
 # Configs that gin may bind, of modules that no stage imports until it needs them.
-CONFIG_MODULES = ("quantizers.hashing", "quantizers.residual_kmeans")
+CONFIG_MODULES = (
+    *("quantizers.hashing", "quantizers.residual_kmeans"),
+    *("input_pipeline.resident_sequences", "models.two_level"),
+)
 # Imported by gin files of earlier versions, when these imported what they bind. All of
 # it is imported now, so that such a line has nothing left to do.
 _FORMER_MODULES = (

@@ -1,10 +1,13 @@
 """Classes of one's own, found again by the name that a file gives them.
 
-A file never decides what is imported: that would let it run code. The class must be in
-a module that the run has imported, by a line such as ``import my_model`` in a gin file.
+A file never decides what else is imported: that would let it run code. The class must
+be of this package, or in a module that the run has imported, by a line such as
+``import my_model`` in a gin file.
 """
 
+import contextlib
 import dataclasses
+import importlib
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +24,7 @@ def class_name(cls: type) -> str:
 
 
 def find_class(name: str, path: Path) -> Any:
-    """The class of this name in a module that is imported already.
+    """The class of this name in this package, or in a module that is imported.
 
     Args:
         path: The file that names it, for the message.
@@ -30,6 +33,9 @@ def find_class(name: str, path: Path) -> Any:
         InputError: Nobody has imported its module, or it has no such class.
     """
     module, _, attribute = name.rpartition(".")
+    if module.startswith("tiger_jax."):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(module)
     cls = getattr(sys.modules.get(module), attribute, None)
     if not isinstance(cls, type):
         raise InputError(

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from tiger_jax.decoding.search.beam_search import beam_search
+from tiger_jax.decoding.search import beam_search
 from tiger_jax.decoding.search.exact_scoring import CatalogueWalk, exact_search
 from tiger_jax.decoding.trie.trie import Trie
 from tiger_jax.errors import InputError

@@ -11,7 +11,12 @@ import pytest
 
 from tiger_jax.errors import InputError
 from tiger_jax.workdir import artifacts
-from tiger_jax.workdir.json_files import canonical, read_json, write_json
+from tiger_jax.workdir.json_files import (
+    ADDED_LATER,
+    canonical,
+    read_json,
+    write_json,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,3 +247,13 @@ def test_a_work_directory_that_vanished_is_named(tmp_path):
         fail(tmp_path / "run", renamed=False)
     with pytest.raises(InputError, match="run was taken away.*no checkpoint there"):
         fail(tmp_path / "run", renamed=True)
+
+
+def test_a_field_that_came_later_counts_once_it_is_set():
+    @dataclasses.dataclass(frozen=True)
+    class Config:
+        old: int = 1
+        new: int = dataclasses.field(default=2, metadata=ADDED_LATER)
+
+    assert canonical(Config()) == {"class": "Config", "old": 1}
+    assert canonical(Config(new=3)) == {"class": "Config", "old": 1, "new": 3}

@@ -1,5 +1,6 @@
 """Several recommenders fused: weights from validation users, metrics on test users."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from tiger_jax.evaluation.evaluator import Evaluation, evaluate
 from tiger_jax.evaluation.lists import ListedRecommender
 from tiger_jax.evaluation.recommend_fn import RecommendFn
 from tiger_jax.histories import HeldOut
+from tiger_jax.workdir.json_files import ADDED_LATER
 
 OpenSplit = Callable[[str], tuple[HeldOut, Mapping[str, RecommendFn]]]
 
@@ -36,7 +38,7 @@ class FusionConfig:
     normalizations: tuple[str, ...] = fusion.NORMALIZATIONS
     depth: int = 100
     metric: str = "ndcg@10"
-    metrics: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = dataclasses.field(default=(), metadata=ADDED_LATER)
 
     def __post_init__(self) -> None:
         metrics.check_names((self.metric, *self.metrics))

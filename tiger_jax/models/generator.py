@@ -11,7 +11,7 @@ the module. `tiger` is the paper's, `two_level` its successor; one loss trains b
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ Sums = dict[str, Float[Array, ""]]
 LossFn = Callable[[Params, Batch, Array | None], tuple[Float[Array, ""], Sums]]
 
 
+@runtime_checkable
 class GeneratorConfig(Protocol):
     """What is asked of any generator's config."""
 
@@ -42,6 +43,11 @@ class GeneratorConfig(Protocol):
     @property
     def normalize(self) -> Literal["level", "given"]:
         """What makes a level's logits log-probabilities in a search."""
+        ...
+
+    @property
+    def embedding_std(self) -> float:
+        """The standard deviation that the table of token embeddings starts with."""
         ...
 
     def build(self, layout: TokenLayout) -> nn.Module:

@@ -66,6 +66,11 @@ class TigerConfig(TransformerConfig):
         )
 
     @property
+    def embedding_std(self) -> float:
+        """The standard deviation that the table of token embeddings starts with."""
+        return 1.0
+
+    @property
     def normalize(self) -> Literal["level", "given"]:
         """What makes a level's logits log-probabilities in a search.
 

@@ -75,6 +75,11 @@ class TwoLevelConfig:
         """What makes a level's logits log-probabilities in a search."""
         return "level"
 
+    @property
+    def embedding_std(self) -> float:
+        """The standard deviation that the table of token embeddings starts with."""
+        return EMBEDDING_STD
+
     def build(self, layout: TokenLayout) -> "TwoLevel":
         """Makes the module.
 

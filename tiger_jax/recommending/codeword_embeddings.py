@@ -35,7 +35,10 @@ def load_codebooks(folder: Path, table: SemanticIdTable) -> list[Float[Array, "_
 
 
 def init_token_embeddings(
-    params: Mapping[str, Any], codebooks: Sequence[Float[Array, "_ Z"]], key: Array
+    params: Mapping[str, Any],
+    codebooks: Sequence[Float[Array, "_ Z"]],
+    key: Array,
+    std: float = 1.0,
 ) -> dict[str, Any]:
     """Starts the learned levels' token embeddings from a quantizer's codewords.
 
@@ -43,13 +46,14 @@ def init_token_embeddings(
     that what is learned about one item helps its neighbours from the first step.
     One random projection with orthonormal rows (or columns, where Z > D) takes
     all levels from Z to D dimensions; each level is centred and scaled to the
-    unit variance that the table starts with. The rows of the padding, the
+    variance that the table starts with. The rows of the padding, the
     collision level and the users stay as they are.
 
     Args:
-      params: Parameters of `Tiger`, boxed or not.
+      params: Parameters of a generator, boxed or not.
       codebooks: Per learned level, its codewords, in the order of their numbers.
       key: Draws the projection.
+      std: The standard deviation that the table starts with.
 
     Returns:
       The parameters with a new `token_embeddings`.
@@ -67,7 +71,7 @@ def init_token_embeddings(
     for codebook in codebooks:
         centred = codebook - codebook.mean(0, keepdims=True)
         embeddings = centred @ projection
-        rows.append(embeddings / jnp.maximum(embeddings.std(), 1e-6))
+        rows.append(embeddings / jnp.maximum(embeddings.std(), 1e-6) * std)
     new_rows = jnp.concatenate(rows)
     if len(new_rows) >= len(table):
         raise ValueError(

@@ -7,6 +7,7 @@ from typing import Any
 from tiger_jax.errors import InputError
 from tiger_jax.input_pipeline.microbatches import BucketConfig
 from tiger_jax.input_pipeline.resident import ResidentConfig
+from tiger_jax.models.generator import GeneratorConfig
 from tiger_jax.models.tiger import TigerConfig
 from tiger_jax.recommending.validation import ValidationConfig
 from tiger_jax.training.loop import LoopConfig, decides
@@ -24,7 +25,7 @@ class Recipe:
     """
 
     seed: int = 0
-    model: TigerConfig = TigerConfig()
+    model: GeneratorConfig = TigerConfig()
     num_user_tokens: int = 2000
     codeword_embeddings: bool = False
     starts_from: Path | None = None

@@ -27,8 +27,7 @@ from tiger_jax.decoding.search import (
 )
 from tiger_jax.decoding.trie import Trie
 from tiger_jax.errors import InputError
-from tiger_jax.models.generator import make_decode_fns
-from tiger_jax.models.tiger import TigerConfig
+from tiger_jax.models.generator import GeneratorConfig, make_decode_fns
 from tiger_jax.training.partitioning import Partitioner
 
 METHODS = ("beam", "exact")
@@ -65,7 +64,7 @@ class SearchConfig:
                 "be positive"
             )
 
-    def normalize_for(self, model: TigerConfig) -> Normalize:
+    def normalize_for(self, model: GeneratorConfig) -> Normalize:
         """What is in force for a model."""
         if self.normalize == "auto":
             return model.normalize

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from flax import linen as nn
 
 from tiger_jax.models.generator import Params, init_params, make_loss_fn
-from tiger_jax.models.tiger import Tiger
 from tiger_jax.progress import say
 from tiger_jax.recommending.codeword_embeddings import init_token_embeddings
 from tiger_jax.recommending.recipe import Recipe
@@ -41,9 +41,11 @@ def train_tiger(
             recipe.starts_from, tiger, table, sharding=partitioner.replicated
         )
 
+    num_examples = inputs.num_examples
     say(
-        f"{num_pairs:,} training pairs, {batch_size} an update, "
-        f"{num_pairs / batch_size:,.0f} updates an epoch; {_describe(partitioner)}"
+        f"{num_pairs:,} training pairs in {num_examples:,} examples, {batch_size} per "
+        f"update, {num_examples / batch_size:,.0f} updates per epoch; "
+        f"{_describe(partitioner)}"
     )
     result = train(
         loss_fn=make_loss_fn(tiger),
@@ -69,13 +71,15 @@ def train_tiger(
 
 
 def _make_init_fn(
-    tiger: Tiger, codebooks: Sequence[jax.Array] | None
+    tiger: nn.Module, codebooks: Sequence[jax.Array] | None
 ) -> Callable[[jax.Array], Params]:
     def init_fn(key: jax.Array) -> Params:
         params = init_params(tiger, key)
         if codebooks is None:
             return params
-        return init_token_embeddings(params, codebooks, jax.random.fold_in(key, 1))
+        std = tiger.config.embedding_std
+        key = jax.random.fold_in(key, 1)
+        return init_token_embeddings(params, codebooks, key, std)
 
     return init_fn
 

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from flax import linen as nn
 
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.errors import InputError
 from tiger_jax.extensions import config_of, settings_of
-from tiger_jax.models.generator import Params, init_params
-from tiger_jax.models.tiger import Tiger, TigerConfig
+from tiger_jax.models.generator import GeneratorConfig, Params, init_params
+from tiger_jax.models.tiger import TigerConfig
 from tiger_jax.semantic_ids.table import SemanticIdTable
 from tiger_jax.semantic_ids.token_ids import TokenLayout
 from tiger_jax.training.checkpoints import STEP_PREFIX, restore_params_of
@@ -26,7 +27,7 @@ class ModelCard:
     """Everything that rebuilds the model; the fields of ``model.json``.
 
     Attributes:
-        config: The Transformer's sizes and its loss.
+        config: The sizes of the model and its loss.
         layout: Token numbers.
         max_items: Items of a history that the encoder was trained to see.
         best_step: The step whose checkpoint is the best on validation.
@@ -34,7 +35,7 @@ class ModelCard:
         semantic_ids: Content hash of the Semantic ID table it was trained on.
     """
 
-    config: TigerConfig
+    config: GeneratorConfig
     layout: TokenLayout
     max_items: int
     best_step: int
@@ -86,7 +87,7 @@ def load_recommender(
     *,
     sharding: jax.sharding.Sharding | None = None,
     step: int | None = None,
-) -> tuple[TigerConfig, TokenLayout, Tiger, Params]:
+) -> tuple[GeneratorConfig, TokenLayout, nn.Module, Params]:
     """Loads the model with the parameters that were best on validation.
 
     Args:
@@ -108,7 +109,7 @@ def load_recommender(
 
 def load_start(
     folder: Path,
-    model: Tiger,
+    model: nn.Module,
     table: SemanticIdTable,
     *,
     sharding: jax.sharding.Sharding | None = None,
@@ -139,7 +140,7 @@ def load_start(
 def _restore_best(
     folder: Path,
     card: ModelCard,
-    model: Tiger,
+    model: nn.Module,
     sharding: jax.sharding.Sharding | None,
 ) -> Params:
     return restore_params_of(

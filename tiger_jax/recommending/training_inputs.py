@@ -20,6 +20,10 @@ from tiger_jax.data.prepared import PreparedData
 from tiger_jax.errors import InputError
 from tiger_jax.input_pipeline.microbatches import BucketedBatches
 from tiger_jax.input_pipeline.resident import ResidentConfig, ResidentInput
+from tiger_jax.input_pipeline.resident_sequences import (
+    HistoryConfig,
+    ResidentHistories,
+)
 from tiger_jax.recommending.codeword_embeddings import load_codebooks
 from tiger_jax.recommending.recipe import Recipe
 from tiger_jax.recommending.trained_model import load_table
@@ -43,7 +47,8 @@ class TrainingInputs:
         layout: How codewords and users become tokens.
         examples: Endless updates, with `save` and `restore`.
         sample: Held-out examples that a checkpoint is judged by.
-        num_pairs: Training examples of an epoch.
+        num_pairs: Training pairs of an epoch: (history, next item).
+        num_examples: Examples of an epoch, if one holds several pairs.
         codebooks: What the codewords' token embeddings start from, if anything.
     """
 
@@ -52,6 +57,7 @@ class TrainingInputs:
     examples: Any
     sample: ValidationSample
     num_pairs: int
+    num_examples: int
     codebooks: list[jax.Array] | None = None
 
 
@@ -98,12 +104,16 @@ def open_histories(workdir: Path, recipe: Recipe) -> TrainingInputs:
     data = PreparedData.load(workdir / "data")
     table = load_table(workdir, data)
     layout = TokenLayout(table.codebook_sizes, recipe.num_user_tokens)
-    config, num_pairs = (
-        recipe.input[0],
-        int(np.maximum(data.train.lengths - 1, 0).sum()),
-    )
-    if isinstance(config, ResidentConfig):
-        examples: Any = ResidentInput(
+    config = recipe.input[0]
+    num_pairs = num_examples = int(np.maximum(data.train.lengths - 1, 0).sum())
+    examples: Any
+    if isinstance(config, HistoryConfig):
+        examples = ResidentHistories(
+            data.train, table.codes, layout, config, seed=recipe.seed
+        )
+        num_examples = examples.num_examples
+    elif isinstance(config, ResidentConfig):
+        examples = ResidentInput(
             data.train,
             table.codes,
             layout,
@@ -112,7 +122,7 @@ def open_histories(workdir: Path, recipe: Recipe) -> TrainingInputs:
             seed=recipe.seed,
             only_last=recipe.only_last,
         )
-        num_pairs = examples.num_examples
+        num_pairs = num_examples = examples.num_examples
     else:
         examples = _open_stream(recipe, layout, workdir)
     sample = ValidationSample.of_users(
@@ -124,7 +134,7 @@ def open_histories(workdir: Path, recipe: Recipe) -> TrainingInputs:
         user_hashes=data.user_hashes,
         seed=recipe.seed,
     )
-    return TrainingInputs(table, layout, examples, sample, num_pairs)
+    return TrainingInputs(table, layout, examples, sample, num_pairs, num_examples)
 
 
 def find_token_shards(input: tuple[Any, ...]) -> Any:
@@ -162,7 +172,8 @@ def open_token_shards(source: Any, workdir: Path, recipe: Recipe) -> TrainingInp
     rows = draw_rows(source.num_pairs("validation"), num_users, recipe.seed)
     inputs, targets = source.read_examples("validation", rows, num_inputs=num_inputs)
     sample = ValidationSample.of_tokens(inputs, targets, table, layout)
-    return TrainingInputs(table, layout, examples, sample, source.num_pairs("train"))
+    num_pairs = source.num_pairs("train")
+    return TrainingInputs(table, layout, examples, sample, num_pairs, num_pairs)
 
 
 def _open_stream(recipe: Recipe, layout: TokenLayout, workdir: Path) -> BucketedBatches:

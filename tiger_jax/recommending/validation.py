@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
+from flax import linen as nn
 from jaxtyping import Int, Int32, Int64
 
 from tiger_jax.config import config
@@ -13,7 +14,6 @@ from tiger_jax.errors import InputError
 from tiger_jax.evaluation.metrics import compute_metrics, ranks_in_lists
 from tiger_jax.histories import HeldOut
 from tiger_jax.models.generator import Batch, Params, make_loss_fn
-from tiger_jax.models.tiger import Tiger
 from tiger_jax.recommending.searcher import Found, Queries, Searcher, Settings
 from tiger_jax.semantic_ids.collisions import group_rows
 from tiger_jax.semantic_ids.encoder_inputs import encode_histories
@@ -115,7 +115,7 @@ def draw_rows(total: int, count: int, seed: int) -> Int64[np.ndarray, " C"]:
 
 
 def make_evaluate_fn(
-    model: Tiger,
+    model: nn.Module,
     table: SemanticIdTable,
     sample: ValidationSample,
     config: ValidationConfig,

@@ -17,6 +17,7 @@ from tiger_jax.recommending.searcher import SearchConfig
 from tiger_jax.reporting import tables
 from tiger_jax.stages.context import RunContext
 from tiger_jax.workdir import artifacts
+from tiger_jax.workdir.json_files import ADDED_LATER
 
 USUAL_BASELINES = ("popularity", "item_cooccurrence", "semantic_knn")
 INPUTS = ("data", "embeddings", "semantic_ids", "recommender")
@@ -45,7 +46,7 @@ class EvaluateConfig:
     max_users: int | None = None
     max_validation_users: int | None = None
     baselines: tuple[str | Baseline, ...] = USUAL_BASELINES
-    metrics: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = dataclasses.field(default=(), metadata=ADDED_LATER)
     guard_users: int = 64
     exact_guard_scores: int = 200_000
     predictions: int = 20

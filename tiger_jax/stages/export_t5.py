@@ -4,6 +4,7 @@ import jax
 import numpy as np
 
 from tiger_jax.errors import InputError
+from tiger_jax.models.tiger import TigerConfig
 from tiger_jax.progress import say
 from tiger_jax.recommending.trained_model import load_recommender
 from tiger_jax.semantic_ids.table import SemanticIdTable
@@ -39,6 +40,11 @@ def export_t5(context: RunContext) -> None:
     from safetensors.numpy import save_file
 
     config, layout, _, params = load_recommender(context.workdir / "recommender")
+    if not isinstance(config, TigerConfig):
+        raise InputError(
+            f"this recommender is a {type(config).__name__}, and no T5: export_t5 is "
+            "for tiger.TigerConfig"
+        )
     try:
         weights = to_t5_weights(jax.device_get(params), config)
     except ValueError as error:

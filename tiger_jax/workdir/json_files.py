@@ -31,10 +31,19 @@ def read_json(path: Path) -> Any:
             raise ValueError("it is nested too deep") from error
 
 
+# The metadata of a config's field that came later: at its default it stays out of
+# `canonical`, so that what was made without the field is still up to date.
+ADDED_LATER = {"added_later": True}
+
+
 def canonical(value: Any) -> Any:
     """Turns configs into plain JSON values; dataclasses keep their class's name."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        fields = {
+            f.name: getattr(value, f.name)
+            for f in dataclasses.fields(value)
+            if f.metadata != ADDED_LATER or getattr(value, f.name) != f.default
+        }
         return {"class": type(value).__name__, **canonical(fields)}
     if isinstance(value, Mapping):
         return {str(k): canonical(v) for k, v in value.items()}
