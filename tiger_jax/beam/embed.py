@@ -44,6 +44,7 @@ from tiger_jax.embedding.encoders import (
     EncodeFn,
     SentenceTransformerEncoder,
     TfidfEncoder,
+    encoder_facts,
 )
 from tiger_jax.embedding.tfidf import FrozenTfidf
 from tiger_jax.progress import say
@@ -145,7 +146,11 @@ def embed(
         write_items,
         kind=type(encoder).__name__,
         distinct_texts=distinct.num_rows,
-        made_by={**config, "tfidf": frozen.tfidf and str(frozen.tfidf.resolve())},
+        made_by={
+            **config,
+            **encoder_facts(encoder),
+            "tfidf": frozen.tfidf and str(frozen.tfidf.resolve()),
+        },
     )
     say(f"{found.folder}: {found.num_rows:,} items, {distinct.num_rows:,} texts")
     return found

@@ -45,32 +45,32 @@ def train_recommender(
 ) -> None:
     """Trains the Transformer and keeps what was best on validation.
 
-        Args:
-            seed: Decides parameters, dropout, the order of examples, and the sample of
-                validation users.
-            num_user_tokens: Tokens that users are hashed to; 0 trains without.
-            codeword_embeddings: Start the codewords' token embeddings from the
-                quantizer's codebooks, so that close codewords start close.
-            starts_from: A finished `recommender/` on the same Semantic IDs, whose best
-                parameters are where training starts; steps, schedule and optimizer
-                start anew.
-            training_pairs: ``prefixes`` takes every prefix of a history with the item
-                after it; ``last`` the longest alone (resident input only).
-            mesh: How devices share the work; does not affect the result beyond the order
-                of float additions, so a run may resume on another.
-            input: ``resident`` keeps all histories on the devices and gathers examples
-                inside the step; ``seqio`` streams a task of any size. A task over token
-                files in shards (``tiger_shards``) is validated on some of these too, so
-                that `data/` is not needed.
-                resident: For the resident input; a `resident_sequences.HistoryConfig` trains a
-                generator that predicts at every position on whole histories.
-                seqio: For the stream: a `batches.SeqioConfig` with the task's name.
-            buckets: For the stream: how its batches are cut.
+    Args:
+        seed: Decides parameters, dropout, the order of examples, and the sample of
+            validation users.
+        num_user_tokens: Tokens that users are hashed to; 0 trains without.
+        codeword_embeddings: Start the codewords' token embeddings from the
+            quantizer's codebooks, so that close codewords start close.
+        starts_from: A finished `recommender/` on the same Semantic IDs, whose best
+            parameters are where training starts; steps, schedule and optimizer
+            start anew.
+        training_pairs: ``prefixes`` takes every prefix of a history with the item
+            after it; ``last`` the longest alone (resident input only).
+        mesh: How devices share the work; does not affect the result beyond the
+            order of float additions, so a run may resume on another.
+        input: ``resident`` keeps all histories on the devices and gathers examples
+            inside the step; ``seqio`` streams a task of any size. A task over token
+            files in shards (``tiger_shards``) is validated on some of these too, so
+            that `data/` is not needed.
+        resident: For the resident input; a `resident_sequences.HistoryConfig` trains
+            a generator that predicts at every position on whole histories.
+        seqio: For the stream: a `batches.SeqioConfig` with the task's name.
+        buckets: For the stream: how its batches are cut.
 
-        Raises:
-            InputError: An input is missing, or a config doesn't fit another.
-            DivergedError: The loss was not finite or rose far above its start.
-            Preempted: Stopped by SIGTERM, after saving.
+    Raises:
+        InputError: An input is missing, or a config doesn't fit another.
+        DivergedError: The loss was not finite or rose far above its start.
+        Preempted: Stopped by SIGTERM, after saving.
     """
     recipe = Recipe(
         seed=seed,
