@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from compile_once import compile_once
-from small_workdir import make_workdir
 from test_train_recommender_stage import LOOP, OPTIMIZER, VALIDATION, run
+from trained_workdir import make_trained_workdir
 
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.errors import InputError, Preempted
@@ -45,7 +45,7 @@ SETTINGS = {
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     with compile_once(tmp_path_factory.mktemp("compiled")):
-        workdir = make_workdir(tmp_path_factory.mktemp("two_level") / "work")
+        workdir = make_trained_workdir(tmp_path_factory.mktemp("two_level") / "work")
         run(workdir, **SETTINGS)
         yield workdir
 
@@ -100,7 +100,7 @@ def test_it_learns_and_is_written_with_its_class(workdir):
 
 
 def test_a_killed_training_resumes_bit_for_bit(workdir, tmp_path):
-    again = make_workdir(tmp_path / "work")
+    again = make_trained_workdir(tmp_path / "work")
     stopping = dataclasses.replace(SETTINGS["loop"], checkpoint_every=12)
     seen = []
     original = ResidentHistories.__next__
@@ -147,6 +147,6 @@ def test_it_is_evaluated_exported_and_recommends_what_evaluation_lists(workdir):
 def test_it_is_no_t5_and_reads_no_user_tokens(workdir, tmp_path):
     with pytest.raises(InputError, match="TwoLevelConfig, and no T5"):
         export_t5(RunContext(workdir))
-    other = make_workdir(tmp_path / "work")
+    other = make_trained_workdir(tmp_path / "work")
     with pytest.raises(InputError, match="num_user_tokens = 0"):
         run(other, **{**SETTINGS, "num_user_tokens": 3})
