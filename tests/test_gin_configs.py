@@ -12,8 +12,7 @@ from gin.config import _REGISTRY
 
 from tiger_jax.cli import CONFIG_MODULES, GIN_CONFIGS, parse_gin, stage_function
 from tiger_jax.errors import InputError
-from tiger_jax.models.generator import init_params
-from tiger_jax.models.tiger import Tiger, TigerConfig
+from tiger_jax.models.generator import GeneratorConfig, init_params
 from tiger_jax.semantic_ids.token_ids import TokenLayout
 from tiger_jax.stage_table import STAGES
 from tiger_jax.training.optimizers import make_optimizer
@@ -107,7 +106,7 @@ def test_a_config_that_refuses_its_values_is_one_line():
 @functools.cache
 def _shapes(config, num_user_tokens):
     """Most experiments train one of a few models: each is traced once."""
-    model = Tiger(config, TokenLayout((256, 256, 256, 256), num_user_tokens))
+    model = config.build(TokenLayout((256, 256, 256, 256), num_user_tokens))
     return jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
 
 
@@ -119,7 +118,7 @@ def test_an_experiment_says_how_to_run_it_and_builds_its_model(name):
     assert "# Run:" in header
     parse_gin([name], [])
     config = gin.query_parameter("train_recommender.model").scoped_configurable_fn()
-    assert isinstance(config, TigerConfig)
+    assert isinstance(config, GeneratorConfig)
     bound = gin.get_bindings("stages.train_recommender", resolve_references=False)
     assert jax.tree.leaves(_shapes(config, bound.get("num_user_tokens", 2000)))
     # What else the recipe says is made, so that a misspelt value is found here.
