@@ -60,7 +60,7 @@ class Pairs:
 
     @classmethod
     def of_held_out(cls, held_out: HeldOut) -> "Pairs":
-        """One pair a user: the history before the target, and the target."""
+        """One pair per user: the history before the target, and the target."""
         before = held_out.histories
         items = np.insert(before.items, before.offsets[1:], held_out.targets)
         offsets = before.offsets + np.arange(len(before.offsets))

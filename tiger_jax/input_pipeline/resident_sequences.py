@@ -153,7 +153,7 @@ class ResidentHistories(ResidentSequences):
         # Past the end of a history lies the next one's start: read, then masked.
         tokens = constants["tokens"].at[first + column].get(mode="clip")
         tokens = jnp.where((column <= targets)[..., None], tokens, 0)  # [B I + 1 T]
-        # A window's last item is read only where it is no target: nowhere.
+        # The last item of a window is a target alone.
         read = jnp.where((column < targets)[..., None], tokens, 0)[:, :-1]
         wanted = tokens[:, 1:]
         flat = (len(first), -1)

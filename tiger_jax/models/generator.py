@@ -10,7 +10,7 @@ Its config has `normalize`, `label_smoothing` and `z_loss`, and `build(layout)` 
 the module. `tiger` is the paper's, `two_level` its successor; one loss trains both.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
@@ -53,6 +53,22 @@ class GeneratorConfig(Protocol):
     def build(self, layout: TokenLayout) -> nn.Module:
         """Makes the module for a catalogue's codebooks and the user tokens."""
         ...
+
+
+def stack_levels(
+    logits: Sequence[Float[Array, "*batch _"]],
+) -> Float[Array, "*batch T K_max"]:
+    """Stacks the levels' logits, -inf beyond a codebook if another one is larger."""
+    width = max(own.shape[-1] for own in logits)
+    padded = [
+        jnp.pad(
+            own,
+            [(0, 0)] * (own.ndim - 1) + [(0, width - own.shape[-1])],
+            constant_values=-jnp.inf,
+        )
+        for own in logits
+    ]
+    return jnp.stack(padded, axis=-2)
 
 
 def init_params(model: nn.Module, key: Array) -> Params:

@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from tiger_jax.config import config
 from tiger_jax.models.attention import BeamPosition, Memory
+from tiger_jax.models.generator import stack_levels
 from tiger_jax.models.item_structure import ItemStructure, ItemTokens
 from tiger_jax.models.layers import linear_param
 from tiger_jax.models.transformer import Decoder, Encoder, TransformerConfig
@@ -146,13 +147,8 @@ class Tiger(nn.Module):
         )
         if self.config.output == "vocabulary":
             return self._logits(states, 0, self.layout.vocab_size)
-        return jnp.stack(
-            [
-                self._pad(self._level_logits(states[:, level], level))
-                for level in range(self.layout.semantic_id_length)
-            ],
-            axis=1,
-        )
+        levels = range(self.layout.semantic_id_length)
+        return stack_levels([self._level_logits(states[:, l], l) for l in levels])
 
     def encode(
         self, tokens: Int[Array, "B S"], *, is_training: bool
@@ -217,7 +213,3 @@ class Tiger(nn.Module):
             head = self.output_head[first:end]
         logits = states @ head.astype(states.dtype).T
         return logits.astype(jnp.float32)
-
-    def _pad(self, logits: Float[Array, "B K"]) -> Float[Array, "B K_max"]:
-        missing = max(self.layout.codebook_sizes) - logits.shape[-1]
-        return jnp.pad(logits, ((0, 0), (0, missing)), constant_values=-jnp.inf)

@@ -22,6 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 from tiger_jax.config import config
 from tiger_jax.errors import InputError
 from tiger_jax.models.attention import MASKED
+from tiger_jax.models.generator import stack_levels
 from tiger_jax.models.layers import Dropout, RmsNorm, linear_param
 from tiger_jax.models.tuned_ops import linear
 from tiger_jax.semantic_ids.token_ids import PADDING, TokenLayout
@@ -180,16 +181,7 @@ class TwoLevel(nn.Module):
         x += jnp.stack([jnp.zeros_like(states), *before], axis=2)
         hidden = self._deepen(x + self._level(slice(None)), is_training=is_training)
         logits = [self._logits(hidden[:, :, level], level) for level in range(length)]
-        sizes = self.layout.codebook_sizes
-        padded = [
-            jnp.pad(
-                own,
-                ((0, 0), (0, 0), (0, max(sizes) - size)),
-                constant_values=-jnp.inf,
-            )
-            for own, size in zip(logits, sizes, strict=True)
-        ]
-        return jnp.stack(padded, axis=2).reshape(batch, num_targets * length, -1)
+        return stack_levels(logits).reshape(batch, num_targets * length, -1)
 
     def encode(
         self, tokens: Int[Array, "B S"], *, is_training: bool
