@@ -9,7 +9,7 @@ gin file. Runs that differ in their seed alone become one row, with their mean a
 """
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -52,12 +52,15 @@ def _section(rows: Sequence[Row]) -> str:
     groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in rows:
         groups[row["method"], row["experiment"]].append(row)
+    named = Counter(own[0]["name"] for own in groups.values())
     notes, cells = [], []
     for (method, experiment), own in sorted(
         groups.items(),
         key=lambda item: ORDER.index(item[0][0] if item[0][0] in ORDER else ""),
     ):
         name = _name(method, experiment, own[0])
+        if method == "sasrec" and named[own[0]["name"]] > 1:
+            name += f" (`{experiment}`)"
         seeds = {row["seed"] for row in own}
         means = (
             format_mean([r["metrics"][metric] for r in own if r["split"] == split])

@@ -17,8 +17,8 @@ CONFIG = SequenceConfig(batch_size=12, microbatch_size=4, bucket_items=(3, 6))
 MAX_ITEMS = 9
 
 
-def _stream():
-    return ResidentSequences(HISTORIES, CONFIG, max_items=MAX_ITEMS, seed=1)
+def _stream(**settings):
+    return ResidentSequences(HISTORIES, CONFIG, max_items=MAX_ITEMS, seed=1, **settings)
 
 
 def _windows(stream, update):
@@ -61,6 +61,20 @@ def test_an_epoch_has_every_target_once():
     assert max(map(len, epoch)) == MAX_ITEMS + 1
     assert stream.num_targets == len(pairs) == sum(len(w) - 1 for w in epoch)
     assert set(map(tuple, windows)) == set(epoch)
+
+
+def test_a_target_alone_comes_with_the_items_before_it():
+    stream = _stream(only_last=True)
+    expected = [
+        tuple(HISTORIES.of(user)[max(0, end - MAX_ITEMS) : end + 1].tolist())
+        for user in range(HISTORIES.num_users)
+        for end in range(1, len(HISTORIES.of(user)))
+    ]
+    assert sorted(map(tuple, _epoch(stream))) == sorted(expected)
+    assert stream.num_targets == stream.num_examples == len(expected)
+    drawn = [tuple(window) for window in _windows(stream, next(stream))]
+    assert len(drawn) == CONFIG.batch_size
+    assert set(drawn) <= set(expected)
 
 
 def _epoch(stream):

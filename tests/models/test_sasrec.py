@@ -1,4 +1,4 @@
-"""SASRec's causality, its loss written out, and that it learns an order."""
+"""SASRec's causality and its loss written out; what holds for BSARec too."""
 
 import jax
 import jax.numpy as jnp
@@ -7,8 +7,8 @@ import optax
 import pytest
 from flax import linen as nn
 
+from tiger_jax.models.bsarec import BsaRecConfig
 from tiger_jax.models.sasrec import (
-    SasRec,
     SasRecConfig,
     init_params,
     make_loss_fn,
@@ -17,7 +17,11 @@ from tiger_jax.models.sasrec import (
 
 CONFIG = SasRecConfig(max_length=8, d_model=16, num_heads=2)
 NUM_ITEMS = 11
-MODEL = SasRec(CONFIG, NUM_ITEMS)
+MODEL = CONFIG.build(NUM_ITEMS)
+BSAREC = BsaRecConfig(max_length=8, d_model=16, num_heads=2, dropout_rate=0.2)
+BOTH = pytest.mark.parametrize(
+    "model", [MODEL, BSAREC.build(NUM_ITEMS)], ids=["sasrec", "bsarec"]
+)
 PARAMS = nn.unbox(init_params(MODEL, jax.random.key(0)))
 LOSS_FN = jax.jit(make_loss_fn(MODEL))
 SCORE_FN = jax.jit(make_score_fn(MODEL))
@@ -48,14 +52,17 @@ def test_a_later_item_does_not_change_an_earlier_state():
     assert (abs(before - after)[0, 3:].max(-1) > 1e-6).all()
 
 
-def test_more_padding_changes_no_score():
+@BOTH
+def test_more_padding_changes_no_score(model):
+    params, score_fn = _init(model), make_score_fn(model)
     padded = jnp.pad(ITEMS, ((0, 0), (0, 3)), constant_values=-1)
     np.testing.assert_allclose(
-        SCORE_FN(PARAMS, ITEMS), SCORE_FN(PARAMS, padded), atol=1e-6
+        score_fn(params, ITEMS), score_fn(params, padded), atol=1e-6
     )
 
 
-def test_it_learns_that_items_come_in_order():
+@BOTH
+def test_it_learns_that_items_come_in_order(model):
     rng = np.random.default_rng(0)
     starts = rng.integers(0, NUM_ITEMS, (64, 1))
     batch = {"items": jnp.array((starts + np.arange(7)) % NUM_ITEMS)}
@@ -63,24 +70,31 @@ def test_it_learns_that_items_come_in_order():
 
     @jax.jit
     def step(params, state, key):
-        grads, sums = jax.grad(make_loss_fn(MODEL), has_aux=True)(params, batch, key)
+        grads, sums = jax.grad(make_loss_fn(model), has_aux=True)(params, batch, key)
         grads = jax.tree.map(lambda g: g / sums["weight"], grads)
         updates, state = optimizer.update(grads, state)
         return optax.apply_updates(params, updates), state
 
-    params, state = PARAMS, optimizer.init(PARAMS)
+    params = _init(model)
+    state = optimizer.init(params)
     for key in jax.random.split(jax.random.key(1), 60):
         params, state = step(params, state, key)
-    _, sums = LOSS_FN(params, batch, None)
+    _, sums = make_loss_fn(model)(params, batch, None)
     assert sums["correct"] / sums["weight"] > 0.95
 
 
-def test_every_parameter_has_logical_axes():
-    boxed = init_params(MODEL, jax.random.key(0))
+@BOTH
+def test_every_parameter_has_logical_axes(model):
+    boxed = init_params(model, jax.random.key(0))
     for leaf in jax.tree.leaves(boxed, is_leaf=lambda x: isinstance(x, nn.Partitioned)):
         assert isinstance(leaf, nn.LogicallyPartitioned)
 
 
-def test_a_history_longer_than_the_positions_is_refused():
+@BOTH
+def test_a_history_longer_than_the_positions_is_refused(model):
     with pytest.raises(ValueError, match="max_length"):
-        SCORE_FN(PARAMS, jnp.zeros((1, 9), jnp.int32))
+        make_score_fn(model)(_init(model), jnp.zeros((1, 9), jnp.int32))
+
+
+def _init(model):
+    return nn.unbox(init_params(model, jax.random.key(0)))

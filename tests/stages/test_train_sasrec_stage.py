@@ -14,20 +14,23 @@ from tiger_jax.data.prepared import PreparedData
 from tiger_jax.errors import Preempted
 from tiger_jax.evaluation import evaluator
 from tiger_jax.evaluation.baselines.sasrec import SasRecCard, TrainedSasRec
+from tiger_jax.evaluation.fuse_and_measure import FusionConfig
 from tiger_jax.evaluation.recommend_fn import last_items
 from tiger_jax.input_pipeline.resident_sequences import (
     ResidentSequences,
     SequenceConfig,
 )
+from tiger_jax.models.bsarec import BsaRecConfig
 from tiger_jax.models.sasrec import SasRecConfig
 from tiger_jax.stages.context import RunContext
 from tiger_jax.stages.evaluate import EvaluateConfig, evaluate
+from tiger_jax.stages.fuse import fuse
 from tiger_jax.stages.train_sasrec import train_sasrec
 from tiger_jax.training.loop import LoopConfig
 from tiger_jax.training.optimizers import OptimizerConfig
 from tiger_jax.training.partitioning import MeshConfig
 from tiger_jax.workdir import artifacts
-from tiger_jax.workdir.json_files import read_json
+from tiger_jax.workdir.json_files import read_json, write_json
 
 SETTINGS = {
     "model": SasRecConfig(max_length=4, d_model=8),
@@ -74,6 +77,28 @@ def test_the_best_step_is_what_is_loaded(workdir):
     metrics = found.compute_metrics()
     for name in ("recall@10", "ndcg@10"):
         assert metrics[name] == pytest.approx(card.best_metrics[name])
+
+
+def test_bsarec_takes_its_place_and_the_row_says_so(tmp_path):
+    workdir = make_trained_workdir(tmp_path / "work")
+    model = BsaRecConfig(max_length=4, d_model=8, cutoff=2)
+    train_sasrec(RunContext(workdir), **SETTINGS | {"model": model})
+    data = PreparedData.load(workdir / "data")
+    # One example for each item of a training history but its first.
+    pairs = len(data.train.items) - data.num_users
+    manifest = artifacts.load_manifest(workdir / "sasrec")
+    assert manifest.summary["training_targets"] == pairs
+    fuse(RunContext(workdir), config=FusionConfig(parts=("popularity", "sasrec")))
+    record = read_json(workdir / "fusion" / "metrics.json")
+    assert record["titles"]["sasrec"] == "BSARec, full softmax"
+    assert SasRecCard.load(workdir / "sasrec").config == model
+
+
+def test_a_card_of_an_earlier_version_is_a_sasrecs(workdir, tmp_path):
+    card = read_json(workdir / "sasrec" / "model.json")
+    del card["kind"]
+    write_json(tmp_path / "model.json", card)
+    assert SasRecCard.load(tmp_path).config == SETTINGS["model"]
 
 
 def test_it_is_up_to_date_and_a_preempted_one_ends_the_same(

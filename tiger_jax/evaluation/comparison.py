@@ -99,7 +99,7 @@ def compare(
     ours.
     """
     usual = shown_items(ours)
-    titles = {baseline.name: baseline.title for baseline in baselines}
+    titles = {baseline.name: baseline.title_in(workdir) for baseline in baselines}
     recommenders = {b.name: b.build(data, workdir) for b in baselines}
     evaluations: dict[str, dict[str, Evaluation]] = {}
     for name, recommend in {**recommenders, OURS: ours}.items():

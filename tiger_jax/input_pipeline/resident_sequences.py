@@ -1,4 +1,4 @@
-"""Whole histories as training examples, for models that predict at every position.
+"""Histories as training examples, for models that predict items.
 
 As in `resident`, the histories lie on the device once and an update is told only
 where to read:
@@ -7,7 +7,9 @@ where to read:
     example  (position of its first item in `items`, number of targets)
 
 A history of n items has n - 1 targets. One with more than `max_items` of them is cut
-into windows that share their border item, so that every target is in one window.
+into windows that share their border item, so that every target is in one window. For
+a model that predicts after a window's last item alone, each target is its own example
+with the items before it.
 """
 
 import jax.numpy as jnp
@@ -17,6 +19,7 @@ from jaxtyping import Array, Int, Int32
 from tiger_jax.config import config
 from tiger_jax.histories import Histories
 from tiger_jax.input_pipeline.microbatches import check_sizes
+from tiger_jax.input_pipeline.pairs import Pairs, locate
 from tiger_jax.input_pipeline.resident import ResidentConfig, ShuffledEpochs
 from tiger_jax.semantic_ids.token_ids import TokenLayout
 
@@ -65,6 +68,7 @@ class ResidentSequences(ShuffledEpochs):
         max_items: int,
         seed: int = 0,
         constants: dict[str, np.ndarray] | None = None,
+        only_last: bool = False,
     ) -> None:
         """Lays out the training histories.
 
@@ -72,6 +76,7 @@ class ResidentSequences(ShuffledEpochs):
             histories: The training part of every user's history.
             max_items: Most targets of a window: the items that the model reads.
             constants: What is read of each interaction, in place of its item number.
+            only_last: A window's last item is its only target.
 
         Raises:
             InputError: No history has two items, or the sizes don't fit.
@@ -81,8 +86,9 @@ class ResidentSequences(ShuffledEpochs):
             config.batch_size,
             config.microbatch_size,
         )
-        first, targets = _cut_into_windows(histories, max_items)
-        self.num_targets = int(targets.sum())
+        cut = _cut_before_targets if only_last else _cut_into_windows
+        first, targets = cut(histories, max_items)
+        self.num_targets = len(targets) if only_last else int(targets.sum())
         constants = constants or {"items": histories.items}
         examples = {"first": first, "targets": targets}
         super().__init__(
@@ -165,6 +171,16 @@ class ResidentHistories(ResidentSequences):
             "decoder_target_tokens": wanted.reshape(flat),
             "decoder_loss_weights": (wanted > 0).astype(jnp.int32).reshape(flat),
         }
+
+
+def _cut_before_targets(
+    histories: Histories, max_items: int
+) -> tuple[Int32[np.ndarray, " W"], Int32[np.ndarray, " W"]]:
+    """Position of each window's first item, and of its last one after that."""
+    pairs = Pairs.of_prefixes(histories)
+    _, start, target = locate(pairs, np.arange(pairs.num_pairs))
+    first = np.maximum(start, target - max_items)
+    return first.astype(np.int32), (target - first).astype(np.int32)
 
 
 def _cut_into_windows(

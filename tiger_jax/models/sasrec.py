@@ -9,7 +9,7 @@ References:
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -35,13 +35,31 @@ class SasRecConfig:
       num_heads: Attention heads, which share `d_model`.
       d_model: Width of items and states, and hidden units of the MLP.
       dropout_rate: Dropout on embeddings, attention weights and residuals.
+      title: What a table calls the model.
+      is_causal: Whether a position's state knows nothing of the items after it, so
+        that one pass over a history trains all its positions.
     """
+
+    title: ClassVar[str] = "SASRec"
+    is_causal: ClassVar[bool] = True
 
     max_length: int = 50
     num_blocks: int = 2
     num_heads: int = 1
     d_model: int = 64
     dropout_rate: float = 0.2
+
+    def build(self, num_items: int) -> nn.Module:
+        """Makes the module for a catalogue."""
+        return SasRec(self, num_items)
+
+
+def read_length(config: SasRecConfig, items: Int[Array, "B I"]) -> int:
+    """The items of a history that are read; ValueError if they have no positions."""
+    length = items.shape[1]
+    if length > config.max_length:
+        raise ValueError(f"{length} items, but max_length is {config.max_length}")
+    return length
 
 
 class SasRec(nn.Module):
@@ -61,10 +79,7 @@ class SasRec(nn.Module):
             earlier position sees.
           is_training: Applies dropout; needs an rng named "dropout".
         """
-        cfg = self.config
-        length = items.shape[1]
-        if length > cfg.max_length:
-            raise ValueError(f"{length} items, but max_length is {cfg.max_length}")
+        cfg, length = self.config, read_length(self.config, items)
         table = self._table("item_embeddings", self.num_items, "vocab")
         positions = self._table("position_embeddings", cfg.max_length, "position")
         x = table[items.clip(0)] * cfg.d_model**0.5 + positions[None, :length]
@@ -133,28 +148,35 @@ class LayerNorm(nn.Module):
         )
 
 
-def init_params(model: SasRec, key: Array) -> Params:
+def init_params(model: nn.Module, key: Array) -> Params:
     """Draws parameters, boxed with their logical axis names."""
     items = jnp.zeros((1, 1), jnp.int32)
     return model.init(key, items, is_training=False)["params"]
 
 
 def make_loss_fn(
-    model: SasRec,
+    model: nn.Module,
 ) -> Callable[..., tuple[Float[Array, ""], dict[str, Array]]]:
     """Makes the training loss: cross entropy over all items, at every position.
 
     Returns:
       loss_fn(params, batch, dropout_key) -> (loss_sum, sums) for batches with
       `items` int32[B, I + 1], padded with -1 on the right: the first I are read
-      and the last I are targets. A `dropout_key` of None turns dropout off.
-      `sums` has `weight` (the number of targets, the divisor), `loss`, `correct`.
+      and the last I are targets; of a model that isn't causal, each row's last item
+      is the target and those before it are read. A `dropout_key` of None turns
+      dropout off. `sums` has `weight` (the number of targets, the divisor), `loss`
+      and `correct`.
     """
 
     def loss_fn(
         params: Params, batch: Mapping[str, Array], dropout_key: Array | None
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
         items, targets = batch["items"][:, :-1], batch["items"][:, 1:]
+        if not model.config.is_causal:
+            last = (targets != PADDING).sum(-1, keepdims=True) - 1  # [B 1]
+            is_read = jnp.arange(items.shape[1])[None] <= last
+            items = jnp.where(is_read, items, PADDING)
+            targets = jnp.take_along_axis(targets, last.clip(0), 1)
         states, table = model.apply(
             {"params": params},
             items,
@@ -181,15 +203,15 @@ def make_loss_fn(
     return loss_fn
 
 
-def make_score_fn(model: SasRec) -> Callable[..., Float[Array, "B N"]]:
+def make_score_fn(model: nn.Module) -> Callable[..., Float[Array, "B N"]]:
     """Makes score_fn(params, items[B I]) -> the next item's logits [B N].
 
-    An empty history (-1 only) is scored as if it were item 0's.
+    An empty history (-1 only) has scores too; SASRec's are those after item 0.
     """
 
     def score_fn(params: Params, items: Int[Array, "B I"]) -> Float[Array, "B N"]:
         states, table = model.apply({"params": params}, items, is_training=False)
-        last = ((items != PADDING).sum(-1) - 1).clip(0)  # [B]
+        last = ((items != PADDING).sum(-1) - 1).clip(0, states.shape[1] - 1)  # [B]
         state = jnp.take_along_axis(states, last[:, None, None], 1)[:, 0]
         return state @ table.T
 

@@ -1,4 +1,4 @@
-"""Scores a SASRec in training on a fixed sample of validation users."""
+"""Scores a dense rival in training on a fixed sample of validation users."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -6,11 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from jaxtyping import Array, Float, Int32, Int64
 
 from tiger_jax.evaluation.metrics import compute_metrics
 from tiger_jax.histories import HeldOut
-from tiger_jax.models.sasrec import Params, SasRec, make_score_fn
+from tiger_jax.models.sasrec import Params, make_score_fn
 from tiger_jax.training.partitioning import Partitioner
 
 _BATCH = 256
@@ -18,7 +19,7 @@ _CUTOFF = 10
 
 
 def make_evaluate_fn(
-    model: SasRec,
+    model: nn.Module,
     held_out: HeldOut,
     partitioner: Partitioner,
     *,

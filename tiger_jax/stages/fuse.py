@@ -68,7 +68,7 @@ def fuse(
         ours = ListedRecommender(held_out.user_numbers, lists.items, lists.scores)
         return held_out, {OURS: ours, **built}
 
-    titles = {baseline.name: baseline.title for baseline in baselines}
+    titles = {baseline.name: baseline.title_in(workdir) for baseline in baselines}
     result = fuse_and_measure(
         open_split, config, num_items=data.num_items, titles=titles, seed=seed
     )

@@ -1,4 +1,4 @@
-"""Histories to a trained SASRec, the neural baseline: the folder `sasrec/`."""
+"""Histories to a trained SASRec or BSARec, the dense rivals: the folder `sasrec/`."""
 
 import gin
 import jax
@@ -32,12 +32,13 @@ def train_sasrec(
     validation_users: int | None = None,
     mesh: MeshConfig | None = None,
 ) -> None:
-    """Trains SASRec with a full softmax and keeps what was best on validation.
+    """Trains a dense rival with a full softmax and keeps what was best on validation.
 
     `evaluate` puts it beside the recommender when its folder is there, and `fuse`
     takes it in.
 
     Args:
+        model: SASRec, or BSARec by a `bsarec.BsaRecConfig`.
         seed: Decides parameters, dropout, the order of histories, and the sample of
             validation users.
         validation_users: Users on whom a checkpoint is judged; None for all.
@@ -71,10 +72,14 @@ def train_sasrec(
     if run.is_current:
         return
     data = PreparedData.load(context.workdir / "data")
-    sasrec = sasrec_model.SasRec(config, data.num_items)
+    sasrec = config.build(data.num_items)
     partitioner = Partitioner(mesh)
     examples = ResidentSequences(
-        data.train, sequences, max_items=config.max_length, seed=seed
+        data.train,
+        sequences,
+        max_items=config.max_length,
+        seed=seed,
+        only_last=not config.is_causal,
     )
     say(
         f"{examples.num_targets:,} training targets in {examples.num_examples:,} "

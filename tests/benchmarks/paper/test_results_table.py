@@ -46,6 +46,14 @@ def test_seeds_become_a_mean_with_an_interval_and_gaps_say_so():
     assert "not run: needs Sentence-T5 weights" in table
 
 
+def test_two_trainings_of_one_name_are_told_apart_by_experiment():
+    one = next(r for r in ROWS if r["method"] == "sasrec")
+    table = results_table.build_results([one, {**one, "experiment": "other"}])
+    names = [line.split("|")[1].strip() for line in table.splitlines()[2:4]]
+    assert names == [f"{one['name']} (`{e}`)" for e in (one["experiment"], "other")]
+    assert f"| {one['name']} |" in results_table.build_results([one])
+
+
 def test_a_data_set_nobody_published_on_has_its_own_rows_alone():
     row = {**ROWS[0], "data": "mine", "data_users": 7}
     table = results_table.build_results([row]).splitlines()

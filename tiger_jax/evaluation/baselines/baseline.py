@@ -22,6 +22,11 @@ class Baseline(abc.ABC):
     title: ClassVar[str]
     inputs: ClassVar[tuple[str, ...]] = ()
 
+    def title_in(self, workdir: Path) -> str:
+        """What tables call it, of a work directory that has its inputs."""
+        del workdir
+        return self.title
+
     @abc.abstractmethod
     def build(self, data: "PreparedData", workdir: Path) -> RecommendFn:
         """Makes the recommender from training histories alone, or raises InputError."""

@@ -1,4 +1,4 @@
-"""Baseline: a trained SASRec; what rebuilds it from the folder `sasrec/`."""
+"""Baseline: a trained SASRec or BSARec; what rebuilds it from the folder `sasrec/`."""
 
 import dataclasses
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
+from flax import linen as nn
 from jaxtyping import Float32
 
 from tiger_jax.config import config
@@ -13,7 +14,8 @@ from tiger_jax.errors import InputError
 from tiger_jax.evaluation.baselines.baseline import Baseline
 from tiger_jax.evaluation.recommend_fn import ScoredCatalogue, Shown, Users
 from tiger_jax.models import sasrec
-from tiger_jax.models.sasrec import Params, SasRec, SasRecConfig
+from tiger_jax.models.bsarec import BsaRecConfig
+from tiger_jax.models.sasrec import Params, SasRecConfig
 from tiger_jax.workdir.json_files import read_json, write_json
 from tiger_jax.workdir.reading import reading
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 MODEL_FILE = "model.json"
 CHECKPOINTS = "checkpoints"
 MAX_USERS = 256  # scored at a time
+_KINDS = {kind.title: kind for kind in (SasRecConfig, BsaRecConfig)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +39,8 @@ class SasRecCard:
 
     def save(self, folder: Path) -> None:
         """Writes ``model.json``."""
-        write_json(folder / MODEL_FILE, dataclasses.asdict(self))
+        kind = {"kind": self.config.title}
+        write_json(folder / MODEL_FILE, kind | dataclasses.asdict(self))
 
     @classmethod
     def load(cls, folder: Path) -> "SasRecCard":
@@ -44,8 +48,10 @@ class SasRecCard:
         path = folder / MODEL_FILE
         with reading(path):
             value = read_json(path)
+            # Earlier versions knew SASRec alone and named no kind.
+            kind = _KINDS[value.get("kind", SasRecConfig.title)]
             return cls(
-                config=SasRecConfig(**value["config"]),
+                config=kind(**value["config"]),
                 num_items=int(value["num_items"]),
                 best_step=int(value["best_step"]),
                 best_metrics=dict(value["best_metrics"]),
@@ -60,7 +66,7 @@ def load_sasrec_params(
     from tiger_jax.training.checkpoints import STEP_PREFIX, restore_params_of
 
     card = SasRecCard.load(folder)
-    model = SasRec(card.config, card.num_items)
+    model = card.config.build(card.num_items)
     best = folder / CHECKPOINTS / f"{STEP_PREFIX}_{card.best_step}"
     params = restore_params_of(
         best, lambda key: sasrec.init_params(model, key), sharding
@@ -70,10 +76,14 @@ def load_sasrec_params(
 
 @config("sasrec_baseline")
 class TrainedSasRec(Baseline):
-    """SASRec with a full softmax, as `train_sasrec` left it."""
+    """SASRec or BSARec with a full softmax, as `train_sasrec` left it."""
 
     name, title = "sasrec", "SASRec, full softmax"
     inputs = ("sasrec",)
+
+    def title_in(self, workdir: Path) -> str:
+        """Says which of the two was trained there."""
+        return f"{SasRecCard.load(workdir / 'sasrec').config.title}, full softmax"
 
     def build(self, data: "PreparedData", workdir: Path) -> ScoredCatalogue:
         """Loads the best parameters; InputError if they are of another catalogue."""
@@ -83,10 +93,10 @@ class TrainedSasRec(Baseline):
                 f"{workdir / 'sasrec'} scores {card.num_items:,} items, and the data "
                 f"has {data.num_items:,}: run --stage=train_sasrec again"
             )
-        return make_recommend_fn(SasRec(card.config, card.num_items), params)
+        return make_recommend_fn(card.config.build(card.num_items), params)
 
 
-def make_recommend_fn(model: SasRec, params: Params) -> ScoredCatalogue:
+def make_recommend_fn(model: nn.Module, params: Params) -> ScoredCatalogue:
     """Wraps a model and its parameters; compiled once per history width."""
     score_fn = jax.jit(sasrec.make_score_fn(model))
 
