@@ -53,7 +53,7 @@ format: $(BIN)/.test  ## Format the code.
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(BIN)/.test  ## Measure; one JSON row per measurement.
+bench: $(BIN)/.test  ## Measure; one JSON row per measurement (needs TIGER_DATA).
 	$(BIN)/python -m benchmarks
 
 scale: $(BIN)/.test  ## Measure how each stage grows, and write docs/scale.md (an hour).
@@ -64,6 +64,8 @@ REPRODUCE = $(BIN)/python run.py --gin_file=experiments/beauty_best.gin \
   --data_dir=$(BEAUTY) --embeddings=$(BEAUTY_EMBEDDINGS) --gin.SEED=$(SEED) --workdir=$(BEAUTY_RUN)
 
 reproduce-beauty: $(BIN)/.demo  ## The README's Beauty rows from the data up (training takes at most 90 minutes of it on 2 cores).
+	@test -d "$(BEAUTY)" -a -f "$(BEAUTY_EMBEDDINGS)" || { \
+	  echo "needs Amazon 2014 Beauty (BEAUTY=$(BEAUTY): raw files, or items and interactions) and a vector for each item (BEAUTY_EMBEDDINGS=$(BEAUTY_EMBEDDINGS)): set both"; exit 2; }
 	$(REPRODUCE) --stage=prepare_data
 	$(REPRODUCE) --stage=train_sasrec
 	$(REPRODUCE)

@@ -26,6 +26,8 @@ SMALL = {
 def main() -> None:
     """Runs one after the other; a failing one doesn't keep the next from running."""
     lib.make_parser(__doc__).parse_args()
+    # Before an hour of others has passed.
+    lib.find_data(None, "amazon2014_beauty", "TIGER_DATA, the folder that holds it")
     failed = []
     for name, arguments in SMALL.items():
         print(f"benchmarks.{name} {' '.join(arguments)}", file=sys.stderr)

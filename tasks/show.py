@@ -18,6 +18,7 @@ from tiger_jax.data.prepared import PreparedData
 from tiger_jax.errors import UserFacingError
 from tiger_jax.input_pipeline.preprocessors import feature_lengths
 from tiger_jax.input_pipeline.quiet_tensorflow import seqio
+from tiger_jax.progress import say
 
 
 def main(argv: Sequence[str]) -> int:
@@ -40,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
         if args.workdir:
             register_tiger_task(args.task, args.workdir)
         for line in describe(args.task, args.split, args.num, args.seed):
-            print(line)
+            say(line)
     except UserFacingError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

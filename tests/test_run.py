@@ -1,13 +1,18 @@
 """The command line as a stranger meets it: every call in a fresh process."""
 
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import gin
 import pytest
 
 from tiger_jax import cli
+from tiger_jax.errors import InputError, flag
+from tiger_jax.stage_table import PIPELINE
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -26,8 +31,8 @@ def run(*arguments, cwd=ROOT):
 def test_help_says_what_the_flags_are_and_exits_with_0():
     done = run("--help")
     assert done.returncode == 0
-    for flag in "stage workdir data_dir embeddings gin_file gin.NAME".split():
-        assert f"--{flag}" in done.stdout
+    for name in "stage workdir data_dir embeddings gin_file gin.NAME".split():
+        assert f"--{name}" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -42,7 +47,7 @@ def test_help_says_what_the_flags_are_and_exits_with_0():
         (["--gin.x"], "must read --gin.NAME=VALUE"),
         (["--gin.NoSuch.thing=1"], "NoSuch"),
         (["--gin.prepare_data.no_such_option=1"], "no_such_option"),
-        (["--gin.prepare_data.seed=]"], "gin:"),
+        (["--gin.prepare_data.seed=]"], "seed is ']': it must be of the type int"),
         (["--gin.prepare_data.seed=(1,"], "gin:"),  # the tokenizer's own error
     ],
 )
@@ -75,6 +80,109 @@ def test_gin_bindings_on_the_command_line_are_split_off():
     )
     assert bindings == ["a.B.c = 'x=1'", "SEED = 3"]
     assert rest == ["run.py", "--stage=evaluate"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("recommend.title", "shampoo"),
+        ("recommend.title", 'toy story; it\'s "A"'),
+        ("recommend.title", "1984"),
+        ("recommend.title", "None"),
+        ("recommend.histories", "/tmp/my files/a.jsonl"),
+        ("files.FilesConfig.unknown_items", "drop"),
+        ("rqvae.RqVaeConfig.codebook_sizes", (32, 32)),
+        ("prepare_data.expected", None),
+    ],
+)
+def test_a_flag_binds_what_it_says_through_a_shell(name, value):
+    (argument,) = shlex.split(flag(name, value))
+    bindings, _ = cli._take_gin_bindings([argument])
+    try:
+        cli.parse_gin([], bindings)
+        assert gin.query_parameter(name) == value
+    finally:
+        gin.clear_config()
+
+
+@pytest.mark.parametrize(
+    ("bindings", "message"),
+    [
+        (["SEEED = 3"], "nothing refers to a macro 'SEEED': did you mean SEED?"),
+        (["WIDTH = 3"], "nothing refers to a macro 'WIDTH'"),
+        (["loop.LoopConfg.total_steps = 3"], "did you mean loop.LoopConfig.total_step"),
+        (["loop.LoopConfig.totl_steps = 3"], "did you mean loop.LoopConfig.total_step"),
+        (["recomend.k = 3"], "did you mean recommend.k?"),
+        (["recommend.k = 'many'"], "recommend.k is 'many': it must be of the type int"),
+        (["recommend.title = 1984"], "recommend.title is 1984: it must be"),
+        (["train_rqvae.accept_poor_codebooks = 'false'"], "must be of the type bool"),
+    ],
+)
+def test_a_misspelt_binding_names_what_was_meant(bindings, message):
+    try:
+        with pytest.raises(InputError, match=re.escape(message)):
+            cli.parse_gin([], bindings)
+    finally:
+        gin.clear_config()
+
+
+def test_a_files_own_macros_are_refused_only_as_near_misses(tmp_path):
+    own = tmp_path / "own.gin"
+    own.write_text("WIDTH = 3\nSEED = 5\n")
+    try:
+        cli.parse_gin([str(own)], [])
+        own.write_text("SEDD = 3\n")
+        with pytest.raises(InputError, match="did you mean SEED"):
+            cli.parse_gin([str(own)], [])
+    finally:
+        gin.clear_config()
+
+
+def test_only_the_users_own_bindings_are_called_unused(tmp_path, capsys):
+    own = tmp_path / "own.gin"
+    own.write_text("LoopConfig.total_steps = 7\nloop.LoopConfig.patience = 3\n")
+    files = ["experiments/own_data.gin", str(own)]
+    bindings = ["recommend.k = 3", "files.FilesConfig.title = 'name'"]
+    try:
+        cli.parse_gin(files, bindings)
+        named = cli._bound_by_user(files, bindings)
+        cli._warn_of_unused_bindings(PIPELINE, named)
+    finally:
+        gin.clear_config()
+    said = re.findall("the gin binding ([^ ]+)", capsys.readouterr().out)
+    assert [name.rpartition(".")[2] for name in said] == [
+        "title",
+        "patience",
+        "total_steps",
+    ]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_output_of_any_encoding_takes_any_text(encoding):
+    code = "from tiger_jax.progress import say; say('\\u5496\\xe9\\udc80 done')"
+    for tqdm in ("", "import tqdm; "):
+        done = subprocess.run(
+            [sys.executable, "-c", tqdm + code],
+            capture_output=True,
+            check=True,
+            env={**os.environ, "PYTHONIOENCODING": encoding},
+        )
+        assert "\\u5496" in done.stdout.decode(encoding)
+        assert done.stdout.decode(encoding).endswith(" done\n")
+
+
+@pytest.mark.parametrize("name", ["lr:1", "~who is this", "lr=[1]", "ü*?"])
+def test_a_work_directory_may_have_any_name(tmp_path, name, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shop = "--gin.synthetic.SyntheticShopConfig."
+    small = {"num_items": 60, "num_users": 80, "max_history": 12}
+    small = [f"{shop}{k}={v}" for k, v in {**small, "items_per_series": 5.0}.items()]
+    command = ["run.py", "--stage=prepare_data", f"--workdir={name}", *small]
+    try:
+        assert cli.main(command) == 0
+    finally:
+        gin.clear_config()
+    assert (tmp_path / name / "data" / "manifest.json").is_file()
 
 
 def test_what_storage_did_is_found_in_other_errors():

@@ -16,6 +16,7 @@ directory is in use, 4 stopped by a signal after saving (the same command resume
 """
 
 import contextlib
+import difflib
 import functools
 import importlib
 import inspect
@@ -23,6 +24,7 @@ import logging
 import os
 import re
 import sys
+import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,11 +33,13 @@ import gin
 from absl import flags
 
 from tiger_jax import stage_table
-from tiger_jax.errors import InputError, UserFacingError, storage_problem
+from tiger_jax.config import NAMES, fits, say_type
+from tiger_jax.errors import InputError, UserFacingError, is_text, storage_problem
 from tiger_jax.progress import say
 from tiger_jax.stage_table import ON_REQUEST, PIPELINE, STAGES
 from tiger_jax.stages.context import RunContext
 from tiger_jax.workdir.lock import hold_workdir
+from tiger_jax.workdir.reading import path_of
 
 GIN_CONFIGS = Path(__file__).resolve().parent.parent / "gin_configs"
 DEMO_GIN, OWN_DATA_GIN = "demo.gin", "experiments/own_data.gin"
@@ -65,6 +69,15 @@ def main(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("stopped: the same command resumes", file=sys.stderr)
         return 4
+    except ModuleNotFoundError as error:
+        if (error.name or "tiger_jax").partition(".")[0] in ("tiger_jax", "tasks"):
+            raise
+        print(
+            f"error: the package {error.name} is not installed: pip install -e "
+            "'.[data,serve]' installs what the stages need",
+            file=sys.stderr,
+        )
+        return 2
     except Exception as error:
         problem = storage_problem(error)
         if problem is None:
@@ -99,7 +112,8 @@ def _run(argv: Sequence[str]) -> int:
         partitioning.use_cpu_cores()
     gin_bindings += os.environ.get("TIGER_GIN", "").splitlines()
     default = DEMO_GIN if context.data_dir is None else OWN_DATA_GIN
-    parse_gin(given.gin_file or [default], gin_bindings)
+    gin_files = given.gin_file or [default]
+    parse_gin(gin_files, gin_bindings)
 
     # A server reads its bundle once, and versions of the catalogue have a lock of
     # their own: stages can run beside it.
@@ -107,7 +121,7 @@ def _run(argv: Sequence[str]) -> int:
     with contextlib.nullcontext() if is_server else hold_workdir(context.workdir):
         for stage in stages:
             stage_function(stage)(context)
-        _warn_of_unused_bindings(stages)
+        _warn_of_unused_bindings(stages, _bound_by_user(gin_files, gin_bindings))
     if "report" in stages and len(stages) > 1:
         say(f"done: open {context.workdir / 'report' / 'index.html'}")
     return 0
@@ -146,7 +160,8 @@ def _take_gin_bindings(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     for argument in argv:
         match = re.fullmatch(r"--?gin\.([^=]+)=(.*)", argument, re.DOTALL)
         if match:
-            bindings.append(f"{match[1]} = {match[2]}")
+            value = repr(match[2]) if is_text(match[2]) else match[2]
+            bindings.append(f"{match[1]} = {value}")
         elif re.match(r"--?gin\.", argument):
             raise _usage_error(f"{argument!r} must read --gin.NAME=VALUE")
         else:
@@ -170,13 +185,13 @@ def stage_function(stage: str) -> Callable[[Any], None]:
 
 def _build_context(given: Any) -> RunContext:
     data_dir, embeddings = (
-        Path(v).expanduser() if v else None for v in (given.data_dir, given.embeddings)
+        path_of(v) if v else None for v in (given.data_dir, given.embeddings)
     )
     if data_dir is not None and not data_dir.is_dir():
         raise _usage_error(f"--data_dir={data_dir} is not a folder")
     if embeddings is not None and not embeddings.is_file():
         raise _usage_error(f"--embeddings={embeddings} is not a file")
-    workdir = Path(given.workdir).expanduser()
+    workdir = path_of(given.workdir)
     if workdir.exists() and not workdir.is_dir():
         raise _usage_error(f"--workdir={workdir} is not a folder")
     return RunContext(workdir=workdir, data_dir=data_dir, embeddings=embeddings)
@@ -219,18 +234,78 @@ def parse_gin(files: Sequence[str], bindings: Sequence[str]) -> None:
         message = " ".join(str(error).split()) or type(error).__name__
         if len(message) > 400:  # gin lists all that it knows
             message = message[:400] + "…"
-        raise _usage_error(f"gin: {message}") from error
+        named = re.findall(r"([\w./]+\.\w+) = ", message)
+        known = [f"{stage}.{name}" for stage in STAGES for name in _types_of(stage)]
+        near = _did_you_mean(named[-1], [*NAMES, *known]) if named else ""
+        raise _usage_error(f"gin: {message}{near}") from error
     finally:
         logging.disable(logging.NOTSET)
+    _check_macros(bindings)
+    _check_types()
 
 
-def _warn_of_unused_bindings(stages: Sequence[str]) -> None:
-    """Says which bindings no stage has read, when the whole pipeline has run."""
+def _types_of(stage: str) -> dict[str, Any]:
+    """The types of what gin may bind of a stage."""
+    hints = typing.get_type_hints(stage_function(stage))
+    return {k: v for k, v in hints.items() if k not in ("context", "return")}
+
+
+def _check_macros(bindings: Sequence[str]) -> None:
+    """Refuses a macro that nothing refers to, and that was bound on purpose.
+
+    In a file, it may stand there for nothing: only a near miss is refused.
+    """
+    text = gin.config_str()
+    used = sorted(set(re.findall(r"%(\w+)", text)))
+    for name in re.findall(r"^(\w+) =", text, re.M):
+        near = "" if name in used else _did_you_mean(name, used)
+        is_flag = any(re.match(rf"\s*{name}\s*=", line) for line in bindings)
+        if near or (is_flag and name not in used):
+            raise _usage_error(f"gin: nothing refers to a macro {name!r}{near}")
+
+
+def _check_types() -> None:
+    """Refuses a value of another type than a stage's parameter has.
+
+    A config checks its own.
+    """
+    for stage in STAGES:
+        types = _types_of(stage)
+        bound = gin.get_bindings(f"stages.{stage}", False) if types else {}
+        for name, value in bound.items():
+            is_reference = isinstance(value, gin.config.ConfigurableReference)
+            given = tuple(value) if isinstance(value, list) else value
+            if not is_reference and not fits(given, types[name]):
+                raise _usage_error(
+                    f"{stage}.{name} is {value!r}: it must be {say_type(types[name])}"
+                )
+
+
+def _did_you_mean(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, 1, cutoff=0.75)
+    return f": did you mean {near[0]}?" if near else ""
+
+
+def _bound_by_user(files: Sequence[str], bindings: Sequence[str]) -> set[str]:
+    """What the flags and the user's own gin files bind, as they call it."""
+    own = [Path(name).resolve() for name in files if Path(name).is_file()]
+    own = [path for path in own if GIN_CONFIGS not in path.parents]
+    texts = [*bindings, *(path.read_text(encoding="utf-8") for path in own)]
+    return set(re.findall(r"^\s*([\w./]+\.\w+)\s*=", "\n".join(texts), re.M))
+
+
+def _warn_of_unused_bindings(stages: Sequence[str], named: set[str]) -> None:
+    """Says which of these no stage has read, when the whole pipeline has run."""
     if not set(PIPELINE) <= set(stages):
         return
     used = set(re.findall(r"^([\w./]+\.\w+) =", gin.operative_config_str(), re.M))
     for bound in re.findall(r"^([\w./]+\.\w+) =", gin.config_str(), re.M):
-        if bound not in used and re.split(r"[./]", bound)[0] not in ON_REQUEST:
+        # Gin leaves out of a module's name what it can, and so may a user.
+        is_named = any(f".{name}".endswith(f".{bound}") for name in named) or any(
+            f".{bound}".endswith(f".{name}") for name in named
+        )
+        is_request = re.split(r"[./]", bound)[0] in ON_REQUEST
+        if is_named and bound not in used and not is_request:
             say(f"note: the gin binding {bound} was not used by this run")
 
 

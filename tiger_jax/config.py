@@ -15,6 +15,8 @@ import gin
 from tiger_jax.errors import InputError
 
 C = TypeVar("C", bound=type)
+NAMES: list[str] = []
+"""``module.ClassName.field`` of every config that was imported."""
 
 
 @dataclass_transform(frozen_default=True)
@@ -50,9 +52,9 @@ def config(module: str) -> Callable[[C], C]:
                 if isinstance(value, list) and typing.get_origin(hint) is tuple:
                     value = tuple(value)
                     object.__setattr__(self, field.name, value)
-                if not _fits(value, hint):
+                if not fits(value, hint):
                     raise InputError(
-                        f"{name}.{field.name} is {value!r}: it must be {_say(hint)}"
+                        f"{name}.{field.name} is {value!r}: it must be {say_type(hint)}"
                     )
             try:
                 if check is not None:
@@ -64,16 +66,18 @@ def config(module: str) -> Callable[[C], C]:
 
         cls.__post_init__ = post_init  # type: ignore[attr-defined]
         made = dataclasses.dataclass(frozen=True)(cls)
+        prefix = f"{module}.{cls.__name__}"
+        NAMES.extend(f"{prefix}.{f.name}" for f in dataclasses.fields(made))
         return gin.register(module=module)(made)
 
     return decorate
 
 
-def _fits(value: Any, hint: Any) -> bool:
+def fits(value: Any, hint: Any) -> bool:
     """Whether a value is of a type, as far as a config's types are concerned."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, one) for one in arguments)
+        return any(fits(value, one) for one in arguments)
     if origin is Literal:
         return value in arguments
     if hint is type(None):
@@ -85,11 +89,12 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, hint)
     if origin is tuple and isinstance(value, tuple):
         each = arguments[:1] * len(value) if arguments[-1] is ... else arguments
-        return len(each) == len(value) and all(map(_fits, value, each))
+        return len(each) == len(value) and all(map(fits, value, each))
     return origin is not tuple or isinstance(value, tuple)
 
 
-def _say(hint: Any) -> str:
+def say_type(hint: Any) -> str:
+    """A type in words, after "it must be"."""
     if typing.get_origin(hint) is Literal:
         return f"one of {', '.join(map(repr, typing.get_args(hint)))}"
     name = hint.__name__ if isinstance(hint, type) else str(hint)

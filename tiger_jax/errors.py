@@ -1,7 +1,10 @@
 """Errors whose message is for the user, and the exit code each one stands for."""
 
+import ast
 import errno
 import os
+import shlex
+from typing import Any
 
 _STORAGE = (
     errno.ENOSPC,
@@ -39,6 +42,31 @@ class Preempted(UserFacingError):
     """Stopped by a signal after saving; the same command resumes."""
 
     exit_code = 4
+
+
+def flag(name: str, value: Any) -> str:
+    """The command-line flag that binds a value, quoted for the shell.
+
+    Example:
+        >>> print(flag("rqvae.RqVaeConfig.codebook_sizes", (32, 32)))
+        --gin.rqvae.RqVaeConfig.codebook_sizes='(32, 32)'
+        >>> print(flag("files.FilesConfig.item_id", "product id"))
+        --gin.files.FilesConfig.item_id='product id'
+    """
+    text = value if isinstance(value, str) and is_text(value) else repr(value)
+    return f"--gin.{name}={shlex.quote(text)}"
+
+
+def is_text(value: str) -> bool:
+    """Whether a flag's value is a text as it stands, and not what gin reads."""
+    begins_otherwise = value[:1] in ("", *"@%([{'\"")
+    if begins_otherwise or value.strip().lower() in ("none", "true", "false"):
+        return False
+    try:
+        ast.literal_eval(value.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return True
+    return False
 
 
 def storage_problem(error: BaseException | None) -> str | None:

@@ -5,10 +5,18 @@ import sys
 import time
 
 SECONDS_BETWEEN_LINES = 10.0
+_SLOW_START = 2.0
 
 
 def say(text: str) -> None:
-    """Prints a line at once, above any bar that is being drawn."""
+    """Prints a line at once, above any bar that is being drawn.
+
+    What the output's encoding lacks is written as its number, as in \\xe9.
+    """
+    if sys.stdout is None:  # closed by who started the process
+        return
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    text = text.encode(encoding, "backslashreplace").decode(encoding)
     if "tqdm" in sys.modules:
         sys.modules["tqdm"].tqdm.write(text, file=sys.stdout)
     else:
@@ -35,8 +43,9 @@ class Progress:
         """Starts at `start` of `total`, as a resumed stage does."""
         self.total, self.description, self.unit = total, description, unit
         self.done = self._start = start
+        self._is_first = True
         self._values: dict[str, float | str] = {}
-        self._started = self._last_line = time.monotonic()
+        self._began = self._started = self._last_line = time.monotonic()
         self._bar = None
         # tqdm is not part of the core: a machine without it gets plain lines.
         if sys.stderr.isatty() and importlib.util.find_spec("tqdm"):
@@ -64,26 +73,34 @@ class Progress:
         """Counts `n` more units done; `values` are shown beside the rate."""
         self.done += n
         self._values.update(values)
-        if self._bar is not None:
+        now = time.monotonic()
+        if self._is_first and now - self._started > _SLOW_START:
+            # Compilation and the like, which tells nothing about the rest.
+            self._start, self._started = self.done, now
+            if self._bar is not None:
+                self._bar.n = self._bar.initial = self._bar.last_print_n = self.done
+                self._bar.unpause()
+        elif self._bar is not None:
             if values:
                 self._bar.set_postfix(
                     {k: _short(v) for k, v in self._values.items()}, refresh=False
                 )
             self._bar.update(n)
-        elif time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
+        if self._bar is None and now - self._last_line >= SECONDS_BETWEEN_LINES:
             self._print_line()
+        self._is_first = False
 
     def _print_line(self) -> None:
         now = time.monotonic()
         self._last_line = now
         seconds = max(now - self._started, 1e-9)
         rate = (self.done - self._start) / seconds
-        left = (self.total - self.done) / rate if rate else float("inf")
-        parts = [
-            f"{self.description}: {self.done:,}/{self.total:,} {self.unit}s",
-            f"{rate:,.1f} {self.unit}s/s",
-            f"{_clock(left)} left" if self.done < self.total else _clock(seconds),
-        ]
+        parts = [f"{self.description}: {self.done:,}/{self.total:,} {self.unit}s"]
+        parts += [f"{rate:,.1f} {self.unit}s/s"] * (rate > 0)
+        if self.done >= self.total:
+            parts.append(_clock(now - self._began))
+        elif rate > 0:
+            parts.append(f"{_clock((self.total - self.done) / rate)} left")
         parts += [f"{name} {_short(value)}" for name, value in self._values.items()]
         say(", ".join(parts))
 
@@ -93,8 +110,6 @@ def _short(value: float | str) -> str:
 
 
 def _clock(seconds: float) -> str:
-    if seconds == float("inf"):
-        return "unknown time"
     minutes, seconds = divmod(int(seconds + 0.5), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

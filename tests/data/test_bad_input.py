@@ -58,17 +58,17 @@ def error_of(folder: Path, **config: object) -> str:
         ),
         # --- columns
         (
-            "asin,title\na,x\n",
+            "what,title\na,x\n",
             INTERACTIONS_CSV,
-            "items.csv has no column 'item_id' (found: 'asin', 'title'): set "
-            "files.FilesConfig.item_id to the column's name",
+            "items.csv has no column 'item_id' (found: 'what', 'title'): name the "
+            "column that holds it with --gin.files.FilesConfig.item_id=NAME",
         ),
         (
             ITEMS_CSV,
             "user;item_id;timestamp\nu;a;1\n",
             "interactions.csv has no column 'user_id' (found: "
-            "'user;item_id;timestamp'): set files.FilesConfig.delimiter to what stands "
-            "between fields",
+            "'user;item_id;timestamp'): fields have ';' between them? Then add "
+            "--gin.files.FilesConfig.delimiter=';'",
         ),
         (
             "item_id,title,title\na,x,y\n",
@@ -236,8 +236,8 @@ def test_an_endless_field_is_named_by_its_line(tmp_path, monkeypatch):
         ("\n \n", "items.jsonl has no rows: it should hold a table"),
         (
             "{}\n",
-            "items.jsonl has no column 'item_id' (found: '(none)'): set "
-            "files.FilesConfig.item_id to the column's name",
+            "items.jsonl has no column 'item_id' (found: '(none)'): name the column "
+            "that holds it with --gin.files.FilesConfig.item_id=NAME",
         ),
     ],
 )

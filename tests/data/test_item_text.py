@@ -4,7 +4,11 @@ import pyarrow as pa
 import pytest
 from shops import shop_of
 
-from tiger_jax.data.item_text import ItemTextConfig, build_item_texts
+from tiger_jax.data.item_text import (
+    ItemTextConfig,
+    build_item_texts,
+    examine_texts,
+)
 from tiger_jax.data.raw_shop import CATEGORY_PATHS
 from tiger_jax.errors import InputError
 
@@ -30,6 +34,32 @@ def test_the_default_is_the_papers_sentence():
         "It is manufactured by 'Essie'.",
         "",
     ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"title": "", "brand": "", "price": None, "categories": []}, "no item has a"),
+        ({"title": "", "brand": "", "price": 3.0, "categories": []}, "but a price"),
+        ({"title": "Item", "brand": "", "categories": []}, "have the same text"),
+        ({"brand": "", "categories": []}, "about 67% of the items have no text"),
+        ({}, None),
+    ],
+)
+def test_texts_that_tell_nothing_are_warned_of(changes, problem):
+    items = ITEMS
+    for name, value in changes.items():
+        kind = ITEMS.schema.field(name).type
+        place = ITEMS.column_names.index(name)
+        items = items.set_column(place, name, pa.array([value] * 3, kind))
+    *shown, last = examine_texts(items, ItemTextConfig())
+    if problem is None:
+        assert last.startswith("  text             of 'a': This item is called 'Red")
+    else:
+        assert last.startswith("WARNING: ")
+        assert problem in last
+        assert "--gin.files.FilesConfig.title=NAME" in last
+    assert len(shown) == (problem not in (None, "no item has a"))
 
 
 def test_further_columns_and_other_prices_can_be_written():

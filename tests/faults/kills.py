@@ -19,6 +19,8 @@ from tiger_jax.workdir.lock import LOCK_FILE
 # and said so, or was done.
 _ENDS = {signal.SIGKILL: (-9, 0), signal.SIGTERM: (-15, 4, 0)}
 _ENDED_BY_ITSELF = 0
+# A name that would match others, were it a pattern.
+WORK = "lr=[1] *é"
 
 
 def kill_stage(stage: str, number: int, folder: Path) -> Outcome:
@@ -28,7 +30,7 @@ def kill_stage(stage: str, number: int, folder: Path) -> Outcome:
     before it changes something in its folder.
     """
     whole = shop.whole_run(folder.parent, stage)
-    rng, workdir = BY_STAGE[stage].random(number), folder / "work"
+    rng, workdir = BY_STAGE[stage].random(number), folder / WORK
     shop.copy_before(stage, whole, workdir)
     said: list[str] = []
     wanted, latest = rng.choice([1, 2, 3, 4]), 1.0
@@ -75,13 +77,14 @@ def _is_left_over(name: str) -> bool:
 
 def kill_command(number: int, folder: Path) -> Outcome:
     """The whole pipeline as a user runs it, killed wherever it is, until it is done."""
-    whole, workdir = shop.whole_run(folder.parent), folder / "work"
+    whole, workdir = shop.whole_run(folder.parent), folder / WORK
     rng = COMMAND.random(number)
     shutil.rmtree(workdir, ignore_errors=True)
     command = [sys.executable, str(REPOSITORY / "run.py"), f"--workdir={workdir}"]
     command.append(f"--gin_file={shop.GIN_FILE}")
     # One device, as the undisturbed stages had: more add up in another order.
     environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1"}
+    environment["PYTHONIOENCODING"] = rng.choice(["utf-8", "latin-1", "ascii"])
     usual = sum(whole.seconds[stage] for stage in PIPELINE) / 2
     for _ in range(20):
         process = subprocess.Popen(
@@ -113,7 +116,7 @@ def two_runs(number: int, folder: Path) -> Outcome:
     """The second run is told which process works here, and since when."""
     del number
     whole = shop.whole_run(folder.parent, "train_recommender")
-    workdir = folder / "work"
+    workdir = folder / WORK
     shop.copy_before("train_recommender", whole, workdir)
     first = shop.Stage("train_recommender", workdir)
     while not _holder(workdir) and first.is_running():
@@ -132,7 +135,7 @@ def two_runs(number: int, folder: Path) -> Outcome:
 def stale_lock(number: int, folder: Path) -> Outcome:
     """What a killed run's lock file says keeps nobody out."""
     whole = shop.whole_run(folder.parent, "assign_semantic_ids")
-    rng, workdir = STALE.random(number), folder / "work"
+    rng, workdir = STALE.random(number), folder / WORK
     shop.copy_before("assign_semantic_ids", whole, workdir)
     first = shop.Stage("assign_semantic_ids", workdir)
     while not _holder(workdir) and first.is_running():
@@ -146,6 +149,28 @@ def stale_lock(number: int, folder: Path) -> Outcome:
     if second.code:
         return Outcome(wrong=1, note=f"refused: {second.output[-300:]}")
     problems = shop.wrong_folders(workdir, whole, made_whole="assign_semantic_ids")
+    return Outcome(lost=1, note=str(problems)) if problems else FINE
+
+
+def changed_setting(number: int, folder: Path) -> Outcome:
+    """Stopped, tried with another setting, and stopped again: nothing is lost."""
+    whole = shop.whole_run(folder.parent, "train_recommender")
+    rng, workdir = CHANGED.random(number), folder / WORK
+    shop.copy_before("train_recommender", whole, workdir)
+    other = "--gin.resident.ResidentConfig.batch_size=64"
+    for bindings in ((), (other,), (), (other,)):
+        running = shop.Stage("train_recommender", workdir, *bindings)
+        running.wait_until(rng.uniform(0, 0.9) * whole.cpu_seconds["train_recommender"])
+        running.signal(rng.choice([signal.SIGKILL, signal.SIGTERM]))
+        ended = running.end()
+        if ended.code not in (-9, -15, 4, 0):
+            return Outcome(wrong=1, note=ended.output[-300:])
+        if ended.code == 0:
+            return FINE  # done before its moment came
+    ended = shop.run_stage("train_recommender", workdir)
+    if ended.code:
+        return Outcome(lost=1, note=ended.output[-300:])
+    problems = shop.wrong_folders(workdir, whole, made_whole="train_recommender")
     return Outcome(lost=1, note=str(problems)) if problems else FINE
 
 
@@ -174,4 +199,5 @@ BY_STAGE = {
 COMMAND = Fault("kill: run.py, every stage", 10, kill_command, seconds=3600)
 TWO_RUNS = Fault("kill: two runs in one work directory", 20, two_runs)
 STALE = Fault("kill: stale lock of a killed run", 20, stale_lock)
-FAULTS = [*BY_STAGE.values(), COMMAND, TWO_RUNS, STALE]
+CHANGED = Fault("kill: a setting changed and put back", 20, changed_setting)
+FAULTS = [*BY_STAGE.values(), COMMAND, TWO_RUNS, STALE, CHANGED]

@@ -65,6 +65,8 @@ def test_a_seed_decides_the_stream():
 
 @pytest.mark.parametrize("consumed", [0, 1, 7, EPOCH // 32 + 2])
 def test_a_restored_stream_goes_on_with_the_very_next_batch(tmp_path, consumed):
+    tmp_path = tmp_path / "lr=[1]"  # no pattern to anyone
+    tmp_path.mkdir()
     stream = SeqioBatches(CONFIG, seed=3)
     _take(stream, consumed)
     stream.save(tmp_path)

@@ -174,5 +174,5 @@ def test_logits_are_float32_whatever_the_compute_type(trained):
 def test_what_does_not_fit_the_model_is_refused():
     with pytest.raises(InputError, match="num_heads = 3 must divide d_model = 16"):
         TwoLevelConfig(d_model=16, num_heads=3)
-    with pytest.raises(InputError, match="num_user_tokens = 0"):
+    with pytest.raises(InputError, match="num_user_tokens=0"):
         SMALL.build(TokenLayout((5, 4, 3), num_user_tokens=7))

@@ -36,7 +36,9 @@ def init_params():
 
 def test_the_paper_architecture_has_the_papers_parameters():
     variables = jax.eval_shape(
-        RqVae(RqVaeConfig(), 768).init, jax.random.key(0), jnp.zeros((1, 768))
+        RqVae(RqVaeConfig((256, 256, 256)), 768).init,
+        jax.random.key(0),
+        jnp.zeros((1, 768)),
     )
     params = meta.unbox(variables)["params"]
     shapes = [params["encoder"][f"dense_{i}"]["kernel"].shape for i in range(4)]
@@ -316,7 +318,7 @@ def test_a_dimension_that_never_varies_does_no_harm():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"learning_rate": 1e30}, "smaller .*learning_rate"),
+        ({"learning_rate": 1e30}, "a lower rate: .*learning_rate=0.0001"),
         ({"model": RqVaeConfig((512, 4))}, "512 codewords needs as many items"),
     ],
 )

@@ -18,6 +18,11 @@ from tiger_jax.workdir.json_files import read_json, write_json
 HISTORY = ["item-1", "item-2"]
 
 
+def test_a_bundles_files_can_be_read_by_whom_the_umask_lets(folder):
+    modes = {p.name: p.stat().st_mode for p in folder.rglob("*") if p.is_file()}
+    assert set(modes.values()) == {modes["bundle.json"]}
+
+
 def test_as_many_beams_as_items_equal_exact_scoring(recommender):
     """Beams as many as items find what scoring every item finds."""
     options = {"k": 10, "filter": {"category": ["Shelf 1", "Shelf 2"]}}

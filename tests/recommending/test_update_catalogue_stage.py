@@ -42,6 +42,18 @@ def test_items_join_leave_change_and_come_back(workdir, capsys):
     assert lines[3].endswith("in force")
 
 
+def test_a_file_is_checked_as_a_shops_own(workdir):
+    context = RunContext(workdir, embeddings=workdir / "new.npy")
+    path = workdir / "new.csv"
+    path.write_text("number;description\nnew-1;Red soap\n")
+    with pytest.raises(InputError, match=r"no column 'item_id' .*--gin\.files"):
+        update_catalogue(context, add=str(path))
+    path.write_text("SKU,name\nnew-1,Red soap\n")
+    update_catalogue(context, add=str(path))
+    catalogue = CatalogueVersions.open(workdir / "bundle").load()
+    assert catalogue.search("red soap") == [50]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -39,6 +39,28 @@ def test_what_was_added_is_found_and_gone_again_when_removed(recommender, coder)
     assert removed.catalogue.version == 2
 
 
+def test_scores_that_cannot_be_compared_are_not_sorted(recommender, coder):
+    """New items are spread through a list whose groups are normalised apart."""
+    added, _ = change(recommender, coder, add=new_items(5))
+    drawn = {"k": 10, "temperature": 1.0, "seed": 5}
+    for answer in added.recommend(HISTORIES, epsilon=0.2, **drawn):
+        assert answer.merged == "share"
+        assert [i for i, item in enumerate(answer.items) if item.is_new] == [4, 9]
+        groups = [
+            [i.item_id for i in answer.items if i.is_new == is_new]
+            for is_new in (False, True)
+        ]
+        for epsilon, group in zip((0.0, 1.0), groups, strict=True):
+            alone = added.recommend(list(HISTORIES), epsilon=epsilon, **drawn)
+            firsts = [[i.item_id for i in one.items[: len(group)]] for one in alone]
+            assert group in firsts
+            assert {one.merged for one in alone} == {"score"}
+    for answer in added.recommend(HISTORIES, k=10, epsilon=0.2):
+        assert answer.merged == "score"
+        scores = [item.score for item in answer.items]
+        assert scores == sorted(scores, reverse=True)
+
+
 def test_new_items_beams_score_them_as_scoring_all_items_does(recommender, coder):
     added, _ = change(recommender, coder, add=new_items(25))
     options = {"k": 10, "filter": {"in_stock": True, "category": "Shelf 1"}}
@@ -143,7 +165,7 @@ def test_a_removed_items_attributes_are_gone_with_it(recommender, coder):
         ({"add": [{"item_id": "a", "price": 10**400}]}, "positive number"),
         ({"add": [{"item_id": "a", "categories": "Hair"}]}, "categories are paths"),
         ({"add": [{"item_id": "a", "colour": ["red"]}]}, "'colour' must be a text"),
-        ({"add": new_items(26)}, "76 items exceed the 75 .* export.room"),
+        ({"add": new_items(26)}, "76 items exceed the 75 .*export.room"),
         ({"remove": ["item-1", "gone", "away"]}, "no item 'gone' .* nor 1 others"),
         ({"add": [{"item_id": 7}]}, "item_id must be a text"),
         ({"remove": [f"item-{n}" for n in range(50)]}, "every item"),

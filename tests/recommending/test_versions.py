@@ -159,7 +159,7 @@ def test_versions_survive_an_export_with_more_room(tmp_path):
     versions = CatalogueVersions.open(workdir / "bundle")
     live = Recommender.load(versions)
     live.update(versions, add=new_items(5))
-    with pytest.raises(InputError, match="larger export.room"):
+    with pytest.raises(InputError, match="--gin.export.room="):
         live.update(versions, add=new_items(1, seed=1))
     before = live.recommend(HISTORIES, k=10)
     export(context, room=2.0, **options)

@@ -102,7 +102,7 @@ def test_groups_of_many_wide_levels_do_not_overflow():
 
 def test_a_full_collision_level_says_how_to_widen_it():
     codes = np.zeros((5, 2), np.int32)
-    with pytest.raises(InputError, match=r"5 items share .*collision_level_size = 8"):
+    with pytest.raises(InputError, match=r"5 items share .*collision_level_size=8"):
         add_collision_level(codes, list("abcde"), collision_level_size=4)
     full = add_collision_level(codes, list("abcde"), collision_level_size=5)
     assert full[:, -1].tolist() == [0, 1, 2, 3, 4]

@@ -2,7 +2,10 @@
 
 import contextlib
 import dataclasses
+import html
 import json
+import re
+import shlex
 import socket
 import threading
 
@@ -96,6 +99,17 @@ def test_the_schema_has_examples_that_are_answered(served):
         assert served.ask("POST", "/recommend", example).status == 200
     answers = schema["paths"]["/recommend"]["post"]["responses"]
     assert {"200", "401", "422", "429", "503"} <= set(answers)
+
+
+def test_the_docs_show_every_route_and_a_call_to_copy(served):
+    page = html.unescape(served.ask("GET", "/docs").content.decode())
+    schema = served.ask("GET", "/openapi.json").json
+    assert all(f" {path}</code>" in page for path in schema["paths"])
+    (call,) = re.findall(r"<pre>(curl .*/recommend)</pre>", page)
+    *_, body, url = shlex.split(call)
+    assert url.endswith(":8000/recommend")
+    assert served.ask("POST", "/recommend", json.loads(body)).status == 200
+    assert "<script" not in page
 
 
 @pytest.mark.parametrize(
@@ -257,7 +271,7 @@ def test_a_connection_is_kept_and_a_changed_catalogue_is_used(served, tiny_recom
 
 def test_with_a_token_only_its_bearers_are_answered(tiny):
     with run_in_thread(tiny, token=TOKEN, hosts=["127.0.0.1"]) as served:
-        for path in ("/", "/healthz", "/readyz", "/openapi.json"):
+        for path in ("/", "/docs", "/healthz", "/readyz", "/openapi.json"):
             assert served.ask("GET", path).status == 200
         for given in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": TOKEN}):
             for path in ("/items", "/metrics", "/catalogue", "/no/such"):

@@ -16,6 +16,7 @@ from tiger_jax.errors import InputError
 from tiger_jax.models.rqvae import RqVaeConfig
 from tiger_jax.quantizers.fitting import Corpus
 from tiger_jax.quantizers.hashing import Lsh, RandomCodes
+from tiger_jax.quantizers.quantizer import usual_codebook_size
 from tiger_jax.quantizers.residual_kmeans import FlatVq, ResidualKMeans
 from tiger_jax.quantizers.rqvae_training import Batches, RqVaeTraining, _Training
 from tiger_jax.quantizers.store import load_quantizer
@@ -243,14 +244,53 @@ def test_embeddings_that_do_not_fit_are_refused(tmp_path, embeddings, message):
 def test_too_few_items_for_the_codebooks_are_refused(workdir):
     model = dataclasses.replace(TRAINING.model, codebook_sizes=(64, 4))
     training = dataclasses.replace(TRAINING, model=model)
-    with pytest.raises(InputError, match="64 codewords needs as many items"):
+    with pytest.raises(InputError, match="64 codewords needs as many items") as error:
         train_rqvae(RunContext(workdir), quantizer=training)
+    assert "--gin.rqvae.RqVaeConfig.codebook_sizes='()'" in str(error.value)
+
+
+OPEN = dataclasses.replace(TRAINING.model, codebook_sizes=())
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "sizes"),
+    [
+        (dataclasses.replace(TRAINING, model=OPEN), (4, 4, 4)),
+        (ResidualKMeans(), (4, 4, 4)),
+        (FlatVq(), (4,)),
+        (Lsh(), (4, 4, 4, 4)),
+        (RandomCodes(), (4, 4, 4, 4)),
+    ],
+    ids=lambda q: type(q).__name__,
+)
+def test_sizes_left_open_follow_the_number_of_items(workdir, quantizer, sizes):
+    context = RunContext(workdir)
+    train_rqvae(context, quantizer=quantizer)
+    folder = workdir / "rqvae"
+    assert load_quantizer(folder).codebook_sizes == sizes
+    assert "'()'" not in str(artifacts.load_manifest(folder).config)
+    # Asked for by name, they are the same, and the folder is up to date.
+    named = quantizer.resolved(make_embeddings())
+    assert named != quantizer
+    before = content_hash(folder)
+    train_rqvae(context, quantizer=named)
+    assert content_hash(folder) == before
+
+
+def test_the_papers_shops_have_the_papers_codebooks():
+    embeddings = np.arange(12_101.0)[:, None]
+    assert usual_codebook_size(embeddings) == 256
+    assert usual_codebook_size(embeddings, largest=255) == 255
+    assert usual_codebook_size(embeddings[:2048]) == 256
+    assert usual_codebook_size(embeddings[:2047]) == 128
+    same = np.zeros((12_101, 3))
+    assert usual_codebook_size(same) == 2
 
 
 def test_a_full_collision_level_is_an_input_error(workdir):
     context = RunContext(workdir)
     train_rqvae(context, quantizer=FlatVq(2))
-    with pytest.raises(InputError, match=r"collision_level_size = (32|64)"):
+    with pytest.raises(InputError, match=r"collision_level_size=(32|64)"):
         assign_semantic_ids(context, collision_level_size=8)
     assert not (workdir / "semantic_ids.partial" / "codes.npy").exists()
 

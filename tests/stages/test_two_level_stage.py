@@ -148,5 +148,5 @@ def test_it_is_no_t5_and_reads_no_user_tokens(workdir, tmp_path):
     with pytest.raises(InputError, match="TwoLevelConfig, and no T5"):
         export_t5(RunContext(workdir))
     other = make_trained_workdir(tmp_path / "work")
-    with pytest.raises(InputError, match="num_user_tokens = 0"):
+    with pytest.raises(InputError, match="num_user_tokens=0"):
         run(other, **{**SETTINGS, "num_user_tokens": 3})

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from orbax.checkpoint._src.serialization import ocdbt_utils
 from tiny_run import OPTIMIZER, hash_of, init_fn, make_input
 
 from tiger_jax.errors import InputError
@@ -87,6 +88,26 @@ def test_a_checkpoint_is_restored_exactly_onto_any_mesh(tmp_path, mesh):
     np.testing.assert_array_equal(
         next(input).arrays["target"], next(expected).arrays["target"]
     )
+
+
+@pytest.mark.parametrize("name", ["lr=[1]", "a*", "what?", "**", "[", "~", "ü ' #"])
+def test_any_folders_name_will_do(tmp_path, name):
+    others = tmp_path / "a1"  # what some of these would match, as patterns
+    save(others, 1)
+    saved = save(tmp_path / name, 2)[2]
+    (state, _), input, steps = restore(tmp_path / name)
+    assert steps == [2]
+    assert hash_of(state.params) == hash_of(saved.params)
+    assert input.save(tmp_path) is None
+
+
+def test_a_checkpoint_is_read_back_after_the_first_save(tmp_path, monkeypatch):
+    async def lose(*args, **kwargs):
+        pass
+
+    monkeypatch.setattr(ocdbt_utils, "merge_ocdbt_per_process_files", lose)
+    with pytest.raises(InputError, match="checkpoint_1 was written, but can't be read"):
+        save(tmp_path, 1, 2)
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path):

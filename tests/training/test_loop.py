@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import signal
@@ -10,7 +11,7 @@ import tiny_run
 from tiny_run import hash_of, run
 
 from tiger_jax.errors import InputError, Preempted
-from tiger_jax.training.loop import DivergedError, LoopConfig
+from tiger_jax.training.loop import DivergedError, LoopConfig, may_grow
 from tiger_jax.training.optimizers import OptimizerConfig
 
 ONE = {"devices": jax.devices()[:1]}
@@ -169,6 +170,29 @@ def test_the_time_limit_counts_what_an_earlier_start_used(tmp_path, monkeypatch)
     assert result.stopped == "time limit of 1 minutes"
     assert result.seconds == pytest.approx(80, abs=5)
     assert result.best_step in (10, 13)  # it ends with an evaluation
+
+
+def test_more_time_goes_on_from_where_it_was_up(tmp_path):
+    result = run(tmp_path, max_minutes=1e-9, **ONE)
+    assert (result.step, result.stopped) == (1, "time limit of 1e-09 minutes")
+    result = run(tmp_path, max_minutes=None, **ONE)
+    assert (result.step, result.stopped) == (20, None)
+
+
+def test_more_steps_end_as_if_there_had_always_been_so_many(tmp_path):
+    steady = OptimizerConfig(name="adamw", schedule="constant", warmup_steps=5)
+    cosine = dataclasses.replace(steady, schedule="cosine")
+    assert "loop.total_steps" in may_grow(steady)
+    assert "loop.total_steps" not in may_grow(cosine)
+    settings = {"optimizer": steady, "evaluate_every": 5, **ONE}
+    run(tmp_path / "short", total_steps=10, **settings)
+    longer = run(tmp_path / "short", total_steps=20, **settings)
+    whole = run(tmp_path / "whole", total_steps=20, **settings)
+    assert hash_of(longer.state.params) == hash_of(whole.state.params)
+    assert (longer.best_step, longer.best_metrics) == (
+        whole.best_step,
+        whole.best_metrics,
+    )
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):

@@ -144,6 +144,69 @@ def test_a_partial_folder_resumes_with_its_fingerprint_only(tmp_path):
     assert not (begin(2).folder / "chunk").exists()
 
 
+def train_halfway(workdir, **changes):
+    """Begins a training, and leaves a checkpoint if there is none."""
+    settings = {"total_steps": 30, "max_minutes": 5.0, "batch_size": 32, **changes}
+    loop = {k: settings.pop(k) for k in ("total_steps", "max_minutes")}
+    run = artifacts.begin(
+        workdir,
+        "model",
+        stage="train",
+        config={"loop": loop, "inputs": [settings]},
+        resumable=True,
+        may_grow=("loop.total_steps", "loop.max_minutes"),
+    )
+    steps = [p.name for p in run.folder.glob("checkpoints/*")]
+    if not steps:
+        (run.folder / "checkpoints" / f"checkpoint_{settings['batch_size']}").mkdir(
+            parents=True
+        )
+    return run.folder, steps
+
+
+def test_unfinished_work_of_other_settings_is_put_aside(tmp_path, capsys):
+    folder, _ = train_halfway(tmp_path)
+    assert train_halfway(tmp_path, batch_size=64) == (folder, [])
+    said = capsys.readouterr().out
+    assert "inputs.0.batch_size was 32 and is 64" in said
+    assert "saved at step 32" in said
+    (aside,) = tmp_path.glob("model.partial-*")
+    assert f"kept as {aside}" in said
+    # Put back, it goes on; and what was begun in between is kept in its turn.
+    assert train_halfway(tmp_path) == (folder, ["checkpoint_32"])
+    assert not aside.exists()
+    assert train_halfway(tmp_path, batch_size=64) == (folder, ["checkpoint_64"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "resumes"),
+    [
+        ({"total_steps": 60}, True),
+        ({"max_minutes": None}, True),
+        ({"total_steps": 60, "max_minutes": 7.5}, True),
+        ({"total_steps": 20}, False),
+        ({"max_minutes": 4.0}, False),
+        ({"total_steps": 60, "batch_size": 64}, False),
+    ],
+)
+def test_some_settings_may_grow_in_the_middle(tmp_path, changes, resumes):
+    train_halfway(tmp_path)
+    _, steps = train_halfway(tmp_path, **changes)
+    assert bool(steps) == resumes
+    _, steps = train_halfway(tmp_path, **changes)
+    assert steps  # it is these settings' now
+
+
+def test_an_earlier_versions_unfinished_work_goes_on(tmp_path):
+    folder, _ = train_halfway(tmp_path)
+    record = read_json(folder / "fingerprint.json")
+    write_json(folder / "fingerprint.json", record["fingerprint"])
+    assert train_halfway(tmp_path)[1] == ["checkpoint_32"]
+    write_json(folder / "fingerprint.json", record["fingerprint"])
+    assert train_halfway(tmp_path, total_steps=60)[1] == []
+    assert list(tmp_path.glob("model.partial-*"))
+
+
 KILLED_WHILE_SWAPPING = """
     import os, signal, sys
     from pathlib import Path

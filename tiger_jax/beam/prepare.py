@@ -40,7 +40,7 @@ from tiger_jax.data.interactions import (
 )
 from tiger_jax.data.prepared import hash_user_ids
 from tiger_jax.data.splits import SplitsConfig, choose_unseen_items
-from tiger_jax.errors import InputError
+from tiger_jax.errors import InputError, flag
 from tiger_jax.histories import Histories
 from tiger_jax.progress import say
 from tiger_jax.workdir.arrays import load_array, save_whole
@@ -139,8 +139,8 @@ def prepare(
     interactions = interactions.resolved(is_generated=raw.is_generated)
     if interactions.tie_order == "shuffle":
         raise InputError(
-            "InteractionsConfig.tie_order 'shuffle' draws for all interactions at "
-            "once, which no shard can: choose 'data' or 'item'"
+            "tie_order 'shuffle' draws for all interactions at once, which no shard "
+            f"can: {flag('interactions.InteractionsConfig.tie_order', 'data')}, or item"
         )
     folder.mkdir(parents=True, exist_ok=True)
     joined = join_interactions(raw, folder / "joined", num_shards, runner)
@@ -367,8 +367,8 @@ def _refuse_too_little(survivors: Shards, counts: dict[str, int], k: int) -> Non
     raise InputError(
         f"of {counts['raw_interactions']:,} interactions of {counts['raw_users']:,} "
         f"users with {counts['raw_items']:,} items, no user has more than "
-        f"{MIN_HISTORY} after filtering with k_core={k}: lower it, or bring longer "
-        "histories"
+        f"{MIN_HISTORY} after filtering with k_core={k}: bring longer histories, or "
+        + flag("interactions.InteractionsConfig.k_core", 2)
     )
 
 

@@ -15,6 +15,7 @@ from tiger_jax.beam.steps import each_shard
 from tiger_jax.data.raw_shop import INTERACTION_COLUMNS, ITEM_COLUMNS, RawShop
 from tiger_jax.data.readers import columns
 from tiger_jax.data.readers.assemble import ColumnNames, read_items
+from tiger_jax.data.readers.naming import find_columns
 from tiger_jax.data.readers.raw_source import find_source
 from tiger_jax.data.readers.reader import Reader
 from tiger_jax.data.tables.parquet_files import read_parquet
@@ -115,7 +116,7 @@ def _import(
     table, unusable = read_parquet(path, None)
     source = SourceTable(path, table, unusable, lambda r: f"{path}, row {r + 1}")
     wanted = ITEM_COLUMNS if kind == "items" else INTERACTION_COLUMNS
-    there = {name: name for name in wanted if name in source.column_names}
+    there, _ = find_columns(source, {n: n for n in wanted}, options="files.FilesConfig")
     for name in ("item_id",) if kind == "items" else INTERACTION_COLUMNS:
         if name not in there:
             raise InputError(f"{path} has no column {name!r}: add it")
@@ -123,8 +124,9 @@ def _import(
         table, _ = read_items(source, ColumnNames(user_id="", **there))
     else:
         arrays: dict[str, Any] = {
-            name: columns.read_ids(source, name) for name in ("user_id", "item_id")
+            name: columns.read_ids(source, there[name])
+            for name in ("user_id", "item_id")
         }
-        arrays["timestamp"] = columns.read_times(source, "timestamp")
+        arrays["timestamp"] = columns.read_times(source, there["timestamp"])
         table = pa.table(arrays)
     writer.write_table(shard, table)

@@ -1,12 +1,15 @@
 """The sentence about an item that is embedded."""
 
 import string
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 
 from tiger_jax.config import config
-from tiger_jax.errors import InputError
+from tiger_jax.errors import InputError, flag
+
+_LOOKED_AT = 2000
 
 
 @config("item_text")
@@ -66,6 +69,39 @@ def build_item_texts(items: pa.Table, config: ItemTextConfig) -> list[str]:
     return texts
 
 
+def examine_texts(items: pa.Table, config: ItemTextConfig) -> list[str]:
+    """Shows what will be embedded, and warns where it can't tell items apart.
+
+    Raises:
+        InputError: As `build_item_texts`.
+    """
+    step = max(items.num_rows // _LOOKED_AT, 1)
+    some = items.take(list(range(0, items.num_rows, step)))
+    texts = build_item_texts(some, config)
+    without_price = [s for s in config.sentences if "{price}" not in s]
+    telling = build_item_texts(some, replace(config, sentences=tuple(without_price)))
+    lines = []
+    if longest := max(texts, key=len, default=""):
+        item_id = some["item_id"][texts.index(longest)].as_py()
+        lines.append(f"  text             of {item_id!r}: {longest[:300]}")
+    if not any(texts):
+        problem = "no item has a text"
+    elif not any(telling):
+        problem = "the items' texts hold nothing but a price"
+    elif len(set(telling)) == 1 and len(telling) > 1:
+        problem = "all items have the same text"
+    elif (empty := telling.count("")) > len(telling) / 2:
+        problem = f"about {empty / len(telling):.0%} of the items have no text"
+    else:
+        return lines
+    return [
+        *lines,
+        f"WARNING: {problem}, by which a recommender can't tell them apart: name the "
+        f"columns that do with {flag('files.FilesConfig.title', 'NAME')}, .brand or "
+        ".categories, or bring vectors with --embeddings",
+    ]
+
+
 def _fields_of(sentence: str, columns: list[str]) -> list[str]:
     """The fields in a template; only plain names, which reach nothing else."""
     try:
@@ -97,6 +133,7 @@ def _as_text(field: str, value: Any, config: ItemTextConfig) -> str:
         except (ValueError, LookupError, AttributeError) as error:
             raise InputError(
                 f"ItemTextConfig.price_format: {config.price_format!r} can't format a "
-                f"number ({error}): write it as in '{{:.2f}}'"
+                f"number ({error}): write it as in "
+                + flag("item_text.ItemTextConfig.price_format", "{:.2f}")
             ) from error
     return " ".join(str(value).split())

@@ -47,6 +47,7 @@ class RawShop:
             is expected to reach on each user's last interaction given all earlier
             ones, without masking seen items: {"u1": {"recall@1": .12, "recall@5": .3,
             "ndcg@5": .2, ...}}, the same keys for every user. None for real data.
+        columns: Which column of a file became what; one sentence each, shown too.
     """
 
     name: str
@@ -54,6 +55,7 @@ class RawShop:
     interactions: pa.Table
     notes: tuple[str, ...] = ()
     ceiling_by_user: Mapping[str, Mapping[str, float]] | None = None
+    columns: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Checks the columns and their types: a reader's own mistake, not a user's."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from jaxtyping import Int64
 
-from tiger_jax.errors import InputError
+from tiger_jax.errors import InputError, flag
 from tiger_jax.evaluation.baselines.baseline import Baseline
 from tiger_jax.evaluation.evaluator import Evaluation, evaluate, sample_users
 from tiger_jax.evaluation.lists import SavedLists
@@ -43,8 +43,9 @@ def draw_users(
         users[split] = Users(*sample_users(getattr(data, split), limit, seed=seed))
         if not len(users[split].held_out.targets):
             raise InputError(
-                f"the {split} split is empty: no user has enough interactions; lower "
-                "the k-core and run --stage=prepare_data again"
+                f"the {split} split is empty: no user has enough interactions; run "
+                "--stage=prepare_data again with "
+                + flag("interactions.InteractionsConfig.k_core", 2)
             )
     return users
 

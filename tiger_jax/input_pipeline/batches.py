@@ -14,6 +14,7 @@ exactly that of the batches handed out.
 import dataclasses
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -131,8 +132,14 @@ class SeqioBatches:
             )
             return
         self._check_description(epath.Path(path) / _DESCRIPTION)
-        status = tf.train.Checkpoint(ds=self._iterator).read(os.fspath(position))
-        status.assert_consumed()
+        # TensorFlow takes the whole path for a pattern: a folder may be called lr=[1].
+        with tempfile.TemporaryDirectory() as folder:
+            for file in position.parent.iterdir():
+                if file.name.startswith(f"{position.name}."):
+                    file.copy(os.path.join(folder, file.name))
+            beside = os.path.join(folder, position.name)
+            status = tf.train.Checkpoint(ds=self._iterator).read(beside)
+            status.assert_consumed()
 
     def _open(self) -> tf.data.Iterator:
         """Starts the stream as t5x's get_dataset does: positions are exchangeable.

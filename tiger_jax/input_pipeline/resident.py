@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Array, Int, Int32, UInt32
 
 from tiger_jax.config import config
-from tiger_jax.errors import InputError
+from tiger_jax.errors import InputError, flag
 from tiger_jax.histories import Histories
 from tiger_jax.input_pipeline.microbatches import check_sizes, cut_by_length
 from tiger_jax.input_pipeline.pairs import Pairs, locate
@@ -99,7 +99,8 @@ class ShuffledEpochs:
         if not self.num_examples:
             raise InputError(
                 "no training history has two items, so there is nothing to predict: "
-                "lower the k-core or bring more interactions"
+                "bring more interactions, or prepare the data with "
+                + flag("interactions.InteractionsConfig.k_core", 2)
             )
         self._drawn = 0  # examples since the first of epoch 0
         self._epoch, self._order = -1, np.empty(0, np.int64)

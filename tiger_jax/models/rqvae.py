@@ -24,14 +24,16 @@ class RqVaeConfig:
     """The architecture; the defaults are the paper's.
 
     Attributes:
-        codebook_sizes: Codewords per level; they may fall, as 512, 256, 128, 64.
+        codebook_sizes: Codewords per level; they may fall, as 512, 256, 128, 64. Empty
+            are the paper's 3 x 256, or less in a shop of few items: see
+            `quantizers.quantizer.usual_codebook_size`.
         hidden_sizes: The encoder's hidden layers; the decoder mirrors them.
         latent_size: Z, the dimension of latents and codewords.
         commitment_weight: beta, what an encoder output's distance to its codeword
             weighs against the codeword's distance to the encoder output.
     """
 
-    codebook_sizes: tuple[int, ...] = (256, 256, 256)
+    codebook_sizes: tuple[int, ...] = ()
     hidden_sizes: tuple[int, ...] = (512, 256, 128)
     latent_size: int = 32
     commitment_weight: float = 0.25

@@ -20,7 +20,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from tiger_jax.config import config
-from tiger_jax.errors import InputError
+from tiger_jax.errors import InputError, flag
 from tiger_jax.models.attention import MASKED
 from tiger_jax.models.generator import stack_levels
 from tiger_jax.models.layers import Dropout, RmsNorm, linear_param
@@ -89,8 +89,8 @@ class TwoLevelConfig:
         """
         if layout.num_user_tokens:
             raise InputError(
-                "the two-level model reads no user tokens: set "
-                "train_recommender.num_user_tokens = 0"
+                "the two-level model reads no user tokens: train it with "
+                + flag("train_recommender.num_user_tokens", 0)
             )
         return TwoLevel(self, layout)
 

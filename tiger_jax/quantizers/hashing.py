@@ -1,14 +1,14 @@
 """Quantizers that learn nothing: the paper's LSH and random codes (section 4.3)."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float, Float32, Int, UInt64
 
 from tiger_jax.config import config
-from tiger_jax.quantizers.quantizer import ChunkedQuantizer
+from tiger_jax.quantizers.quantizer import ChunkedQuantizer, usual_codebook_size
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -43,15 +43,20 @@ class Lsh:
 
     Attributes:
         num_levels: Codewords per item.
-        num_hyperplanes: Bits per codeword: a codebook has two to that power.
+        num_hyperplanes: Bits per codeword: a codebook has two to that power. None are
+            8, or less in a small shop.
         center: Let the hyperplanes go through the embeddings' mean instead of the
             origin. Text embeddings share a large common part, and hyperplanes
             through the origin leave most items on one side.
     """
 
     num_levels: int = 4
-    num_hyperplanes: int = 8
+    num_hyperplanes: int | None = None
     center: bool = True
+
+    def resolved(self, embeddings: Iterable[Float[np.ndarray, " E"]]) -> "Lsh":
+        bits = self.num_hyperplanes or usual_codebook_size(embeddings).bit_length() - 1
+        return dataclasses.replace(self, num_hyperplanes=bits)
 
     def fit(
         self, embeddings: Float[np.ndarray, "N E"], *, seed: int = 0
@@ -61,7 +66,8 @@ class Lsh:
         if self.center:
             center = np.mean(embeddings, axis=0, dtype=np.float64).astype(np.float32)
         rng = np.random.default_rng(seed)
-        shape = (self.num_levels, self.num_hyperplanes, width)
+        bits = self.resolved(embeddings).num_hyperplanes
+        shape = (self.num_levels, bits, width)
         return Hyperplanes(center, rng.standard_normal(shape).astype(np.float32))
 
 
@@ -106,14 +112,21 @@ class HashedCodes(ChunkedQuantizer):
 class RandomCodes:
     """Codewords that say nothing about the item: the paper's random baseline."""
 
-    codebook_sizes: tuple[int, ...] = (255, 255, 255, 255)
+    codebook_sizes: tuple[int, ...] = ()  # 4 x 255, or less in a small shop
+
+    def resolved(self, embeddings: Iterable[Float[np.ndarray, " E"]]) -> "RandomCodes":
+        sizes = (
+            self.codebook_sizes or (usual_codebook_size(embeddings, largest=255),) * 4
+        )
+        return dataclasses.replace(self, codebook_sizes=sizes)
 
     def fit(
         self, embeddings: Float[np.ndarray, "N E"], *, seed: int = 0
     ) -> HashedCodes:
         rng = np.random.default_rng(seed)
         draws = rng.integers(2**64, size=embeddings.shape[1], dtype=np.uint64)
-        return HashedCodes(draws | np.uint64(1), tuple(self.codebook_sizes))
+        sizes = self.resolved(embeddings).codebook_sizes
+        return HashedCodes(draws | np.uint64(1), sizes)
 
 
 def _finish_splitmix64(x: UInt64[np.ndarray, " N"]) -> UInt64[np.ndarray, " N"]:

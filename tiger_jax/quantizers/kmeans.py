@@ -37,7 +37,8 @@ def fit_kmeans(
     if len(points) < num_centroids:
         raise InputError(
             f"a codebook of {num_centroids} codewords can't be fitted to "
-            f"{len(points)} items: set smaller codebook_sizes"
+            f"{len(points)} items: leave the sizes out, and they follow the number of "
+            "items"
         )
     if len(points) > max_points:
         rng = np.random.default_rng(seed)

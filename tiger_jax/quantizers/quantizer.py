@@ -5,7 +5,7 @@ embeddings and returns a `Quantizer`, which encodes today's items and those that
 join later alike.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
@@ -80,11 +80,38 @@ class ChunkedQuantizer:
 
 
 @runtime_checkable
+class SizedConfig(Protocol):
+    """A quantizer config whose codebooks are as large as the shop allows."""
+
+    def resolved(self, embeddings: Iterable[Float[np.ndarray, " E"]]) -> Any:
+        """The same config with the sizes that were left open."""
+
+
+@runtime_checkable
 class QuantizerConfig(Protocol):
     """What can be chosen about a quantizer."""
 
     def fit(self, embeddings: Float[np.ndarray, "N E"], *, seed: int) -> Quantizer:
         """Fits the quantizer; the same embeddings and seed give the same one."""
+
+
+def usual_codebook_size(
+    embeddings: Iterable[Float[np.ndarray, " E"]], *, largest: int = 256
+) -> int:
+    """The largest power of two with eight distinct items a codeword, or `largest`.
+
+    With fewer, codewords stay unused. Reads no more rows than it needs.
+
+    Example:
+        >>> usual_codebook_size(np.eye(300)), usual_codebook_size(np.ones((300, 2)))
+        (32, 2)
+    """
+    distinct: set[bytes] = set()
+    for row in embeddings:
+        distinct.add(np.asarray(row).tobytes())
+        if len(distinct) >= 8 * largest:
+            return largest
+    return 1 << max(len(distinct) // 8, 2).bit_length() - 1
 
 
 def row_chunks(num_rows: int) -> Iterator[slice]:

@@ -1,7 +1,7 @@
 """Residual k-means, and flat VQ, which is its first level alone."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,7 +11,11 @@ from tiger_jax.config import config
 from tiger_jax.models.residual_quantizer import nearest_codewords
 from tiger_jax.progress import say
 from tiger_jax.quantizers.kmeans import fit_kmeans
-from tiger_jax.quantizers.quantizer import ChunkedQuantizer, row_chunks
+from tiger_jax.quantizers.quantizer import (
+    ChunkedQuantizer,
+    row_chunks,
+    usual_codebook_size,
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -55,15 +59,22 @@ class ResidualCodebooks(ChunkedQuantizer):
 class ResidualKMeans:
     """k-means (Lloyd) on the embeddings, then on what it leaves over, and so on."""
 
-    codebook_sizes: tuple[int, ...] = (256, 256, 256)
+    codebook_sizes: tuple[int, ...] = ()  # 3 x 256, or less in a small shop
     max_iterations: int = 25
+
+    def resolved(
+        self, embeddings: Iterable[Float[np.ndarray, " E"]]
+    ) -> "ResidualKMeans":
+        sizes = self.codebook_sizes or (usual_codebook_size(embeddings),) * 3
+        return dataclasses.replace(self, codebook_sizes=sizes)
 
     def fit(
         self, embeddings: Float[np.ndarray, "N E"], *, seed: int = 0
     ) -> ResidualCodebooks:
         residual = np.array(embeddings, np.float32)
         codebooks = []
-        for level, size in enumerate(self.codebook_sizes):
+        sizes = self.resolved(embeddings).codebook_sizes
+        for level, size in enumerate(sizes):
             say(f"k-means: level {level}, {size} codewords, {len(residual):,} items")
             codebook = fit_kmeans(
                 residual, size, seed=seed + level, max_iterations=self.max_iterations
@@ -79,14 +90,20 @@ class FlatVq:
     """One codebook: k-means, and the collision level tells its members apart.
 
     Attributes:
-        codebook_size: The largest cluster must fit the collision level.
+        codebook_size: The largest cluster must fit the collision level. None is 2048,
+            or less in a small shop.
     """
 
-    codebook_size: int = 2048
+    codebook_size: int | None = None
     max_iterations: int = 25
+
+    def resolved(self, embeddings: Iterable[Float[np.ndarray, " E"]]) -> "FlatVq":
+        size = self.codebook_size or usual_codebook_size(embeddings, largest=2048)
+        return dataclasses.replace(self, codebook_size=size)
 
     def fit(
         self, embeddings: Float[np.ndarray, "N E"], *, seed: int = 0
     ) -> ResidualCodebooks:
-        sizes = (self.codebook_size,)
-        return ResidualKMeans(sizes, self.max_iterations).fit(embeddings, seed=seed)
+        size = self.resolved(embeddings).codebook_size
+        assert size is not None
+        return ResidualKMeans((size,), self.max_iterations).fit(embeddings, seed=seed)

@@ -9,11 +9,12 @@ checkpoint gives, bit for bit, what an uninterrupted one gives. That holds for a
 too: it is asked for the rows from a position on.
 """
 
+import dataclasses
 import functools
 import json
 import math
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,13 +25,13 @@ from flax.core import meta
 from jaxtyping import Array, Float, Float32, Int32
 
 from tiger_jax.config import config
-from tiger_jax.errors import InputError
+from tiger_jax.errors import InputError, flag
 from tiger_jax.models.residual_quantizer import nearest_codewords
 from tiger_jax.models.rqvae import RqVae, RqVaeConfig, make_loss_fn
 from tiger_jax.progress import say
 from tiger_jax.quantizers.fitting import DrawFn
 from tiger_jax.quantizers.kmeans import fit_kmeans
-from tiger_jax.quantizers.quantizer import chunks, row_chunks
+from tiger_jax.quantizers.quantizer import chunks, row_chunks, usual_codebook_size
 from tiger_jax.quantizers.rqvae_quantizer import RqVaeQuantizer
 from tiger_jax.semantic_ids.quality import perplexity
 from tiger_jax.training.inputs import Update
@@ -40,7 +41,7 @@ from tiger_jax.training.partitioning import Partitioner
 from tiger_jax.training.train_state import TrainState
 
 Params = Mapping[str, Any]
-_ADVICE = "a smaller rqvae_training.RqVaeTraining.learning_rate"
+_ADVICE = f"a lower rate: {flag('rqvae_training.RqVaeTraining.learning_rate', 1e-4)}"
 _DRAWN_AHEAD = 64  # steps whose rows are drawn in one call
 
 
@@ -86,6 +87,15 @@ class RqVaeTraining:
     steps_per_dispatch: int = 100
     max_items: int = 1_000_000
 
+    def resolved(
+        self, embeddings: Iterable[Float[np.ndarray, " E"]]
+    ) -> "RqVaeTraining":
+        if self.model.codebook_sizes:
+            return self
+        sizes = (usual_codebook_size(embeddings),) * 3
+        model = dataclasses.replace(self.model, codebook_sizes=sizes)
+        return dataclasses.replace(self, model=model)
+
     def fit(
         self, embeddings: Float[np.ndarray, "N E"], *, seed: int = 0
     ) -> RqVaeQuantizer:
@@ -113,6 +123,7 @@ class RqVaeTraining:
         Raises:
             InputError: A setting can't work with these embeddings.
         """
+        self = self.resolved(embeddings)
         rqvae = _Training(self, embeddings, seed, draw)
         _mention_earlier_version(folder / "checkpoints")
         unit = self.steps_per_dispatch
@@ -170,7 +181,8 @@ class _Training:
         if len(embeddings) < largest:
             raise InputError(
                 f"a codebook of {largest} codewords needs as many items, and there are "
-                f"{len(embeddings)}: set smaller rqvae.RqVaeConfig.codebook_sizes"
+                f"{len(embeddings)}: let the sizes follow that number with "
+                + flag("rqvae.RqVaeConfig.codebook_sizes", ())
             )
         self.config, self.seed = config, seed
         if len(embeddings) > config.max_items:

@@ -1,6 +1,7 @@
 """One state of a shop's catalogue, ready to be searched; it never changes."""
 
 import bisect
+import difflib
 import functools
 import re
 from collections.abc import Mapping, Sequence
@@ -131,6 +132,15 @@ class Catalogue:
         numbers = np.array(sorted(found or ()), np.int64)
         order = np.argsort(-self.popularity[numbers], kind="stable")
         return numbers[order].tolist()
+
+    def near_words(self, text: str) -> list[str]:
+        """Words of titles and brands that are nearly those that none begins with."""
+        near = [
+            difflib.get_close_matches(word, self._words, 2, 0.7)
+            for word in _words(text)
+            if not self.search(word)
+        ]
+        return [word for words in near for word in words]
 
     @functools.cached_property
     def _items_with(self) -> dict[str, list[int]]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from tiger_jax.errors import InputError
+from tiger_jax.errors import InputError, flag
 from tiger_jax.quantizers.store import load_quantizer
 from tiger_jax.semantic_ids.table import SemanticIdTable
 
@@ -29,7 +29,8 @@ def load_codebooks(folder: Path, table: SemanticIdTable) -> list[Float[Array, "_
         raise InputError(
             f"train_recommender.codeword_embeddings: the quantizer in {folder} has "
             f"codebooks of {sizes} codewords, and the Semantic IDs need "
-            f"{table.codebook_sizes[:-1]}: turn it off for this quantizer"
+            f"{table.codebook_sizes[:-1]}: do without, with "
+            + flag("train_recommender.codeword_embeddings", False)
         )
     return codebooks
 

@@ -42,7 +42,7 @@ class Wanted:
 def read_histories(path: Path) -> list[Wanted]:
     """Reads histories from JSON lines or CSV; InputError names the malformed line."""
     if not path.is_file():
-        raise InputError(f"recommend.histories = {str(path)!r} is not a file")
+        raise InputError(f"recommend.histories: {str(path)!r} is not a file")
     if path.suffix in (".jsonl", ".json", ".ndjson"):
         found = _read_json_lines(path)
     elif path.suffix in (".csv", ".tsv"):
@@ -69,9 +69,10 @@ def search_titles(text: str, catalogue: Catalogue) -> Wanted:
     for wanted in filter(None, (part.strip() for part in text.split(";"))):
         matches = [catalogue.item_ids[n] for n in catalogue.search(wanted)]
         if not matches:
+            near = ", ".join(map(repr, catalogue.near_words(wanted)))
+            advice = f"did you mean {near}?" if near else "use fewer or shorter words"
             raise InputError(
-                f"recommend.title: no item's title holds all of {wanted!r}: use fewer "
-                "or shorter words"
+                f"recommend.title: no item's title holds all of {wanted!r}: {advice}"
             )
         chosen.append(matches[0])
         if len(matches) > 1:

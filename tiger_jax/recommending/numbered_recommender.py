@@ -12,7 +12,7 @@ from jaxtyping import Float32, Int32, UInt32
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.decoding.search import CatalogueWalk
 from tiger_jax.decoding.trie import Trie
-from tiger_jax.errors import InputError
+from tiger_jax.errors import InputError, flag
 from tiger_jax.evaluation.recommend_fn import Excluded, Lists, Shown, Users
 from tiger_jax.recommending.searcher import (
     Found,
@@ -89,8 +89,8 @@ class NumberedRecommender:
             return self.recommend_exactly(user_numbers, histories, exclude, k)
         if k > (num_beams := self.searcher.settings.num_beams):
             raise InputError(
-                f"{k} items a user need at least as many beams, and "
-                f"recommendation.SearchConfig.num_beams is {num_beams}"
+                f"{k} items a user need at least as many beams, and there are "
+                f"{num_beams}: {flag('recommendation.SearchConfig.num_beams', k)}"
             )
         queries = self._queries(user_numbers, histories, exclude)
         return self._find(self.searcher.search, self._trie, queries, k)
@@ -136,7 +136,7 @@ class NumberedRecommender:
         if not self.is_unseen.any():
             raise InputError(
                 "this data has no unseen items: prepare it with "
-                "splits.SplitsConfig.unseen_share"
+                + flag("splits.SplitsConfig.unseen_share", 0.05)
             )
         queries = self._queries(user_numbers, histories, exclude)
         search, found = self.searcher.with_beams(k).search, []

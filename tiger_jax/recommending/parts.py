@@ -58,13 +58,17 @@ class Parts:
     plan: TriePlan
 
     @classmethod
-    def of_workdir(cls, workdir: Path, *, room: float = 1.0) -> "Parts":
+    def of_workdir(
+        cls, workdir: Path, *, room: float = 1.0, for_new_items: bool = True
+    ) -> "Parts":
         """Reads what a recommender needs from a work directory.
 
         Args:
             workdir: With `data/`, `semantic_ids/` and `recommender/`; what else there
                 is comes along.
             room: Factor of room to grow that the trie's shapes have.
+            for_new_items: With what embeds and quantizes items that join; an encoder
+                may have to be fitted again.
 
         Raises:
             InputError: A part can't be read, or the parts don't belong together.
@@ -74,7 +78,7 @@ class Parts:
         card, table = load_card_and_table(workdir, data)
         _, _, model, params = load_recommender(folder)
         embeddings = encoder = quantizer = None
-        if (workdir / "embeddings").exists():
+        if for_new_items and (workdir / "embeddings").exists():
             embeddings = load_embeddings(workdir / "embeddings", data.num_items)
             encoder = freeze_encoder(workdir / "embeddings", embeddings)
         collaborative_dims = 0

@@ -1,9 +1,10 @@
 """What the stage `train_rqvae` reads: embeddings, whole or in shards."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float
 
 from tiger_jax.data.item_vectors import (
     COLLABORATIVE,
@@ -16,9 +17,23 @@ from tiger_jax.errors import InputError
 from tiger_jax.input_pipeline.shuffled_rows import ShuffleConfig, ShuffledRows
 from tiger_jax.progress import say
 from tiger_jax.quantizers.fitting import Corpus
-from tiger_jax.workdir.arrays import save_whole
+from tiger_jax.workdir.arrays import load_array, save_whole
+from tiger_jax.workdir.reading import reading
 from tiger_jax.workdir.shards import Shards
 from tiger_jax.workdir.vector_shards import VectorRows
+
+
+def each_embedding(
+    workdir: Path, shards: Shards | None
+) -> Iterator[Float[np.ndarray, " E"]]:
+    """One embedding after the other, of shards or of `embeddings/`."""
+    if shards is not None:
+        for block in VectorRows(shards).blocks():
+            yield from block
+    else:
+        path = workdir / "embeddings" / "embeddings.npy"
+        with reading(path):
+            yield from load_array(path, is_mapped=True)
 
 
 def open_shards(shards: Shards, stream: ShuffleConfig, seed: int) -> Corpus:

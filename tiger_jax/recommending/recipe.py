@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from tiger_jax.errors import InputError
+from tiger_jax.errors import InputError, flag
 from tiger_jax.input_pipeline.microbatches import BucketConfig
 from tiger_jax.input_pipeline.resident import ResidentConfig
 from tiger_jax.models.generator import GeneratorConfig
@@ -82,6 +82,7 @@ def choose_input(
     if input == "seqio" and seqio is not None:
         return (seqio, buckets or BucketConfig())
     raise InputError(
-        f"train_recommender.input {input!r}: choose 'resident', or 'seqio' with "
-        "train_recommender.seqio = @batches.SeqioConfig() (base/seqio_input.gin)"
+        f"train_recommender.input {input!r}: choose "
+        f"{flag('train_recommender.input', 'resident')}, or "
+        "--gin_file=base/seqio_input.gin, which binds what 'seqio' needs"
     )

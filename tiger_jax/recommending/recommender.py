@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float32, Int32, UInt32
 from tiger_jax.data.prepared import hash_user_ids
 from tiger_jax.errors import InputError
 from tiger_jax.evaluation.recommend_fn import top_k
+from tiger_jax.progress import Progress
 from tiger_jax.recommending.catalogue import Catalogue
 from tiger_jax.recommending.filters import NUM_SLOTS
 from tiger_jax.recommending.parts import Parts
@@ -211,8 +212,13 @@ class Recommender:
                 lists = self._score(part) if kind == "exact" else self._run(kind, part)
                 for row, listed in zip(part, lists, strict=True):
                     found[row.index, row.group] = listed
+        normalize = self.searcher.settings.normalize
         return [
-            _merge(resolved, {g: found[i, g] for g in resolved.request.groups})
+            _merge(
+                resolved,
+                {g: found[i, g] for g in resolved.request.groups},
+                by_share=resolved.request.normalizes_groups(normalize),
+            )
             if len(resolved.known)
             else _popular(resolved)
             for i, resolved in enumerate(requests)
@@ -263,10 +269,12 @@ class Recommender:
     def warm_up(self) -> None:
         """Compiles every program, so that no request waits for it."""
         trie, _ = self.catalogue.slots.assign({})
-        for kind in KINDS:
-            for size in self.shapes.batch_sizes:
+        wanted = [(kind, size) for kind in KINDS for size in self.shapes.batch_sizes]
+        with Progress(len(wanted), "Compiling", unit="program") as bar:
+            for kind, size in wanted:
                 queries = self.shapes.empty_queries(size)
                 jax.block_until_ready(getattr(self.searcher, kind)(trie, queries))
+                bar.advance()
 
     def _run(self, kind: str, rows: Sequence["_Row"]) -> list["_List"]:
         shapes, catalogue = self.shapes, rows[0].resolved.catalogue
@@ -372,10 +380,13 @@ def _popular(resolved: Resolved) -> Answer:
             counts[None].astype(np.float32), resolved.exclude[None], resolved.request.k
         )
         lists[group] = (items[0], scores[0])
-    return dataclasses.replace(_merge(resolved, lists), by="popularity")
+    answer = _merge(resolved, lists, by_share=False)
+    return dataclasses.replace(answer, by="popularity")
 
 
-def _merge(resolved: Resolved, lists: Mapping[Group, _List]) -> Answer:
+def _merge(
+    resolved: Resolved, lists: Mapping[Group, _List], *, by_share: bool
+) -> Answer:
     """Makes one list of the groups': the new items' best, and the best of the rest."""
     k = resolved.request.k
 
@@ -383,12 +394,19 @@ def _merge(resolved: Resolved, lists: Mapping[Group, _List]) -> Answer:
         found = zip(*lists.get(group, ((), ())), strict=True)
         return [(float(score), int(i)) for i, score in found if i >= 0][:most]
 
-    if "any" in lists:
-        chosen = pairs("any", k)
+    new = pairs("new", resolved.request.num_new)
+    known = pairs("known", k - len(new))
+    by_share = by_share and bool(new and known)
+    if not (new and known):  # one list, in its own order
+        chosen = pairs("any", k) + known + new
+    elif by_share:
+        # One of the new for each so many places.
+        total = len(new) + len(known)
+        due = [(place + 1) * len(new) // total for place in range(total)]
+        turns = np.diff(np.array([0, *due])).tolist()
+        chosen = [new.pop(0) if turn else known.pop(0) for turn in turns]
     else:
-        new = pairs("new", resolved.request.num_new)
-        chosen = pairs("known", k - len(new)) + new
-        chosen.sort(key=lambda pair: -pair[0])
+        chosen = sorted(known + new, key=lambda pair: -pair[0])
     return Answer(
         tuple(
             RecommendedItem.of(resolved.catalogue, number, score=score)
@@ -397,4 +415,5 @@ def _merge(resolved: Resolved, lists: Mapping[Group, _List]) -> Answer:
         resolved.unknown_items,
         "tiger",
         resolved.catalogue.version,
+        "share" if by_share else "score",
     )

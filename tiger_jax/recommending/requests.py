@@ -82,6 +82,14 @@ class Request:
         """Most new items in the list, where epsilon says so."""
         return round(self.k * (self.epsilon or 0.0))
 
+    def normalizes_groups(self, normalize: str) -> bool:
+        """Whether each group's scores are shares of that group's own probability.
+
+        Draws, and a search normalised over children, see the items that may be found.
+        """
+        is_searched = self.temperature is None and not self.exact
+        return self.temperature is not None or (is_searched and normalize == "children")
+
 
 @dataclasses.dataclass(frozen=True)
 class Resolved:
@@ -217,9 +225,13 @@ class Answer:
             are left out.
         by: "tiger", or "popularity" where nothing was left of the history.
         version: The catalogue's.
+        merged: Of an epsilon's two groups: "score", or "share" where each group's
+            probabilities sum to 1, so that their scores can't be compared: each is in
+            its own order, and the new items are spread evenly through the list.
     """
 
     items: tuple[RecommendedItem, ...]
     unknown_items: tuple[str, ...]
     by: Literal["tiger", "popularity"]
     version: int
+    merged: Literal["score", "share"] = "score"

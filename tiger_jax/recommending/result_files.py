@@ -82,6 +82,7 @@ def to_json(wanted: Wanted, answer: Answer) -> dict[str, Any]:
         ],
         "unknown_items": list(answer.unknown_items),
         "by": answer.by,
+        "merged": answer.merged,
         "version": answer.version,
     }
     if wanted.target is not None:

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from tiger_jax.data.prepared import PreparedData
-from tiger_jax.errors import InputError
+from tiger_jax.errors import InputError, flag
 from tiger_jax.input_pipeline.microbatches import BucketedBatches
 from tiger_jax.input_pipeline.resident import ResidentConfig, ResidentInput
 from tiger_jax.input_pipeline.resident_sequences import (
@@ -163,8 +163,8 @@ def open_token_shards(source: Any, workdir: Path, recipe: Recipe) -> TrainingInp
     if config.max_items != source.max_items:
         raise InputError(
             f"the token files in {source.folder} hold up to {source.max_items} items "
-            f"an example, and batches.SeqioConfig.max_items is {config.max_items}: "
-            "make both the same"
+            f"an example, and here they are {config.max_items}: "
+            + flag("batches.SeqioConfig.max_items", source.max_items)
         )
     layout = TokenLayout(table.codebook_sizes, recipe.num_user_tokens)
     examples = _open_stream(recipe, layout, workdir)
@@ -184,7 +184,8 @@ def _open_stream(recipe: Recipe, layout: TokenLayout, workdir: Path) -> Bucketed
     if stream.layout != layout:
         raise InputError(
             f"the task {config.task} has the token layout {stream.layout}, and "
-            f"{workdir} with train_recommender.num_user_tokens the layout {layout}: "
-            "register the task with the same num_user_tokens and work directory"
+            f"{workdir} the layout {layout}: register the task with this work "
+            "directory, or train with "
+            + flag("train_recommender.num_user_tokens", stream.layout.num_user_tokens)
         )
     return BucketedBatches(stream, buckets, max_length=stream.max_length)

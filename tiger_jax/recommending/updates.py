@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Float32, Int32
 
-from tiger_jax.errors import InputError
+from tiger_jax.errors import InputError, flag
 from tiger_jax.recommending import new_items
 from tiger_jax.recommending.catalogue import ALL_ITEMS, Catalogue
 from tiger_jax.recommending.item_coder import ItemCoder
@@ -157,7 +157,8 @@ def change_rows(
     if num_items > catalogue.capacity:
         raise InputError(
             f"{num_items:,} items exceed the {catalogue.capacity:,} that this bundle "
-            "has room for: remove some, or export it again with a larger export.room"
+            "has room for: remove some, or export it again with "
+            + flag("export.room", round(1.5 * num_items / len(old.codes) + 0.5, 1))
         )
     ids = np.flatnonzero(kept).tolist()
     table = SemanticIdTable(
@@ -207,8 +208,8 @@ def _make_rows(
         raise InputError(
             f"item {items[first].item_id!r} would be one of more than {size} "
             f"items with the codewords {codewords}, which the collision level can't "
-            "tell apart: leave it out, or train with a larger "
-            "assign_semantic_ids.collision_level_size"
+            "tell apart: leave it out, or train with "
+            + flag("assign_semantic_ids.collision_level_size", 2 * size)
         )
     taken = np.concatenate([stays[:, -1], np.full(len(items), -1)])
     ids = [own.item_ids[i] for i in np.flatnonzero(kept)]

@@ -9,6 +9,7 @@ from tiger_jax.reporting.tables import shorten
 
 HISTORY_SHOWN = 5
 TITLE_WIDTH = 70
+ID_WIDTH = 14
 
 
 def format_answer(wanted: Wanted, answer: Answer, catalogue: Catalogue) -> str:
@@ -37,15 +38,24 @@ def format_answer(wanted: Wanted, answer: Answer, catalogue: Catalogue) -> str:
     if had:
         lines.append(f"  had {earlier} earlier items, then" if earlier > 0 else "  had")
         lines += [f"         {show(item_id)}" for item_id in had[-HISTORY_SHOWN:]]
-        lines.append("  TIGER recommends")
+        lines.append("  TIGER recommends (score, item id, title)")
     else:
         lines.append("  no known item in the history: the most popular items instead")
     for place, item in enumerate(answer.items, 1):
         mark = "✓" if item.item_id == wanted.target else " "
         mark = "+" if item.is_new and mark == " " else mark
-        lines.append(f"  {place:4d} {mark} {show(item.item_id)}")
+        item_id = shorten(item.item_id, ID_WIDTH)
+        known_by = f"{item.score:8.3f}  {item_id}" + " " * (
+            ID_WIDTH - cell_len(item_id)
+        )
+        lines.append(f"  {place:4d} {mark} {known_by}  {show(item.item_id)}")
     if any(item.is_new for item in answer.items):
         lines.append("  + an item that the training hasn't seen")
+    if answer.merged == "share":
+        lines.append(
+            "  new items are spread through the list: their scores can't be compared "
+            "with the others'"
+        )
     if wanted.target is not None:
         found = any(item.item_id == wanted.target for item in answer.items)
         lines.append("  took next" + (" (found)" if found else " (not found)"))

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Int, Int32, Int64
 
-from tiger_jax.errors import InputError
+from tiger_jax.errors import InputError, flag
 from tiger_jax.semantic_ids.sorting import sort_rows
 
 COLLISION_LEVEL_SIZE = 256
@@ -128,10 +128,13 @@ def add_collision_level(
         raise InputError(
             f"{sharing} items share the codewords {codes[row].tolist()} (one of them "
             f"is {item_ids[row]!r}) and need {crowd} codewords at the collision level, "
-            f"which has {collision_level_size}: set "
-            "assign_semantic_ids.collision_level_size = "
-            f"{1 << (crowd - 1).bit_length()}, or use a finer quantizer; items with "
-            "the same embedding always share their codewords"
+            f"which has {collision_level_size}: give it more with "
+            + flag(
+                "assign_semantic_ids.collision_level_size",
+                1 << (crowd - 1).bit_length(),
+            )
+            + ", or use a finer quantizer; items with the same embedding always share "
+            "their codewords"
         )
     return np.column_stack([codes, numbers]).astype(np.int32)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int, Int32
 
-from tiger_jax.errors import InputError
+from tiger_jax.errors import InputError, flag
 from tiger_jax.progress import say
 from tiger_jax.vectors import to_unit_length
 
@@ -69,8 +69,8 @@ def take_peer_codes(
     if not 1 <= num_levels <= length <= num_levels + 1:
         raise InputError(
             f"{path} has {length} codes per item, which can't be {num_levels} learned "
-            "levels and at most one collision level: set "
-            "assign_semantic_ids.peer_num_levels"
+            "levels and at most one collision level: name the learned ones with "
+            + flag("assign_semantic_ids.peer_num_levels", max(length - 1, 1))
         )
     codes = peer.codes[:, :num_levels]
     taken = peer.codes[:, num_levels] if length > num_levels else None
@@ -82,8 +82,8 @@ def take_peer_codes(
         )
         if missing_items == "error":
             raise InputError(
-                f"{what}: set assign_semantic_ids.missing_items = 'nearest' to give "
-                "them the codes of the most similar items, or leave them out of the "
+                f"{what}: {flag('assign_semantic_ids.missing_items', 'nearest')} gives "
+                "them the codes of the most similar items; or leave them out of the "
                 "data"
             )
         say(f"WARNING: assign_semantic_ids: {what}: they get the most similar items'")

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Real
 
-from tiger_jax.errors import InputError
+from tiger_jax.errors import InputError, flag
 from tiger_jax.semantic_ids.collisions import group_rows
 
 # The paper: "at least 80 % codebook usage" in RQ-VAE training (section 4).
@@ -134,10 +134,13 @@ def check_use(quality: dict[str, Any], *, accept: bool, minimum: float) -> str |
     message = f"poor codebooks: only {parts} are used (less than {minimum:.0%})"
     if accept:
         return message
+    used = min(level["codewords_used"] for level in quality["levels"])
+    sizes = (1 << max(used, 2).bit_length() - 1,) * len(quality["levels"])
     raise InputError(
-        f"{message}: try a smaller learning rate, more steps, standardized inputs, "
-        "codeword resets for longer, smaller codebook_sizes, or ResidualKMeans; or go "
-        "on knowingly with train_rqvae.accept_poor_codebooks = True"
+        f"{message}: try smaller ones, as in "
+        f"{flag('rqvae.RqVaeConfig.codebook_sizes', sizes)}, a smaller learning rate, "
+        "more steps, or --gin.train_rqvae.quantizer='@quantizers.ResidualKMeans()'; or "
+        f"go on knowingly with {flag('train_rqvae.accept_poor_codebooks', True)}"
     )
 
 

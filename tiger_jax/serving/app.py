@@ -13,6 +13,7 @@ from tiger_jax import __version__
 from tiger_jax.errors import InputError
 from tiger_jax.recommending.requests import Answer, ShownItem
 from tiger_jax.serving import schemas
+from tiger_jax.serving.api_page import describe_api
 from tiger_jax.serving.catalogue_routes import catalogue_routes
 from tiger_jax.serving.errors import ErrorAnswer, answer_errors
 from tiger_jax.serving.guard import Guard
@@ -52,7 +53,7 @@ def create_app(service: Service, *, page: str, hosts: Collection[str] = ()) -> F
         version=__version__,
         summary="Recommendations by Semantic IDs: histories in, items out.",
         lifespan=lifespan,
-        docs_url=None,  # these pages load scripts from elsewhere
+        docs_url=None,  # these pages load scripts from elsewhere; /docs is our own
         redoc_url=None,
         responses=_FAILURES,
     )
@@ -61,6 +62,11 @@ def create_app(service: Service, *, page: str, hosts: Collection[str] = ()) -> F
     app.include_router(_item_routes(service))
     app.include_router(catalogue_routes(service))
     app.include_router(_operations_routes(service, page))
+
+    @app.get("/docs", include_in_schema=False)
+    async def get_docs() -> Response:
+        return HTMLResponse(describe_api(app.openapi()))
+
     app.add_middleware(
         Guard,
         limits=service.limits,

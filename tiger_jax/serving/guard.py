@@ -17,7 +17,7 @@ from tiger_jax.serving.errors import ApiError
 from tiger_jax.serving.metrics import Metrics
 from tiger_jax.serving.settings import Limits
 
-OPEN_PATHS = ("/", "/healthz", "/readyz", "/openapi.json")
+OPEN_PATHS = ("/", "/docs", "/healthz", "/readyz", "/openapi.json")
 """What anyone may read who reaches the server, token or not."""
 
 _SECURITY = [
@@ -91,7 +91,8 @@ class Guard:
 
     def _refusal(self, path: str, headers: Headers) -> ApiError | None:
         if self._hosts and _host_name(headers.get("host", "")) not in self._hosts:
-            message = "this server isn't addressed by that name: add it to serve.hosts"
+            message = "this server isn't addressed by that name: start it with "
+            message += "--gin.serve.hosts='(\"NAME\",)'"
             return ApiError(421, "unknown_host", message)
         if self._token is not None and path not in OPEN_PATHS:
             scheme, _, given = headers.get("authorization", "").partition(" ")

@@ -8,7 +8,6 @@ import signal
 import socket
 import time
 from collections.abc import Collection
-from pathlib import Path
 
 import uvicorn
 
@@ -16,6 +15,7 @@ from tiger_jax.errors import InputError
 from tiger_jax.progress import say
 from tiger_jax.serving.app import Service, create_app
 from tiger_jax.serving.protocol import with_limits
+from tiger_jax.workdir.reading import path_of
 
 TOKEN_VARIABLE = "TIGER_SERVE_TOKEN"
 MIN_TOKEN = 16
@@ -31,7 +31,7 @@ def read_token(file: str | None) -> str | None:
     """
     if file is not None:
         try:
-            token = Path(file).expanduser().read_text(encoding="utf-8").strip()
+            token = path_of(file).read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
             message = f"serve.token_file={file} can't be read: {error}"
             raise InputError(message) from error

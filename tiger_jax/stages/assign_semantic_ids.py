@@ -1,6 +1,5 @@
 """Stage `assign_semantic_ids`: `rqvae/` or a peer's codes -> `semantic_ids/`."""
 
-from pathlib import Path
 from typing import Any
 
 import gin
@@ -17,6 +16,7 @@ from tiger_jax.semantic_ids.table import SemanticIdTable, commit_table
 from tiger_jax.stages.context import RunContext
 from tiger_jax.workdir import artifacts
 from tiger_jax.workdir.hashing import hash_file
+from tiger_jax.workdir.reading import path_of
 
 # With more collisions than this, the collision level decides much of what a
 # recommender can tell apart, and it means nothing.
@@ -66,7 +66,7 @@ def assign_semantic_ids(
     }
     inputs, external = ["data", "embeddings", "rqvae"], {}
     if peer_codes is not None:
-        path = Path(peer_codes).expanduser()
+        path = path_of(peer_codes)
         if not path.is_file():
             raise InputError(f"assign_semantic_ids.peer_codes: {path} is no file")
         inputs = ["data"] + ["embeddings"] * (missing_items == "nearest")
@@ -115,7 +115,8 @@ def assign_semantic_ids(
         categories=data.category_of_items(),
         seed=seed,
     )
-    say(format_quality(quality))
+    if peer_codes is not None:  # of a quantizer, `train_rqvae` has shown it
+        say(format_quality(quality))
     say(
         f"assign_semantic_ids: {table.num_items:,} items, each with its own Semantic "
         f"ID of {table.semantic_id_length} codewords"

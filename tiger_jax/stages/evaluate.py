@@ -6,7 +6,7 @@ import gin
 
 from tiger_jax.config import config
 from tiger_jax.data.prepared import PreparedData
-from tiger_jax.errors import InputError
+from tiger_jax.errors import InputError, flag
 from tiger_jax.evaluation import comparison, guards, metrics, record
 from tiger_jax.evaluation.baselines.baseline import Baseline
 from tiger_jax.evaluation.baselines.known import resolve
@@ -85,8 +85,9 @@ def evaluate(
     # One beam more than the largest cutoff: does a tie go on beyond it?
     if search.method == "beam" and search.num_beams <= metrics.MAX_CUTOFF:
         raise InputError(
-            f"recommendation.SearchConfig.num_beams is {search.num_beams}: metrics at "
-            f"{metrics.MAX_CUTOFF} need at least {metrics.MAX_CUTOFF + 1}"
+            f"recommendation.SearchConfig.num_beams is {search.num_beams}, too few for "
+            f"metrics at {metrics.MAX_CUTOFF}: "
+            + flag("recommendation.SearchConfig.num_beams", metrics.MAX_CUTOFF + 1)
         )
     baselines = resolve(config.baselines)
     if (workdir / "sasrec" / artifacts.MANIFEST).is_file():
@@ -136,7 +137,6 @@ def evaluate(
         num_predicted=config.predictions,
         seed=seed,
     )
-    say(tables.format_evaluation(result, details, data))
     run.commit(
         summary={
             "recall@10": result["test"]["recall@10"],
@@ -146,3 +146,4 @@ def evaluate(
             "test_reads": earlier_reads + 1,
         }
     )
+    say(tables.format_evaluation(result, details, data))

@@ -37,7 +37,7 @@ def export_t5(context: RunContext) -> None:
     )
     if run.is_current:
         return
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     config, layout, _, params = load_recommender(context.workdir / "recommender")
     if not isinstance(config, TigerConfig):
@@ -56,7 +56,8 @@ def export_t5(context: RunContext) -> None:
     tied = ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"]
     tied += ["lm_head.weight"] if config.is_tied else []
     stored: dict[str, np.ndarray] = {k: v for k, v in weights.items() if k not in tied}
-    save_file(stored, run.folder / "model.safetensors", metadata={"format": "pt"})
+    path = run.folder / "model.safetensors"
+    path.write_bytes(save(stored, metadata={"format": "pt"}))
     settings = t5_config(config, layout)
     special = ("pad_token_id", "decoder_start_token_id", "eos_token_id")
     write_json(run.folder / "config.json", settings)

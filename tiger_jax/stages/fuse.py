@@ -73,7 +73,6 @@ def fuse(
         open_split, config, num_items=data.num_items, titles=titles, seed=seed
     )
     write_json(run.folder / record.METRICS, result)
-    say(tables.format_fusion(result))
     run.commit(
         summary={
             "recall@10, seen items masked": result["test_masked"]["recall@10"],
@@ -82,6 +81,7 @@ def fuse(
             "test_reads": earlier_reads + 1,
         }
     )
+    say(tables.format_fusion(result))
 
 
 def _choose_parts(

@@ -10,7 +10,7 @@ import gin
 
 from tiger_jax.config import config
 from tiger_jax.data.prepared import PreparedData
-from tiger_jax.errors import InputError
+from tiger_jax.errors import InputError, flag
 from tiger_jax.evaluation import lists, metrics
 from tiger_jax.evaluation.evaluator import sample_users
 from tiger_jax.evaluation.record import LISTS
@@ -70,7 +70,8 @@ def list_candidates(
     if search.method == "beam" and not 0 < config.depth <= search.num_beams:
         raise InputError(
             f"list_candidates.CandidatesConfig.depth is {config.depth}: it must lie "
-            f"between 1 and recommendation.SearchConfig.num_beams = {search.num_beams}"
+            f"between 1 and the {search.num_beams} beams: "
+            + flag("recommendation.SearchConfig.num_beams", max(config.depth, 1))
         )
     workdir = context.workdir
     limits = {"validation": config.max_validation_users, "test": config.max_users}

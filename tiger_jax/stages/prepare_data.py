@@ -8,6 +8,7 @@ from typing import Any
 import gin
 
 from tiger_jax.data.interactions import InteractionsConfig
+from tiger_jax.data.item_text import ItemTextConfig, examine_texts
 from tiger_jax.data.prepare import prepare_shop
 from tiger_jax.data.readers.files import FilesConfig
 from tiger_jax.data.readers.movielens import MovielensConfig
@@ -17,7 +18,7 @@ from tiger_jax.data.readers.recbole import RecboleConfig
 from tiger_jax.data.splits import SplitsConfig
 from tiger_jax.data.statistics import describe_statistics
 from tiger_jax.data.synthetic import SyntheticShopConfig
-from tiger_jax.errors import InputError
+from tiger_jax.errors import InputError, flag
 from tiger_jax.progress import say
 from tiger_jax.stages.context import RunContext
 from tiger_jax.workdir import artifacts
@@ -92,6 +93,9 @@ def prepare_data(
     statistics = {"name": data.name, **data.statistics}
     run.commit(summary={"source": found.place, **statistics})
     say(describe_statistics(statistics))
+    if context.embeddings is None:
+        for line in examine_texts(data.items, gin.get_configurable(ItemTextConfig)()):
+            say(line)
 
 
 def _check_expected(statistics: Mapping[str, Any], expected: Mapping[str, int]) -> None:
@@ -104,7 +108,8 @@ def _check_expected(statistics: Mapping[str, Any], expected: Mapping[str, int]) 
     if wrong:
         raise InputError(
             f"prepare_data: {', '.join(wrong)}: these are other raw files or another "
-            "k-core than the benchmark's; bind prepare_data.expected = None to go on"
+            "k-core than the benchmark's; to go on, "
+            + flag("prepare_data.expected", None)
         )
 
 

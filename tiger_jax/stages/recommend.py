@@ -20,6 +20,7 @@ from tiger_jax.recommending.searcher import SearchConfig
 from tiger_jax.reporting.answer_table import format_answer
 from tiger_jax.stages.context import RunContext
 from tiger_jax.workdir import artifacts
+from tiger_jax.workdir.reading import path_of
 
 OUTPUTS = ("table", "jsonl")
 BATCH_SIZES, MAX_EXCLUDED = (1, 31), 64
@@ -84,7 +85,7 @@ def recommend(
     recommender, data = _load(context.workdir, bundle, search)
     catalogue = recommender.catalogue
     if histories is not None:
-        wanted = histories_wanted.read_histories(Path(histories).expanduser())
+        wanted = histories_wanted.read_histories(path_of(histories))
     elif title is not None:
         wanted = [histories_wanted.search_titles(title, catalogue)]
     elif data is not None:
@@ -109,7 +110,7 @@ def recommend(
     ]
     answers = _answer(recommender, requests)
     if is_file:
-        write_recommendations(Path(output).expanduser(), wanted, answers)
+        write_recommendations(path_of(output), wanted, answers)
         say(f"recommend: {len(wanted):,} lists in {output}")
         return
     for one, answer in zip(wanted, answers, strict=True):
@@ -124,10 +125,10 @@ def _load(
 ) -> tuple[Recommender, PreparedData | None]:
     """A bundle's recommender, or the one that it would hold, compiled for this."""
     if bundle is not None:
-        return Recommender.load(Path(bundle).expanduser()), None
+        return Recommender.load(path_of(bundle)), None
     for name in ("data", "semantic_ids", "recommender"):
         artifacts.load_manifest(workdir / name, needed_by="recommend")
-    parts = Parts.of_workdir(workdir)
+    parts = Parts.of_workdir(workdir, for_new_items=False)
     shapes = Shapes.for_parts(parts, search, BATCH_SIZES, MAX_EXCLUDED)
     data = PreparedData.load(workdir / "data")
     return Recommender.of_parts(parts, shapes), data

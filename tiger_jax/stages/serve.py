@@ -1,7 +1,5 @@
 """Stage `serve`: a bundle behind HTTP, until it is stopped; writes no folder."""
 
-from pathlib import Path
-
 import gin
 
 from tiger_jax.errors import InputError
@@ -12,6 +10,7 @@ from tiger_jax.recommending.versions import CatalogueVersions
 from tiger_jax.reporting.demo_page import build_demo_page
 from tiger_jax.serving.settings import Limits
 from tiger_jax.stages.context import RunContext
+from tiger_jax.workdir.reading import path_of
 
 
 @gin.configurable(module="stages")
@@ -47,12 +46,12 @@ def serve(
         from tiger_jax.serving.app import Service
     except ModuleNotFoundError as error:
         raise InputError(
-            f"serving needs the package {error.name}: pip install 'tiger_jax[serve]'"
+            f"serving needs the package {error.name}: pip install -e '.[serve]'"
         ) from error
     if not 0 <= port < 1 << 16:
         raise InputError(f"serve.port is {port}: it must lie in 0 … 65535")
     token = server.read_token(token_file)
-    folder = Path(bundle).expanduser() if bundle else context.workdir / BUNDLE
+    folder = path_of(bundle) if bundle else context.workdir / BUNDLE
     versions = CatalogueVersions.open(folder)
     recommender = Recommender.load(versions)
     service = Service(recommender, versions, limits, token=token)

@@ -18,7 +18,7 @@ from tiger_jax.recommending.trained_model import CHECKPOINTS, load_recommender
 from tiger_jax.recommending.validation import ValidationConfig
 from tiger_jax.stages.context import RunContext
 from tiger_jax.training import partitioning
-from tiger_jax.training.loop import LoopConfig
+from tiger_jax.training.loop import LoopConfig, may_grow
 from tiger_jax.training.optimizers import OptimizerConfig
 from tiger_jax.workdir import artifacts
 from tiger_jax.workdir.provenance import code_version
@@ -123,5 +123,6 @@ def _begin(workdir: Path, recipe: Recipe, shards: Any) -> artifacts.StageRun:
         config=recipe.decides(),
         external=external,
         resumable=True,
+        may_grow=may_grow(recipe.optimizer),
         opaque=(CHECKPOINTS, "tensorboard", "profile"),
     )

@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import gin
@@ -11,14 +10,19 @@ from tiger_jax.embedding.collaborative import CollaborativeConfig
 from tiger_jax.errors import InputError
 from tiger_jax.input_pipeline.shuffled_rows import ShuffleConfig
 from tiger_jax.progress import say
-from tiger_jax.quantizers.quantizer import QuantizerConfig
+from tiger_jax.quantizers.quantizer import QuantizerConfig, SizedConfig
 from tiger_jax.quantizers.rqvae_training import RqVaeTraining
 from tiger_jax.quantizers.store import save_quantizer
-from tiger_jax.recommending.quantizer_corpus import open_shards, read_embeddings
+from tiger_jax.recommending.quantizer_corpus import (
+    each_embedding,
+    open_shards,
+    read_embeddings,
+)
 from tiger_jax.semantic_ids.quality import MINIMUM_USE, check_use, format_quality
 from tiger_jax.stages.context import RunContext
 from tiger_jax.workdir import artifacts
 from tiger_jax.workdir.json_files import read_json, write_json
+from tiger_jax.workdir.reading import path_of
 from tiger_jax.workdir.shards import Shards
 
 
@@ -64,8 +68,8 @@ def train_rqvae(
             them, or too little of some codebook is used; then nothing is committed.
     """
     quantizer = quantizer or RqVaeTraining()
-    config: dict[str, Any] = {"quantizer": quantizer, "seed": seed}
-    others = [Path(name).expanduser() for name in also_fitted_to]
+    config: dict[str, Any] = {"seed": seed}
+    others = [path_of(name) for name in also_fitted_to]
     if others and collaborative is not None:
         raise InputError(
             "train_rqvae.also_fitted_to can't go with train_rqvae.collaborative: "
@@ -87,12 +91,18 @@ def train_rqvae(
         config["stream"] = stream
         shards = Shards.load(context.workdir / "shards" / "embedded" / "embeddings")
         inputs, external = [], {"shards/embeddings": shards.content_hash}
+    else:
+        artifacts.load_manifest(
+            context.workdir / "embeddings", needed_by="train_rqvae", verify=False
+        )
+    if isinstance(quantizer, SizedConfig):
+        quantizer = quantizer.resolved(each_embedding(context.workdir, shards))
     run = artifacts.begin(
         context.workdir,
         "rqvae",
         stage="train_rqvae",
         inputs=inputs,
-        config=config,
+        config={"quantizer": quantizer, **config},
         external=external,
         resumable=True,
         opaque=("tensorboard",),

@@ -14,7 +14,7 @@ from tiger_jax.models import sasrec as sasrec_model
 from tiger_jax.progress import say
 from tiger_jax.recommending.sasrec_validation import make_evaluate_fn
 from tiger_jax.stages.context import RunContext
-from tiger_jax.training.loop import LoopConfig, decides, train
+from tiger_jax.training.loop import LoopConfig, decides, may_grow, train
 from tiger_jax.training.optimizers import OptimizerConfig, make_optimizer
 from tiger_jax.training.partitioning import MeshConfig, Partitioner
 from tiger_jax.workdir import artifacts
@@ -67,6 +67,7 @@ def train_sasrec(
             "seed": seed,
         },
         resumable=True,
+        may_grow=may_grow(optimizer),
         opaque=(sasrec_baseline.CHECKPOINTS, "tensorboard", "profile"),
     )
     if run.is_current:

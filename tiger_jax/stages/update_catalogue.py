@@ -15,6 +15,7 @@ from tiger_jax.recommending.updates import UpdateReport
 from tiger_jax.recommending.versions import KEEP, CatalogueVersions
 from tiger_jax.stages.context import RunContext
 from tiger_jax.workdir.arrays import load_array
+from tiger_jax.workdir.reading import path_of
 
 _SHOWN = 5
 _UNKNOWN = (None, "", [])
@@ -51,7 +52,7 @@ def update_catalogue(
     Raises:
         InputError: A file or the change makes no sense; the catalogue stays.
     """
-    folder = Path(bundle).expanduser() if bundle else context.workdir / BUNDLE
+    folder = path_of(bundle) if bundle else context.workdir / BUNDLE
     versions = CatalogueVersions.open(folder, keep=keep)
     changes = (add, remove, attributes)
     if roll_back is not None and any(change is not None for change in changes):
@@ -142,7 +143,7 @@ def _read_attributes(
 
 
 def _read_rows(file: str, files: FilesConfig) -> list[dict[str, Any]]:
-    path = Path(file).expanduser()
+    path = path_of(file)
     if not path.is_file():
         raise InputError(f"update_catalogue: {path} is not a file")
     return files.read_items(path).to_pylist()

@@ -16,10 +16,12 @@ checkpoint without one, such as t5x's, is taken as it is.
 """
 
 import contextlib
+import glob
 import json
 import logging
+import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,20 @@ class InputArgs(ocp.args.CheckpointArgs):
         self.input = input
 
 
+_glob_joined = type(epath.Path()).glob
+
+
+def _glob_below(folder: epath.Path, pattern: str) -> Iterator[epath.Path]:
+    """Takes a folder such as ``lr=[1]`` by its name, and not for a pattern too."""
+    if "://" in os.fspath(folder):
+        return _glob_joined(folder, pattern)
+    return (folder / name for name in glob.glob(pattern, root_dir=folder))
+
+
+# What orbax finds its files by.
+type(epath.Path()).glob = _glob_below
+
+
 class Checkpointer(contextlib.AbstractContextManager):
     """Saves and restores training; keeps the newest few and the best.
 
@@ -77,6 +93,7 @@ class Checkpointer(contextlib.AbstractContextManager):
         """Opens a folder of checkpoints and clears away unfinished ones."""
         self.folder = epath.Path(folder).absolute()
         self.best_step = best_step
+        self._was_read_back = False
         _hide_what_we_say_ourselves()
         _set_unreadable_records_aside(self.folder)
         self._manager = ocp.CheckpointManager(
@@ -107,7 +124,11 @@ class Checkpointer(contextlib.AbstractContextManager):
         return self.folder / f"{STEP_PREFIX}_{step}"
 
     def save(self, state: TrainState, input: Any, loop_state: Mapping[str, Any]) -> int:
-        """Starts saving and returns the step; the arrays are copied before that."""
+        """Starts saving and returns the step; the arrays are copied before that.
+
+        Raises:
+            InputError: The first checkpoint was written and can't be read.
+        """
         step = int(state.step)
         self._manager.save(
             step,
@@ -118,7 +139,21 @@ class Checkpointer(contextlib.AbstractContextManager):
             custom_metadata={"loop": dict(loop_state)},
             force=True,
         )
+        if not self._was_read_back:
+            self.wait()
+            self._read_back(step, state)
         return step
+
+    def _read_back(self, step: int, state: TrainState) -> None:
+        """Finds out before the end of a long run that nothing of it can be used."""
+        try:
+            restore_params(Path(self.path(step)), state.params)
+        except Exception as error:
+            raise InputError(
+                f"{self.path(step)} was written, but can't be read ({_one_line(error)})"
+                ": choose another --workdir, on another disk"
+            ) from error
+        self._was_read_back = True
 
     def wait(self) -> None:
         """Returns when the last checkpoint is whole on disk; raises what kept it."""

@@ -20,13 +20,14 @@ import numpy as np
 import optax
 
 from tiger_jax.config import config
-from tiger_jax.errors import InputError, Preempted
+from tiger_jax.errors import InputError, Preempted, flag
 from tiger_jax.progress import Progress, say
 from tiger_jax.training import hooks, train_state, train_step
 from tiger_jax.training.checkpoints import Checkpointer
 from tiger_jax.training.hooks import DivergedError, EvaluateFn
 from tiger_jax.training.inputs import TrainingInput, Update
 from tiger_jax.training.metric_writers import MetricWriter
+from tiger_jax.training.optimizers import OptimizerConfig
 from tiger_jax.training.partitioning import Partitioner, from_process_0
 from tiger_jax.training.step_metrics import (
     DescribeFn,
@@ -39,9 +40,11 @@ from tiger_jax.training.train_step import AfterUpdateFn, LossFn
 __all__ = ["DivergedError", "LoopConfig", "TrainResult", "TrainingInput", "train"]
 
 PyTree = Any
+_TIME_LIMIT = "time limit"
 _ADVICE = (
-    "a lower optimizers.OptimizerConfig.learning_rate, clip_norm = 1.0, or more "
-    "warmup_steps; with bfloat16, try float32"
+    f"a lower rate, as {flag('optimizers.OptimizerConfig.learning_rate', 0.001)}; "
+    f"{flag('optimizers.OptimizerConfig.clip_norm', 1.0)}; or more warmup_steps; with "
+    "bfloat16, float32"
 )
 
 
@@ -115,6 +118,15 @@ _WITHOUT_EFFECT = (
 def decides(config: LoopConfig) -> dict[str, Any]:
     """The settings that a finished run must agree with to be up to date."""
     return {k: v for k, v in vars(config).items() if k not in _WITHOUT_EFFECT}
+
+
+def may_grow(optimizer: OptimizerConfig) -> tuple[str, ...]:
+    """Settings that a run may go on with larger, as if they had always been so.
+
+    A cosine's steps all depend on how many there are.
+    """
+    is_fixed = optimizer.schedule == "cosine"
+    return ("loop.max_minutes", *["loop.total_steps"] * (not is_fixed))
 
 
 @dataclasses.dataclass
@@ -258,6 +270,9 @@ def train(
             hooks.Profiler(folder / "profile", config.profile_at, config.profile_steps)
         )
         clock = hooks.Clock(memory.seconds, config.max_minutes)
+        is_time_up = clock.is_time_up(step, 1)  # more may be given than there was
+        if not is_time_up and (memory.stopped or "").startswith(_TIME_LIMIT):
+            memory.stopped = None
         flop_meter = hooks.FlopMeter(loss_fn, input, partitioner, config.peak_flops)
         divergence = hooks.Divergence(config.max_loss_ratio, checkpointer, advice)
 
@@ -312,7 +327,7 @@ def train(
 
             is_preempted = preemption.is_due(step)
             if not is_preempted and clock.is_time_up(step, config.log_every):
-                memory.stopped = f"time limit of {config.max_minutes:g} minutes"
+                memory.stopped = f"{_TIME_LIMIT} of {config.max_minutes:g} minutes"
             is_last = step >= total or memory.stopped is not None
 
             is_best = False

@@ -11,7 +11,7 @@ import jax
 import optax
 
 from tiger_jax.config import config
-from tiger_jax.errors import InputError
+from tiger_jax.errors import InputError, flag
 
 PyTree = Any
 
@@ -72,7 +72,10 @@ def make_schedule(
     peak, warmup = config.learning_rate, config.warmup_steps
     if config.schedule == "rsqrt":
         if warmup < 1:
-            raise InputError("OptimizerConfig: an rsqrt schedule needs warmup_steps")
+            raise InputError(
+                "an rsqrt schedule needs warm-up steps: "
+                + flag("optimizers.OptimizerConfig.warmup_steps", 10_000)
+            )
         return lambda count: (
             peak * (warmup / jax.numpy.maximum(count, float(warmup))) ** 0.5
         )
@@ -81,8 +84,11 @@ def make_schedule(
     if config.schedule == "cosine":
         if total_steps is None or total_steps <= warmup:
             raise InputError(
-                f"OptimizerConfig: a cosine schedule of {total_steps} steps has no "
-                f"room for {warmup} warm-up steps: lower OptimizerConfig.warmup_steps"
+                f"a cosine schedule of {total_steps} steps has no room for {warmup} "
+                "warm-up steps: "
+                + flag(
+                    "optimizers.OptimizerConfig.warmup_steps", (total_steps or 0) // 10
+                )
             )
         return optax.warmup_cosine_decay_schedule(
             init_value=0.0 if warmup else peak,
@@ -92,8 +98,8 @@ def make_schedule(
             end_value=peak * config.final_fraction,
         )
     raise InputError(
-        f"OptimizerConfig.schedule {config.schedule!r}: choose rsqrt, cosine or "
-        "constant"
+        f"optimizers.OptimizerConfig.schedule is {config.schedule!r}: choose rsqrt, "
+        "cosine or constant"
     )
 
 
@@ -126,7 +132,8 @@ def make_optimizer(
         update = optax.adagrad(schedule, eps=config.epsilon)
     else:
         raise InputError(
-            f"OptimizerConfig.name {config.name!r}: choose adafactor, adamw or adagrad"
+            f"optimizers.OptimizerConfig.name is {config.name!r}: choose adafactor, "
+            "adamw or adagrad"
         )
     if config.weight_decay and config.name != "adamw":
         # After the update, so that the decay is scaled by the learning rate alone.

@@ -130,6 +130,7 @@ def begin(
     config: Mapping[str, Any],
     external: Mapping[str, str] | None = None,
     resumable: bool = False,
+    may_grow: Sequence[str] = (),
     opaque: Sequence[str] = (),
 ) -> StageRun:
     """Decides whether a stage has work to do and makes its folder ready.
@@ -139,7 +140,10 @@ def begin(
         config: Everything that decides the output: dataclasses, numbers, strings.
         external: Hashes of files from outside, by a name that says what they are.
         resumable: Keep a partial folder of the same fingerprint for the stage to
-            go on with; otherwise a partial folder is removed.
+            go on with, and put aside one of another, which is gone on with once the
+            fingerprint is its own again; otherwise a partial folder is removed.
+        may_grow: Numbers of the config, as in ``loop.total_steps``, that a partial
+            folder may have had smaller. None is the largest.
         opaque: Paths or patterns in the folder that don't enter the content hash.
 
     Raises:
@@ -166,8 +170,13 @@ def begin(
         say(f"{stage}: up to date ({final})")
         return run
     if current is not None:
-        say(f"{stage}: building again, since {_what_changed(current, record)}")
-    _open_partial(run.folder, record, resumable, stage)
+        say(f"{stage}: building again, since {_what_changed(vars(current), record)}")
+    if resumable and _resume(run.folder, record, may_grow, stage):
+        return run
+    if run.folder.exists():
+        shutil.rmtree(run.folder)
+    run.folder.mkdir(parents=True)
+    write_json(run.folder / _FINGERPRINT, record)
     return run
 
 
@@ -246,19 +255,70 @@ def _old(final: Path) -> Path:
     return final.with_name(final.name + ".old")
 
 
-def _open_partial(
-    folder: Path, record: dict[str, Any], resumable: bool, stage: str
-) -> None:
-    """Makes an empty partial folder, or keeps one that can be gone on with."""
-    mark = folder / _FINGERPRINT
-    if folder.exists():
-        with contextlib.suppress(FileNotFoundError, IsADirectoryError, ValueError):
-            if resumable and read_json(mark) == record["fingerprint"]:
-                say(f"{stage}: resuming")
-                return
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
-    write_json(mark, record["fingerprint"])
+def _resume(
+    folder: Path, record: dict[str, Any], may_grow: Sequence[str], stage: str
+) -> bool:
+    """Finds the partial folder that can be gone on with, and puts another aside."""
+    was = _read_record(folder)
+    if was is not None and not _fits(was, record, may_grow):
+        if done := _work_done(folder):
+            aside = _aside(folder, was["fingerprint"])
+            folder.rename(aside)
+            say(
+                f"{stage}: the unfinished work in {folder} ({done}) is of other "
+                f"settings ({_what_changed(was, record)}): it is kept as {aside}, and "
+                "gone on with once these are put back; delete it if they won't be"
+            )
+        was = None
+    aside = _aside(folder, record["fingerprint"])
+    if was is None and aside.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        aside.rename(folder)
+        was = _read_record(folder)
+    if was is None:
+        return False
+    write_json(folder / _FINGERPRINT, record)
+    say(f"{stage}: resuming")
+    return True
+
+
+def _aside(partial: Path, fingerprint: str) -> Path:
+    return partial.with_name(f"{partial.name}-{fingerprint[:8]}")
+
+
+def _read_record(folder: Path) -> dict[str, Any] | None:
+    """What a partial folder is made of, if it says so."""
+    with contextlib.suppress(OSError, ValueError):
+        found = read_json(folder / _FINGERPRINT)
+        if isinstance(found, str):  # as an earlier version wrote it
+            return {"fingerprint": found}
+        if isinstance(found, dict) and isinstance(found.get("fingerprint"), str):
+            return found
+    return None
+
+
+def _fits(
+    was: Mapping[str, Any], record: Mapping[str, Any], may_grow: Sequence[str]
+) -> bool:
+    """Whether a partial folder holds the first part of what is to be made."""
+    if was["fingerprint"] == record["fingerprint"]:
+        return True
+    before, after = dict(_flatten(was)), dict(_flatten(record))
+    for key in (before.keys() | after.keys()) - {"fingerprint"}:
+        old, new = before.get(key), after.get(key)
+        is_free = key.removeprefix("config.") in may_grow and old is not None
+        if old != new and not (is_free and (new is None or new > old)):
+            return False
+    return True
+
+
+def _work_done(folder: Path) -> str:
+    """What would be lost with a partial folder; "" if nothing that took long."""
+    saved = [p.name.rpartition("_")[2] for p in folder.glob("checkpoints/checkpoint_*")]
+    if steps := [int(step) for step in saved if step.isdigit()]:
+        return f"saved at step {max(steps):,}"
+    chunks = sum(1 for _ in folder.rglob("chunk_*"))
+    return f"{chunks:,} chunks" if chunks else ""
 
 
 def _swap_into_place(final: Path) -> None:
@@ -307,11 +367,13 @@ def _check_inputs_of(workdir: Path, name: str, manifest: Manifest, stage: str) -
             )
 
 
-def _what_changed(old: Manifest, record: Mapping[str, Any]) -> str:
-    """Names what differs between a finished folder and what is asked for now."""
+def _what_changed(old: Mapping[str, Any], record: Mapping[str, Any]) -> str:
+    """Names what differs between a folder and what is asked for now."""
+    if "config" not in old:
+        return "which ones, an earlier version did not note"
     changes = []
     for kind in ("config", "inputs", "external"):
-        before = dict(_flatten(getattr(old, kind)))
+        before = dict(_flatten(old[kind]))
         after = dict(_flatten(record[kind]))
         for key in sorted(before.keys() | after.keys()):
             if before.get(key) != after.get(key):
@@ -324,6 +386,8 @@ def _what_changed(old: Manifest, record: Mapping[str, Any]) -> str:
 
 
 def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, list) and any(isinstance(v, Mapping) for v in value):
+        value = dict(enumerate(value))
     if isinstance(value, Mapping) and value:
         for key, inner in value.items():
             yield from _flatten(inner, f"{prefix}.{key}" if prefix else str(key))

@@ -1,6 +1,7 @@
 """One line for whatever goes wrong with a file that an earlier stage wrote."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,12 @@ from tiger_jax.errors import InputError, UserFacingError
 from tiger_jax.stage_table import MADE_BY
 
 _UNREADABLE = (OSError, EOFError, LookupError, TypeError, ValueError)
+
+
+def path_of(text: str) -> Path:
+    """A path that a user gave: ``~`` is a home, and ``a:b`` no URI of a scheme a."""
+    path = Path(os.path.expanduser(text))
+    return path.absolute() if ":" in text else path
 
 
 @contextlib.contextmanager

@@ -163,6 +163,19 @@ def test_builder_gives_what_the_reader_gives(raw_folder, tmp_path):
     assert builder.info.metadata["skipped_lines"] == 2
 
 
+def test_builder_takes_no_other_folders_items(raw_folder, tmp_path):
+    def prepare():
+        builder = Amazon2014(config="beauty", data_dir=tmp_path / "tfds")
+        config = tfds.download.DownloadConfig(manual_dir=raw_folder)
+        builder.download_and_prepare(download_config=config)
+        return builder.info.splits["items"].num_examples
+
+    assert prepare() == prepare() == 5
+    write_gzip(raw_folder / "reviews_Beauty_5.json.gz", review_lines(REVIEWS[:1]))
+    with pytest.raises(InputError, match="prepared from other files .* data_dir"):
+        prepare()
+
+
 def test_folders_read_at_once_keep_apart(tmp_path):
     folders = []
     for name in "CD":

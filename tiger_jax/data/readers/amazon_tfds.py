@@ -4,6 +4,7 @@ The data set has one example per item: what is known about it, and its reviews. 
 directories don't go through it: they read the raw files (`amazon.read_amazon`).
 """
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,29 @@ class Amazon2014(tfds.core.GeneratorBasedBuilder):
             ),
             metadata=tfds.core.MetadataDict(),
             disable_shuffling=True,
+        )
+
+    def download_and_prepare(
+        self, *, download_dir: Any = None, download_config: Any = None, **options: Any
+    ) -> None:
+        """Prepares the files, or takes what was prepared from the very same ones.
+
+        Raises:
+            InputError: Others were prepared under this name.
+        """
+        folder = getattr(download_config, "manual_dir", None)
+        files = self.builder_config.files
+        paths = {key: Path(folder or "") / name for key, name in files.items()}
+        has_files = folder is not None and all(p.exists() for p in paths.values())
+        if has_files and Path(self.data_path).exists():
+            digests = {key: hash_file(path) for key, path in paths.items()}
+            if digests != self.info.metadata["sha256"]:
+                raise InputError(
+                    f"{self.data_path} was prepared from other files than those in "
+                    f"{folder}: give TFDS another data_dir, or delete that folder"
+                )
+        super().download_and_prepare(
+            download_dir=download_dir, download_config=download_config, **options
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
@@ -195,5 +219,6 @@ def _download(files: dict[str, str], dl_manager: Any) -> dict[str, Path]:
                 f"downloaded from there had {known[url]}: delete it to fetch it "
                 f"again, or delete {record} if the source has changed"
             )
-    write_json(record, known)
+    with contextlib.suppress(FileNotFoundError):  # another run has just put it there
+        write_json(record, known)
     return paths

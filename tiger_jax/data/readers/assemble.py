@@ -1,5 +1,7 @@
 """Checks an items table against an interactions table and makes a `RawShop`."""
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,9 +10,14 @@ import pyarrow.compute as pc
 
 from tiger_jax.data.raw_shop import CATEGORY_PATHS, RawShop
 from tiger_jax.data.readers import columns
+from tiger_jax.data.readers.naming import describe_columns, near_misses
 from tiger_jax.data.tables.table import SourceTable
 from tiger_jax.data.text_numbers import number_texts
-from tiger_jax.errors import InputError
+from tiger_jax.errors import InputError, flag
+
+# No name, or what pandas calls the row numbers that it wrote without one.
+_NAMELESS = re.compile(r"\s*|Unnamed: \d+|__index_level_\d+__")
+ITEM_PARTS = ("item_id", "title", "brand", "categories", "price")
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,10 @@ def assemble_shop(
         raise InputError(
             f"unknown_items must be 'error' or 'drop', not {unknown_items!r}"
         )
-    _check_columns_exist(items, interactions, names, min_rating)
+    require_columns(items, names, ITEM_PARTS)
+    events_have = ["user_id", "event_item_id", "timestamp"]
+    events_have += ["rating"] if min_rating is not None else []
+    require_columns(interactions, names, events_have)
     item_table, notes = read_items(items, names)
     item_ids = item_table["item_id"]
 
@@ -103,37 +113,45 @@ def assemble_shop(
     is_kept &= is_known
     if not is_kept.all():
         event_table = event_table.filter(pa.array(is_kept))
-    return RawShop(name, item_table, event_table, tuple(notes))
+    return RawShop(
+        name,
+        item_table,
+        event_table,
+        tuple(notes),
+        columns=(
+            describe_columns(items, {p: getattr(names, p) for p in ITEM_PARTS}),
+            describe_columns(
+                interactions,
+                {p.removeprefix("event_"): getattr(names, p) for p in events_have},
+            ),
+        ),
+    )
 
 
-def _check_columns_exist(
-    items: SourceTable,
-    interactions: SourceTable,
-    names: ColumnNames,
-    min_rating: float | None,
+def require_columns(
+    source: SourceTable, names: ColumnNames, parts: Sequence[str]
 ) -> None:
-    of_items = ("item_id", "title", "brand", "price", "categories")
-    of_events = ["user_id", "interaction_item_id", "timestamp"]
-    if min_rating is not None:
-        of_events.append("rating")
-    for source, roles in ((items, of_items), (interactions, of_events)):
-        found = source.column_names
-        for role in roles:
-            column = getattr(names, role)
-            if role == "interaction_item_id":
-                column = names.event_item_id
-            if column is None or column in found:
-                continue
-            shown = ", ".join(columns.shown(c) for c in found[:20])
-            if names.options is None:
-                advice = "add it"
-            elif len(found) == 1 and any(mark in found[0] for mark in ";\t|"):
-                advice = f"set {names.options}.delimiter to what stands between fields"
-            else:
-                advice = f"set {names.options}.{role} to the column's name"
-            raise InputError(
-                f"{source.path} has no column {column!r} (found: {shown}): {advice}"
-            )
+    """Refuses a table that lacks a column that plays a part; None plays none."""
+    found = source.column_names
+    for part in parts:
+        column = getattr(names, part)
+        if column is None or column in found:
+            continue
+        shown = ", ".join(columns.shown(c) for c in found[:20])
+        option = part.replace("event_item_id", "interaction_item_id")
+        likely = near_misses(part.removeprefix("event_"), found) or ["NAME"]
+        if names.options is None:
+            advice = "add it"
+        elif len(found) == 1 and any(mark in found[0] for mark in ";\t|"):
+            mark = next(mark for mark in ";\t|" if mark in found[0])
+            advice = f"fields have {mark!r} between them? Then add "
+            advice += flag(f"{names.options}.delimiter", mark)
+        else:
+            advice = "name the column that holds it with "
+            advice += flag(f"{names.options}.{option}", likely[0])
+        raise InputError(
+            f"{source.path} has no column {column!r} (found: {shown}): {advice}"
+        )
 
 
 def read_items(source: SourceTable, names: ColumnNames) -> tuple[pa.Table, list[str]]:
@@ -160,7 +178,9 @@ def read_items(source: SourceTable, names: ColumnNames) -> tuple[pa.Table, list[
     }
     used = {names.item_id, names.title, names.brand, names.price, names.categories}
     for column in source.table.column_names:
-        if column not in used:
+        if _NAMELESS.fullmatch(column):
+            notes.append(f"{source.path.name}: a column without a name is left out")
+        elif column not in used:
             # A further column must not take the place of one of ours.
             key = f"{column} (further)" if column in table else column
             table[key] = columns.read_text(source, column)

@@ -1,8 +1,5 @@
 """Turns a file's columns into `RawShop`'s: texts, prices, categories, times."""
 
-import ast
-import json
-import re
 from collections.abc import Callable
 
 import numpy as np
@@ -10,6 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tiger_jax.data.raw_shop import CATEGORY_PATHS
+from tiger_jax.data.readers.list_texts import is_list, parse_list
 from tiger_jax.data.tables.table import SourceTable
 from tiger_jax.errors import InputError
 
@@ -89,8 +87,8 @@ def read_categories(source: SourceTable, column: str) -> pa.ChunkedArray:
 
     *   A list of lists is several paths; a flat list is one.
     *   In a text, "|" stands between paths and ">" between the levels of one:
-        "Beauty > Nails | Gifts". A text in square brackets is a list, as JSON
-        or Python write it: "['Beauty', 'Nails']".
+        "Beauty > Nails | Gifts". A text in brackets is a list, as JSON, Python, NumPy
+        or a database write it: "['Beauty', 'Nails']".
 
     Empty names are dropped, then empty paths.
 
@@ -102,13 +100,24 @@ def read_categories(source: SourceTable, column: str) -> pa.ChunkedArray:
         return pa.chunked_array(
             [pa.array([clean_paths(v) for v in values.to_pylist()], CATEGORY_PATHS)]
         )
+    return parse_categories(source, column, parse_paths)
+
+
+def parse_categories(
+    source: SourceTable, column: str, parse: Callable[[str], list[list[str]]]
+) -> pa.ChunkedArray:
+    """Reads category paths from texts.
+
+    Raises:
+        InputError: `parse` raised a ValueError or the like: names the line.
+    """
     # Shops have few distinct category texts: parse each of them once.
     encoded = read_text(source, column).dictionary_encode()
     texts = encoded.unify_dictionaries().combine_chunks()
     parsed = []
     for index, text in enumerate(texts.dictionary.to_pylist()):
         try:
-            parsed.append(clean_paths(_parse_paths(text)))
+            parsed.append(clean_paths(parse(text)))
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as bad:
             row = int(np.argmax(np.asarray(texts.indices) == index))
             raise InputError(
@@ -191,15 +200,13 @@ def _column(source: SourceTable, column: str) -> pa.ChunkedArray:
     return source.table[column]
 
 
-def _parse_paths(text: str) -> list[list[str]]:
-    if re.fullmatch(r"\s*\[.*\]\s*", text, re.DOTALL):
-        try:
-            value = json.loads(text)
-        except ValueError:
-            value = ast.literal_eval(text.strip())
+def parse_paths(text: str) -> list[list[str]]:
+    """The paths in a text; see `read_categories`."""
+    if is_list(text):
+        value = parse_list(text)
         paths = value if any(isinstance(v, list) for v in value) else [value]
         if not all(isinstance(name, str) for path in paths for name in path):
-            raise TypeError("its elements aren't texts")
+            raise TypeError("it is nested too deep")
         if any(isinstance(path, str) for path in paths):
             raise TypeError("it mixes names and lists")
         "".join(name for path in paths for name in path).encode()  # no surrogates

@@ -1,23 +1,34 @@
 """A shop as anyone can write it down: `items` and `interactions` files."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pyarrow as pa
 
 from tiger_jax.config import config
 from tiger_jax.data.raw_shop import RawShop
-from tiger_jax.data.readers.assemble import ColumnNames, assemble_shop, read_items
+from tiger_jax.data.readers.assemble import (
+    ITEM_PARTS,
+    ColumnNames,
+    assemble_shop,
+    read_items,
+    require_columns,
+)
+from tiger_jax.data.readers.naming import find_columns
 from tiger_jax.data.readers.reader import match_files, required_files
 from tiger_jax.data.tables.csv_files import CsvFormat
 from tiger_jax.data.tables.table import SourceTable, read_table
+
+_OPTIONS = "files.FilesConfig"
 
 
 @config("files")
 class FilesConfig:
     """How to read `items.*` and `interactions.*`.
 
+    A column of another name than the usual one is found by the synonyms in `naming`.
     Optional columns that a file lacks are simply unknown, but one that is named
     here, other than by its default, must exist. Texts of categories have "|"
     between paths and ">" between levels.
@@ -68,14 +79,16 @@ class FilesConfig:
         interactions = read_table(
             interactions_path, columns=wanted, csv_format=self._csv_format
         )
-        return assemble_shop(
+        names, notes = self._names(items, interactions)
+        shop = assemble_shop(
             folder.resolve().name,
             items,
             interactions,
-            self._names(items, interactions),
+            names,
             unknown_items=self.unknown_items,
             min_rating=self.min_rating,
         )
+        return dataclasses.replace(shop, notes=(*shop.notes, *notes))
 
     def read_items(self, path: Path) -> pa.Table:
         """Reads a file of items alone, with the columns of `RawShop.items`.
@@ -84,7 +97,9 @@ class FilesConfig:
             InputError: Something is wrong with the file: names the line or column.
         """
         items = read_table(path, csv_format=self._csv_format)
-        return read_items(items, self._names(items))[0]
+        names, _ = self._names(items)
+        require_columns(items, names, ITEM_PARTS)
+        return read_items(items, names)[0]
 
     @property
     def _csv_format(self) -> CsvFormat:
@@ -92,23 +107,26 @@ class FilesConfig:
 
     def _names(
         self, items: SourceTable, interactions: SourceTable | None = None
-    ) -> ColumnNames:
-        """The columns, leaving out those of a default name that aren't there."""
-        sources = dict.fromkeys(("title", "brand", "price", "categories"), items)
+    ) -> tuple[ColumnNames, list[str]]:
+        """The columns that are named here, or that go by one of the usual names."""
+        usual: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(self)}
+
+        def find(source: SourceTable, parts: Sequence[str]) -> dict[str, str]:
+            named = {p: n for p in parts if (n := getattr(self, p)) != usual[p]}
+            open_parts = {p: usual[p] for p in parts if p not in named}
+            found, missing = find_columns(
+                source, open_parts, taken=named.values(), options=_OPTIONS
+            )
+            notes.extend(missing)
+            return {**found, **named}
+
+        notes: list[str] = []
+        parts = find(items, ITEM_PARTS)
+        parts.setdefault("item_id", self.item_id)
         if interactions is not None:
-            sources["timestamp"] = interactions
-        defaults = {f.name: f.default for f in dataclasses.fields(self)}
-        optional = {
-            role: column
-            for role, source in sources.items()
-            if (column := getattr(self, role)) != defaults[role]
-            or column in source.column_names
-        }
-        return ColumnNames(
-            item_id=self.item_id,
-            user_id=self.user_id,
-            interaction_item_id=self.interaction_item_id,
-            rating=self.rating,
-            options="files.FilesConfig",
-            **optional,
-        )
+            rating = ["rating"] if self.min_rating is not None else []
+            events = find(interactions, ["user_id", "item_id", "timestamp", *rating])
+            own = self.interaction_item_id or events.pop("item_id", self.item_id)
+            parts |= {**events, "interaction_item_id": own}
+        parts.setdefault("user_id", self.user_id)
+        return ColumnNames(**parts, options=_OPTIONS), notes

@@ -15,7 +15,7 @@ from tiger_jax.data.readers.movielens import MovielensConfig
 from tiger_jax.data.readers.reader import Reader, kind_of, recognise
 from tiger_jax.data.readers.recbole import RecboleConfig
 from tiger_jax.data.synthetic import SyntheticShopConfig, generate_shop
-from tiger_jax.errors import InputError
+from tiger_jax.errors import InputError, flag
 from tiger_jax.workdir.hashing import hash_file
 
 READERS = (FilesConfig, RecboleConfig, MovielensConfig, AmazonConfig)
@@ -69,7 +69,7 @@ def find_source(
     if reader is not None and (source != "auto" or folder is None):
         raise InputError(
             "prepare_data.reader is given, which needs --data_dir and goes only with "
-            "prepare_data.source = 'auto'"
+            + flag("prepare_data.source", "auto")
         )
     if folder is None:
         return _without_folder(source, configs)
@@ -86,7 +86,8 @@ def find_source(
     if source not in ("auto", kind) and not may_be_amazon:
         raise InputError(
             f"prepare_data.source is {source!r}, but {folder} holds {kind} data "
-            f"({files[0].name}): set it to 'auto', or give another --data_dir"
+            f"({files[0].name}): {flag('prepare_data.source', 'auto')}, or give "
+            "another --data_dir"
         )
     if isinstance(reader, AmazonConfig):
         kind = _amazon_category(files[0], source)

@@ -6,15 +6,17 @@ A data set `shop` is a folder with `shop.inter` (`user_id:token`, `item_id:token
 """
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import ClassVar
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from tiger_jax.config import config
-from tiger_jax.data.raw_shop import CATEGORY_PATHS, RawShop
+from tiger_jax.data.raw_shop import RawShop
+from tiger_jax.data.readers import columns
 from tiger_jax.data.readers.assemble import ColumnNames, assemble_shop
+from tiger_jax.data.readers.list_texts import is_list
 from tiger_jax.data.readers.reader import match_files, required_files
 from tiger_jax.data.tables.csv_files import CsvFormat
 from tiger_jax.data.tables.table import SourceTable, read_table
@@ -32,8 +34,8 @@ class RecboleConfig:
         timestamp: Optional column of times; without it, the file's order counts.
         rating: Column of ratings, read only where `min_rating` asks for it.
         title: Names under which RecBole's data sets keep the title.
-        categories: They count as one path, separated by commas if the column has
-            any, otherwise by spaces.
+        categories: They count as one path, separated by commas if most have some,
+            otherwise by spaces; or a list, as Python writes it.
         min_rating: Leave out interactions rated lower (None: all count).
         unknown_items: "error", or "drop" interactions of items that aren't listed.
     """
@@ -59,7 +61,7 @@ class RecboleConfig:
         items, interactions = map(_read_atomic, required_files(self, folder))
         categories = _first_of(self.categories, items)
         if categories is not None:
-            items = items.with_column(categories, _separate)
+            items = _separate(items, categories)
         names = ColumnNames(
             item_id=self.item_id,
             user_id=self.user_id,
@@ -103,10 +105,21 @@ def _first_of(candidates: tuple[str, ...], source: SourceTable) -> str | None:
     return next((name for name in candidates if name in found), None)
 
 
-def _separate(texts: pa.ChunkedArray) -> pa.Array:
-    """Splits each sequence of categories into one path."""
-    has_commas = pc.any(pc.match_substring(texts, ",")).as_py()
-    split = (text.split("," if has_commas else " ") for text in texts.to_pylist())
-    # Some of RecBole's own conversions left Python's quotes around the names.
-    paths = [[[name.strip().strip("'\"") for name in names]] for names in split]
-    return pa.array(paths, CATEGORY_PATHS)
+def _separate(source: SourceTable, column: str) -> SourceTable:
+    """Splits each sequence of categories into one path.
+
+    Commas separate where most of several words have some; otherwise, spaces do too.
+    """
+    texts = pc.unique(source.table[column]).to_pylist()
+    several = [text for text in texts if " " in text or "," in text]
+    by_commas = 2 * sum("," in text for text in several) >= len(several) > 0
+    pattern = "," if by_commas else r"[,\s]+"
+
+    def parse(text: str) -> list[list[str]]:
+        if is_list(text):
+            return columns.parse_paths(text)
+        # Some of RecBole's own conversions left Python's quotes around the names.
+        return [[name.strip().strip("'\"") for name in re.split(pattern, text)]]
+
+    paths = columns.parse_categories(source, column, parse)
+    return source.with_column(column, lambda _: paths)
