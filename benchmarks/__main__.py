@@ -5,7 +5,7 @@ isn't installed, and say so on standard error. Every benchmark has a command of 
 own for the full sizes, with --help:
 
     python -m benchmarks.decoding
-    python -m benchmarks.training.step, .quantizers
+    python -m benchmarks.training.step
     python -m benchmarks.serving
     python -m benchmarks.scale
     python -m benchmarks.paper.analyses, .checkpoint_choice, .cold_start,

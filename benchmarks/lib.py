@@ -24,9 +24,6 @@ ROOT = Path(__file__).resolve().parents[1]
 Row = dict[str, Any]
 
 
-# --- Command lines ------------------------------------------------------------------
-
-
 def make_parser(doc: str | None, *options: str) -> argparse.ArgumentParser:
     """A parser whose help is the module's docstring, with some of the known options."""
     spec = sys.modules["__main__"].__spec__
@@ -83,11 +80,7 @@ def run(main: Callable[[], None]) -> None:
 
 
 def find_data(folder: Path | None, name: str, option: str) -> Path:
-    """A folder or file that was given, or the one of that name in $TIGER_DATA.
-
-    Raises:
-        InputError: There is none.
-    """
+    """What was given, or what has that name in $TIGER_DATA; InputError if none has."""
     data = os.environ.get("TIGER_DATA")
     found = folder or (Path(data, name) if data else None)
     if found is None or not found.exists():
@@ -95,9 +88,6 @@ def find_data(folder: Path | None, name: str, option: str) -> Path:
             f"no {name} at {found or '$TIGER_DATA, which is not set'}: give {option}"
         )
     return found
-
-
-# --- Rows ---------------------------------------------------------------------------
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -167,15 +157,8 @@ def _processor() -> str:
     return platform.processor()
 
 
-# --- Documents ----------------------------------------------------------------------
-
-
 def write_between(file: Path, name: str, text: str) -> None:
-    """Replaces what stands between <!-- name --> and <!-- /name --> in a file.
-
-    Raises:
-        InputError: The file has no such marks, or has them more than once.
-    """
+    """Replaces what stands between <!-- name --> and <!-- /name -->, once in a file."""
     begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     old = file.read_text(encoding="utf-8")
     before, has_begin, rest = old.partition(begin)
@@ -238,9 +221,6 @@ def format_interval(value: float, ends: Sequence[float] | None) -> str:
     return f"{format_short(value)} ({'–'.join(map(format_short, ends))})"
 
 
-# --- Turns --------------------------------------------------------------------------
-
-
 def race(
     sides: dict[str, Callable[[], Any]],
     rounds: int,
@@ -285,9 +265,6 @@ def race(
                 turn += call(side)
             turns[name].append(turn)
     return {name: np.stack(own) for name, own in turns.items()}
-
-
-# --- Plots --------------------------------------------------------------------------
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from tiger_jax.evaluation.metrics import ndcg_at_k, recall_at_k
+from tiger_jax.evaluation.metrics import compute_metrics
 from tiger_jax.input_pipeline.vocabulary import TigerVocabulary
 
 CUTOFFS = (1, 5, 10, 20)
@@ -22,10 +22,9 @@ def make_beam_metric_fn(
     of M Semantic IDs, best first; a beam that reached no item is all padding. Seqio
     recognises the kind of metric by the names of the three arguments.
 
-    Returns:
-        metric_fn(targets, predictions, aux_values) -> ``recall@k`` for every cutoff
-        and ``ndcg@k`` for those above 1, averaged over examples. A cutoff beyond
-        the number of beams is left out: nobody was ranked that low.
+    It gives ``recall@k`` for every cutoff and ``ndcg@k`` for those above 1, averaged
+    over examples. A cutoff beyond the number of beams is left out: nobody was ranked
+    that low.
     """
 
     def beam_metrics(
@@ -45,10 +44,7 @@ def ranking_metrics(
     targets: Int[np.ndarray, "n T"],
     cutoffs: Sequence[int] = CUTOFFS,
 ) -> dict[str, float]:
-    """Recall and NDCG of one target an example.
-
-    With the target at rank r (0 is best), recall@k is [r < k], and ndcg@k is
-    [r < k] / log2(r + 2).
+    """Recall and NDCG of one target an example, by `evaluation.metrics`.
 
     Example:
         >>> beams = np.array([[[1, 3], [2, 4]], [[2, 3], [1, 4]]])
@@ -58,9 +54,8 @@ def ranking_metrics(
     is_hit = (beams == targets[:, None, :]).all(-1)  # [n, M]
     num_beams = beams.shape[1]
     rank = np.where(is_hit.any(-1), is_hit.argmax(-1), num_beams).astype(np.int32)
-    metrics = {}
-    for k in sorted(k for k in cutoffs if k <= num_beams):
-        metrics[f"recall@{k}"] = float(recall_at_k(rank, k).mean())
-        if k > 1:
-            metrics[f"ndcg@{k}"] = float(ndcg_at_k(rank, k).mean())
-    return metrics
+    known = sorted(k for k in cutoffs if k <= num_beams)
+    names = [
+        f"{m}@{k}" for k in known for m in ("recall", "ndcg") if (m, k) != ("ndcg", 1)
+    ]
+    return compute_metrics(rank, tuple(names))

@@ -41,9 +41,6 @@ def register_sharded_task(
         shuffle_buffer_size: Examples that the next one is drawn from; some 500 bytes
             each, and part of every saved position.
         cycle_length: Files that are read in turns.
-
-    Returns:
-        The name, so that gin can register and name a task in one line.
     """
     source = TokenShards(
         Path(folder) if folder else _default_folder, cycle_length=cycle_length

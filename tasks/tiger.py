@@ -55,11 +55,7 @@ class WorkdirShop(Shop):
 
     @property
     def workdir(self) -> Path:
-        """The work directory in force.
-
-        Raises:
-            InputError: None was given, and TIGER_WORKDIR is not set.
-        """
+        """The one in force; InputError if none was given, nor TIGER_WORKDIR is set."""
         if self._workdir:
             return Path(self._workdir)
         return find_workdir("work directory", "tasks.tiger.register_tiger_task.workdir")
@@ -101,14 +97,11 @@ def register_tiger_task(
     """Registers a work directory as a seqio task; again replaces it.
 
     Args:
-        name: By custom tiger_<data set>.
-        workdir: The work directory; by default what TIGER_WORKDIR names when the
-            task is used.
+        name: By custom tiger_<data set>. It is returned, so that gin can register and
+            name a task in one line.
+        workdir: By default what TIGER_WORKDIR names when the task is used.
         num_user_tokens: Tokens that users are hashed to; 0 for none.
         num_items: Most recent items that the model sees.
-
-    Returns:
-        The name, so that gin can register and name a task in one line.
     """
     shop = WorkdirShop(workdir, num_user_tokens)
     preprocessors = make_preprocessors(shop, num_items=num_items)
@@ -142,13 +135,12 @@ def add_task(
 def register_tiger_mixture(name: str, rates: Mapping[str, float] | None = None) -> str:
     """Registers a mixture of tasks over one codebook; again replaces it.
 
+    InputError if the tasks' tokens mean different things: other codebook sizes or
+    numbers of user tokens, or Semantic IDs from different quantizers.
+
     Args:
         rates: Task name to its share of the examples; a rate of 0 or less is that
             task's number of training examples.
-
-    Raises:
-        InputError: The tasks' tokens mean different things: other codebook sizes or
-            numbers of user tokens, or Semantic IDs from different quantizers.
     """
     if not rates:
         raise InputError(f"mixture {name}: rates names no tasks")

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from flax import linen as nn
 from tiger_jax.decoding.trie import Trie
 from tiger_jax.models.generator import init_params, make_decode_fns
 from tiger_jax.models.tiger import Tiger, TigerConfig
+from tiger_jax.semantic_ids.collisions import group_rows
 from tiger_jax.semantic_ids.token_ids import TokenLayout
 
 NUM_HISTORY_ITEMS = 20
@@ -78,34 +80,19 @@ def draw_codes(
     few prefixes hold most items, and some node of every depth has nearly K children.
     """
     rng = np.random.default_rng(0)
-    bits = (codebook_size - 1).bit_length()
     weights = 1.0 / np.arange(1, codebook_size + 1)
-    cumulative = np.cumsum(weights / weights.sum())
-    wide = bits * length > 64
-    found = np.empty((0, 2 if wide else 1), np.uint64)
-    while len(found) < items:
-        num_draws = max(items - len(found), items // 4)
-        words = np.zeros((num_draws, found.shape[1]), np.uint64)
-        for level in range(length):
-            if distribution == "random":
-                draw = rng.integers(0, codebook_size, num_draws, dtype=np.uint32)
-            else:
-                draw = np.searchsorted(cumulative, rng.random(num_draws))
-                draw = np.minimum(draw, codebook_size - 1)
-            word = words[:, level % words.shape[1]]
-            word <<= np.uint64(bits)
-            word |= draw.astype(np.uint64)
-        found = np.concatenate([found, words])
-        view = np.ascontiguousarray(found).view([("", np.uint64)] * found.shape[1])
-        found = np.unique(view).view(np.uint64).reshape(-1, found.shape[1])
-    found = found[rng.permutation(len(found))[:items]]
-    codes = np.empty((items, length), np.int32)
-    mask = np.uint64((1 << bits) - 1)
-    for level in reversed(range(length)):
-        word = found[:, level % found.shape[1]]
-        codes[:, level] = word & mask
-        word >>= np.uint64(bits)
-    return codes
+    upto = np.cumsum(weights / weights.sum())[:-1]
+    codes = np.empty((0, length), np.int32)
+    while len(codes) < items:
+        shape = (max(items - len(codes), items // 4), length)
+        if distribution == "random":
+            drawn = rng.integers(0, codebook_size, shape, np.int32)
+        else:
+            drawn = np.searchsorted(upto, rng.random(shape)).astype(np.int32)
+        codes = np.concatenate([codes, drawn])
+        _, firsts = np.unique(group_rows(codes), return_index=True)
+        codes = codes[firsts]
+    return codes[rng.permutation(len(codes))[:items]]
 
 
 def around(
@@ -152,13 +139,16 @@ class RealModel:
         model = Tiger(config, self.layout)
         self.config = config
         self.params = nn.unbox(init_params(model, jax.random.key(0)))
-        self.init_decode: Callable[..., Any]
-        self.decode_step: Callable[..., Any]
-        self.init_decode, self.decode_step = make_decode_fns(model)
+        decode_fns: tuple[Callable[..., Any], ...] = make_decode_fns(model)
+        self.init_decode, self.decode_step = decode_fns
 
-    def encoded(self) -> "EncodedModel":
-        """The same model for inputs that went through its encoder."""
-        return EncodedModel(self.params, self.decode_step)
+    def encoded(self) -> Any:
+        """The same model for inputs that its `init_decode` has been through."""
+        return SimpleNamespace(
+            params=self.params,
+            init_decode=lambda params, memory: memory,
+            decode_step=self.decode_step,
+        )
 
     def inputs(self, batch: int, codes: np.ndarray) -> jax.Array:
         """Full histories of random items, int32 [B S]."""
@@ -169,15 +159,3 @@ class RealModel:
         user += self.layout.first_user_token
         inputs = np.concatenate([user, tokens.reshape(batch, -1)], axis=1)
         return jnp.asarray(inputs, jnp.int32)
-
-
-@dataclasses.dataclass(frozen=True)
-class EncodedModel:
-    """A `RealModel` whose inputs are what its `init_decode` returned."""
-
-    params: Any
-    decode_step: Callable[..., Any]
-
-    def init_decode(self, params: Any, memory: Any) -> Any:
-        del params
-        return memory

@@ -31,10 +31,8 @@ class StaticIndex:
         found = build_static_index(sorted_codes, size, dense_lookup_layers=d_dense)
         self.branches = tuple(int(b) for b in found[2])
         names = ("packed_csr", "csr_indptr", "start_mask", "dense_mask", "dense_states")
-        arrays = (found[0], found[1], found[3], found[4], found[5])
-        self.arrays = {
-            name: jnp.asarray(array) for name, array in zip(names, arrays, strict=True)
-        }
+        arrays = map(jnp.asarray, (*found[:2], *found[3:6]))
+        self.arrays = dict(zip(names, arrays, strict=True))
         # States are numbered level by level in lexicographic order, as our nodes
         # are: at depth 1 by codeword, then one after another.
         differs = np.ones(sorted_codes.shape, bool)
@@ -86,10 +84,7 @@ class StaticIndex:
         return functools.partial(jax.jit(run), arrays=self.arrays)
 
 
-@functools.lru_cache(maxsize=2)
-def static_index(catalogue: Catalogue, d_dense: int) -> StaticIndex:
-    """A catalogue's index; the last two are kept."""
-    return StaticIndex(catalogue, d_dense)
+static_index = functools.lru_cache(maxsize=2)(StaticIndex)  # a catalogue's, kept
 
 
 def static_step(
@@ -131,7 +126,7 @@ def static_step(
 def static_real_search(
     index: StaticIndex, model: Any, beams: int, length: int, *, is_tiled: bool
 ):
-    """A jitted loop of STATIC's steps around a `RealModel` or an `EncodedModel`.
+    """A jitted loop of STATIC's steps around a `RealModel` or what its `encoded` gives.
 
     With `is_tiled`, every beam is a row of the batch with its own copy of the
     cross-attention's keys and values, as in decoders that know no beams; else the

@@ -10,25 +10,34 @@ from ``metrics.json``, ``details.json`` and the manifests. A row that is in the 
 already, by data set, method, experiment, seed and split, is replaced.
 """
 
+import dataclasses
 import functools
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+
 from benchmarks import lib
 from benchmarks.lib import Row
-from benchmarks.training.work_done import measure_work
+from tiger_jax.data.prepared import PreparedData
 from tiger_jax.errors import InputError
 from tiger_jax.evaluation.record import DETAILS, METRICS, title_of
+from tiger_jax.input_pipeline.resident import ResidentConfig, ResidentInput
+from tiger_jax.models.generator import init_params, make_loss_fn
+from tiger_jax.models.tiger import Tiger
+from tiger_jax.recommending.trained_model import load_card_and_table
+from tiger_jax.training.flops import count_microbatch_flops
+from tiger_jax.training.partitioning import Partitioner
 from tiger_jax.workdir import artifacts
 from tiger_jax.workdir.json_files import read_json
 
 # Bindings that leave an experiment the same: its seed, and where a start lies.
 _SAME_RECIPE = ("--gin.SEED=", "--gin.train_recommender.starts_from=")
-_measure_work = functools.cache(measure_work)  # the same for every split
 KEY = ("data", "method", "experiment", "seed", "split")
 SPLITS = ("test", "test_masked")
+UPDATES_LOOKED_AT = 200
 # Which folder holds what was trained for a method; the others are only counted.
 TRAINED = {"tiger": "recommender", "sasrec": "sasrec", "fusion": "fusion"}
 # A row of a method that the evaluation measured too is taken from there.
@@ -36,48 +45,33 @@ ONLY_FUSED = ("dense_knn", "sasrec")
 
 
 def collect_rows(workdir: Path) -> list[Row]:
-    """The rows of one work directory.
-
-    Raises:
-        InputError: Nothing was evaluated there.
-    """
-    rows = [*_of_evaluation(workdir), *_of_fusion(workdir)]
+    """The rows of one work directory; InputError if nothing was evaluated there."""
+    rows = []
+    for folder in (workdir / "evaluation", workdir / "fusion"):
+        if (folder / artifacts.MANIFEST).is_file():
+            rows += _of_folder(workdir, folder)
     if not rows:
         raise InputError(f"nothing was evaluated in {workdir}: run its evaluate stage")
     # A fusion's part that the evaluation measured too is taken from there.
     return list({tuple(r[k] for k in KEY): r for r in reversed(rows)}.values())[::-1]
 
 
-def _of_evaluation(workdir: Path) -> Iterator[Row]:
-    folder = workdir / "evaluation"
-    if not (folder / artifacts.MANIFEST).is_file():
-        return
+def _of_folder(workdir: Path, folder: Path) -> list[Row]:
+    """A row of each method and split; values and intervals are by split and metric."""
     metrics = read_json(folder / METRICS)
-    details = read_json(folder / DETAILS)
-    row = functools.partial(_row, workdir, folder, metrics)
-    for name, by_split in metrics["baselines"].items():
-        for split in SPLITS:
-            yield row(name, split, by_split, details["baseline_intervals"][name])
-    for split in SPLITS:
-        yield row("tiger", split, metrics, metrics["intervals"])
-
-
-def _of_fusion(workdir: Path) -> Iterator[Row]:
-    folder = workdir / "fusion"
-    if not (folder / artifacts.MANIFEST).is_file():
-        return
-    metrics = read_json(folder / METRICS)
-    row = functools.partial(_row, workdir, folder, metrics)
-    for name in ONLY_FUSED:
-        if name in metrics["parts"]:
-            parts, intervals = metrics["parts"][name], metrics["part_intervals"][name]
-            for split in SPLITS:
-                yield row(name, split, parts, intervals)
-    settings = {
-        name: metrics["settings"][name] for name in ("weights", "normalization")
-    }
-    for split in SPLITS:
-        yield row("fusion", split, metrics, metrics["intervals"]) | settings
+    intervals = metrics["intervals"]
+    if folder.name == "fusion":
+        parts, ends, last = metrics["parts"], metrics["part_intervals"], "fusion"
+        found = {n: (parts[n], ends[n]) for n in ONLY_FUSED if n in parts}
+    else:
+        ends, last = read_json(folder / DETAILS)["baseline_intervals"], "tiger"
+        found = {n: (own, ends[n]) for n, own in metrics["baselines"].items()}
+    found[last] = metrics, intervals
+    return [
+        _row(workdir, folder, metrics, method, split, values[split], ends[split])
+        for method, (values, ends) in found.items()
+        for split in SPLITS
+    ]
 
 
 def _row(
@@ -89,7 +83,7 @@ def _row(
     values: Row,
     intervals: Row,
 ) -> Row:
-    """A method on a split; `values` and `intervals` are by split and metric."""
+    """A method on a split; `values` and `intervals` are by metric."""
     measured = artifacts.load_manifest(folder, verify=False)
     data = read_json(workdir / "data" / "statistics.json")
     row = {
@@ -103,10 +97,9 @@ def _row(
         "seed": None,
         "split": split,
         "users": metrics["settings"]["users"],
-        "metrics": {name: round(value, 6) for name, value in values[split].items()},
+        "metrics": {name: round(value, 6) for name, value in values.items()},
         "intervals": {
-            name: [round(end, 6) for end in ends]
-            for name, ends in intervals[split].items()
+            k: [round(end, 6) for end in own] for k, own in intervals.items()
         },
         "evaluated_by": command_of(measured.made),
     }
@@ -114,8 +107,58 @@ def _row(
         made = artifacts.load_manifest(workdir / TRAINED[method], verify=False)
         row |= _training(workdir, made)
     if method == "tiger":
-        row |= _measure_work(workdir)
+        row |= measure_work(workdir)
+    if method == "fusion":
+        settings = metrics["settings"]
+        row |= {name: settings[name] for name in ("weights", "normalization")}
     return row
+
+
+@functools.cache  # the same for every split
+def measure_work(workdir: Path) -> dict[str, float]:
+    """Floating-point operations of an example, and in a second, of a recommender.
+
+    The compiler counts the gradient of a microbatch of every length before it
+    optimizes anything, padding included; how often each length comes is seen in the
+    input's first updates, drawn as that training drew them. The rate is over the time
+    that the training logged as spent on updates, without validation. Of the seqio
+    input, whose stream isn't opened again, there is nothing.
+    """
+    folder = workdir / "recommender"
+    manifest = artifacts.load_manifest(folder, verify=False)
+    config = manifest.config.get("input", [{}])[0]
+    if config.get("class") != ResidentConfig.__name__:
+        return {}
+    data = PreparedData.load(workdir / "data")
+    card, table = load_card_and_table(workdir, data)
+    names = {field.name for field in dataclasses.fields(ResidentConfig)}
+    values: dict[str, Any] = {k: v for k, v in config.items() if k in names}
+    values["bucket_items"] = tuple(values["bucket_items"])
+    examples = ResidentInput(
+        data.train,
+        table.codes,
+        card.layout,
+        ResidentConfig(**values),
+        user_hashes=data.user_hashes,
+        seed=manifest.config["seed"],
+        only_last=manifest.config.get("training_pairs") == "last",
+    )
+    updates = [next(examples) for _ in range(UPDATES_LOOKED_AT)]
+    model = Tiger(card.config, card.layout)
+    params = jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
+    flops = count_microbatch_flops(
+        make_loss_fn(model), examples, params, updates[0], Partitioner()
+    )
+    total = sum(flops[bucket] for update in updates for bucket in update.buckets)
+    per_example = total / sum(update.num_examples for update in updates) / 1e9
+    logged = lib.read_rows(folder / "metrics.jsonl")
+    rows = [row for row in logged if "train/seconds" in row]
+    seconds = [row["train/seconds"] for row in rows]
+    rate = np.average([row["train/examples_per_s"] for row in rows], weights=seconds)
+    return {
+        "gflop_per_example": float(f"{per_example:.3g}"),
+        "gflops_per_s": float(f"{per_example * rate:.3g}"),
+    }
 
 
 def _training(workdir: Path, manifest: artifacts.Manifest) -> Row:

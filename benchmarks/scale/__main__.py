@@ -69,16 +69,12 @@ def main() -> None:
                 _measure_steps(rows, part, size)
                 continue
             for stage in options.stages:
-                if size <= _MAX_SIZES.get(stage, size):
-                    _measure_local(rows, stage, size)
-
-
-def _measure_local(rows: MeasuredRows, stage: str, size: int) -> None:
-    if rows.has("local", stage, size):
-        return
-    say(f"{stage} at {size:,} items")
-    if _run_alone(local.measure_alone, stage, size, rows.add):
-        say(f"{stage} at {size:,} failed: see the error above")
+                is_known = rows.has("local", stage, size)
+                if is_known or size > _MAX_SIZES.get(stage, size):
+                    continue
+                say(f"{stage} at {size:,} items")
+                if _run_alone(local.measure, stage, size, rows.add):
+                    say(f"{stage} at {size:,} failed: see the error above")
 
 
 def _measure_steps(rows: MeasuredRows, part: str, size: int) -> None:

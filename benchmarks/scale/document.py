@@ -11,6 +11,7 @@ from benchmarks import lib
 from benchmarks.lib import Row
 from benchmarks.scale.plan import plan_lines
 from benchmarks.scale.rows import (
+    ASSIGN_STEPS,
     FIT_FROM,
     by_stage,
     fit_exponent,
@@ -20,6 +21,7 @@ from benchmarks.scale.rows import (
     where,
 )
 
+COSTS = ("CPU seconds", "µs per item", "peak MB", "bytes per item")
 # By what the names of their steps begin with.
 _STAGES = {
     "join with items": ("joined",),
@@ -27,7 +29,7 @@ _STAGES = {
     "items": ("items",),
     "histories": ("histories",),
     "tokens": ("tokens",),
-    "embed (TF-IDF)": ("texts", "embeddings"),
+    "embed (TF-IDF)": ("distinct", "embeddings"),
     "encode": ("encode",),
     "collisions": ("collision level", "write Semantic IDs"),
 }
@@ -38,8 +40,9 @@ def write_document(rows_file: Path, document: Path) -> None:
     rows = read_rows(rows_file)
     picture = document.with_name(document.stem + ".png")
     local = [row for row in rows if row["part"] == "local"]
-    sharded = sorted(filter(is_sharded, rows), key=lambda row: row["part"] != "shards")
     end_to_end = [row for row in rows if row["part"] == "end_to_end"]
+    sharded = [row for row in rows if row["part"] == "shards"]
+    sharded += [row for row in end_to_end if row["stage"] in ASSIGN_STEPS.values()]
     draw(local, sharded, picture)
     for mark, lines in (
         ("scale", _local_table(local, picture.name)),
@@ -53,31 +56,18 @@ def write_document(rows_file: Path, document: Path) -> None:
 def _local_table(rows: list[Row], picture: str) -> list[str]:
     cells, exponents = [], []
     for stage, own in by_stage(rows).items():
-        for row in own:
-            items, seconds, peak = row["items"], row["cpu_seconds"], row["peak_bytes"]
-            each = (f"{1e6 * seconds / items:.3g}", f"{peak / 1e6:,.0f}")
-            cells.append(
-                (stage, f"{items:,}", f"{seconds:.4g}", *each, f"{peak / items:,.0f}")
-            )
+        cells += [(stage, f"{row['items']:,}", *_costs(row)) for row in own]
         fits = [fit_exponent(own, name) for name in ("cpu_seconds", "peak_bytes")]
         exponents.append(
             (stage, *("" if fit is None else f"{fit:.2f}" for fit in fits))
         )
-    titles = [
-        "stage",
-        "items",
-        "CPU seconds",
-        "µs per item",
-        "peak MB",
-        "bytes per item",
-    ]
     return [
         f"{where(rows)} Seconds are of one process's CPU (other work shared the "
         "machine), medians of 50 for `decode`, the fastest of two for `histories` and "
         "of three for `collisions`; memory is the process's peak, input and "
         "interpreter included.",
         "",
-        *lib.markdown_table(titles, cells, "|---|--:|"),
+        *lib.markdown_table(["stage", "items", *COSTS], cells, "|---|--:|"),
         "",
         f"Fitted from {FIT_FROM:,} items on, quantity ~ items^exponent:",
         "",
@@ -85,6 +75,12 @@ def _local_table(rows: list[Row], picture: str) -> list[str]:
         "",
         f"![time and memory over the number of items]({picture})",
     ]
+
+
+def _costs(row: Row) -> tuple[str, ...]:
+    items, seconds, peak = row["items"], row["cpu_seconds"], row["peak_bytes"]
+    each = (f"{1e6 * seconds / items:.3g}", f"{peak / 1e6:,.0f}")
+    return (f"{seconds:.4g}", *each, f"{peak / items:,.0f}")
 
 
 def shards_table(rows: list[Row]) -> list[str]:
@@ -106,8 +102,8 @@ def shards_table(rows: list[Row]) -> list[str]:
     lines = [
         f"{where(rows)} {_listed(f'{size:,}' for size in sizes)} rows in all, in "
         "shards of 250,000: of interactions, with a tenth as many items, or, from "
-        "`texts` on, of items. One process a step works through all shards (`tokens`: "
-        "through the number given).",
+        "`distinct` on, of items. One process a step works through all shards "
+        "(`tokens`: through the number given).",
         "",
         *lib.markdown_table(titles, cells, "|---|--:|"),
         "",
@@ -150,13 +146,6 @@ def _megabytes(values: list[int]) -> str:
     return f"{shown} | {values[-1] / values[0] - 1:+.0%}"
 
 
-def is_sharded(row: Row) -> bool:
-    """Whether a row is of a step that works shard by shard."""
-    own = ("encode", "collision level", "write Semantic IDs")
-    is_step = row["part"] == "end_to_end" and row["stage"] in own
-    return row["part"] == "shards" or is_step
-
-
 def _end_to_end_table(rows: list[Row]) -> list[str]:
     if not rows:
         return []
@@ -166,19 +155,14 @@ def _end_to_end_table(rows: list[Row]) -> list[str]:
     peak = max(row["peak_bytes"] for row in own)
     total = sum(row["cpu_seconds"] for row in own)
     seconds = own[0]["part_seconds"]
-    titles = ["step", "CPU seconds", "µs per item", "peak MB", "bytes per item"]
-    cells = []
-    for row in own:
-        cpu, memory = row["cpu_seconds"], row["peak_bytes"]
-        each = (f"{1e6 * cpu / most:.3g}", f"{memory / 1e6:,.0f}")
-        cells.append((row["stage"], f"{cpu:.3g}", *each, f"{memory / most:,.0f}"))
+    cells = [(row["stage"], *_costs(row)) for row in own]
     lines = [
         f"{where(own)} {most:,} items, {total:,.0f} CPU seconds in all"
         + (f" ({seconds / 60:,.0f} minutes beside other work)" if seconds else "")
         + f", no process above {peak / 1e9:.1f} GB. Each step is a process of its own; "
         "embeddings have 32 dimensions in float16.",
         "",
-        *lib.markdown_table(titles, cells, "|---|--:|"),
+        *lib.markdown_table(["step", *COSTS], cells, "|---|--:|"),
     ]
     train, table = by_step.get("train RQ-VAE", {}), by_step.get("table", {})
     if "sample" in train and "collision_rate" in table:

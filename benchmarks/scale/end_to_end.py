@@ -19,22 +19,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
-from benchmarks.scale.worker import (
-    Measured,
-    OneWorker,
-    Spool,
-    emit_into,
-    pass_on,
-    write_from,
-)
-from tiger_jax.beam import assign
-from tiger_jax.beam.steps import write_items
+from benchmarks.scale.rows import ASSIGN_STEPS
+from benchmarks.scale.worker import Measured, OneWorker
+from tiger_jax.beam.assign import assign, load_table
 from tiger_jax.models.rqvae import RqVaeConfig
 from tiger_jax.quantizers.rqvae_training import RqVaeTraining
 from tiger_jax.quantizers.store import save_quantizer
 from tiger_jax.semantic_ids.collisions import count_distinct
 from tiger_jax.semantic_ids.planning import CodeSpread, plan_semantic_ids
-from tiger_jax.workdir.shards import Shards, ShardWriter, cut_evenly, rows_of
+from tiger_jax.workdir import artifacts
+from tiger_jax.workdir.shards import Shards, ShardWriter, cut_evenly
 from tiger_jax.workdir.vector_shards import read_vectors, vector_array
 
 SHARD_ITEMS = 250_000
@@ -51,6 +45,7 @@ def measure_end_to_end(num_items: int, add: Callable[[dict[str, Any]], None]) ->
     def tell(step: str, measured: Measured) -> None:
         sizes = {"items": num_items, "rows": num_items}
         found = measured.result or {}
+        step = ASSIGN_STEPS.get(step, step)
         add({"part": "end_to_end", "stage": step, **sizes, **measured.row(), **found})
 
     with tempfile.TemporaryDirectory() as name:
@@ -59,30 +54,18 @@ def measure_end_to_end(num_items: int, add: Callable[[dict[str, Any]], None]) ->
 
 def _run(worker: OneWorker, folder: Path, num_items: int) -> None:
     num_shards = max(num_items // SHARD_ITEMS, 1)
-    every = range(num_shards)
     ends = cut_evenly(num_items, num_shards)
 
     embeddings = ShardWriter(folder / "embeddings", num_shards, "drawn")
     draw = functools.partial(_draw_shard, embeddings, ends)
-    worker.run("draw embeddings", draw, every)
+    worker.do("draw embeddings", draw, range(num_shards))
     drawn = embeddings.finish()
 
-    rqvae = folder / "rqvae"
     train = functools.partial(_train, drawn.paths, num_items)
-    planned = worker.run("train RQ-VAE", train, [rqvae])
-    sizes = (*CODEBOOKS, planned["collision_level_size"])
-
-    by_code, by_number = Spool(folder / "by_code"), Spool(folder / "by_number")
-    emit = functools.partial(assign._emit_codes, rqvae=rqvae, num_buckets=num_shards)
-    encode = functools.partial(emit_into, by_code, emit, every)
-    worker.run("encode", encode, rows_of(drawn))
-    number = functools.partial(assign._number, sizes=sizes, ends=ends, missing=every)
-    number = functools.partial(pass_on, by_code.take, number, by_number)
-    worker.run("collision level", number, every)
-    written = ShardWriter(folder / "semantic_ids", num_shards, "assigned")
-    write = functools.partial(write_from, by_number, write_items, written)
-    worker.run("write Semantic IDs", write, every)
-    written.finish(codebook_sizes=sizes, num_levels=len(CODEBOOKS))
+    planned = worker.do("train RQ-VAE", train, [folder])
+    size = planned["collision_level_size"]
+    ids, rqvae = folder / "semantic_ids", folder / "rqvae"
+    assign(drawn, rqvae, ids, collision_level_size=size, runner=worker)
 
     for step, work in (
         ("table", _save_table),
@@ -90,10 +73,7 @@ def _run(worker: OneWorker, folder: Path, num_items: int) -> None:
         ("decode, model that reads a table", functools.partial(_decode, False)),
         ("decode, TIGER's decoder", functools.partial(_decode, True)),
     ):
-        worker.run(step, work, [folder])
-
-
-# --- Embeddings to Semantic IDs -----------------------------------------------------
+        worker.do(step, work, [folder])
 
 
 def _draw_shard(writer: ShardWriter, ends: list[int], shard: int) -> None:
@@ -122,8 +102,9 @@ def _train(paths: list[Path], num_items: int, folder: Path) -> dict[str, Any]:
     sample = np.concatenate(parts)
     model = RqVaeConfig(CODEBOOKS, hidden_sizes=(64,), latent_size=16)
     quantizer = RqVaeTraining(model, num_steps=300).fit(sample)
-    folder.mkdir()
-    save_quantizer(quantizer, folder)
+    run = artifacts.begin(folder, "rqvae", stage="train_rqvae", config={})
+    save_quantizer(quantizer, run.folder)
+    run.commit()
     spread = CodeSpread.measure(quantizer.encode(sample), CODEBOOKS)
     plan = plan_semantic_ids(num_items, num_levels=len(CODEBOOKS), spread=spread)
     return {
@@ -133,11 +114,8 @@ def _train(paths: list[Path], num_items: int, folder: Path) -> dict[str, Any]:
     }
 
 
-# --- Semantic IDs to items ----------------------------------------------------------
-
-
 def _save_table(folder: Path) -> dict[str, Any]:
-    table = assign.load_table(Shards.load(folder / "semantic_ids"))
+    table = load_table(Shards.load(folder / "semantic_ids"))
     table.save(folder / "table")
     distinct = count_distinct(table.codes[:, :-1])
     return {

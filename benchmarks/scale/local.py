@@ -106,13 +106,8 @@ STAGES: dict[str, Callable[[int, np.random.Generator], Callable[[], Any]]] = {
 _REPEATS = {"decode": 50, "histories": 2, "collisions": 3}
 
 
-def measure_alone(stage: str, num_items: int, add: Callable[[Row], None]) -> None:
-    """Adds a stage's row: for a process of its own."""
-    add(measure(stage, num_items))
-
-
-def measure(stage: str, num_items: int) -> Row:
-    """One row: the fastest repeat's seconds, and this process's peak memory so far."""
+def measure(stage: str, num_items: int, add: Callable[[Row], None]) -> None:
+    """Adds a row: the fastest repeat's seconds, and this process's peak so far."""
     rng = np.random.default_rng([num_items, 0])
     work = STAGES[stage](num_items, rng)
     before = peak_bytes()
@@ -123,14 +118,7 @@ def measure(stage: str, num_items: int) -> Row:
         seconds.append(time.perf_counter() - start)
         cpu.append(time.process_time() - cpu_start)
     typical = np.median if stage == "decode" else np.min
-    return {
-        "part": "local",
-        "stage": stage,
-        "rows": num_items,
-        "items": num_items,
-        "seconds": float(typical(seconds)),
-        "cpu_seconds": float(typical(cpu)),
-        "peak_bytes": peak_bytes(),
-        "start_bytes": before,
-        "device_bytes": made if stage == "trie" else None,
-    }
+    row = {"part": "local", "stage": stage, "rows": num_items, "items": num_items}
+    row |= {"seconds": float(typical(seconds)), "cpu_seconds": float(typical(cpu))}
+    row |= {"peak_bytes": peak_bytes(), "start_bytes": before}
+    add(row | {"device_bytes": made if stage == "trie" else None})

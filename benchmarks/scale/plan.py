@@ -40,13 +40,27 @@ def _plan(rows: list[Row]) -> Iterator[Line]:
     )
     yield from _of_shards([row for row in rows if row["part"] == "shards"])
     yield from _of_items([row for row in rows if row["part"] == "end_to_end"])
-    yield from _of_local([row for row in rows if row["part"] == "local"])
+    local = [r for r in rows if (r["part"], r["stage"]) == ("local", "histories")]
+    for row in _largest(local):
+        what = "histories by the local stage, on one machine"
+        yield _memory(what, row, row["peak_bytes"] / row["items"])
     yield from _of_trie(rows, plan)
 
 
 def _largest(rows: list[Row]) -> list[Row]:
     most = max((row["rows"] for row in rows), default=0)
     return [row for row in rows if row["rows"] == most]
+
+
+def _memory(what: str, row: Row, per_item: float, beside: str = "") -> Line:
+    """Bytes an item, for a billion of them."""
+    part = ", end to end" if row["part"] == "end_to_end" else ""
+    return (
+        what,
+        f"{per_item * BILLION / 1e9:,.0f} GB",
+        f"{row['stage']} at {row['items']:,} items{part}: {per_item:,.0f} bytes per "
+        f"item{beside}",
+    )
 
 
 def _of_shards(rows: list[Row]) -> Iterator[Line]:
@@ -86,13 +100,9 @@ def _of_shards(rows: list[Row]) -> Iterator[Line]:
     )
     leaders = [row for row in rows if row["stage"] == "prepare, the leading process"]
     for leader in _largest(leaders):
+        what = "the leading process, which numbers the items"
         each = peak_above_start(leader) / leader["items"]
-        yield (
-            "the leading process, which numbers the items",
-            f"{each * BILLION / 1e9:,.0f} GB",
-            f"{leader['stage']} at {leader['items']:,} items: {each:,.0f} bytes an "
-            "item beside its libraries",
-        )
+        yield _memory(what, leader, each, " beside its libraries")
 
 
 def _of_items(rows: list[Row]) -> Iterator[Line]:
@@ -110,25 +120,9 @@ def _of_items(rows: list[Row]) -> Iterator[Line]:
                 f"{', '.join(steps)} at {own[steps[0]]['items']:,} items, end to end: "
                 f"{micros:.3g} µs per item",
             )
-    if "table" in own:
-        row = own["table"]
-        each = row["peak_bytes"] / row["items"]
-        yield (
-            "the whole table in one process, checked: what breaks first",
-            f"{each * BILLION / 1e9:,.0f} GB",
-            f"table at {row['items']:,} items, end to end: {each:,.0f} bytes per item",
-        )
-
-
-def _of_local(rows: list[Row]) -> Iterator[Line]:
-    own = _largest([row for row in rows if row["stage"] == "histories"])
-    for row in own:
-        each = row["peak_bytes"] / row["items"]
-        yield (
-            "histories by the local stage, on one machine",
-            f"{each * BILLION / 1e9:,.0f} GB",
-            f"histories at {row['items']:,} items: {each:,.0f} bytes per item",
-        )
+    if row := own.get("table"):
+        what = "the whole table in one process, checked: what breaks first"
+        yield _memory(what, row, row["peak_bytes"] / row["items"])
 
 
 def _of_trie(rows: list[Row], plan: Any) -> Iterator[Line]:

@@ -1,5 +1,6 @@
 """The rows of `benchmarks.scale`: how they are kept, and what is asked of them."""
 
+import dataclasses
 import os
 import platform
 from pathlib import Path
@@ -12,29 +13,33 @@ from tiger_jax.workdir.provenance import code_version
 
 # Below, a stage's fixed cost hides how it grows.
 FIT_FROM = 100_000
+# What the rows call the steps of `assign`.
+ASSIGN_STEPS = {
+    "semantic_ids, encode": "encode",
+    "semantic_ids, collision level": "collision level",
+    "semantic_ids, write": "write Semantic IDs",
+}
 # How the steps that work on a catalogue's texts begin: their rows are items.
-EMBED_STEPS = ("texts", "embeddings", "embed, ")
+EMBED_STEPS = ("distinct", "embeddings", "embed, ")
 
 
+@dataclasses.dataclass(frozen=True)
 class MeasuredRows:
-    """The file of rows."""
+    """The file of rows; those of other commits count as measured if `any_commit`."""
 
-    def __init__(self, path: Path, any_commit: bool) -> None:
-        """Rows of other commits count as measured if `any_commit` is given."""
-        self._path, self._any_commit = path, any_commit
+    path: Path
+    any_commit: bool
 
     def has(self, part: str, stage: str, size: int) -> bool:
-        commit = code_version()
         return any(
             (row["part"], row["stage"], row["rows"]) == (part, stage, size)
-            and (self._any_commit or row["commit"] == commit)
-            for row in lib.read_rows(self._path)
+            and (self.any_commit or row["commit"] == code_version())
+            for row in lib.read_rows(self.path)
         )
 
     def add(self, row: Row) -> None:
         machine = {"cores": os.cpu_count(), "machine": platform.machine()}
-        commit = code_version()
-        lib.report(row | machine | {"commit": commit}, self._path)
+        lib.report(row | machine | {"commit": code_version()}, self.path)
 
 
 def read_rows(rows_file: Path) -> list[Row]:

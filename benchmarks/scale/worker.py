@@ -10,11 +10,13 @@ import functools
 import multiprocessing
 import struct
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.lib import Row
+from tiger_jax.beam.runner import Emit, Flow, Keyed, RunnerConfig, Write
+from tiger_jax.workdir.shards import ShardWriter
 
 _LENGTH = struct.Struct("<q")
 _PIPELINES = ("assign", "embed", "prepare", "tokens")
@@ -45,12 +47,9 @@ class Measured:
 
 
 def run_tasks(tasks: Sequence[Task], name: str) -> Measured:
-    """Runs tasks one after the other in a new process.
+    """Runs tasks one after the other in a new process; RuntimeError if one failed.
 
     It is forked from a server that has imported what is needed and done nothing.
-
-    Raises:
-        RuntimeError: One failed; the process said why.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_IMPORTS)
@@ -118,81 +117,72 @@ class Spool:
         path.unlink()
         return blocks
 
+    def keys(self) -> set[int]:
+        """Which some blocks lie here for."""
+        return {int(path.name) for path in self.folder.glob("*")}
+
     def _path(self, key: int) -> Path:
         return self.folder / f"{key:06}"
 
 
-def emit_into(
-    spool: Spool, emit: Callable[..., Iterator[Any]], wanted: range, value: Any
-) -> None:
-    """The first half of an exchange, for one input."""
-    spool.put(emit(value, wanted))
+@functools.cache
+def _load_once(infer: Any) -> Any:
+    return infer.load_model()
 
 
-def pass_on(
-    take: Callable[[int], Any],
-    answer: Callable[[tuple[int, Any]], Iterable[Any]],
-    spool: Spool,
-    key: int,
-) -> None:
-    """What lies between two exchanges, for one key; with nothing taken, nothing."""
-    if taken := take(key):
-        spool.put(answer((key, taken)))
-
-
-def write_from(
-    spool: Spool, write: Callable[..., None], writer: Any, shard: int
-) -> None:
-    """The second half, for one shard."""
-    write(shard, spool.take(shard), writer)
-
-
-class OneWorker:
-    """Takes the place of `exchange` and `each_shard`, and tells what was measured.
-
-    Blocks lie in the folder `spool`; `tell` is called with each step's name.
-    """
+class OneWorker(RunnerConfig):
+    """Does a flow's work in Beam's place, a step a process, and tells what it took."""
 
     def __init__(self, spool: Path, tell: Callable[[str, Measured], None]) -> None:
-        self._spool, self._tell = spool, tell
+        """Takes a folder for blocks on their way, and who is told of each step."""
+        super().__init__()
+        vars(self).update(_folder=spool, _tell=tell)  # the dataclass is frozen
 
-    def run(self, name: str, work: Task, inputs: Iterable[Any]) -> Any:
+    def do(self, name: str, work: Task, inputs: Iterable[Any]) -> Any:
         """Works on each input, tells what all took, and gives the last one's result."""
         measured = run_tasks([functools.partial(work, each) for each in inputs], name)
         self._tell(name, measured)
         return measured.result
 
-    def exchange(
-        self,
-        runner: Any,
-        writer: Any,
-        inputs: Sequence[Any],
-        emit: Callable[..., Iterator[Any]],
-        write: Callable[..., None],
-        **facts: Any,
-    ) -> Any:
-        """`tiger_jax.beam.steps.exchange`, by one worker."""
-        del runner
-        name, every = writer.folder.name, range(writer.num_shards)
-        spool = Spool(self._spool / name)
-        emitting = functools.partial(emit_into, spool, emit, every)
-        self.run(f"{name}, take apart", emitting, inputs)
-        writing = functools.partial(write_from, spool, write, writer)
-        self.run(f"{name}, write", writing, every)
-        return writer.finish(**facts)
-
-    def each_shard(
-        self, runner: Any, writer: Any, work: Callable[..., None], **facts: Any
-    ) -> Any:
-        """`tiger_jax.beam.steps.each_shard`, by one worker."""
-        del runner
-        every = range(writer.num_shards)
-        self.run(
-            writer.folder.name, functools.partial(write_shard, writer, work), every
-        )
-        return writer.finish(**facts)
+    def run(self, flow: Flow, writer: ShardWriter, missing: list[int]) -> None:
+        name, every = writer.folder.name, list(range(writer.num_shards))
+        folder = self._folder / name
+        came, wanted = {}, every if flow.through else missing
+        for step, (inputs, emit) in flow.sources.items():
+            came[step] = Spool(folder / step)
+            put = functools.partial(_put, came[step], emit, wanted)
+            self.do(f"{name}, {step}", put, inputs)
+        *_, last = (None, *flow.through)
+        for step, emit in flow.through.items():
+            spool, is_last = Spool(folder / step), step == last
+            wanted, infer = (missing, flow.infer) if is_last else (every, None)
+            put = functools.partial(_put, spool, emit, wanted, infer=infer)
+            work = functools.partial(_pass_on, came, put)
+            keys = sorted(set().union(*(own.keys() for own in came.values())))
+            self.do(f"{name}, {step}", work, keys)
+            came = {step: spool}
+        work = functools.partial(_write, flow.write, [*came.values()], writer)
+        self.do(f"{name}, write" if came else name, work, missing)
 
 
-def write_shard(writer: Any, work: Callable[..., None], shard: int) -> None:
-    """The work on one shard."""
-    work(shard, writer)
+def _put(
+    spool: Spool, emit: Emit, wanted: Sequence[int], value: Any, infer: Any = None
+) -> None:
+    """What one input is taken apart into; of a model, what that makes of it."""
+    blocks: Iterable[Keyed] = emit(value, wanted)
+    if infer is not None:
+        blocks = infer.run_inference(list(blocks), _load_once(infer))
+    spool.put(blocks)
+
+
+def _pass_on(came: Mapping[str, Spool], put: Callable[..., None], key: int) -> None:
+    """What lies between two exchanges, for one key."""
+    taken = {step: spool.take(key) for step, spool in came.items()}
+    put((key, taken if len(taken) > 1 else taken.popitem()[1]))
+
+
+def _write(
+    write: Write, came: Sequence[Spool], writer: ShardWriter, shard: int
+) -> None:
+    """The end, for one shard."""
+    write(shard, [block for spool in came for block in spool.take(shard)], writer)

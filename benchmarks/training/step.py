@@ -56,7 +56,6 @@ from tiger_jax.training.train_step import make_train_step
 LAYOUT = TokenLayout((256,) * 4, num_user_tokens=2000)
 BUCKETS = (2, 3, 5, 7, 10, 14)
 MAX_ITEMS = 20
-TURN_SECONDS = 3.0
 OPTIMIZER = OptimizerConfig(
     name="adamw", schedule="constant", learning_rate=1e-3, warmup_steps=0
 )
@@ -255,7 +254,7 @@ def main() -> None:
     add("--d_model", type=int, default=128)
     add("--dropout", type=float, default=TigerConfig().dropout_rate)
     add("--rounds", type=int, default=7)
-    add("--turn_seconds", type=float, default=TURN_SECONDS)
+    add("--turn_seconds", type=float, default=3.0)
     add("--dtypes", type=lib.words, default=["float32", "bfloat16"])
     add("--cases", type=lib.words, default=["buckets", "padded", "each_bucket"])
     options = lib.parse(parser)

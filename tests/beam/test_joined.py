@@ -5,12 +5,10 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from tiger_jax.beam.blocks import from_bytes
-from tiger_jax.beam.embed import TextEncoding
 from tiger_jax.beam.joined import emit_asked
 from tiger_jax.beam.prepare import _emit_counts
 from tiger_jax.beam.raw import write_raw_shards
 from tiger_jax.data.raw_shop import CATEGORY_PATHS, RawShop
-from tiger_jax.embedding.encoders import TfidfEncoder
 
 
 def shop_of_one_popular_item(num_events):
@@ -43,11 +41,6 @@ def test_a_shard_asks_for_each_item_once(tmp_path):
         for _, block in emit_asked(shard, range(3))
     ]
     assert asked == [{"item_id": ["everybody's"], "shard": [n]} for n in (0, 1)]
-
-
-def test_a_bucket_without_texts_passes_the_encoder():
-    encoding = TextEncoding(TfidfEncoder(), None)
-    assert list(encoding.run_inference([(3, b"")], len)) == [(3, b"")]
 
 
 def test_neighbouring_items_are_counted_in_different_shards(tmp_path):

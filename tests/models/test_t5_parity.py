@@ -5,12 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from flax import traverse_util
 
 from tiger_jax.models.generator import init_params
 from tiger_jax.models.layers import relative_position_bucket
 from tiger_jax.models.tiger import Tiger, TigerConfig
 from tiger_jax.semantic_ids.token_ids import TokenLayout
-from tiger_jax.t5x_bridge.t5_weights import from_t5_weights, t5_config, to_t5_weights
+from tiger_jax.t5x_bridge.t5_weights import t5_config, t5_names, to_t5_weights
 
 LAYOUT = TokenLayout((16, 16, 16, 16), num_user_tokens=30)
 CONFIG = TigerConfig(
@@ -77,7 +78,12 @@ def test_buckets_equal_t5s_for_every_distance():
 def test_renaming_weights_there_and_back_loses_nothing(is_tied):
     config = TigerConfig(**{**vars(CONFIG), "is_tied": is_tied})
     params = nn.unbox(init_params(Tiger(config, LAYOUT), jax.random.key(1)))
-    back = from_t5_weights(to_t5_weights(params, config), config)
+    weights = to_t5_weights(params, config)
+    flat = {
+        path: weights[name].T if is_transposed else weights[name]
+        for path, (name, is_transposed) in t5_names(config).items()
+    }
+    back = traverse_util.unflatten_dict(flat, sep="/")
     jax.tree.map(np.testing.assert_array_equal, params, back)
     assert jax.tree.structure(params) == jax.tree.structure(back)
 

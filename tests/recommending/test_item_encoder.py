@@ -7,8 +7,7 @@ from joining import HISTORIES
 from tiger_jax.data.item_text import ItemTextConfig
 from tiger_jax.embedding.encoders import TfidfEncoder
 from tiger_jax.errors import InputError
-from tiger_jax.recommending.item_coder import ItemCoder
-from tiger_jax.recommending.item_encoder import ItemEncoder
+from tiger_jax.recommending.item_encoder import ItemCoder, ItemEncoder
 from tiger_jax.recommending.updates import update
 
 TEMPLATE = ItemTextConfig(("{title}", "{brand}"))

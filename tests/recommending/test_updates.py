@@ -8,7 +8,7 @@ from joining import HISTORIES, new_items
 from tiger_jax.errors import InputError
 from tiger_jax.quantizers.residual_kmeans import ResidualCodebooks
 from tiger_jax.recommending.catalogue import Catalogue
-from tiger_jax.recommending.item_coder import ItemCoder
+from tiger_jax.recommending.item_encoder import ItemCoder
 from tiger_jax.recommending.new_items import NewItem
 from tiger_jax.recommending.updates import update
 

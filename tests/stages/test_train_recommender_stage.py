@@ -10,7 +10,7 @@ import pytest
 from compile_once import compile_once
 from small_workdir import make_workdir
 
-from benchmarks.training.work_done import measure_work
+from benchmarks.paper.results_rows import measure_work
 from tiger_jax.errors import InputError, Preempted
 from tiger_jax.input_pipeline.resident import ResidentConfig, ResidentInput
 from tiger_jax.models.generator import init_params

@@ -8,20 +8,19 @@ import functools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
-from tiger_jax.beam.blocks import Keyed, column, gather, scatter, shards_of
-from tiger_jax.beam.runner import RunnerConfig
-from tiger_jax.beam.steps import (
+from tiger_jax.beam.blocks import (
     ITEM_NUMBER,
-    collect,
-    run_missing,
-    spread,
+    column,
+    gather,
+    scatter,
+    shards_of,
     write_items,
 )
+from tiger_jax.beam.runner import Flow, Keyed, RunnerConfig
 from tiger_jax.errors import InputError
 from tiger_jax.progress import say
 from tiger_jax.quantizers.store import load_quantizer
@@ -54,15 +53,13 @@ def assign(
     """Gives every item its Semantic ID: `item_id` and `codes`, by item number.
 
     Equal to the stage `assign_semantic_ids` on the same embeddings and quantizer.
+    InputError if the quantizer takes more than embeddings, or more items share their
+    codewords than the collision level can tell apart.
 
     Args:
         embeddings: `item_id` and `embedding`, by item number.
         rqvae: The folder that the stage `train_rqvae` wrote.
         folder: Gets as many shards as the embeddings have.
-
-    Raises:
-        InputError: The quantizer takes more than embeddings, or more items share
-            their codewords than the collision level can tell apart.
     """
     if (rqvae / "collaborative.npy").exists():
         raise InputError(
@@ -72,31 +69,16 @@ def assign(
     made = artifacts.load_manifest(rqvae, needed_by="assign_shards").content_hash
     num_shards = embeddings.num_shards
     sizes = (*load_quantizer(rqvae).codebook_sizes, collision_level_size)
-    writer = ShardWriter(
-        folder, num_shards, recipe_of({"sizes": sizes}, embeddings, made)
-    )
-    emit = functools.partial(_emit_codes, rqvae=rqvae, num_buckets=num_shards)
     ends = cut_evenly(embeddings.num_rows, num_shards)
-
-    def build(pipeline: beam.Pipeline, missing: list[int]) -> None:
-        every = range(num_shards)  # equal codewords can be of items of all shards
-        blocks = (
-            spread(pipeline, rows_of(embeddings), emit, every)
-            | "By codewords" >> beam.GroupByKey()
-            | "Number"
-            >> beam.FlatMap(
-                _number, sizes=sizes, ends=ends, missing=missing
-            ).with_output_types(Keyed)
-        )
-        collect(pipeline, blocks, writer, write_items, missing)
-
-    found = run_missing(
-        runner,
-        writer,
-        build,
-        codebook_sizes=sizes,
-        num_levels=len(sizes) - 1,
-        rqvae=made,
+    emit = functools.partial(_emit_codes, rqvae=rqvae, num_buckets=num_shards)
+    number = functools.partial(_number, sizes=sizes, ends=ends)
+    sources = {"encode": (rows_of(embeddings), emit)}
+    recipe = recipe_of({"sizes": sizes}, embeddings, made)
+    facts = {"codebook_sizes": sizes, "num_levels": len(sizes) - 1, "rqvae": made}
+    found = runner.write(
+        ShardWriter(folder, num_shards, recipe),
+        Flow(write_items, sources, {"collision level": number}),
+        **facts,
     )
     say(f"{folder}: {found.num_rows:,} items, {len(sizes)} codewords each")
     return found
@@ -141,10 +123,10 @@ def _buckets(codes: np.ndarray, num_buckets: int) -> np.ndarray:
 
 def _number(
     bucket: tuple[int, Iterable[bytes]],
+    missing: Sequence[int],
     *,
     sizes: tuple[int, ...],
     ends: Sequence[int],
-    missing: Sequence[int],
 ) -> Iterator[Keyed]:
     table = gather(bucket[1], ITEM_NUMBER)
     assert table is not None

@@ -11,10 +11,13 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Int, Int64
 
+from tiger_jax.beam.runner import Keyed
 from tiger_jax.input_pipeline.quiet_tensorflow import tf
+from tiger_jax.workdir.shards import ShardWriter
 
-Keyed = tuple[int, bytes]
-"""Bucket or shard number, and a table's bytes."""
+# Where items are on their way: a shop's own columns may have any other name.
+ITEM_NUMBER = "item_number (ours)"
+_NO_ITEMS = pa.table({"item_id": pa.array([], pa.string())})
 
 
 def to_bytes(table: pa.Table) -> bytes:
@@ -34,9 +37,7 @@ def from_bytes(data: bytes) -> pa.Table:
 def gather(blocks: Iterable[bytes], sort_by: str | None = None) -> pa.Table | None:
     """All rows that came for one key, None if nothing did; empty bytes are no rows.
 
-    Args:
-        sort_by: A column of numbers that no two rows share, for an order that no runner
-            decides; None leaves the rows as they came.
+    Sorted by a column of numbers that no two rows share, no runner decides their order.
     """
     tables = [from_bytes(block) for block in blocks if block]
     if not tables:
@@ -59,6 +60,19 @@ def scatter(
     for key, (start, stop) in zip(kept.tolist(), ends.T.tolist(), strict=True):
         if stop > start:
             yield key, to_bytes(ordered.slice(start, stop - start))
+
+
+def write_items(
+    shard: int,
+    blocks: Iterable[bytes],
+    writer: ShardWriter,
+    *,
+    empty: pa.Table = _NO_ITEMS,
+) -> None:
+    """Writes a shard of items in the order of their numbers, which it leaves out."""
+    table = gather(blocks, ITEM_NUMBER)
+    table = empty if table is None else table.drop_columns([ITEM_NUMBER])
+    writer.write_table(shard, table)
 
 
 # Goes into the recipe of what lies in buckets of texts: another way to choose them must

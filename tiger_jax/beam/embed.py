@@ -11,15 +11,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
-from apache_beam.ml.inference.base import ModelHandler, RunInference
+from apache_beam.ml.inference.base import ModelHandler
 
 from tiger_jax.beam.blocks import (
     BUCKETS_BY,
-    Keyed,
+    ITEM_NUMBER,
     buckets_of,
     column,
     from_bytes,
@@ -27,17 +26,10 @@ from tiger_jax.beam.blocks import (
     scatter,
     shards_of,
     to_bytes,
-)
-from tiger_jax.beam.prepare import PreparedShards
-from tiger_jax.beam.runner import RunnerConfig
-from tiger_jax.beam.steps import (
-    ITEM_NUMBER,
-    exchange,
-    run_missing,
-    spread,
-    with_every_shard,
     write_items,
 )
+from tiger_jax.beam.prepare import PreparedShards
+from tiger_jax.beam.runner import Flow, Keyed, RunnerConfig
 from tiger_jax.data.item_text import ItemTextConfig, build_item_texts
 from tiger_jax.embedding.embed import embed_chunk
 from tiger_jax.embedding.encoders import (
@@ -86,9 +78,6 @@ class TextEncoding(ModelHandler):
     ) -> Iterable[Keyed]:
         """Replaces each block's distinct texts by their vectors."""
         for shard, block in batch:
-            if not block:  # no text fell into this bucket
-                yield shard, block
-                continue
             table = from_bytes(block)
             found = table["text"].to_pylist()
             # So many are sorted by length together.
@@ -120,30 +109,31 @@ def embed(
 
     Equal to the stage `embed_items`, if the encoder's vector of a text does not
     depend on the texts beside it, as TF-IDF's does not. (Neural encoders on some
-    devices round differently in batches of other shapes.)
+    devices round differently in batches of other shapes.) InputError if the template
+    or the encoder can't be used.
 
     Args:
         encoder: Loaded once per worker; TF-IDF is fitted first, to at most
-            `MAX_FITTED_ITEMS` items.
-        seed: Decides TF-IDF's projections, and the items that it is fitted to.
-
-    Raises:
-        InputError: The template or the encoder can't be used.
+            `MAX_FITTED_ITEMS` items that the seed draws.
     """
     frozen = _freeze(data, folder / "encoder", text, encoder, seed)
     config = {"text": text, "encoder": encoder, "seed": seed} | encoder.hashes()
     recipe = recipe_of({**config, "buckets_by": BUCKETS_BY}, data.items)
-    distinct = _embed_distinct(
-        data, ShardWriter(folder / "distinct", num_shards, recipe), text, frozen, runner
-    )
-    found = exchange(
-        runner,
-        ShardWriter(folder / "embeddings", num_shards, recipe),
-        distinct.paths,
-        functools.partial(
-            _emit_vectors, ends=cut_evenly(data.items.num_rows, num_shards)
+    emit = functools.partial(_emit_texts, text=text, num_buckets=num_shards)
+    distinct = runner.write(
+        ShardWriter(folder / "distinct", num_shards, recipe),
+        Flow(
+            _write_distinct,
+            {"take apart": (rows_of(data.items), emit)},
+            {"embed": _distinct},
+            infer=frozen,
         ),
-        write_items,
+    )
+    ends = cut_evenly(data.items.num_rows, num_shards)
+    emit = functools.partial(_emit_vectors, ends=ends)
+    found = runner.write(
+        ShardWriter(folder / "embeddings", num_shards, recipe),
+        Flow(write_items, {"take apart": (distinct.paths, emit)}),
         kind=type(encoder).__name__,
         distinct_texts=distinct.num_rows,
         made_by={
@@ -191,29 +181,8 @@ def _draw_texts(data: PreparedShards, text: ItemTextConfig, seed: int) -> list[s
     return list(found)
 
 
-def _embed_distinct(
-    data: PreparedShards,
-    writer: ShardWriter,
-    text: ItemTextConfig,
-    encoder: TextEncoding,
-    runner: RunnerConfig,
-) -> Shards:
-    emit = functools.partial(_emit_texts, text=text, num_buckets=writer.num_shards)
-
-    def build(pipeline: beam.Pipeline, missing: list[int]) -> None:
-        blocks = spread(pipeline, rows_of(data.items), emit, missing)
-        _ = (
-            with_every_shard(pipeline, blocks, missing)
-            | "Distinct texts" >> beam.Map(_distinct).with_output_types(Keyed)
-            | "Embed" >> RunInference(encoder)
-            | "Write" >> beam.Map(functools.partial(_write_distinct, writer))
-        )
-
-    return run_missing(runner, writer, build)
-
-
 def _emit_texts(
-    rows: ShardRows, missing: Sequence[int], *, text: ItemTextConfig, num_buckets: int
+    rows: ShardRows, wanted: Sequence[int], *, text: ItemTextConfig, num_buckets: int
 ) -> Iterator[Keyed]:
     items = pa.parquet.read_table(rows.path)
     found = pa.array(build_item_texts(items, text), pa.string())
@@ -224,26 +193,28 @@ def _emit_texts(
             "text": found,
         }
     )
-    yield from scatter(table, buckets_of(found, num_buckets), missing)
+    yield from scatter(table, buckets_of(found, num_buckets), wanted)
 
 
-def _distinct(keyed: tuple[int, Iterable[bytes]]) -> Keyed:
-    """Each text of a bucket once, with the items that it is of."""
-    shard, blocks = keyed
-    table = gather(blocks, ITEM_NUMBER)
+def _distinct(
+    bucket: tuple[int, Iterable[bytes]], missing: Sequence[int]
+) -> Iterator[Keyed]:
+    """Each text of a missing bucket once, with the items that it is of."""
+    table = gather(bucket[1], ITEM_NUMBER) if bucket[0] in missing else None
     if table is None:
-        return shard, b""
+        return
     # One thread: texts stay in the order in which they come, and so do their items.
     of_text = table.group_by("text", use_threads=False).aggregate(
         [(ITEM_NUMBER, "list"), ("item_id", "list")]
     )
     of_text = of_text.select(["text", f"{ITEM_NUMBER}_list", "item_id_list"])
-    return shard, to_bytes(of_text.rename_columns(["text", "item_numbers", "item_ids"]))
+    of_text = of_text.rename_columns(["text", "item_numbers", "item_ids"])
+    yield bucket[0], to_bytes(of_text)
 
 
-def _write_distinct(writer: ShardWriter, keyed: Keyed) -> None:
-    shard, block = keyed
-    writer.write_table(shard, from_bytes(block) if block else pa.table({}))
+def _write_distinct(shard: int, blocks: Iterable[bytes], writer: ShardWriter) -> None:
+    table = gather(blocks)
+    writer.write_table(shard, pa.table({}) if table is None else table)
 
 
 def _emit_vectors(

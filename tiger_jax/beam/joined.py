@@ -5,19 +5,18 @@ worker could hold them. So interactions don't meet their items: each shard asks 
 its distinct items' rows, once each, and is joined with the answers where it lies.
 """
 
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet
 
-from tiger_jax.beam.blocks import BUCKETS_BY, Keyed, buckets_of, column, gather, scatter
+from tiger_jax.beam.blocks import BUCKETS_BY, buckets_of, column, gather, scatter
 from tiger_jax.beam.raw import RawShards
-from tiger_jax.beam.runner import RunnerConfig
-from tiger_jax.beam.steps import collect, run_missing, spread
+from tiger_jax.beam.runner import Flow, Keyed, RunnerConfig
 from tiger_jax.errors import InputError
 from tiger_jax.workdir.shards import (
     ShardRows,
@@ -45,38 +44,24 @@ def join_interactions(
     """Writes each bucket of users: all their interactions, in the raw rows' order.
 
     The tables are of `SCHEMA`; on the way items fall into as many buckets as users.
-
-    Raises:
-        InputError: An item is given twice, or an interaction's item is unknown.
+    InputError if an item is given twice, or an interaction's item is unknown.
     """
     buckets = {"buckets": num_buckets, "by": BUCKETS_BY}
     recipe = recipe_of(buckets, raw.items, raw.interactions)
-    writer = ShardWriter(folder, num_buckets, recipe)
-
-    def build(pipeline: beam.Pipeline, missing: list[int]) -> None:
-        numbered = list(enumerate(raw.interactions.paths))
-        shards = rows_of(raw.interactions)
-        every = range(num_buckets)  # an item's bucket is asked by all shards
-        parts = {
-            "items": spread(pipeline, rows_of(raw.items), emit_items, every, "items"),
-            "asked": spread(pipeline, numbered, emit_asked, every, "shards"),
-        }
-        blocks = (
-            parts
-            | "By item" >> beam.CoGroupByKey()
-            | "Look up" >> beam.FlatMap(look_up).with_output_types(Keyed)
-            | "To those who asked" >> beam.GroupByKey()
-            | "Join"
-            >> beam.FlatMap(
-                join_shard, shards=shards, num_buckets=num_buckets, missing=missing
-            ).with_output_types(Keyed)
-        )
-        collect(pipeline, blocks, writer, write_bucket, missing)
-
-    return run_missing(runner, writer, build)
+    shards = rows_of(raw.interactions)
+    join = functools.partial(_join_shard, shards=shards, num_buckets=num_buckets)
+    flow = Flow(
+        _write_bucket,
+        {
+            "items": (rows_of(raw.items), _emit_items),
+            "ask": (list(enumerate(raw.interactions.paths)), emit_asked),
+        },
+        {"look up": _look_up, "join": join},
+    )
+    return runner.write(ShardWriter(folder, num_buckets, recipe), flow)
 
 
-def emit_items(rows: ShardRows, wanted: Sequence[int]) -> Iterator[Keyed]:
+def _emit_items(rows: ShardRows, wanted: Sequence[int]) -> Iterator[Keyed]:
     """Each item and its row, to the item's bucket."""
     table = pa.parquet.read_table(rows.path, columns=["item_id"])
     number = np.arange(rows.first_row, rows.first_row + table.num_rows)
@@ -94,10 +79,12 @@ def emit_asked(shard: tuple[int, Path], wanted: Sequence[int]) -> Iterator[Keyed
     yield from scatter(table, buckets_of(distinct, len(wanted)), wanted)
 
 
-def look_up(bucket: tuple[int, dict[str, Iterable[bytes]]]) -> Iterator[Keyed]:
+def _look_up(
+    bucket: tuple[int, dict[str, Iterable[bytes]]], _: Sequence[int]
+) -> Iterator[Keyed]:
     """The rows of a bucket's items, to the shards that asked for them."""
     parts = bucket[1]
-    asked = gather(parts["asked"])
+    asked = gather(parts["ask"])
     items = gather(parts["items"], "row")
     ids = texts(items, "item_id") if items else pa.array([], pa.string())
     if len(ids) != len(pc.unique(ids)):
@@ -123,12 +110,12 @@ def look_up(bucket: tuple[int, dict[str, Iterable[bytes]]]) -> Iterator[Keyed]:
     yield from scatter(answer, shards, np.unique(shards).tolist())
 
 
-def join_shard(
+def _join_shard(
     answered: tuple[int, Iterable[bytes]],
+    missing: Sequence[int],
     *,
     shards: Sequence[ShardRows],
     num_buckets: int,
-    missing: Sequence[int],
 ) -> Iterator[Keyed]:
     """A shard's interactions with their items' rows, to their users' buckets."""
     number, blocks = answered
@@ -147,8 +134,7 @@ def join_shard(
     yield from scatter(events, users, missing)
 
 
-def write_bucket(shard: int, blocks: Iterable[bytes], writer: ShardWriter) -> None:
-    """Writes a bucket of users."""
+def _write_bucket(shard: int, blocks: Iterable[bytes], writer: ShardWriter) -> None:
     table = gather(blocks, "row") or SCHEMA.empty_table()
     num_users = len(pc.unique(table["user_id"]))
     writer.write_table(shard, table, users=num_users)

@@ -26,11 +26,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet
 from jaxtyping import Bool, Int64
 
-from tiger_jax.beam.blocks import Keyed, column, gather, scatter, shards_of
+from tiger_jax.beam.blocks import (
+    ITEM_NUMBER,
+    column,
+    gather,
+    scatter,
+    shards_of,
+    write_items,
+)
 from tiger_jax.beam.joined import join_interactions
 from tiger_jax.beam.raw import RawShards
-from tiger_jax.beam.runner import RunnerConfig
-from tiger_jax.beam.steps import ITEM_NUMBER, each_shard, exchange, write_items
+from tiger_jax.beam.runner import Flow, Keyed, RunnerConfig
 from tiger_jax.data.interactions import (
     MIN_HISTORY,
     InteractionsConfig,
@@ -88,11 +94,7 @@ class PreparedShards:
 
     @classmethod
     def load(cls, folder: Path) -> "PreparedShards":
-        """Reads the lists, and no rows.
-
-        Raises:
-            InputError: The folder is not whole.
-        """
+        """Reads the lists, and no rows; InputError if the folder is not whole."""
         folder = Path(folder)
         with reading(folder, "run --stage=prepare_shards"):
             facts = read_json(folder / _FACTS)
@@ -126,15 +128,9 @@ def prepare(
 ) -> PreparedShards:
     """Filters, numbers, orders and splits a shop, in shards.
 
-    Equal to `data.prepare.prepare_shop` on the same rows, for any number of shards.
-
-    Args:
-        interactions: Filtering and order; ties can't be shuffled here, which would
-            take a draw for all interactions at once.
-        seed: Decides item numbers and unseen items.
-
-    Raises:
-        InputError: A config is impossible, or too little is left to train on.
+    Equal to `data.prepare.prepare_shop` on the same rows, for any number of shards;
+    the seed decides item numbers and unseen items. InputError if a config is
+    impossible, or too little is left to train on.
     """
     interactions = interactions.resolved(is_generated=raw.is_generated)
     if interactions.tie_order == "shuffle":
@@ -144,7 +140,7 @@ def prepare(
         )
     folder.mkdir(parents=True, exist_ok=True)
     joined = join_interactions(raw, folder / "joined", num_shards, runner)
-    core = _Core(joined, raw.items.num_rows, folder / "core", num_shards, runner)
+    core = _Core(joined, raw.items.num_rows, folder / "core", runner)
     k = interactions.k_core
     assert k is not None
     min_user = max(k, MIN_HISTORY)
@@ -175,12 +171,13 @@ def prepare(
     recipe = recipe_of({"interactions": interactions, "seed": seed}, joined)
     no_items = pa.parquet.read_schema(raw.items.paths[0]).empty_table()
     ends = cut_evenly(len(items_file_rows), num_shards)
-    items = exchange(
-        runner,
+    emit = functools.partial(_emit_items, numbers=numbers, ends=ends)
+    items = runner.write(
         ShardWriter(folder / "items", num_shards, recipe),
-        rows_of(raw.items),
-        functools.partial(_emit_items, numbers=numbers, ends=ends),
-        functools.partial(write_items, empty=no_items),
+        Flow(
+            functools.partial(write_items, empty=no_items),
+            {"take apart": (rows_of(raw.items), emit)},
+        ),
     )
     emit = functools.partial(
         _emit_histories,
@@ -190,8 +187,10 @@ def prepare(
         tie_order=interactions.tie_order,
         ends=_cut_users(survivors, raw.interactions.num_rows, num_shards),
     )
-    writer = ShardWriter(folder / "histories", num_shards, recipe)
-    histories = exchange(runner, writer, joined.paths, emit, _write_histories)
+    histories = runner.write(
+        ShardWriter(folder / "histories", num_shards, recipe),
+        Flow(_write_histories, {"take apart": (joined.paths, emit)}),
+    )
     unseen = _choose_unseen(histories, splits.unseen_share, seed)
     save_whole(folder / "unseen_items.npy", unseen)
     facts = {
@@ -225,9 +224,6 @@ def read_histories(table: pa.Table) -> Histories:
     )
 
 
-# --- The k-core -----------------------------------------------------------------
-
-
 @dataclasses.dataclass(frozen=True)
 class _Core:
     """Rounds of the k-core over the buckets of users.
@@ -239,7 +235,6 @@ class _Core:
     joined: Shards
     num_items: int
     folder: Path
-    num_shards: int
     runner: RunnerConfig
 
     def items_with(
@@ -252,16 +247,19 @@ class _Core:
         num_alive = self.num_items
         if alive is not None:
             num_alive = int(np.count_nonzero(load_array(alive, is_mapped=True)))
+        write = functools.partial(_write_counts, min_item=min_item)
         for number in range(self.num_items + 1):
-            folder = self.folder / f"user-{min_user}" / f"round-{number:03}"
             config = {"min_item": min_item, "min_user": min_user, "round": number}
-            recipe = recipe_of(config, self.joined)
-            writer = ShardWriter(folder, self.num_shards, recipe)
+            writer = self._writer(f"round-{number:03}", config)
+            folder = writer.folder
             emit = functools.partial(
-                _emit_counts, alive=alive, min_user=min_user, num_shards=self.num_shards
+                _emit_counts,
+                alive=alive,
+                min_user=min_user,
+                num_shards=writer.num_shards,
             )
-            write = functools.partial(_write_counts, min_item=min_item)
-            counts = exchange(self.runner, writer, self.joined.paths, emit, write)
+            flow = Flow(write, {"take apart": (self.joined.paths, emit)})
+            counts = self.runner.write(writer, flow)
             before, num_alive = num_alive, counts.num_rows
             alive = folder / "alive.npy"
             flags = np.zeros(self.num_items, bool)
@@ -276,23 +274,23 @@ class _Core:
     def survivors(self, alive: Path, *, min_user: int) -> Shards:
         """The users that are left of each bucket: `first_row` and `length`."""
         config = {"min_user": min_user, "alive": hash_file(alive)}
-        folder = self.folder / f"user-{min_user}" / "survivors"
-        writer = ShardWriter(folder, self.num_shards, recipe_of(config, self.joined))
         paths = self.joined.paths
-        work = functools.partial(
+        write = functools.partial(
             _write_survivors, paths=paths, alive=alive, min_user=min_user
         )
-        return each_shard(self.runner, writer, work)
+        return self.runner.write(self._writer("survivors", config), Flow(write))
+
+    def _writer(self, name: str, config: dict[str, Any]) -> ShardWriter:
+        folder = self.folder / f"user-{config['min_user']}" / name
+        recipe = recipe_of(config, self.joined)
+        return ShardWriter(folder, self.joined.num_shards, recipe)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Bucket:
-    """A bucket of users' interactions, in the raw rows' order.
+    """A bucket of users' interactions, in the raw rows' order: who's, and if kept.
 
-    Attributes:
-        users: The user of each, numbered by first appearance in the bucket.
-        user_ids: By that number.
-        is_kept: Whether each is in the core.
+    Users are numbered by first appearance in the bucket; `user_ids` are by number.
     """
 
     table: pa.Table
@@ -354,7 +352,13 @@ def _write_counts(
 
 
 def _write_survivors(
-    shard: int, writer: ShardWriter, *, paths: list[Path], alive: Path, min_user: int
+    shard: int,
+    _: Iterable[bytes],
+    writer: ShardWriter,
+    *,
+    paths: list[Path],
+    alive: Path,
+    min_user: int,
 ) -> None:
     _, lengths, first_rows = _Bucket.read(paths[shard], alive, min_user).left()
     writer.write_table(shard, pa.table({"first_row": first_rows, "length": lengths}))
@@ -370,9 +374,6 @@ def _refuse_too_little(survivors: Shards, counts: dict[str, int], k: int) -> Non
         f"{MIN_HISTORY} after filtering with k_core={k}: bring longer histories, or "
         + flag("interactions.InteractionsConfig.k_core", 2)
     )
-
-
-# --- Histories and items --------------------------------------------------------
 
 
 def _cut_users(survivors: Shards, num_rows: int, num_shards: int) -> list[int]:

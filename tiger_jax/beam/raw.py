@@ -3,15 +3,14 @@
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from tiger_jax.beam.blocks import to_bytes
-from tiger_jax.beam.runner import RunnerConfig
-from tiger_jax.beam.steps import each_shard
+from tiger_jax.beam.runner import Flow, RunnerConfig
 from tiger_jax.data.raw_shop import INTERACTION_COLUMNS, ITEM_COLUMNS, RawShop
 from tiger_jax.data.readers import columns
 from tiger_jax.data.readers.assemble import ColumnNames, read_items
@@ -55,13 +54,10 @@ def open_raw(
 ) -> RawShards:
     """Takes over a folder of Parquet files by worker, or cuts up what a reader reads.
 
-    Raises:
-        InputError: The data can't be used.
+    InputError if the data can't be used.
     """
     if data_dir is not None and all((data_dir / kind).is_dir() for kind in KINDS):
-        items, events = (sorted((data_dir / kind).glob("*.parquet")) for kind in KINDS)
-        name = data_dir.resolve().name
-        return import_parquet(items, events, folder, name=name, runner=runner)
+        return _import_parquet(data_dir, folder, runner)
     found = find_source(data_dir, source, reader=reader)
     return write_raw_shards(found.read(), folder, num_shards=num_shards)
 
@@ -81,37 +77,29 @@ def write_raw_shards(shop: RawShop, folder: Path, *, num_shards: int) -> RawShar
     return RawShards(found[0], found[1], shop.name, is_generated, shop.notes)
 
 
-def import_parquet(
-    items: Sequence[Path],
-    interactions: Sequence[Path],
-    folder: Path,
-    *,
-    name: str,
-    runner: RunnerConfig,
-) -> RawShards:
-    """Reads Parquet files, one per worker, as the local reader does.
-
-    Args:
-        items: Files with at least `item_id`; further columns are texts.
-        interactions: Files with `user_id`, `item_id` and `timestamp`.
-
-    Raises:
-        InputError: A column is missing or of another kind, or a value is missing.
-    """
+def _import_parquet(data_dir: Path, folder: Path, runner: RunnerConfig) -> RawShards:
+    """Reads Parquet files, one per worker, as the local reader does."""
     found = []
-    for kind, paths in zip(KINDS, (items, interactions), strict=True):
+    for kind in KINDS:
+        paths = sorted((data_dir / kind).glob("*.parquet"))
         if not paths:
             raise InputError(f"there are no Parquet files of {kind}")
         known = [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in paths]
         writer = ShardWriter(folder / kind, len(paths), recipe_of({"files": known}))
         work = functools.partial(_import, kind=kind, paths=tuple(paths))
-        found.append(each_shard(runner, writer, work))
-    return RawShards(found[0], found[1], name)
+        found.append(runner.write(writer, Flow(work)))
+    return RawShards(found[0], found[1], data_dir.resolve().name)
 
 
 def _import(
-    shard: int, writer: ShardWriter, *, kind: str, paths: tuple[Path, ...]
+    shard: int,
+    blocks: Iterable[bytes],
+    writer: ShardWriter,
+    *,
+    kind: str,
+    paths: tuple[Path, ...],
 ) -> None:
+    del blocks  # none came
     path = paths[shard]
     table, unusable = read_parquet(path, None)
     source = SourceTable(path, table, unusable, lambda r: f"{path}, row {r + 1}")
@@ -121,7 +109,7 @@ def _import(
         if name not in there:
             raise InputError(f"{path} has no column {name!r}: add it")
     if kind == "items":
-        table, _ = read_items(source, ColumnNames(user_id="", **there))
+        table = read_items(source, ColumnNames(user_id="", **there))[0]
     else:
         arrays: dict[str, Any] = {
             name: columns.read_ids(source, there[name])

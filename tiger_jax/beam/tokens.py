@@ -10,7 +10,7 @@ a file, training examples stand in a random order; the others in that of the use
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,7 @@ from jaxtyping import Int, UInt32
 
 from tiger_jax.beam.blocks import column
 from tiger_jax.beam.prepare import PreparedShards, read_histories
-from tiger_jax.beam.runner import RunnerConfig
-from tiger_jax.beam.steps import each_shard
+from tiger_jax.beam.runner import Flow, RunnerConfig
 from tiger_jax.data.splits import Splits
 from tiger_jax.errors import InputError
 from tiger_jax.input_pipeline.pairs import SPLITS, Pairs
@@ -50,13 +49,10 @@ def make_tokens(
     """Writes the examples of all splits, in as many files as there are of histories.
 
     Args:
-        semantic_ids: From `assign`, of the same catalogue.
+        semantic_ids: From `assign`, of the same catalogue, or InputError.
         num_user_tokens: Tokens that users are hashed to; 0 for none.
         max_items: Most recent items that an example holds.
         seed: Decides the order of training examples within their file.
-
-    Raises:
-        InputError: The Semantic IDs are of another number of items.
     """
     if semantic_ids.num_rows != data.items.num_rows:
         raise InputError(
@@ -77,7 +73,7 @@ def make_tokens(
         save_vectors(semantic_ids, "codes", codes)
     found = {}
     for split in SPLITS:
-        work = _Tokens(
+        work = Tokens(
             split,
             tuple(data.histories.paths),
             data.folder / "unseen_items.npy",
@@ -89,13 +85,13 @@ def make_tokens(
         writer = ShardWriter(
             folder / split, data.histories.num_shards, recipe, "tfrecord"
         )
-        found[split] = each_shard(runner, writer, work, **config)
+        found[split] = runner.write(writer, Flow(work), **config)
         say(f"{folder / split}: {found[split].num_rows:,} examples")
     return found
 
 
 @dataclasses.dataclass(frozen=True)
-class _Tokens:
+class Tokens:
     """The work on one shard of histories; sent to workers."""
 
     split: str
@@ -106,7 +102,7 @@ class _Tokens:
     max_items: int
     seed: int
 
-    def __call__(self, shard: int, writer: ShardWriter) -> None:
+    def __call__(self, shard: int, _: Iterable[bytes], writer: ShardWriter) -> None:
         table = pyarrow.parquet.read_table(self.histories[shard])
         unseen = load_array(self.unseen_items)
         splits = Splits.leave_one_out(read_histories(table), unseen)

@@ -36,13 +36,9 @@ _NOT_STATISTICS = ("name", "seed", "contents", "unseen_items_hash")
 
 
 def write_workdir(workdir: Path, folders: Collection[str] = FOLDERS) -> None:
-    """Writes folders of a work directory from its `shards/`.
+    """Writes some of `FOLDERS` from `shards/`: `semantic_ids` is enough to train.
 
-    Args:
-        folders: Of `FOLDERS`; `semantic_ids` alone is enough to train.
-
-    Raises:
-        InputError: A folder's shards are missing, or another shop's folder is there.
+    InputError if a folder's shards are missing, or another shop's folder is there.
     """
     unknown = sorted(set(folders) - set(FOLDERS))
     if unknown:

@@ -69,10 +69,9 @@ class SeqioBatches:
         shard_index: int | None = None,
         num_shards: int | None = None,
     ) -> None:
-        """Opens the stream at its first batch; by default, each process has a share.
+        """Opens the stream; by default, each process has a share.
 
-        Raises:
-            InputError: No such task, or the batch can't be shared out evenly.
+        InputError if there is no such task, or the batch can't be shared out evenly.
         """
         index = jax.process_index() if shard_index is None else shard_index
         count = jax.process_count() if num_shards is None else num_shards
@@ -82,14 +81,14 @@ class SeqioBatches:
                 f"by {count} processes: choose a multiple"
             )
         self._config, self._seed = config, seed
+        self._facts = {**dataclasses.asdict(config), "seed": seed}
         self._shard = seqio.ShardInfo(index=index, num_shards=count)
         self._task = _get_task(config.task)
         self.layout = self._task.output_features["inputs"].vocabulary.layout
-        lengths = feature_lengths(self.layout, config.max_items)
-        self.max_length = lengths["inputs"]
+        self._lengths = feature_lengths(self.layout, config.max_items)
+        self.max_length = self._lengths["inputs"]
         sources = [task.source for task in seqio.get_subtasks(self._task)]
         self.num_examples = sum(source.num_pairs("train") for source in sources)
-        self._lengths = lengths
         self._iterator = self._open()
 
     def __iter__(self) -> Iterator[dict[str, Int32[np.ndarray, "B length"]]]:
@@ -105,17 +104,14 @@ class SeqioBatches:
         position.parent.mkdir(parents=True, exist_ok=True)
         tf.train.Checkpoint(ds=self._iterator).write(os.fspath(position))
         if jax.process_index() == 0:
-            (epath.Path(path) / _DESCRIPTION).write_text(json.dumps(self._describe()))
+            (epath.Path(path) / _DESCRIPTION).write_text(json.dumps(self._facts))
 
     def restore(self, path: Any) -> None:
         """Continues from a position that `save` or t5x wrote.
 
         Where there is none for this stream (another input, or another number of
         processes, wrote the checkpoint) the examples start from the first, and a
-        line says so.
-
-        Raises:
-            InputError: The position belongs to another task, seed or batch size.
+        line says so. InputError if it belongs to another task, seed or batch size.
         """
         position = self._position(epath.Path(path))
         self._iterator = self._open()
@@ -170,14 +166,11 @@ class SeqioBatches:
             )
         return folder / name
 
-    def _describe(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self._config), "seed": self._seed}
-
     def _check_description(self, path: epath.Path) -> None:
         if not path.exists():  # t5x's own
             return
         was = json.loads(path.read_text())
-        for name, mine in self._describe().items():
+        for name, mine in self._facts.items():
             if was.get(name) != mine:
                 raise InputError(
                     f"{path.parent} continues a stream whose {name} was "

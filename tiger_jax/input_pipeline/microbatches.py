@@ -24,14 +24,13 @@ def cut_by_length(
 ) -> tuple[Int[np.ndarray, "M R"], Int32[np.ndarray, " M"]]:
     """Sorts examples by length and cuts them into microbatches.
 
+    Gives the examples of each microbatch and the bucket each one needs. Ties keep
+    their order; a single microbatch keeps all of it.
+
     Args:
         lengths: Length of each example; at most the longest bucket.
         microbatch_size: Rows R of a microbatch; divides the number of examples.
         buckets: Padded lengths, ascending.
-
-    Returns:
-        The examples of each microbatch and the bucket each one needs. Ties keep
-        their order; a single microbatch keeps all of it.
 
     Example:
         >>> rows, bucket = cut_by_length(np.array([9, 1, 4, 2]), 2, (2, 5, 10))

@@ -73,10 +73,7 @@ class PairSource(seqio.DataSource):
         del split
 
     def num_pairs(self, split: str) -> int:
-        return self.pairs(split).num_pairs
-
-    def pairs(self, split: str) -> Pairs:
-        return Pairs.of_split(self.shop, split)
+        return Pairs.of_split(self.shop, split).num_pairs
 
     def list_shards(self, split: str) -> list[str]:
         return [split]
@@ -89,12 +86,8 @@ class PairSource(seqio.DataSource):
         shard_info: seqio.ShardInfo | None = None,
         **unused: Any,
     ) -> tf.data.Dataset:
-        """Streams one epoch of a split, or this host's share of it.
-
-        Raises:
-            InputError: The split has no examples.
-        """
-        pairs = self.pairs(split)
+        """One epoch of a split, or a host's share of it; InputError if it is empty."""
+        pairs = Pairs.of_split(self.shop, split)
         if not pairs.num_pairs:
             raise InputError(
                 f"the {split} split has no examples: no history is long enough"

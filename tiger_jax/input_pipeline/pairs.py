@@ -109,11 +109,8 @@ def locate(
 ) -> tuple[Any, Any, Any]:
     """Where pairs lie: of each its row, its first item's place, its target's place.
 
-    Args:
-        pairs: A `Pairs`, or its arrays as another library's tensors.
-        numbers: Pair numbers [B].
-        take: That library's gathering of rows.
-        searchsorted: Its binary search, `side="right"`.
+    Of a `Pairs` and pair numbers [B], or of the same as another library's tensors, with
+    its gathering of rows and its binary search.
     """
     row = searchsorted(pairs.pair_offsets, numbers, side="right") - 1
     start = take(pairs.offsets, row)

@@ -77,18 +77,14 @@ class ShuffledEpochs:
         made_of: dict[str, np.ndarray],
         seed: int,
     ) -> None:
-        """Starts before the first example of epoch 0.
+        """Starts before the first example of epoch 0; InputError if there are none.
 
         Args:
             config: Has `batch_size`, `microbatch_size` and `bucket_items`.
-            constants: See the class.
             examples: Of each example, what `make_batch` is told.
             lengths: Which of these is its length.
             max_length: The longest bucket.
             made_of: Arrays that other examples are told from these by.
-
-        Raises:
-            InputError: There are no examples.
         """
         shorter = sorted({n for n in config.bucket_items if 0 < n < max_length})
         self.buckets = (*shorter, max_length)
@@ -141,13 +137,10 @@ class ShuffledEpochs:
         (path / _POSITION).write_text(json.dumps(position))
 
     def restore(self, path: Any) -> None:
-        """Continues from a saved position.
+        """Continues from a saved position; InputError if it is of other examples.
 
         A checkpoint of another kind of input has none for this one: examples then
         start from the first, and a line says so.
-
-        Raises:
-            InputError: The position belongs to other examples or another order.
         """
         if not (path / _POSITION).exists():
             self._drawn = 0
@@ -195,16 +188,12 @@ class ResidentInput(ShuffledEpochs):
         seed: int = 0,
         only_last: bool = False,
     ) -> None:
-        """Lays out the training histories.
+        """Lays out the training histories; InputError if none has two items.
 
         Args:
-            histories: The training part of every user's history.
             codes: Every item's Semantic ID.
             user_hashes: Needed when `layout` has user tokens.
             only_last: One example a history, its last item after all the others.
-
-        Raises:
-            InputError: No history has two items, or the sizes don't fit.
         """
         check_sizes(
             "resident.ResidentConfig", config.batch_size, config.microbatch_size

@@ -12,7 +12,6 @@ of the catalogue already: a block is a random sample of it.
 """
 
 import functools
-from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -52,18 +51,16 @@ class ShuffledRows:
 
     def draw(self, position: int, count: int) -> Float32[np.ndarray, "B E"]:
         """Rows number `position` to `position + count` of the stream."""
-        return np.concatenate(list(self._parts(position, position + count)))
-
-    def _parts(self, position: int, end: int) -> Iterator[Float32[np.ndarray, "_ E"]]:
+        parts, end = [], position + count
         while position < end:
             epoch, within = divmod(position, self._rows.num_rows)
             _, ends = self._epoch(epoch)
             group = int(np.searchsorted(ends, within, side="right"))
             mixed = self._mixed(epoch, group)
             start = within - (int(ends[group]) - len(mixed))
-            part = mixed[start : start + end - position]
-            yield part
-            position += len(part)
+            parts.append(mixed[start : start + end - position])
+            position += len(parts[-1])
+        return np.concatenate(parts)
 
     def _plan(
         self, epoch: int

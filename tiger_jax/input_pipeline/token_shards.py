@@ -50,11 +50,7 @@ class TokenShards(seqio.TFExampleDataSource):
 
     @property
     def shards(self) -> dict[str, Shards]:
-        """Each split's shards.
-
-        Raises:
-            InputError: A split's files are missing or were made apart.
-        """
+        """Each split's; InputError if its files are missing or were made apart."""
         folder = self.folder
         return _load(folder, tuple(_stamp(folder / split) for split in SPLITS))
 
@@ -81,9 +77,7 @@ class TokenShards(seqio.TFExampleDataSource):
     def content_hash(self) -> str:
         """Names what is trained on and chosen by: `train` and `validation`."""
         shards = self.shards
-        return hash_json(
-            [shards[split].content_hash for split in ("train", "validation")]
-        )
+        return hash_json([shards[s].content_hash for s in ("train", "validation")])
 
     def read_examples(
         self, split: str, rows: Int[np.ndarray, " B"], *, num_inputs: int
@@ -93,9 +87,6 @@ class TokenShards(seqio.TFExampleDataSource):
         Args:
             rows: Which, ascending: numbers among all examples of the split.
             num_inputs: S, what inputs are padded to.
-
-        Returns:
-            Inputs and targets, in the order of `rows`.
         """
         found, shards = [], self.shards[split]
         for shard, count in zip(rows_of(shards), shards.count(), strict=True):

@@ -54,15 +54,12 @@ class Catalogue:
         plan: TriePlan | None = None,
         sharding: jax.sharding.Sharding | None = None,
     ) -> None:
-        """Builds the trie on the host and moves it to the device.
+        """Builds the trie on the host; InputError if it doesn't fit the plan.
 
         Args:
             plan: The shapes that the programs were compiled for; the catalogue's
                 own if None.
             sharding: Where the trie goes; the first local device by default.
-
-        Raises:
-            InputError: The catalogue doesn't fit the plan.
         """
         self.version, self.table, self.items = version, table, items
         self.popularity, self.is_new = popularity, is_new
@@ -118,18 +115,15 @@ class Catalogue:
     def search(self, text: str) -> list[int]:
         """Items in whose title and brand every word given begins one; best known first.
 
-        Example:
-            "red sham" finds "Shampoo for red hair".
+        "red sham" finds "Shampoo for red hair".
         """
-        found: set[int] | None = None
+        found: list[set[int]] = []
         for word in _words(text):
             start = bisect.bisect_left(self._words, word)
             end = bisect.bisect_left(self._words, word + "\U0010ffff")
-            own = set().union(*(self._items_with[w] for w in self._words[start:end]))
-            found = own if found is None else found & own
-            if not found:
-                return []
-        numbers = np.array(sorted(found or ()), np.int64)
+            items = (self._items_with[own] for own in self._words[start:end])
+            found.append(set().union(*items))
+        numbers = np.array(sorted(set.intersection(*found) if found else ()), np.int64)
         order = np.argsort(-self.popularity[numbers], kind="stable")
         return numbers[order].tolist()
 

@@ -15,11 +15,7 @@ from tiger_jax.semantic_ids.table import SemanticIdTable
 
 
 def load_codebooks(folder: Path, table: SemanticIdTable) -> list[Float[Array, "_ Z"]]:
-    """The codebooks of the quantizer in `folder`, one for each learned level.
-
-    Raises:
-        InputError: The quantizer has none, or not those that the Semantic IDs need.
-    """
+    """Each learned level's codebook; InputError if the quantizer hasn't just those."""
     arrays = load_quantizer(folder).to_arrays()
     by_level = {name.rpartition(".")[2]: array for name, array in arrays.items()}
     names = [f"codebook_{level}" for level in range(table.num_levels)]
@@ -46,21 +42,13 @@ def init_token_embeddings(
     Codewords that are close in the latent space get embeddings that are close, so
     that what is learned about one item helps its neighbours from the first step.
     One random projection with orthonormal rows (or columns, where Z > D) takes
-    all levels from Z to D dimensions; each level is centred and scaled to the
-    variance that the table starts with. The rows of the padding, the
-    collision level and the users stay as they are.
+    all levels from Z to D dimensions; each level is centred and scaled to `std`, which
+    the table starts with. The rows of the padding, the collision level and the users
+    stay as they are. ValueError if there are more codewords than tokens.
 
     Args:
-      params: Parameters of a generator, boxed or not.
-      codebooks: Per learned level, its codewords, in the order of their numbers.
-      key: Draws the projection.
-      std: The standard deviation that the table starts with.
-
-    Returns:
-      The parameters with a new `token_embeddings`.
-
-    Raises:
-      ValueError: The codebooks have more codewords than the table has tokens.
+        params: Parameters of a generator, boxed or not.
+        key: Draws the projection.
     """
     boxed = params["token_embeddings"]
     table = nn.unbox(boxed)

@@ -101,13 +101,11 @@ class FilterSlots:
     ) -> tuple[Trie, dict[str, np.uint32]]:
         """Gives each mask a bit, in place of those not asked for longest.
 
+        The trie that is returned has these bits; later calls change another copy.
+
         Args:
             masks: What makes each mask, by its name; "" is no filter. At most
                 `NUM_SLOTS` others.
-
-        Returns:
-            The trie that has these bits (later calls change another copy), and the
-            bit of each mask.
         """
         with self._lock:
             is_changed = False

@@ -60,10 +60,7 @@ def search_titles(text: str, catalogue: Catalogue) -> Wanted:
     """Makes a history of the best match for each title, separated by semicolons.
 
     Of several matches (see `Catalogue.search`) the one with the most interactions
-    is taken, and the next are named.
-
-    Raises:
-        InputError: Nothing matches.
+    is taken, and the next are named. InputError if nothing matches.
     """
     chosen, notes = [], []
     for wanted in filter(None, (part.strip() for part in text.split(";"))):
@@ -133,11 +130,8 @@ def _read_csv(path: Path) -> list[tuple[str, list[str]]]:
         raise InputError(
             f"{path} has no column item_id (it has {', '.join(names)}): write {FORMS}"
         )
-    items = table["item_id"].to_pylist()
-    users = ["somebody new"] * len(items)
-    if "user_id" in names:
-        users = table["user_id"].to_pylist()
     found: dict[str, list[str]] = {}
-    for user, item in zip(users, items, strict=True):
-        found.setdefault(user, []).append(item)
+    for row in table.to_pylist():
+        user = row.get("user_id", "somebody new")
+        found.setdefault(user, []).append(row["item_id"])
     return list(found.items())

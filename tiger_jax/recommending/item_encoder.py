@@ -1,20 +1,23 @@
-"""New items' fields to embeddings, as the items of the training were embedded."""
+"""From a new item to its embedding and codewords, by what the training left frozen."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Float32
+from jaxtyping import Float32, Int32
 
 from tiger_jax.data.item_text import ItemTextConfig, build_item_texts
+from tiger_jax.data.item_vectors import join_text
 from tiger_jax.embedding import encoders
 from tiger_jax.embedding.tfidf import FrozenTfidf
 from tiger_jax.errors import InputError
 from tiger_jax.progress import say
+from tiger_jax.quantizers.quantizer import Quantizer
+from tiger_jax.recommending.new_items import NewItem
 from tiger_jax.workdir.hashing import hash_arrays, hash_json
 from tiger_jax.workdir.json_files import read_json, write_json
 from tiger_jax.workdir.reading import reading
@@ -27,21 +30,13 @@ _TOLERANCE = 1e-3
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ItemEncoder:
-    """The text template and the encoder, frozen.
-
-    Attributes:
-        encoder: A fitted TF-IDF, or another encoder, which is loaded at use.
-    """
+    """The text template, and a fitted TF-IDF or an encoder that is loaded at use."""
 
     text: ItemTextConfig
     encoder: FrozenTfidf | encoders.Encoder
 
     def encode(self, items: pa.Table) -> Float32[np.ndarray, "N E"]:
-        """Embeds the rows of a table with the columns of the catalogue's items.
-
-        Raises:
-            InputError: An item has no text, or the encoder can't be loaded.
-        """
+        """Embeds rows of the catalogue's columns; InputError if one has no text."""
         texts = build_item_texts(items, self.text)
         for item_id, text in zip(items["item_id"].to_pylist(), texts, strict=True):
             if not text:
@@ -97,13 +92,11 @@ def _read_template(text: Mapping[str, Any]) -> ItemTextConfig:
 def freeze_encoder(folder: Path, embeddings: np.ndarray) -> ItemEncoder | None:
     """Makes what filled `embeddings/` fit for new items; None if vectors were brought.
 
-    Raises:
-        InputError: Fitted again, it gives other vectors than `embeddings`.
+    InputError if, fitted again, it gives other vectors than `embeddings`.
     """
     path = folder / "encoder.json"
-    if not path.exists():
-        return None
-    facts = read_json(path)
+    made = path.exists()
+    facts: dict[str, Any] = read_json(path) if made else {"kind": "ready-made"}
     if facts["kind"] == "ready-made":
         return None
     text = _read_template(facts["text"])
@@ -134,3 +127,75 @@ def freeze_encoder(folder: Path, embeddings: np.ndarray) -> ItemEncoder | None:
             "after it again on this machine"
         )
     return ItemEncoder(text, fitted)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ItemCoder:
+    """Embeds and quantizes as the items of the training were.
+
+    Attributes:
+        encoder: None where the embeddings were ready-made: then items bring theirs.
+        quantizer: None where the codes came from elsewhere: then nothing can join.
+        num_dims: E, of the catalogue's embeddings.
+        collaborative_dims: C. If not 0, the quantizer also takes a vector of what an
+            item is bought with. A new item is bought with nothing yet and has the
+            zero vector, as those items of the training have that no training history
+            holds: its codes rest on its text alone.
+    """
+
+    encoder: ItemEncoder | None
+    quantizer: Quantizer | None
+    num_dims: int
+    collaborative_dims: int = 0
+
+    def embed(
+        self, items: Sequence[NewItem], table: pa.Table
+    ) -> Float32[np.ndarray, "n E"]:
+        """Each item's own vector, or what the encoder makes of its row of `table`.
+
+        InputError if a vector doesn't fit, or can't be made.
+        """
+        vectors = np.zeros((len(items), self.num_dims), np.float32)
+        to_encode = [row for row, item in enumerate(items) if item.embedding is None]
+        for row, item in enumerate(items):
+            if item.embedding is not None:
+                vectors[row] = self._check(item)
+        if not to_encode:
+            return vectors
+        if self.encoder is None:
+            raise InputError(
+                f"item {items[to_encode[0]].item_id!r} brings no embedding, and this "
+                "bundle has no encoder to make one, since its embeddings were "
+                f"ready-made: give it an embedding of {self.num_dims} numbers, made "
+                "as the others were"
+            )
+        vectors[to_encode] = self.encoder.encode(table.take(to_encode))
+        return vectors
+
+    def encode(
+        self, embeddings: Float32[np.ndarray, "n E"]
+    ) -> Int32[np.ndarray, "n L"]:
+        """The learned codewords of embeddings; InputError if there is no quantizer."""
+        if self.quantizer is None:
+            raise InputError(
+                "this bundle has no quantizer, since its Semantic IDs were not made by "
+                "one here: new items can't get codes"
+            )
+        if not self.collaborative_dims:
+            return self.quantizer.encode(embeddings)
+        unknown = np.zeros((len(embeddings), self.collaborative_dims), np.float32)
+        return self.quantizer.encode(join_text(embeddings, unknown))
+
+    def _check(self, item: NewItem) -> Float32[np.ndarray, " E"]:
+        try:
+            vector = np.asarray(item.embedding, np.float32)
+        except (TypeError, ValueError, OverflowError):
+            vector = np.empty(0, np.float32)
+        if vector.shape != (self.num_dims,):
+            raise InputError(
+                f"item {item.item_id!r}: the embedding must be {self.num_dims} "
+                f"numbers, and has the shape {list(vector.shape)}"
+            )
+        if not np.isfinite(vector).all():
+            raise InputError(f"item {item.item_id!r}: the embedding isn't finite")
+        return vector

@@ -21,7 +21,7 @@ _FIELDS = ("item_id", "title", "brand", "price", "categories", "embedding")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class NewItem:
-    """One item to add.
+    """One item to add; InputError names the item if a field holds something else.
 
     Attributes:
         item_id: Not yet in the catalogue.
@@ -30,9 +30,6 @@ class NewItem:
         attributes: Further fields: texts, numbers, or true and false.
         embedding: The item's own vector, of the kind that the catalogue's items
             have; None lets the bundle's encoder read the fields.
-
-    Raises:
-        InputError: A field holds something else; names the item.
     """
 
     item_id: str
@@ -51,10 +48,7 @@ class NewItem:
         """Reads an object such as {"item_id": "a7", "title": "Red soap"}.
 
         "category" stands for "categories" with a single name; what is no field is
-        an attribute, and null counts as absent.
-
-        Raises:
-            InputError: It is no such object.
+        an attribute, and null counts as absent. InputError if it is no such object.
         """
         if not isinstance(record, Mapping) or "item_id" not in record:
             raise InputError(

@@ -17,8 +17,12 @@ from tiger_jax.errors import InputError
 from tiger_jax.quantizers.quantizer import Quantizer
 from tiger_jax.quantizers.store import load_quantizer
 from tiger_jax.recommending.catalogue import Catalogue
-from tiger_jax.recommending.item_coder import ItemCoder
-from tiger_jax.recommending.item_encoder import SAMPLE, ItemEncoder, freeze_encoder
+from tiger_jax.recommending.item_encoder import (
+    SAMPLE,
+    ItemCoder,
+    ItemEncoder,
+    freeze_encoder,
+)
 from tiger_jax.recommending.searcher import Params
 from tiger_jax.recommending.trained_model import load_card_and_table, load_recommender
 from tiger_jax.semantic_ids.table import SemanticIdTable
@@ -61,22 +65,18 @@ class Parts:
     def of_workdir(
         cls, workdir: Path, *, room: float = 1.0, for_new_items: bool = True
     ) -> "Parts":
-        """Reads what a recommender needs from a work directory.
+        """Reads `data/`, `semantic_ids/` and `recommender/`, and what else there is.
+
+        InputError if a part can't be read, or the parts don't belong together.
 
         Args:
-            workdir: With `data/`, `semantic_ids/` and `recommender/`; what else there
-                is comes along.
             room: Factor of room to grow that the trie's shapes have.
             for_new_items: With what embeds and quantizes items that join; an encoder
                 may have to be fitted again.
-
-        Raises:
-            InputError: A part can't be read, or the parts don't belong together.
         """
         data = PreparedData.load(workdir / "data")
-        folder = workdir / "recommender"
         card, table = load_card_and_table(workdir, data)
-        _, _, model, params = load_recommender(folder)
+        _, _, model, params = load_recommender(workdir / "recommender")
         embeddings = encoder = quantizer = None
         if for_new_items and (workdir / "embeddings").exists():
             embeddings = load_embeddings(workdir / "embeddings", data.num_items)

@@ -36,8 +36,7 @@ def write_recommendations(
     *   ``.inter``: RecBole's atomic file with `user_id:token`, `item_id:token`,
         `score:float` and `rank:float`.
 
-    Raises:
-        InputError: The file can't be written, or an id can't stand in it.
+    InputError if the file can't be written, or an id can't stand in it.
     """
     rows = [
         (one.user, rank, item, answer.by)
@@ -93,9 +92,7 @@ def to_json(wanted: Wanted, answer: Answer) -> dict[str, Any]:
 def write_atomic_file(path: Path, columns: dict[str, list[str]]) -> None:
     """Writes a RecBole atomic file: tabs between columns, nothing quoted.
 
-    Raises:
-        InputError: An identifier holds a tab or a line break. In other texts they
-            become spaces.
+    InputError if an identifier holds a tab or line break; elsewhere they become spaces.
     """
     with open(path, "w", encoding="utf-8", newline="\n") as file:
         file.write("\t".join(columns) + "\n")
@@ -104,8 +101,7 @@ def write_atomic_file(path: Path, columns: dict[str, list[str]]) -> None:
 
 
 def _plain(name: str, values: list[str]) -> list[str]:
-    is_id = name.endswith(":token")
-    if not is_id:
+    if not name.endswith(":token"):
         return [" ".join(value.split()) for value in values]
     for value in values:
         if any(mark in value for mark in "\t\n\r"):

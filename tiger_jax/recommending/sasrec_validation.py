@@ -68,9 +68,7 @@ def _batches(
 ) -> Iterator[tuple[Int64[np.ndarray, " B"], dict[str, np.ndarray]]]:
     """Cuts users into batches by length: few widths, each compiled once.
 
-    Yields:
-        Rows of the sample, the last batch filled up with repeats, and their
-        histories and targets.
+    Yields rows of the sample, the last batch filled up with repeats, and their arrays.
     """
     lengths = np.minimum(sample.histories.lengths, max_length)
     order = np.argsort(lengths, kind="stable")

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float32, Int32
 from tiger_jax.errors import InputError, flag
 from tiger_jax.recommending import new_items
 from tiger_jax.recommending.catalogue import ALL_ITEMS, Catalogue
-from tiger_jax.recommending.item_coder import ItemCoder
+from tiger_jax.recommending.item_encoder import ItemCoder
 from tiger_jax.recommending.new_items import NewItem
 from tiger_jax.semantic_ids.collisions import add_collision_level, group_rows
 from tiger_jax.semantic_ids.table import SemanticIdTable
@@ -38,12 +38,7 @@ class AddedItem:
 
 @dataclasses.dataclass(frozen=True)
 class UpdateReport:
-    """What an update did.
-
-    Attributes:
-        attributes_set: Values set or unset.
-        notes: What a user should know about how it was done.
-    """
+    """What an update did, and what a user should know about how."""
 
     version: int
     num_items: int
@@ -78,8 +73,7 @@ def update(
             searched and filtered, not the Semantic ID.
 
     Raises:
-        InputError: An item to add exists, one to remove doesn't, there is no room,
-            or a value makes no sense; nothing has changed then.
+        InputError: Something makes no sense, or doesn't fit; nothing has changed then.
 
     Example:
         catalogue, report = update(recommender.catalogue, coder, remove=["item 7"])

@@ -4,17 +4,13 @@
 catalogue that the bundle was exported with, so any version can be read alone and its
 size is that of the changes:
 
-================  ====================================================
-part              what
-================  ====================================================
-version.json      the bundle's hash, the Semantic IDs', and the numbers
-removed.parquet   ids of the bundle's items that are gone
-items.parquet     the items that have joined, with the bundle's columns
-codes.npy         their Semantic IDs
-embeddings.npy    their vectors
-joined.npy        the version in which each came
-attributes.json   values set by hand, by field and item id
-================  ====================================================
+    version.json      the bundle's hash, the Semantic IDs', and the numbers
+    removed.parquet   ids of the bundle's items that are gone
+    items.parquet     the items that have joined, with the bundle's columns
+    codes.npy         their Semantic IDs
+    embeddings.npy    their vectors
+    joined.npy        the version in which each came
+    attributes.json   values set by hand, by field and item id
 
 Each folder has a manifest with the SHA-256 of every file; it is written beside and
 renamed, so a version is there whole or not at all. The newest one is in force. To go
@@ -79,14 +75,11 @@ class CatalogueVersions:
     def __init__(
         self, bundle: Bundle, folder: Path | None = None, *, keep: int = KEEP
     ) -> None:
-        """Takes a bundle that has been read.
+        """Takes a bundle that has been read; InputError if no version would be kept.
 
         Args:
             folder: Where the versions lie; beside the bundle by default.
             keep: Newest versions that stay on disk.
-
-        Raises:
-            InputError: None would be kept.
         """
         if keep < 1:
             raise InputError(f"at least one version must be kept, not {keep}")
@@ -107,11 +100,7 @@ class CatalogueVersions:
         return max(self._numbers(), default=0)
 
     def load(self, version: int | None = None) -> Catalogue:
-        """Reads a version, the newest by default.
-
-        Raises:
-            InputError: That version isn't kept, is damaged, or is of another bundle.
-        """
+        """Reads a version, by default the newest; InputError if it isn't kept whole."""
         version = self.newest if version is None else version
         exported = self.bundle.parts.catalogue()
         if version == 0:
@@ -135,14 +124,10 @@ class CatalogueVersions:
     def change(
         self, catalogue: Catalogue, **changes: Any
     ) -> tuple[Catalogue, UpdateReport]:
-        """Writes the version after `catalogue`, the newest one.
+        """Writes the version after `catalogue`, the newest one; see `updates.update`.
 
-        Args:
-            **changes: add, remove and attributes; see `updates.update`.
-
-        Raises:
-            InputError: The change makes no sense, or `catalogue` isn't the newest
-                version by now; nothing is written.
+        InputError if the change makes no sense, or `catalogue` isn't the newest
+        version by now; nothing is written.
         """
         changed, report = update(catalogue, self.bundle.parts.coder(), **changes)
         numbers = len(report.added), len(report.removed), report.attributes_set
@@ -155,9 +140,7 @@ class CatalogueVersions:
     ) -> tuple[Catalogue, UpdateReport]:
         """Writes an earlier version's content as the version after `catalogue`.
 
-        Raises:
-            InputError: That version isn't kept, or is damaged, or `catalogue` isn't
-                the newest version by now.
+        InputError as of `load`, or if `catalogue` isn't the newest version by now.
         """
         old = self.load(version)
         number = catalogue.version + 1

@@ -35,9 +35,7 @@ Metrics = dict[str, clu.metrics.Metric]
 class T5xTiger:
     """A TIGER over one task's vocabulary and catalogue.
 
-    Attributes:
-        module: The Flax module.
-        optimizer_def: What t5x makes its optimizer with; None if it only infers.
+    `optimizer_def` is what t5x makes its optimizer with; None if it only infers.
     """
 
     FEATURE_CONVERTER_CLS = seqio.EncDecFeatureConverter
@@ -115,10 +113,8 @@ class T5xTiger:
     ) -> tuple[Int[Array, "B T"], dict[str, Array]]:
         """Searches the catalogue for each history's best items.
 
-        Returns:
-            The best item's tokens, and ``beams[B M T]`` with ``scores[B M]``, best
-            first. Where fewer than M items exist, beams are padding with a score of
-            -inf.
+        The best item's tokens, and ``beams[B M T]`` with ``scores[B M]``, best first.
+        Where fewer than M items exist, beams are padding with a score of -inf.
         """
         del rng  # the search is deterministic
         settings = Settings(self._num_beams, self.module.config.normalize)

@@ -47,9 +47,8 @@ class OptimizerDefinition:
 
     def create(self, params: PyTree) -> "Optimizer":
         """Starts optimizing `params`."""
-        state = OptimizerState(
-            jnp.zeros([], jnp.int32), self.transformation.init(params)
-        )
+        param_states = self.transformation.init(params)
+        state = OptimizerState(jnp.zeros([], jnp.int32), param_states)
         return Optimizer(self, state, params)
 
     def derive_logical_axes(
@@ -79,9 +78,8 @@ class Optimizer(flax.struct.PyTreeNode):
     def apply_gradient(self, grads: PyTree, **hyper_parameters: Any) -> "Optimizer":
         """Makes one update.
 
-        Args:
-            hyper_parameters: t5x's learning rate, which has no effect: the schedule
-                lies inside the transformation, so that its counter is saved.
+        t5x's learning rate has no effect: the schedule lies inside the transformation,
+        so that its counter is saved.
         """
         del hyper_parameters
         updates, param_states = self.optimizer_def.transformation.update(
@@ -110,9 +108,5 @@ class Optimizer(flax.struct.PyTreeNode):
 def make_optimizer_definition(
     config: OptimizerConfig | None = None, total_steps: int | None = None
 ) -> OptimizerDefinition:
-    """Builds the optimizer of `training.optimizers` for t5x.
-
-    Args:
-        total_steps: Length of the run, for schedules that end.
-    """
+    """The optimizer of `training.optimizers`; `total_steps` is for schedules' ends."""
     return OptimizerDefinition(make_optimizer(config or OptimizerConfig(), total_steps))

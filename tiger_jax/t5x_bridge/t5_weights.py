@@ -4,6 +4,7 @@ Both hold the same numbers: T5's `Linear` stores its matrix transposed, and a
 stack's position bias belongs to its first block there.
 """
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,8 +18,15 @@ from tiger_jax.models.tiger import TigerConfig
 from tiger_jax.semantic_ids.token_ids import PADDING, TokenLayout
 
 _ATTENTION = {"query": "q", "key": "k", "value": "v", "out": "o"}
-_ENCODER_PARTS = ("attention", "mlp")
-_DECODER_PARTS = ("self_attention", "cross_attention", "mlp")
+_MLP = {"wi": "wi", "wo": "wo"}
+# Our names of a block's part and of the norm before it, and T5's of the part.
+_MLP_PART = ("mlp", "mlp_norm", "DenseReluDense")
+_ENCODER_PARTS = (("attention", "attention_norm", "SelfAttention"), _MLP_PART)
+_DECODER_PARTS = (
+    ("self_attention", "self_norm", "SelfAttention"),
+    ("cross_attention", "cross_norm", "EncDecAttention"),
+    _MLP_PART,
+)
 
 
 def t5_config(config: TigerConfig, layout: TokenLayout) -> dict[str, Any]:
@@ -55,12 +63,7 @@ def to_t5_weights(
     With a tied head, T5 scales the decoder's states by d_model^-0.5, as we scale
     the logits; an untied head is stored as it is.
 
-    Args:
-      params: Parameters of `Tiger`, boxed or not.
-      config: The model's configuration.
-
-    Raises:
-      ValueError: The model has parameters that T5 hasn't.
+    The parameters of `Tiger` may be boxed; ValueError if it has some that T5 hasn't.
     """
     flat = traverse_util.flatten_dict(nn.unbox(params), sep="/")
     names = t5_names(config)
@@ -78,21 +81,6 @@ def to_t5_weights(
     return weights
 
 
-def from_t5_weights(
-    weights: Mapping[str, Float[np.ndarray, "..."]], config: TigerConfig
-) -> dict[str, Any]:
-    """Turns a T5 state dict into parameters: the inverse of `to_t5_weights`.
-
-    Raises:
-      KeyError: The state dict lacks a weight that `config` needs.
-    """
-    flat = {
-        path: np.ascontiguousarray(weights[name].T if is_transposed else weights[name])
-        for path, (name, is_transposed) in t5_names(config).items()
-    }
-    return traverse_util.unflatten_dict(flat, sep="/")
-
-
 def t5_names(config: TigerConfig) -> dict[str, tuple[str, bool]]:
     """Maps each parameter's path to T5's name, and whether it is transposed."""
     names = {"token_embeddings": ("shared.weight", False)}
@@ -102,30 +90,15 @@ def t5_names(config: TigerConfig) -> dict[str, tuple[str, bool]]:
         ("encoder", _ENCODER_PARTS, config.num_encoder_layers),
         ("decoder", _DECODER_PARTS, config.num_decoder_layers),
     ):
-        for i in range(num_blocks):
-            for j, part in enumerate(parts):
-                ours = f"{stack}/block_{i}/"
-                theirs = f"{stack}.block.{i}.layer.{j}."
-                names |= _part_names(ours, theirs, part)
-        names[f"{stack}/position_bias/relative_bias"] = (
-            f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
-            False,
-        )
+        for i, (j, (part, norm, module)) in itertools.product(
+            range(num_blocks), enumerate(parts)
+        ):
+            ours, theirs = f"{stack}/block_{i}", f"{stack}.block.{i}.layer.{j}"
+            names[f"{ours}/{norm}/scale"] = (f"{theirs}.layer_norm.weight", False)
+            for matrix, letter in (_MLP if part == "mlp" else _ATTENTION).items():
+                name = f"{theirs}.{module}.{letter}.weight"
+                names[f"{ours}/{part}/{matrix}"] = (name, True)
+        bias = "block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+        names[f"{stack}/position_bias/relative_bias"] = (f"{stack}.{bias}", False)
         names[f"{stack}/final_norm/scale"] = (f"{stack}.final_layer_norm.weight", False)
-    return names
-
-
-def _part_names(ours: str, theirs: str, part: str) -> dict[str, tuple[str, bool]]:
-    norm = part.replace("attention", "norm") if "_" in part else f"{part}_norm"
-    names = {f"{ours}{norm}/scale": (f"{theirs}layer_norm.weight", False)}
-    if part == "mlp":
-        for matrix in ("wi", "wo"):
-            names[f"{ours}mlp/{matrix}"] = (
-                f"{theirs}DenseReluDense.{matrix}.weight",
-                True,
-            )
-        return names
-    module = "EncDecAttention" if part == "cross_attention" else "SelfAttention"
-    for matrix, letter in _ATTENTION.items():
-        names[f"{ours}{part}/{matrix}"] = (f"{theirs}{module}.{letter}.weight", True)
     return names

@@ -9,7 +9,9 @@ import pytest
 from benchmarks.scale.document import write_document
 from benchmarks.scale.local import STAGES, measure
 from benchmarks.scale.rows import fit_exponent, micros_a_row
-from benchmarks.scale.worker import OneWorker, Spool, emit_into, run_tasks, write_from
+from benchmarks.scale.worker import OneWorker, run_tasks
+from tiger_jax.beam.runner import Flow
+from tiger_jax.workdir.shards import ShardWriter
 
 
 def row(part, stage, rows, **changed):
@@ -99,7 +101,9 @@ def test_exponents_are_slopes_from_a_hundred_thousand_items_on():
 
 @pytest.mark.parametrize("stage", ["histories", "encode", "collisions", "trie"])
 def test_a_stage_is_measured(stage):
-    found = measure(stage, 2000)
+    rows = []
+    measure(stage, 2000, rows.append)
+    (found,) = rows
     assert found["items"] == 2000
     assert found["cpu_seconds"] > 0
     assert found["peak_bytes"] >= found["start_bytes"] > 0
@@ -107,26 +111,46 @@ def test_a_stage_is_measured(stage):
 
 
 def double(value, wanted):
-    return [(key, f"{key}:{value}".encode()) for key in wanted]
+    return [(key, f"{key}:{value}".encode()) for key in wanted if key < 2]
 
 
-def write(shard, blocks, folder):
-    (folder / str(shard)).write_bytes(b" ".join(blocks))
+def join(value, wanted):
+    key, came = value
+    if isinstance(came, dict):
+        came = [*came["a"], *came["b"]]
+    return [(wanted[0], b"+".join(came) + b"|%d" % key)]
+
+
+def write(shard, blocks, writer):
+    (writer.folder / str(shard)).write_bytes(b" ".join(blocks))
 
 
 def hold(num_bytes):
     return len(b"x" * num_bytes) - 1
 
 
+def spooled(flow, folder):
+    """What three shards hold after a flow, and the steps that were told."""
+    steps = []
+    (folder / "out").mkdir()
+    worker = OneWorker(folder / "spool", lambda step, _: steps.append(step))
+    worker.run(flow, ShardWriter(folder / "out", 3, "made"), [0, 1, 2])
+    assert not [path for path in (folder / "spool").rglob("*") if path.is_file()]
+    return [(folder / "out" / f"{n}").read_bytes() for n in range(3)], steps
+
+
+@pytest.mark.slow
 def test_a_worker_hands_blocks_over_in_files_and_forgets_them(tmp_path):
-    spool = Spool(tmp_path / "spool")
-    for value in (1, 2):
-        emit_into(spool, double, range(2), value)
-    for shard in range(3):
-        write_from(spool, write, tmp_path, shard)
-    assert (tmp_path / "1").read_bytes() == b"1:1 1:2"
-    assert (tmp_path / "2").read_bytes() == b""
-    assert not list((tmp_path / "spool").iterdir())
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    two.mkdir()
+    found, steps = spooled(Flow(write, {"a": ([1, 2], double)}), one)
+    assert found == [b"0:1 0:2", b"1:1 1:2", b""]
+    assert steps == ["out, a", "out, write"]
+    sources = {"a": ([1, 2], double), "b": ([3], double)}
+    found, steps = spooled(Flow(write, sources, {"c": join, "d": join}), two)
+    assert found == [b"0:1+0:2+0:3|0+1:1+1:2+1:3|1|0", b"", b""]
+    assert steps == ["out, a", "out, b", "out, c", "out, d", "out, write"]
 
 
 @pytest.mark.slow
@@ -134,7 +158,7 @@ def test_a_worker_tells_the_most_that_a_task_held(tmp_path):
     told = {}
     worker = OneWorker(tmp_path, lambda step, measured: told.update({step: measured}))
     small, large = 1 << 20, 300 << 20
-    found = worker.run("large", hold, [large, small])
+    found = worker.do("large", hold, [large, small])
     assert found == small - 1
     measured = told["large"]
     assert measured.shards == 2

@@ -13,7 +13,7 @@ _STEPS = [
     *("histories, take apart", "histories, write"),
     "prepare, the leading process",
     *("tokens, train", "tokens, test"),
-    *("texts, take apart", "texts, embed"),
+    *(f"distinct, {step}" for step in ("take apart", "embed", "write")),
     *("embeddings, take apart", "embeddings, write"),
     "embed, the leading process",
 ]
