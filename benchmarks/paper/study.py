@@ -11,7 +11,7 @@ from benchmarks import lib
 from benchmarks.lib import Row
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.errors import InputError
-from tiger_jax.evaluation import bootstrap, evaluator
+from tiger_jax.evaluation import bootstrap, evaluator, metrics
 from tiger_jax.recommending.numbered_recommender import (
     NumberedRecommender,
     load_numbered_recommender,
@@ -79,13 +79,13 @@ def interval(values: np.ndarray, seed: int) -> list[float]:
 
 
 def recall_facts(
-    found: evaluator.Evaluation, seed: int, metrics: Iterable[str] = METRICS
+    found: evaluator.Evaluation, seed: int, names: Iterable[str] = METRICS
 ) -> Row:
     """Means and intervals of the metrics."""
-    means, intervals = found.compute_metrics(), found.compute_intervals(seed)
+    intervals = bootstrap.metric_intervals(found.ranks, seed=seed)
     return {
-        "metrics": {name: means[name] for name in metrics},
-        "intervals": {name: intervals[name] for name in metrics},
+        "metrics": metrics.compute_metrics(found.ranks, tuple(names)),
+        "intervals": {name: intervals[name] for name in names},
     }
 
 

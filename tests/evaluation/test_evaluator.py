@@ -125,7 +125,7 @@ def test_a_seen_target_is_a_miss_only_when_masked():
             exclude_seen=exclude_seen,
             batch_size=1,
         )
-        assert found.compute_metrics()["recall@20"] == expected
+        assert metrics.compute_metrics(found.ranks)["recall@20"] == expected
 
 
 def test_a_sample_of_users_is_seeded_and_keeps_rows_together():

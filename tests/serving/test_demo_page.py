@@ -6,7 +6,7 @@ import browser
 import pytest
 from served import run_in_thread
 
-from tiger_jax.reporting.demo_page import build_demo_page
+from tiger_jax.reporting.page import build_demo_page
 
 pytestmark = pytest.mark.skipif(
     not browser.is_installed(), reason="needs chromium and chromedriver"

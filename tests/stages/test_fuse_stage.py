@@ -11,6 +11,7 @@ from tiger_jax.data.prepared import PreparedData
 from tiger_jax.errors import InputError
 from tiger_jax.evaluation import evaluator, lists
 from tiger_jax.evaluation.baselines.semantic_knn import DenseKnn
+from tiger_jax.evaluation.metrics import compute_metrics
 from tiger_jax.recommending.numbered_recommender import load_numbered_recommender
 from tiger_jax.recommending.searcher import SearchConfig
 from tiger_jax.reporting import tables
@@ -66,7 +67,7 @@ def test_lists_on_disk_are_those_of_the_recommender(workdir):
     )
     metrics = read_json(workdir / "fusion" / "metrics.json")
     assert metrics["parts"]["tiger"]["test"] == pytest.approx(
-        expected.compute_metrics()
+        compute_metrics(expected.ranks)
     )
     nothing = np.empty((3, 0), np.int32)
     users = np.array([4, 0, 9], np.int32)

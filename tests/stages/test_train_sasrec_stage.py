@@ -15,6 +15,7 @@ from tiger_jax.errors import Preempted
 from tiger_jax.evaluation import evaluator
 from tiger_jax.evaluation.baselines.sasrec import SasRecCard, TrainedSasRec
 from tiger_jax.evaluation.fuse_and_measure import FusionConfig
+from tiger_jax.evaluation.metrics import compute_metrics
 from tiger_jax.evaluation.recommend_fn import last_items
 from tiger_jax.input_pipeline.resident_sequences import (
     ResidentSequences,
@@ -74,7 +75,7 @@ def test_the_best_step_is_what_is_loaded(workdir):
         num_items=NUM_ITEMS,
         exclude_seen=False,
     )
-    metrics = found.compute_metrics()
+    metrics = compute_metrics(found.ranks)
     for name in ("recall@10", "ndcg@10"):
         assert metrics[name] == pytest.approx(card.best_metrics[name])
 

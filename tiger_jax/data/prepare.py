@@ -4,11 +4,8 @@ from collections import Counter
 
 import numpy as np
 
-from tiger_jax.data.interactions import (
-    InteractionsConfig,
-    NumberedShop,
-    build_histories,
-)
+from tiger_jax.data import interactions as histories_of
+from tiger_jax.data.interactions import InteractionsConfig, NumberedShop
 from tiger_jax.data.prepared import PreparedData, hash_user_ids
 from tiger_jax.data.raw_shop import RawShop
 from tiger_jax.data.splits import Splits, SplitsConfig, choose_unseen_items
@@ -24,7 +21,7 @@ def prepare_shop(
         InputError: A config is impossible, or too little is left to train on.
     """
     interactions = interactions.resolved(is_generated=shop.is_generated)
-    numbered = build_histories(shop, interactions, seed=seed)
+    numbered = histories_of.build_histories(shop, interactions, seed=seed)
     histories = numbered.histories
     unseen = choose_unseen_items(histories, splits.unseen_share, seed=seed)
     split = Splits.leave_one_out(histories, unseen)
@@ -76,7 +73,5 @@ def _average_ceiling(
             "the best possible results are known for the whole shop only, in its own "
             "order: leave k_core=None and tie_order='data' to have them"
         ]
-    ceilings = [shop.ceiling_by_user[user] for user in user_ids]
-    return {
-        metric: float(np.mean([c[metric] for c in ceilings])) for metric in ceilings[0]
-    }, []
+    rows = [shop.ceiling_by_user[user] for user in user_ids]
+    return {metric: float(np.mean([r[metric] for r in rows])) for metric in rows[0]}, []

@@ -74,7 +74,6 @@ class PreparedData:
 
     @property
     def num_items(self) -> int:
-        """Size N of the catalogue."""
         return self.items.num_rows
 
     @property
@@ -109,7 +108,6 @@ class PreparedData:
         return choose_categories(self.items["categories"].to_pylist())
 
     def save(self, folder: Path) -> None:
-        """Writes the files of `data/`."""
         folder.mkdir(parents=True, exist_ok=True)
         users = pa.table({"user_id": self.user_ids, "user_hash": self.user_hashes})
         pa.parquet.write_table(self.items, folder / "items.parquet")
@@ -128,7 +126,6 @@ class PreparedData:
         Raises:
             InputError: A file is missing or can't be read, or the parts don't fit.
         """
-        folder = Path(folder)
         with reading(folder):
             numbers, offsets, rows, unseen = load_arrays(folder, _ARRAYS).values()
             users = pa.parquet.read_table(folder / "users.parquet")

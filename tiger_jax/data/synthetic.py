@@ -67,38 +67,27 @@ class SyntheticShopConfig:
 
     def __post_init__(self) -> None:
         least, mean, most = self.min_history, self.mean_history, self.max_history
-        for is_fulfilled, law in (
-            (
-                self.num_items >= 60 and self.num_users >= 1,
-                "a shop needs num_items >= 60 and num_users >= 1",
+        shares = [f for f in vars(self) if f.endswith(("_share", "_change"))]
+        laws = {
+            "num_items must be at least 60": self.num_items >= 60,
+            "num_users must be at least 1": self.num_users >= 1,
+            "it needs 2 <= min_history <= mean_history <= max_history": (
+                2 <= least <= mean <= most
             ),
-            (
-                2 <= least <= mean <= most,
-                "2 <= min_history <= mean_history <= max_history must hold",
+            "max_history is more than a quarter of num_items, and nobody takes an item "
+            "twice": most <= self.num_items // 4,
+            "items_per_series must lie between 3 and num_items / 6": (
+                3 <= self.items_per_series <= self.num_items / 6
             ),
-            (
-                most <= self.num_items // 4,
-                "max_history is more than a quarter of num_items, and nobody takes an "
-                "item twice",
+            **{f"{f} is a probability": 0 <= getattr(self, f) <= 1 for f in shares},
+            "new_item_share must be at most 0.5, or the shop opens half empty": (
+                self.new_item_share <= 0.5
             ),
-            (
-                3 <= self.items_per_series <= self.num_items / 6,
-                "items_per_series must lie between 3 and num_items / 6",
+            "follow_share + interest_share must leave 0.02 to plain popularity": (
+                self.follow_share + self.interest_share <= 0.98
             ),
-            *(
-                (0 <= getattr(self, name) <= 1, f"{name} is a probability")
-                for name in self.__dataclass_fields__
-                if name.endswith(("_share", "_change"))
-            ),
-            (
-                self.new_item_share <= 0.5,
-                "new_item_share must be at most 0.5, or the shop opens half empty",
-            ),
-            (
-                self.follow_share + self.interest_share <= 0.98,
-                "follow_share + interest_share must leave 0.02 to plain popularity",
-            ),
-        ):
+        }
+        for law, is_fulfilled in laws.items():
             if not is_fulfilled:
                 raise InputError(f"SyntheticShopConfig: {law}; got {self}")
 

@@ -67,12 +67,10 @@ class Comparison:
 
     @property
     def ours(self) -> Mapping[str, Evaluation]:
-        """Our recommender's, by split."""
         return self.evaluations[OURS]
 
     @property
     def baselines(self) -> Mapping[str, Mapping[str, Evaluation]]:
-        """The others', by recommender and split."""
         return {n: found for n, found in self.evaluations.items() if n != OURS}
 
     def save_lists(self, folder: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Float32, Int32, Int64
 
-from tiger_jax.evaluation import bootstrap, metrics
+from tiger_jax.evaluation import metrics
 from tiger_jax.evaluation.recommend_fn import RecommendFn, shown_items
 from tiger_jax.histories import HeldOut
 from tiger_jax.progress import Progress
@@ -36,18 +36,6 @@ class Evaluation:
     scores: Float32[np.ndarray, "U k"]
     num_invalid: int
     num_listed: int
-
-    def compute_metrics(
-        self, names: tuple[str, ...] = metrics.REPORTED
-    ) -> dict[str, float]:
-        """Every named metric, averaged over the users."""
-        return metrics.compute_metrics(self.ranks, names)
-
-    def compute_intervals(
-        self, seed: int = 0, names: tuple[str, ...] = metrics.REPORTED
-    ) -> dict[str, tuple[float, float]]:
-        """The 95 % bootstrap interval of every named metric."""
-        return bootstrap.metric_intervals(self.ranks, names, seed=seed)
 
 
 def evaluate(
@@ -98,7 +86,12 @@ def evaluate(
     for rows, exclude, listed, listed_scores in batches:
         bad = find_invalid(listed, exclude, num_items)
         if bad.any() and not count_invalid:
-            _complain(listed, bad, held_out.user_numbers[rows])
+            row = int(bad.any(1).argmax())
+            raise InvalidRecommendation(
+                f"{int(bad.sum())} invalid recommendations in this batch; the first "
+                f"for user {int(held_out.user_numbers[rows[row]])}: item numbers "
+                f"{listed[row][bad[row]].tolist()} are unknown, repeated or excluded"
+            )
         ranks[rows] = metrics.ranks_in_lists(
             listed, listed_scores, held_out.targets[rows]
         )
@@ -159,8 +152,8 @@ def _recommend_in_batches(
             filled = np.concatenate([rows, np.full(batch_size - len(rows), rows[0])])
             batch = held_out.select(filled)
             longest = int(lengths[filled].max())
-            width = _exclude_width(longest) if exclude_seen else 0
-            exclude = batch.histories.last(width)
+            width = max(MIN_EXCLUDE_WIDTH, 1 << (longest - 1).bit_length())
+            exclude = batch.histories.last(width if exclude_seen else 0)
             listed, scores = recommend(
                 batch.user_numbers,
                 batch.histories.last(_history_width(longest, history_length)),
@@ -198,24 +191,6 @@ def find_invalid(
 def _history_width(longest: int, history_length: int) -> int:
     ladder = (history_length // 4, history_length // 2, history_length)
     return next((width for width in ladder if longest <= width), history_length)
-
-
-def _exclude_width(longest: int) -> int:
-    return max(MIN_EXCLUDE_WIDTH, 1 << (longest - 1).bit_length())
-
-
-def _complain(
-    item_numbers: Int32[np.ndarray, "B C"],
-    bad: np.ndarray,
-    user_numbers: Int32[np.ndarray, " R"],
-) -> None:
-    row = int(bad.any(1).argmax())
-    items = item_numbers[row][bad[row]].tolist()
-    raise InvalidRecommendation(
-        f"{int(bad.sum())} invalid recommendations in this batch; the first for user "
-        f"{int(user_numbers[row])}: item numbers {items} are unknown, repeated or "
-        "excluded"
-    )
 
 
 def sample_users(

@@ -110,7 +110,8 @@ def fuse_and_measure(
             "metric": metric,
             "fusion": chosen.value,
             "parts": {
-                n: e.compute_metrics((metric,))[metric] for n, e in lists.items()
+                name: metrics.compute_metrics(found.ranks, (metric,))[metric]
+                for name, found in lists.items()
             },
             "without": without,
         },

@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tiger_jax.evaluation import diversity
+from tiger_jax.evaluation import bootstrap, diversity
 from tiger_jax.evaluation.baselines.known import TITLES
-from tiger_jax.evaluation.bootstrap import paired_difference
 from tiger_jax.evaluation.comparison import OURS, Comparison
 from tiger_jax.evaluation.evaluator import Evaluation
 from tiger_jax.evaluation.guards import GuardResult
-from tiger_jax.evaluation.metrics import MAX_CUTOFF, recall_at_k
+from tiger_jax.evaluation.metrics import MAX_CUTOFF, compute_metrics, recall_at_k
 from tiger_jax.histories import HeldOut
 from tiger_jax.workdir.json_files import read_json, write_json
 
@@ -151,15 +150,17 @@ def _summarize(
     intervals: dict[str, Any] = {name: {} for name in evaluations}
     for name, splits in evaluations.items():
         for split, found in splits.items():
-            means[name][split] = found.compute_metrics(names)
-            intervals[name][split] = found.compute_intervals(seed, names)
+            means[name][split] = compute_metrics(found.ranks, names)
+            intervals[name][split] = bootstrap.metric_intervals(
+                found.ranks, names, seed=seed
+            )
     return means, intervals
 
 
 def _difference(
     ours: Evaluation, theirs: Evaluation, metric: str, seed: int
 ) -> dict[str, float]:
-    found = paired_difference(ours.ranks, theirs.ranks, metric, seed=seed)
+    found = bootstrap.paired_difference(ours.ranks, theirs.ranks, metric, seed=seed)
     return dict(zip(("difference", "low", "high"), found, strict=True))
 
 

@@ -45,7 +45,6 @@ class _Attention(nn.Module):
     dtype: jnp.dtype
 
     def setup(self) -> None:
-        """Declares the matrices."""
         inner = (self.d_model, self.num_heads * self.head_dim)
         axes = ("embed", "joined_kv")
         query_fan_in = self.d_model * self.head_dim
@@ -164,10 +163,7 @@ class CrossAttention(_Attention):
         return Memory(keys, values)
 
     def attend_memory(
-        self,
-        x: Float[Array, "B M D"],
-        memory: Memory,
-        bias: Float[Array, "B 1 1 S"],
+        self, x: Float[Array, "B M D"], memory: Memory, bias: Float[Array, "B 1 1 S"]
     ) -> Float[Array, "B M D"]:
         """Attends from every beam to its request's memory."""
         queries = self._heads(x, self.query).transpose(0, 2, 1, 3)  # [B, H, M, C]

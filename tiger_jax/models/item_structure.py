@@ -33,9 +33,7 @@ class ItemStructure(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        tokens: Float[Array, "B IT D"],
-        is_token: Bool[Array, "B IT"],
+        self, tokens: Float[Array, "B IT D"], is_token: Bool[Array, "B IT"]
     ) -> Float[Array, "B IT D"]:
         """Changes the tokens of items, T an item; there is no user token here."""
         length, d_model = self.semantic_id_length, tokens.shape[-1]
@@ -77,9 +75,7 @@ class ItemTokens(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        tokens: Float[Array, "B IT D"],
-        is_token: Bool[Array, "B IT"],
+        self, tokens: Float[Array, "B IT D"], is_token: Bool[Array, "B IT"]
     ) -> tuple[Float[Array, "B I D"], Bool[Array, "B I"]]:
         """Joins the tokens of items; there is no user token here.
 

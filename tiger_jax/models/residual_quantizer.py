@@ -77,12 +77,7 @@ def residual_quantize(
 
 
 class ResidualQuantizer(nn.Module):
-    """One codebook a level: parameters ``codebook_0``, ``codebook_1``, and so on.
-
-    Attributes:
-        codebook_sizes: Codewords per level.
-        latent_size: Z.
-    """
+    """One codebook a level: parameters ``codebook_0``, ``codebook_1``, and so on."""
 
     codebook_sizes: tuple[int, ...]
     latent_size: int
@@ -100,7 +95,6 @@ class ResidualQuantizer(nn.Module):
     def __call__(
         self, latents: Float[Array, "B Z"]
     ) -> tuple[Int[Array, "B L"], Float[Array, "L B Z"], Float[Array, "L B Z"]]:
-        """Quantizes; see `residual_quantize`."""
         return residual_quantize(latents, self.codebooks)
 
     def look_up(self, codewords: Int[Array, "B l"]) -> Float[Array, "B Z"]:

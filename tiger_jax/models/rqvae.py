@@ -40,17 +40,12 @@ class RqVaeConfig:
 
 
 class Mlp(nn.Module):
-    """Dense layers with ReLU between them.
-
-    Attributes:
-        sizes: Output size of each layer.
-    """
+    """Dense layers of these sizes, with ReLU between them."""
 
     sizes: tuple[int, ...]
 
     @nn.compact
     def __call__(self, x: Float[Array, "B _"]) -> Float[Array, "B _"]:
-        """Applies the layers."""
         for i, size in enumerate(self.sizes):
             x = nn.Dense(
                 size,
@@ -77,25 +72,18 @@ class RqVaeOutput(NamedTuple):
 
 
 class RqVae(nn.Module):
-    """The network; works on embeddings that were standardized, if that is wanted.
-
-    Attributes:
-        config: The architecture.
-        embedding_size: E.
-    """
+    """The network; works on embeddings [B E], standardized if that is wanted."""
 
     config: RqVaeConfig
     embedding_size: int
 
     def setup(self) -> None:
-        """Builds encoder, quantizer and decoder."""
         config = self.config
         self.encoder = Mlp((*config.hidden_sizes, config.latent_size))
         self.quantizer = ResidualQuantizer(config.codebook_sizes, config.latent_size)
         self.decoder = Mlp((*config.hidden_sizes[::-1], self.embedding_size))
 
     def __call__(self, embeddings: Float[Array, "B E"]) -> RqVaeOutput:
-        """Encodes, quantizes and reconstructs."""
         latents = self.encoder(embeddings)
         codewords, residuals, chosen = self.quantizer(latents)
         # Straight-through: the decoder sees the codewords, and its gradient reaches
@@ -104,7 +92,6 @@ class RqVae(nn.Module):
         return RqVaeOutput(self.decoder(quantized), codewords, residuals, chosen)
 
     def encode(self, embeddings: Float[Array, "B E"]) -> Float[Array, "B Z"]:
-        """The latents."""
         return self.encoder(embeddings)
 
     def quantize(

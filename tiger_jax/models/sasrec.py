@@ -31,8 +31,6 @@ class SasRecConfig:
 
     Attributes:
       max_length: Items of a history that are read, the most recent ones.
-      num_blocks: Transformer blocks.
-      num_heads: Attention heads, which share `d_model`.
       d_model: Width of items and states, and hidden units of the MLP.
       dropout_rate: Dropout on embeddings, attention weights and residuals.
       title: What a table calls the model.

@@ -56,7 +56,6 @@ class TigerConfig(TransformerConfig):
     encoder_positions: Literal["tokens", "items"] = "tokens"
 
     def build(self, layout: TokenLayout) -> "Tiger":
-        """The model of this config over a layout's tokens."""
         return Tiger(self, layout)
 
     @property
@@ -96,7 +95,6 @@ class Tiger(nn.Module):
     layout: TokenLayout
 
     def setup(self) -> None:
-        """Declares the tables and the two stacks."""
         table = (self.layout.vocab_size, self.config.d_model)
         init = nn.with_logical_partitioning(
             nn.initializers.normal(1.0), ("vocab", "embed")

@@ -25,13 +25,9 @@ class TransformerConfig:
     """Sizes of an encoder-decoder; the defaults are those of the TIGER paper.
 
     Attributes:
-      num_encoder_layers: Encoder blocks.
-      num_decoder_layers: Decoder blocks.
       d_model: Width of the residual stream; the paper prints 128, and 384 gives
         the 13M parameters that it also prints.
-      num_heads: Attention heads.
       head_dim: Width of a head; `num_heads * head_dim` needn't be `d_model`.
-      mlp_dim: Hidden units of the MLP.
       dropout_rate: Dropout on embeddings, attention weights, hidden units and
         every residual branch.
       dtype: Compute dtype, "float32" or "bfloat16". Parameters, softmax, norms
@@ -58,10 +54,7 @@ class EncoderBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        x: Float[Array, "B S D"],
-        bias: Float[Array, "B H S S"],
-        is_training: bool,
+        self, x: Float[Array, "B S D"], bias: Float[Array, "B H S S"], is_training: bool
     ) -> Float[Array, "B S D"]:
         drop = Dropout(self.config.dropout_rate)
         normed = RmsNorm(name="attention_norm")(x)
@@ -110,7 +103,6 @@ class DecoderBlock(nn.Module):
     config: TransformerConfig
 
     def setup(self) -> None:
-        """Declares the block's parts."""
         self.self_norm = RmsNorm()
         self.self_attention = SelfAttention(**_attention_sizes(self.config))
         self.cross_norm = RmsNorm()
@@ -143,7 +135,6 @@ class DecoderBlock(nn.Module):
         return x + drop(self.mlp(self.mlp_norm(x), is_training=is_training))
 
     def init_memory(self, encoded: Float[Array, "B S D"]) -> Memory:
-        """Computes the cross-attention's keys and values."""
         return self.cross_attention.init_memory(encoded)
 
     def step(
@@ -167,7 +158,6 @@ class Decoder(nn.Module):
     config: TransformerConfig
 
     def setup(self) -> None:
-        """Declares the blocks."""
         cfg = self.config
         block_class = DecoderBlock
         if cfg.remat:

@@ -168,20 +168,8 @@ def _plain_dropout(
     return jnp.where(is_kept, x / (1.0 - rate), 0).astype(x.dtype)
 
 
-def _plain_relu_dropout(
-    x: Float[Array, "*shape"], rate: float, key: Array
-) -> Float[Array, "*shape"]:
-    return _plain_dropout(nn.relu(x), rate, key)
-
-
-def _plain_repeat(
-    bias: Float[Array, "H T S"], batch_size: int
-) -> Float[Array, "B H T S"]:
-    return jnp.broadcast_to(bias[None], (batch_size, *bias.shape))
-
-
 if IS_PLAIN:
     linear = jnp.matmul  # type: ignore[assignment]
-    repeat_over_batch = _plain_repeat  # type: ignore[assignment]
+    repeat_over_batch = repeat_over_batch.__wrapped__  # type: ignore[attr-defined]
     dropout = _plain_dropout  # type: ignore[assignment]
-    relu_dropout = _plain_relu_dropout  # type: ignore[assignment]
+    relu_dropout = relu_dropout.__wrapped__  # type: ignore[attr-defined]

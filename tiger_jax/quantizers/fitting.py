@@ -8,11 +8,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float, Float32
 
-from tiger_jax.quantizers.quantizer import (
-    Quantizer,
-    QuantizerConfig,
-    reconstruction_errors,
-)
+from tiger_jax.quantizers import quantizer as quantizers
+from tiger_jax.quantizers.quantizer import Quantizer, QuantizerConfig
 from tiger_jax.semantic_ids.quality import describe_codes
 
 DrawFn = Callable[[int, int], Float32[np.ndarray, "B E"]]
@@ -33,7 +30,6 @@ class ResumableConfig(Protocol):
         checkpoint_seconds: float | None,
     ) -> Quantizer:
         """As `QuantizerConfig.fit`, with checkpoints in `folder`."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,12 +71,10 @@ class Corpus:
         What codewords miss is measured on the items too, or on a stream's sample.
         """
         codes = np.concatenate([quantizer.encode(block) for block in self.items()])
-        if self.draw is None:
-            errors = reconstruction_errors(quantizer, next(self.items()), codes)
-        else:
-            errors = reconstruction_errors(
-                quantizer, self.embeddings, quantizer.encode(self.embeddings)
-            )
+        measured = next(self.items()), codes
+        if self.draw is not None:
+            measured = self.embeddings, quantizer.encode(self.embeddings)
+        errors = quantizers.reconstruction_errors(quantizer, *measured)
         return describe_codes(
             codes,
             quantizer.codebook_sizes,

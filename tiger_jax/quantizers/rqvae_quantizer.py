@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 from flax import traverse_util
-from jaxtyping import Array, Float, Float32, Int
+from jaxtyping import Float32, Int
 
 from tiger_jax.models.rqvae import RqVae, RqVaeConfig
 from tiger_jax.quantizers.quantizer import ChunkedQuantizer, row_chunks
@@ -40,13 +40,13 @@ class RqVaeQuantizer(ChunkedQuantizer):
 
     def encode_chunk(self, chunk: Float32[np.ndarray, "B E"]) -> Int[np.ndarray, "B L"]:
         padded = _pad((chunk - self.mean) / self.scale)
-        found = np.asarray(_quantize(self.model, self.params, padded))
+        found = np.asarray(apply(self.model, "quantize", self.params, padded)[0])
         return found[: len(chunk)]
 
     def reconstruct(self, codes: Int[np.ndarray, "N l"]) -> Float32[np.ndarray, "N E"]:
         found = [np.empty((0, len(self.mean)), np.float32)]
         for chunk in (codes[rows] for rows in row_chunks(len(codes))):
-            guess = _reconstruct(self.model, self.params, _pad(chunk))
+            guess = apply(self.model, "reconstruct", self.params, _pad(chunk))
             found.append(np.asarray(guess)[: len(chunk)] * self.scale + self.mean)
         return np.concatenate(found)
 
@@ -76,15 +76,7 @@ def _pad(rows: np.ndarray) -> np.ndarray:
     return np.pad(rows, ((0, size - len(rows)), (0, 0)))
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _quantize(
-    model: RqVae, params: Mapping[str, Any], embeddings: Float[Array, "B E"]
-) -> Int[Array, "B L"]:
-    return model.apply({"params": params}, embeddings, method="quantize")[0]
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _reconstruct(
-    model: RqVae, params: Mapping[str, Any], codewords: Int[Array, "B l"]
-) -> Float[Array, "B E"]:
-    return model.apply({"params": params}, codewords, method="reconstruct")
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def apply(model: RqVae, method: str, params: Mapping[str, Any], rows: Any) -> Any:
+    """Calls a method of the model on a batch of rows."""
+    return model.apply({"params": params}, rows, method=method)

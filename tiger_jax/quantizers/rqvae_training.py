@@ -32,7 +32,7 @@ from tiger_jax.progress import say
 from tiger_jax.quantizers.fitting import DrawFn
 from tiger_jax.quantizers.kmeans import fit_kmeans
 from tiger_jax.quantizers.quantizer import chunks, row_chunks, usual_codebook_size
-from tiger_jax.quantizers.rqvae_quantizer import RqVaeQuantizer
+from tiger_jax.quantizers.rqvae_quantizer import RqVaeQuantizer, apply
 from tiger_jax.semantic_ids.quality import perplexity
 from tiger_jax.training.inputs import Update
 from tiger_jax.training.loop import LoopConfig, train
@@ -253,7 +253,7 @@ class _Training:
     def fit_codebooks(self, params: Params) -> Params:
         """k-means level by level, on what the levels before left over."""
         parts = (self.embeddings[rows] for rows in row_chunks(len(self.embeddings)))
-        latents = [np.asarray(_encode(self.model, params, part)) for part in parts]
+        latents = [np.asarray(apply(self.model, "encode", params, p)) for p in parts]
         residual = np.concatenate(latents)
         codebooks = {}
         for level, size in enumerate(self.config.model.codebook_sizes):
@@ -328,13 +328,6 @@ def _draw_rows(
         return jax.random.randint(batch_key, sizes[:1], 0, sizes[1])
 
     return jax.vmap(draw)(first + jnp.arange(_DRAWN_AHEAD))
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _encode(
-    model: RqVae, params: Params, embeddings: Float[Array, "B E"]
-) -> Float[Array, "B Z"]:
-    return model.apply({"params": params}, embeddings, method="encode")
 
 
 def _move_unused(

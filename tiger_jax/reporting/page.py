@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import datetime
+import hashlib
 from typing import Any
 
 from tiger_jax.reporting import figures, paper_rows, sections, tables
@@ -87,6 +88,17 @@ def make_environment() -> Any:
     }
     environment.globals["format_value"] = tables.format_value
     return environment
+
+
+def build_demo_page() -> str:
+    """The page at a server's `/`, which fetches from that server alone."""
+    environment = make_environment()
+    # Inlined as it is: the hash in the page's policy is that of these very bytes, so
+    # that its own script is the only one that runs.
+    script, _, _ = environment.loader.get_source(environment, "demo.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    template = environment.get_template("demo.html")
+    return template.render(script=script, script_hash=digest)
 
 
 def write_report(report: Report, folder: Any) -> None:

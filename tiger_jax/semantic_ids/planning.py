@@ -117,7 +117,6 @@ class SemanticIdPlan:
 
     @property
     def num_levels(self) -> int:
-        """L, the learned levels."""
         return len(self.codebook_sizes) - 1
 
     def __str__(self) -> str:

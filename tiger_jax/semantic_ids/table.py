@@ -73,12 +73,10 @@ class SemanticIdTable:
 
     @property
     def num_items(self) -> int:
-        """N."""
         return len(self.codes)
 
     @property
     def semantic_id_length(self) -> int:
-        """T."""
         return self.codes.shape[1]
 
     @functools.cached_property
@@ -148,11 +146,6 @@ def commit_table(
     seed: int,
 ) -> dict[str, Any]:
     """Ends the run that made a table: its files, `quality.json` and the summary.
-
-    Args:
-        source: Where the codes are from, for the summary.
-        categories: One name per item, "" for unknown.
-        seed: Decides the shuffles that category purity is compared with.
 
     Returns:
         `describe_codes` of the learned codewords.

@@ -71,7 +71,6 @@ class TokenLayout:
     def tokens_of(
         self, codes: Int[np.ndarray, "*axes T"]
     ) -> Int32[np.ndarray, "*axes T"]:
-        """Token numbers of whole Semantic IDs, the same shape as `codes`."""
         return (codes + np.asarray(self.level_offsets)).astype(np.int32)
 
     def codes_of(

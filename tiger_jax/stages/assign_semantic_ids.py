@@ -51,9 +51,6 @@ def assign_semantic_ids(
             plus one if None.
         missing_items: What to do about items that the file lacks: "error", or
             "nearest" to give them the codes of the item with the nearest embedding.
-
-    Raises:
-        InputError: The codes can't be used, or items share an ID.
     """
     if missing_items not in ("error", "nearest"):
         raise InputError(

@@ -39,9 +39,6 @@ def assign_shards(
         num_user_tokens: By default what gin binds for `train_recommender`.
         folders: What to write for the local stages, where one machine holds it;
             ``("semantic_ids",)`` is enough for training.
-
-    Raises:
-        InputError: An input is missing or can't be used.
     """
     require_beam()
     # Only here: Beam is slow to import, and other stages do without.

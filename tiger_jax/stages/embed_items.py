@@ -38,9 +38,6 @@ def embed_items(
         context: The work directory; `context.embeddings`, if given, is the file of
             ready vectors, in items-file order, and `text` and `encoder` don't count.
         seed: Decides TF-IDF's random projections.
-
-    Raises:
-        InputError: The ready vectors, the template or the encoder can't be used.
     """
     config: dict[str, Any] = {"text": text, "encoder": encoder, "seed": seed}
     external = {} if context.embeddings else encoder.hashes()

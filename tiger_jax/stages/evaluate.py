@@ -75,10 +75,6 @@ def evaluate(
 
     Args:
         seed: Of the bootstrap, and of the samples of users.
-
-    Raises:
-        InputError: An input is missing or doesn't belong to the others, or a
-            setting is out of range.
     """
     config, search = config or EvaluateConfig(), search or SearchConfig()
     workdir = context.workdir

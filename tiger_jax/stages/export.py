@@ -30,10 +30,6 @@ def export(
         batch_sizes: Queries that a program takes at once; others are filled up.
         max_excluded: Excluded items per request that cost nothing extra.
         room: Factor by which the catalogue can grow before a new export is due.
-
-    Raises:
-        InputError: The work directory holds no trained recommender, its parts don't
-            belong together, or an option makes no sense.
     """
     rising = sorted(set(batch_sizes))
     if not rising or rising[0] < 1 or list(batch_sizes) != rising:

@@ -35,9 +35,6 @@ def export_recbole(context: RunContext) -> None:
     `NAME/NAME.inter` has each interaction with its place in the user's history as
     the timestamp; `NAME/NAME.item` the items' texts and, if there are any, Semantic
     IDs; `NAME.yaml` the settings that give the same leave-one-out split.
-
-    Raises:
-        InputError: There is no prepared data, or an id has a tab in it.
     """
     names = ["data"]
     if (context.workdir / "semantic_ids").exists():

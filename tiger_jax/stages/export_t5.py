@@ -24,9 +24,6 @@ def export_t5(context: RunContext) -> None:
     for which item, and where the user tokens begin. Logits are over the whole
     vocabulary there; a model that was trained with output="level" looks at those of
     each position's level alone.
-
-    Raises:
-        InputError: There is no trained recommender, or it has parts that T5 lacks.
     """
     run = artifacts.begin(
         context.workdir,

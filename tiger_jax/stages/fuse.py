@@ -33,9 +33,6 @@ def fuse(
 
     Args:
         seed: Of the bootstrap.
-
-    Raises:
-        InputError: A folder is missing or doesn't belong to the others.
     """
     config = config or FusionConfig()
     workdir = context.workdir

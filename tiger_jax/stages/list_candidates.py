@@ -61,10 +61,6 @@ def list_candidates(
 
     Args:
         seed: Of the samples of users.
-
-    Raises:
-        InputError: An input is missing or doesn't belong to the others, or there are
-            fewer beams than items in a list.
     """
     config, search = config or CandidatesConfig(), search or SearchConfig()
     if search.method == "beam" and not 0 < config.depth <= search.num_beams:

@@ -53,10 +53,6 @@ def prepare_data(
         reader: A reader of your own, which is then the only one asked.
         expected: Statistics that the prepared data must have, such as ``users``; a
             benchmark's numbers mean nothing on another data set.
-
-    Raises:
-        InputError: The data can't be used, isn't what was expected, or the work
-            directory holds another shop's: nothing is overwritten.
     """
     found = find_source(
         context.data_dir,

@@ -38,9 +38,6 @@ def prepare_shards(
             `items/` and `interactions/` of Parquet files is read by the workers, a
             file each; any other is read here, and must fit in this machine's memory.
         num_shards: Files of each output.
-
-    Raises:
-        InputError: The data, a config or the encoder can't be used.
     """
     require_beam()
     # Only here: Beam is slow to import, and other stages do without.

@@ -67,9 +67,6 @@ def recommend(
             {"category": ["Shampoo"], "price": {"max": 20}}.
         epsilon: Share of each list that is kept for items the training hasn't seen.
         temperature: Draw items rather than take the best.
-
-    Raises:
-        InputError: There is no trained recommender, or the request can't be read.
     """
     if histories is not None and title is not None:
         raise InputError("give recommend.histories or recommend.title, not both")

@@ -21,9 +21,6 @@ def report(context: RunContext, *, seed: int = 0) -> None:
 
     Args:
         seed: Of the choice of sample users.
-
-    Raises:
-        InputError: No stage has finished, or a finished folder can't be read.
     """
     workdir = context.workdir
     folders = finished_folders(workdir)

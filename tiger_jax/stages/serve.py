@@ -7,7 +7,7 @@ from tiger_jax.progress import say
 from tiger_jax.recommending.bundle import BUNDLE
 from tiger_jax.recommending.recommender import Recommender
 from tiger_jax.recommending.versions import CatalogueVersions
-from tiger_jax.reporting.demo_page import build_demo_page
+from tiger_jax.reporting.page import build_demo_page
 from tiger_jax.serving.settings import Limits
 from tiger_jax.stages.context import RunContext
 from tiger_jax.workdir.reading import path_of
@@ -36,10 +36,6 @@ def serve(
         hosts: Further names that the server is addressed by. On loopback, all others
             are refused; elsewhere, any name will do if this is empty.
         limits: How much it takes on.
-
-    Raises:
-        InputError: There is no whole bundle, the port is taken, or an option makes
-            no sense.
     """
     try:
         from tiger_jax.serving import server

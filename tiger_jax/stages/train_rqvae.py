@@ -62,10 +62,6 @@ def train_rqvae(
         accept_poor_codebooks: Go on with less, knowingly. Neither of these two is
             part of what was made: a run that was refused needs no second training.
         seconds_between_checkpoints: How much time a kill may cost.
-
-    Raises:
-        InputError: The embeddings can't be quantized so, another shop's don't go with
-            them, or too little of some codebook is used; then nothing is committed.
     """
     quantizer = quantizer or RqVaeTraining()
     config: dict[str, Any] = {"seed": seed}

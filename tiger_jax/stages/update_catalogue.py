@@ -48,9 +48,6 @@ def update_catalogue(
         roll_back: A version to go back to; 0 is the bundle's own.
         bundle: The bundle's folder; the work directory's if None.
         keep: Newest versions that stay on disk.
-
-    Raises:
-        InputError: A file or the change makes no sense; the catalogue stays.
     """
     folder = path_of(bundle) if bundle else context.workdir / BUNDLE
     versions = CatalogueVersions.open(folder, keep=keep)

@@ -30,16 +30,10 @@ PyTree = Any
 # Logical name -> mesh axis. An axis whose size the mesh axis doesn't divide is
 # replicated, and `Partitioner.shardings_of` says so.
 _SPLIT = ("vocab", "heads", "mlp", "joined_kv")
-_WHOLE: tuple[str, ...] = (
-    "embed",
-    "embed_in",
-    "embed_out",
-    "position",
-    "kv",
-    "length",
-    "items",
+_WHOLE = (
+    *("embed", "embed_in", "embed_out", "position", "kv", "length", "items"),
+    *("levels", "relpos_buckets", "layers"),
 )
-_WHOLE += ("levels", "relpos_buckets", "layers")
 LOGICAL_AXIS_RULES: tuple[tuple[str, str | None], ...] = (
     ("batch", "data"),
     *((name, "model") for name in _SPLIT),
@@ -240,10 +234,7 @@ class Partitioner:
         return shardings
 
     def optimizer_shardings(
-        self,
-        optimizer: optax.GradientTransformation,
-        params: PyTree,
-        shardings: PyTree,
+        self, optimizer: optax.GradientTransformation, params: PyTree, shardings: PyTree
     ) -> PyTree:
         """Lays each optimizer statistic as its parameter; the rest replicated.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tiger_jax.evaluation import evaluator, recommend_fn
+from tiger_jax.evaluation import evaluator, metrics, recommend_fn
 from tiger_jax.evaluation.baselines import item_cooccurrence, popularity, semantic_knn
 from tiger_jax.histories import HeldOut, Histories
 
@@ -129,8 +129,9 @@ def beauty() -> tuple[Histories, HeldOut, int]:
 def _measure(recommend, test: HeldOut, num_items: int, *, masked: bool) -> list[float]:
     found = evaluator.evaluate(
         recommend, test, num_items=num_items, exclude_seen=masked
-    ).compute_metrics()
-    return [found[m] for m in ("recall@5", "ndcg@5", "recall@10", "ndcg@10")]
+    )
+    means = metrics.compute_metrics(found.ranks)
+    return [means[m] for m in ("recall@5", "ndcg@5", "recall@10", "ndcg@10")]
 
 
 @needs_data

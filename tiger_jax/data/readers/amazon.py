@@ -153,12 +153,12 @@ def read_reviews(path: Path) -> Reviews:
                 f"unixReviewTime, but reading it gives {error!r}"
             ) from error
         for name, value, is_right in (
-            ("reviewerID", user_id, _is_id(user_id)),
-            ("asin", item_id, _is_id(item_id)),
-            ("overall", rating, _is_number(rating)),
-            ("unixReviewTime", timestamp, _is_number(timestamp)),
+            ("reviewerID", user_id, _is_id),
+            ("asin", item_id, _is_id),
+            ("overall", rating, _is_number),
+            ("unixReviewTime", timestamp, _is_number),
         ):
-            if not is_right:
+            if not is_right(value):
                 raise InputError(f"{path}, line {line}: {name} is {str(value)[:60]!r}")
         reviews.user_ids.append(user_id)
         reviews.item_ids.append(item_id)

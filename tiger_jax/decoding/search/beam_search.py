@@ -13,14 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, UInt32
 
-from tiger_jax.decoding.search.candidates import (
-    BeamResult,
-    Beams,
-    DecodeStep,
-    InitDecode,
-    Normalize,
-    padded,
-)
+from tiger_jax.decoding.search import candidates
+from tiger_jax.decoding.search.candidates import BeamResult, Beams
 from tiger_jax.decoding.search.restrictions import Group, Restriction
 from tiger_jax.decoding.search.sharded import ShardedRestriction
 from tiger_jax.decoding.trie.sharded_trie import ShardedTrie
@@ -33,10 +27,10 @@ def beam_search(
     inputs: Any,
     trie: Trie | ShardedTrie,
     *,
-    init_decode: InitDecode,
-    decode_step: DecodeStep,
+    init_decode: candidates.InitDecode,
+    decode_step: candidates.DecodeStep,
     num_beams: int,
-    normalize: Normalize = "level",
+    normalize: candidates.Normalize = "level",
     exclude: Int[Array, "B X"] | None = None,
     allowed: UInt32[Array, " B"] | UInt32[Array, "B A"] | None = None,
     prefix: Int[Array, "B T"] | None = None,
@@ -123,4 +117,4 @@ def beam_search(
         scores = jnp.where(scores == 0, 0.0, scores)  # 0 and -0 tie
         negative, leaves = jax.lax.sort((-scores, leaves), num_keys=2)
         scores = -negative
-    return padded(trie.item_numbers(leaves), scores, num_beams)
+    return candidates.padded(trie.item_numbers(leaves), scores, num_beams)

@@ -8,14 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32, UInt32
 
-from tiger_jax.decoding.search.top_k import (
-    Ranked,
-    in_order,
-    masked_top_k,
-    pick,
-    top_k,
-    top_k_in_order,
-)
+from tiger_jax.decoding.search import top_k as ranking
+from tiger_jax.decoding.search.top_k import Ranked, pick
 from tiger_jax.decoding.trie import bits
 from tiger_jax.decoding.trie.levels import CsrLevel, Level
 
@@ -68,7 +62,6 @@ class Beams(NamedTuple):
 
     @classmethod
     def root(cls, batch: int) -> "Beams":
-        """The one empty prefix of each request."""
         zero = jnp.zeros((batch, 1), jnp.int32)
         return cls(zero, jnp.zeros((batch, 1)), zero, zero)
 
@@ -95,11 +88,12 @@ def choose(
             # Every beam has one child: there is nothing to choose.
             index = jnp.arange(width, dtype=jnp.int32)[None, :]
             return candidates, jnp.broadcast_to(index, candidates.shape)
-        return (top_k if by_score else top_k_in_order)(candidates, width)
-    scores, index = masked_top_k(logits, children, offset, width)
+        rank = ranking.top_k if by_score else ranking.top_k_in_order
+        return rank(candidates, width)
+    scores, index = ranking.masked_top_k(logits, children, offset, width)
     if by_score:
         return scores, index
-    is_alive, index = in_order(scores, index)
+    is_alive, index = ranking.in_order(scores, index)
     own = pick(logits.reshape(len(logits), -1), index)
     scores = own + pick(offset, index // logits.shape[2])
     return jnp.where(is_alive, scores, -jnp.inf), index
@@ -136,10 +130,7 @@ def log_sum_of_masked(masked: Float[Array, "B M F"]) -> Float[Array, "B M"]:
 
 
 def take(
-    level: Level,
-    beams: Beams,
-    scores: Float[Array, "B m"],
-    index: Int32[Array, "B m"],
+    level: Level, beams: Beams, scores: Float[Array, "B m"], index: Int32[Array, "B m"]
 ) -> Beams:
     """Turns what was chosen of some beams' children into beams."""
     is_alive = scores > -jnp.inf

@@ -18,15 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float32, Int
 
-from tiger_jax.decoding.search.candidates import (
-    BeamResult,
-    DecodeStep,
-    InitDecode,
-    Normalize,
-    log_sum_exp,
-    mask_of_children,
-    padded,
-)
+from tiger_jax.decoding.search import candidates
+from tiger_jax.decoding.search.candidates import BeamResult, log_sum_exp
 from tiger_jax.decoding.search.restrictions import Restriction
 from tiger_jax.decoding.search.top_k import top_k
 from tiger_jax.decoding.trie.trie import Trie
@@ -52,7 +45,6 @@ class CatalogueWalk:
     """A way through all nodes of a trie, in pieces the model can take at once.
 
     Attributes:
-        trie: The trie it leads through.
         whole: Windows of whole depths, from the root on.
         chunked: Windows [chunks, W] of the depths below, and of the leaves.
         num_chunks: int32 []; chunks that hold a leaf.
@@ -72,7 +64,6 @@ class CatalogueWalk:
         """Plans the walk, on the host.
 
         Args:
-            trie: The catalogue.
             chunk_size: Leaves in a chunk, and most nodes of a depth to take whole.
             fills_plan: Whether shapes follow from the trie's plan alone, so that
                 another catalogue of the same plan compiles nothing anew. N is the
@@ -136,9 +127,9 @@ def score_catalogue(
     inputs: Any,
     walk: CatalogueWalk,
     *,
-    init_decode: InitDecode,
-    decode_step: DecodeStep,
-    normalize: Normalize = "level",
+    init_decode: candidates.InitDecode,
+    decode_step: candidates.DecodeStep,
+    normalize: candidates.Normalize = "level",
     by_leaf: bool = False,
 ) -> Float32[Array, "B N"]:
     """Computes every item's log-probability, by item number or by leaf.
@@ -166,7 +157,7 @@ def score_catalogue(
             scores -= log_sum_exp(logits)
         elif normalize == "children":
             children = every_item.children(depth, window.nodes[None])
-            is_child = mask_of_children(children, logits.shape[2])
+            is_child = candidates.mask_of_children(children, logits.shape[2])
             scores -= log_sum_exp(jnp.where(is_child, logits, -jnp.inf))
         return cache, scores, logits + scores[:, :, None]
 
@@ -198,10 +189,10 @@ def exact_search(
     inputs: Any,
     walk: CatalogueWalk,
     *,
-    init_decode: InitDecode,
-    decode_step: DecodeStep,
+    init_decode: candidates.InitDecode,
+    decode_step: candidates.DecodeStep,
     num_results: int,
-    normalize: Normalize = "level",
+    normalize: candidates.Normalize = "level",
     exclude: Int[Array, "B X"] | None = None,
 ) -> BeamResult:
     """Finds each request's best items by scoring all of them.
@@ -226,4 +217,4 @@ def exact_search(
         scores = scores.at[request, leaves].set(-jnp.inf, mode="drop")
     best, leaf = top_k(scores, min(num_results, num_items))
     items = jnp.where(best > -jnp.inf, walk.trie.item_numbers(leaf), -1)
-    return padded(items, best, num_results)
+    return candidates.padded(items, best, num_results)

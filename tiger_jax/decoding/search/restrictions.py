@@ -11,18 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Int32, UInt32
 
-from tiger_jax.decoding.search.candidates import (
-    Beams,
-    Children,
-    NarrowChildren,
-    Normalize,
-    choose,
-    log_sum_exp,
-    log_sum_of_masked,
-    mask_of_children,
-    masked_logits,
-    take,
-)
+from tiger_jax.decoding.search import candidates
+from tiger_jax.decoding.search.candidates import Beams, Children, NarrowChildren
 from tiger_jax.decoding.trie import bits
 from tiger_jax.decoding.trie.attributes import EVERY_ITEM
 from tiger_jax.decoding.trie.bits import read
@@ -52,7 +42,6 @@ class Restriction:
     """A group of beams' view of the trie.
 
     Attributes:
-        trie: The whole catalogue.
         wanted: A node passes if it has any of these bits; None lets all pass.
         prefix: Codewords the Semantic IDs must begin with; -1 leaves a level free.
         dead: Per level, the children that excluded items have killed, or None where
@@ -93,7 +82,7 @@ class Restriction:
         beams: Beams,
         *,
         width: int,
-        normalize: Normalize,
+        normalize: candidates.Normalize,
         by_score: bool = False,
         axis: str | None = None,
     ) -> Beams:
@@ -101,29 +90,30 @@ class Restriction:
 
         Args:
             number: Of the level that the logits are for, and the beams at.
-            logits: The model's.
             beams: In the order of their nodes.
-            width: How many to keep.
-            normalize: See `beam_search`.
             by_score: Order the new beams by score, ties as ever, not by node.
             axis: The mesh axis over which this trie is one of several shards.
         """
         children = self.children(number, beams.nodes)
         offset = beams.scores
         if normalize == "level":
-            offset -= log_sum_exp(logits)
+            offset -= candidates.log_sum_exp(logits)
         elif normalize == "children" and number:
-            offset -= log_sum_of_masked(masked_logits(children, logits))
+            masked = candidates.masked_logits(children, logits)
+            offset -= candidates.log_sum_of_masked(masked)
         elif normalize == "children":
             # The root alone has children on more than one shard. Whole tries sum
             # over all codewords too: in another order, sums round differently.
-            is_child = mask_of_children(children, logits.shape[2])
+            is_child = candidates.mask_of_children(children, logits.shape[2])
             if axis is not None:
                 is_child &= self.trie.num_items > 0
                 is_child = jax.lax.psum(is_child.astype(jnp.int32), axis) > 0
-            offset -= log_sum_of_masked(jnp.where(is_child, logits, -jnp.inf))
-        scores, index = choose(children, logits, offset, width=width, by_score=by_score)
-        return take(self.trie.levels[number], beams, scores, index)
+            masked = jnp.where(is_child, logits, -jnp.inf)
+            offset -= candidates.log_sum_of_masked(masked)
+        scores, index = candidates.choose(
+            children, logits, offset, width=width, by_score=by_score
+        )
+        return candidates.take(self.trie.levels[number], beams, scores, index)
 
     def children(self, number: int, nodes: Int32[Array, "B M"]) -> Children:
         """The children that beams at level `number` may take."""

@@ -20,15 +20,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Int32, Key, UInt32
 
-from tiger_jax.decoding.search.candidates import (
-    Beams,
-    DecodeStep,
-    InitDecode,
-    log_sum_of_masked,
-    masked_logits,
-    padded,
-    take,
-)
+from tiger_jax.decoding.search import candidates
+from tiger_jax.decoding.search.candidates import Beams, padded
 from tiger_jax.decoding.search.restrictions import Restriction
 from tiger_jax.decoding.search.top_k import pick, top_k, top_k_in_order
 from tiger_jax.decoding.trie.trie import Trie
@@ -55,8 +48,8 @@ def sample_distinct_items(
     trie: Trie,
     key: Key[Array, ""],
     *,
-    init_decode: InitDecode,
-    decode_step: DecodeStep,
+    init_decode: candidates.InitDecode,
+    decode_step: candidates.DecodeStep,
     num_samples: int,
     temperature: float | Float[Array, ""] = 1.0,
     exclude: Int[Array, "B X"] | None = None,
@@ -80,9 +73,9 @@ def sample_distinct_items(
             params, cache, beams.codewords, beams.parents, number
         )
         children = restriction.children(number, beams.nodes)
-        masked = masked_logits(children, logits / temperature)
+        masked = candidates.masked_logits(children, logits / temperature)
         # Of the children, and of all that led to them.
-        offset = beams.scores - log_sum_of_masked(masked)
+        offset = beams.scores - candidates.log_sum_of_masked(masked)
         log_probs = masked + offset[:, :, None]  # [B, M, F]
         key, noise_key = jax.random.split(key)
         noisy = log_probs + jax.random.gumbel(noise_key, log_probs.shape)
@@ -93,7 +86,7 @@ def sample_distinct_items(
         perturbed, index = choose(noisy, trie.width(number + 1, num_samples))
         scores = pick(log_probs.reshape(batch, -1), index)
         scores = jnp.where(perturbed > -jnp.inf, scores, -jnp.inf)
-        beams = take(level, beams, scores, index)
+        beams = candidates.take(level, beams, scores, index)
     items = trie.item_numbers(beams.nodes)
     noise = padded(items, perturbed, num_samples).scores
     return SampleResult(*padded(items, beams.scores, num_samples), noise)

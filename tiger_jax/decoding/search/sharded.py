@@ -27,7 +27,6 @@ class ShardedRestriction:
     """A group of beams' view of a sharded trie; see `Restriction`.
 
     Attributes:
-        trie: The whole catalogue.
         wanted: As `prefix`: see `Restriction`.
         dead: Per level, each shard's dead children, [S B X]; or None.
     """
@@ -46,7 +45,6 @@ class ShardedRestriction:
         exclude: Int[Array, "B X"] | None = None,
         **limits: Any,
     ) -> "ShardedRestriction":
-        """Finds the dead nodes of every shard; see `Restriction.build`."""
         free = Restriction.build(trie.shards, batch, **limits)
 
         def find(

@@ -38,13 +38,7 @@ def masked_top_k(
     offset: Float[Array, "B M"],
     k: int,
 ) -> Ranked:
-    """The k largest of `logits + offset` where a bit is set; -inf beyond them.
-
-    Args:
-        logits: Of K codewords.
-        rows: A bit for each.
-        offset: Added to all of a beam's.
-        k: How many.
+    """The k largest of `logits + offset` where a bit of `rows` is set; -inf beyond.
 
     Returns:
         The values, largest first, and their indices into M * K.

@@ -11,14 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
-from tiger_jax.decoding.search.candidates import (
-    DecodeStep,
-    InitDecode,
-    Normalize,
-    choose,
-    log_sum_exp,
-    padded,
-)
+from tiger_jax.decoding.search import candidates
 from tiger_jax.decoding.search.top_k import pick
 from tiger_jax.decoding.trie.bits import num_words
 from tiger_jax.decoding.trie.trie import Trie
@@ -46,10 +39,10 @@ def unconstrained_search(
     inputs: Any,
     trie: Trie,
     *,
-    init_decode: InitDecode,
-    decode_step: DecodeStep,
+    init_decode: candidates.InitDecode,
+    decode_step: candidates.DecodeStep,
     num_beams: int,
-    normalize: Normalize = "level",
+    normalize: candidates.Normalize = "level",
 ) -> UnconstrainedResult:
     """Finds each request's best Semantic IDs, valid or not.
 
@@ -71,9 +64,9 @@ def unconstrained_search(
         logits, cache = decode_step(params, cache, codewords, parents, number)
         size = sizes[number]
         if normalize == "level":
-            scores -= log_sum_exp(logits)
+            scores -= candidates.log_sum_exp(logits)
         every = jnp.full((batch, logits.shape[1], num_words(size)), ~jnp.uint32(0))
-        scores, index = choose(
+        scores, index = candidates.choose(
             every,
             logits,
             scores,
@@ -90,7 +83,7 @@ def unconstrained_search(
     exists = scores > -jnp.inf
     missing = [(0, 0), (0, num_beams - scores.shape[1]), (0, 0)]
     return UnconstrainedResult(
-        *padded(jnp.where(exists, items, -1), scores, num_beams),
+        *candidates.padded(jnp.where(exists, items, -1), scores, num_beams),
         jnp.pad(semantic_ids, missing, constant_values=-1),
         (exists & (items < 0)).sum(axis=1, dtype=jnp.int32),
     )

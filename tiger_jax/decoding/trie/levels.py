@@ -76,7 +76,6 @@ class _Level:
     first: RisingNumbers
 
     def fan_out(self, nodes: Numbers) -> Numbers:
-        """How many children a node has."""
         return self.first[nodes + 1] - self.first[nodes]
 
 
@@ -119,7 +118,6 @@ class BitsetLevel(_WideLevel):
     plan: LevelPlan = dataclasses.field(metadata={"static": True})
 
     def rows(self, nodes: Numbers) -> bits.Rows:
-        """Bit k of a node's row says that codeword k leads to a child."""
         return read(self.words, nodes)
 
 
@@ -141,7 +139,6 @@ class BitmapLevel(_WideLevel):
     plan: LevelPlan = dataclasses.field(metadata={"static": True})
 
     def rows(self, nodes: Numbers) -> bits.Rows:
-        """Bit k of a node's row says that codeword k leads to a child."""
         summary = read(self.summaries, nodes)  # [*n, columns]
         bits_per_column = 8 * summary.dtype.itemsize
         shifts = jnp.arange(bits_per_column, dtype=summary.dtype)
@@ -178,12 +175,10 @@ class CsrLevel(_Level):
         return read(self.tokens, children).astype(jnp.int32), is_child
 
     def codeword(self, nodes: Numbers, children: Numbers) -> Numbers:
-        """The codeword that leads from a node to its child."""
         del nodes  # the child tells it
         return read(self.tokens, children).astype(jnp.int32)
 
     def find(self, nodes: Numbers, codewords: Numbers) -> Numbers:
-        """The child that a codeword leads to, or else the sentinel."""
         tokens, is_child = self.window(nodes)
         is_found = is_child & (tokens == codewords[..., None])
         child = self.first[nodes] + jnp.argmax(is_found, axis=-1).astype(jnp.int32)
@@ -203,7 +198,6 @@ def build_level(
     """Builds one level on its plan.
 
     Args:
-        plan: The level's kind and shapes.
         tokens: The codeword that leads to each child.
         first: The number of each node's first child.
         number: Which level, for messages.

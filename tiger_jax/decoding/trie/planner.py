@@ -11,15 +11,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tiger_jax.decoding.trie import levels
 from tiger_jax.decoding.trie.bits import BLOCK, largest_delta, num_words
-from tiger_jax.decoding.trie.levels import (
-    Kind,
-    LevelPlan,
-    begins_word,
-    largest_fan_out,
-    summary_shape,
-    with_sentinels,
-)
+from tiger_jax.decoding.trie.levels import Kind, LevelPlan, largest_fan_out
 from tiger_jax.decoding.trie.prefixes import SortedPrefixes
 from tiger_jax.errors import InputError
 
@@ -71,17 +65,14 @@ class TriePlan:
 
     @property
     def item_capacity(self) -> int:
-        """Items that the trie has room for."""
         return self.levels[-1].child_capacity
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
-        """K of every level."""
         return tuple(level.codebook_size for level in self.levels)
 
     @property
     def level_bytes(self) -> tuple[int, ...]:
-        """Bytes of each level's arrays."""
         return tuple(count_bytes(level) for level in self.levels)
 
 
@@ -94,8 +85,8 @@ def measure_prefixes(prefixes: SortedPrefixes) -> list[LevelStatistics]:
         fan_out = largest_fan_out(tokens, first)
         words = len(tokens)  # at most; enough where gathering beats any mask
         if _GATHER_COST * fan_out > size:
-            words = int(np.count_nonzero(begins_word(tokens, first)))
-        delta = largest_delta(with_sentinels(first, len(tokens), len(first)))
+            words = int(np.count_nonzero(levels.begins_word(tokens, first)))
+        delta = largest_delta(levels.with_sentinels(first, len(tokens), len(first)))
         found.append(
             LevelStatistics(size, len(first), len(tokens), fan_out, words, delta)
         )
@@ -209,6 +200,6 @@ def count_bytes(plan: LevelPlan) -> int:
         return first + token * (plan.child_capacity + plan.max_fan_out)
     if plan.kind == "bitset":
         return first + 4 * num_words(plan.codebook_size) * (nodes - 1)
-    columns, dtype = summary_shape(plan.codebook_size)
+    columns, dtype = levels.summary_shape(plan.codebook_size)
     summaries = columns * np.dtype(dtype).itemsize * (nodes - 1)
     return first + summaries + rising(nodes, 16) + 4 * (plan.word_capacity + 1)

@@ -138,7 +138,6 @@ class _Layout:
 
     @property
     def num_words(self) -> int:
-        """Words of a Semantic ID."""
         return self.places[-1][0] + 1
 
     @property
@@ -169,7 +168,6 @@ class _Layout:
         return words
 
     def column(self, words: _Words, level: int) -> Integer[np.ndarray, " n"]:
-        """A level's codewords."""
         (word, shift), size = self.places[level], self.sizes[level]
         mask = np.uint64((1 << _bits(size)) - 1)
         found = (words[word] >> np.uint64(shift)) & mask

@@ -18,12 +18,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Int32, Int64, Integer, UInt32
 
-from tiger_jax.decoding.trie.planner import (
-    LevelStatistics,
-    TriePlan,
-    make_plan,
-    measure_prefixes,
-)
+from tiger_jax.decoding.trie import planner
+from tiger_jax.decoding.trie.planner import LevelStatistics, TriePlan
 from tiger_jax.decoding.trie.prefixes import sort_prefixes
 from tiger_jax.decoding.trie.trie import Trie
 from tiger_jax.errors import InputError
@@ -40,7 +36,6 @@ class ShardedTrie:
         shards: One trie per shard; every array has a leading axis S.
         numbers: int32 [S, items]; the item numbers of each shard, ascending, then
             the largest int32. Within its trie, a shard numbers its items by these.
-        mesh: The devices.
         axis: The mesh axis that the shards lie along.
         batch_axis: The mesh axis that requests are split over, or None.
     """
@@ -70,9 +65,7 @@ class ShardedTrie:
         Args:
             codes: Semantic IDs by item number, all different.
             codebook_sizes: K of every level.
-            mesh: The devices.
             axis: The mesh axis to cut the trie over.
-            batch_axis: The mesh axis that requests are split over, or None.
             plan: Shapes and kinds of one shard; made to fit the largest if None.
             exclusion: As `attributes` and `unseen`: see `Trie.build`.
 
@@ -87,11 +80,11 @@ class ShardedTrie:
         rows = split_rows(codes[:, 0], int(codebook_sizes[0]), mesh.shape[axis])
         if plan is None:
             by_shard = [
-                measure_prefixes(sort_prefixes(codes[own], codebook_sizes))
+                planner.measure_prefixes(sort_prefixes(codes[own], codebook_sizes))
                 for own in rows
                 if len(own)
             ]
-            plan = make_plan(list(map(_largest, *by_shard)))
+            plan = planner.make_plan(list(map(_largest, *by_shard)))
         if len(rows) * (plan.item_capacity + 1) > NO_ITEM:
             raise InputError(
                 f"{len(rows)} shards of {plan.item_capacity:,} items are more leaves "
@@ -120,21 +113,18 @@ class ShardedTrie:
 
     @property
     def num_shards(self) -> int:
-        """S."""
         return self.mesh.shape[self.axis]
 
     @property
     def levels(self) -> tuple[Any, ...]:
-        """One per level of the Semantic IDs."""
         return self.shards.levels
 
     @property
     def has_unseen(self) -> bool:
-        """Whether the bits tell seen items from unseen ones."""
         return self.shards.has_unseen
 
     def width(self, depth: int, num_beams: int) -> int:
-        """Beams that a search can fill at a depth of 1 or more: no more than nodes."""
+        """See `Trie.width`."""
         possible = math.prod(self.shards.plan.codebook_sizes[:depth])
         capacity = self.shards.plan.levels[depth - 1].child_capacity
         return min(num_beams, possible, self.num_shards * capacity)
@@ -144,7 +134,6 @@ class ShardedTrie:
         return self.shards.plan.levels[depth - 1].child_capacity + 1
 
     def item_numbers(self, leaves: Int32[Array, "B M"]) -> Int32[Array, "B M"]:
-        """The leaves' items; -1 for the sentinel and for unused leaves."""
         stride = self.stride(len(self.levels))
 
         def read(

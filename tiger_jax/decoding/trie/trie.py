@@ -11,15 +11,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, Int32, Integer, UInt32
 
 from tiger_jax.decoding.trie import bits
+from tiger_jax.decoding.trie import levels as level_kinds
 from tiger_jax.decoding.trie.attributes import bits_of_items, bits_of_nodes
 from tiger_jax.decoding.trie.bits import PackedNumbers, RisingNumbers, read
-from tiger_jax.decoding.trie.levels import (
-    LEVEL_OF_KIND,
-    Level,
-    LevelPlan,
-    build_level,
-    read_children,
-)
+from tiger_jax.decoding.trie.levels import Level, LevelPlan
 from tiger_jax.decoding.trie.planner import TriePlan, make_plan, measure_prefixes
 from tiger_jax.decoding.trie.prefixes import SortedPrefixes, sort_prefixes
 from tiger_jax.errors import InputError
@@ -45,7 +40,6 @@ class AncestorBits:
 
     @classmethod
     def build(cls, is_first: np.ndarray, room: int) -> "AncestorBits":
-        """Packs one flag per leaf."""
         packed = np.zeros(4 * bits.num_words(room + 1), np.uint8)
         found = np.packbits(is_first, bitorder="little")
         packed[: len(found)] = found
@@ -121,7 +115,6 @@ class Trie:
         exclusion: What `beam_search(exclude=...)` needs, or None.
         attributes: uint32 [nodes + 1, words] for depths 1 … T: the bits of all the
             items under a node; empty without attributes. See `attributes`.
-        plan: Kinds and shapes.
         has_unseen: Whether the bits tell seen items from unseen ones.
     """
 
@@ -148,7 +141,6 @@ class Trie:
 
         Args:
             codes: Semantic IDs in any order, all different.
-            codebook_sizes: K of every level.
             plan: Kinds and shapes to build on: those of another trie, or made by
                 hand, or `make_plan(worst_case(codebook_sizes, capacity))` for any
                 catalogue of so many items. None makes the smallest and fastest for
@@ -179,7 +171,7 @@ class Trie:
                 f"{num_items} items exceed the plan's room for {room}: make a new plan"
             )
         parts = zip(plan.levels, prefixes.tokens, prefixes.first, strict=True)
-        levels = [build_level(*part, number) for number, part in enumerate(parts)]
+        levels = [level_kinds.build_level(*p, number) for number, p in enumerate(parts)]
         items = np.full(room + 1, room, np.int32)
         items[:num_items] = prefixes.order
         own_bits = bits_of_items(attributes, unseen, num_items)
@@ -214,7 +206,7 @@ class Trie:
         """The Semantic IDs in the order of the leaves, read back on the host."""
         codes = np.zeros((1, 0), np.int32)
         for level in self.levels:
-            node, token = read_children(level, len(codes))
+            node, token = level_kinds.read_children(level, len(codes))
             codes = np.concatenate([codes[node], token[:, None]], axis=1)
         return codes
 
@@ -278,7 +270,8 @@ class Trie:
             fields = tree["levels"][str(number)]
             for key in {"first", "pointer"} & fields.keys():
                 fields[key] = RisingNumbers(**fields[key])
-            levels.append(LEVEL_OF_KIND[level.kind](**fields, plan=level))
+            kind = level_kinds.LEVEL_OF_KIND[level.kind]
+            levels.append(kind(**fields, plan=level))
         exclusion = tree.get("exclusion")
         if exclusion is not None:
             ancestors = exclusion.get("ancestors", {})
