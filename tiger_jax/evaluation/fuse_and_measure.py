@@ -6,8 +6,7 @@ from typing import Any
 
 from tiger_jax.config import config
 from tiger_jax.evaluation import fusion, metrics, record
-from tiger_jax.evaluation.baselines.baseline import Baseline
-from tiger_jax.evaluation.baselines.known import resolve
+from tiger_jax.evaluation.baselines import baseline, known
 from tiger_jax.evaluation.comparison import OURS, SPLITS
 from tiger_jax.evaluation.evaluator import Evaluation, evaluate
 from tiger_jax.evaluation.lists import ListedRecommender
@@ -34,7 +33,7 @@ class FusionConfig:
         metrics: Names of metrics besides `metrics.REPORTED`.
     """
 
-    parts: tuple[str | Baseline, ...] | None = None
+    parts: tuple[str | baseline.Baseline, ...] | None = None
     normalizations: tuple[str, ...] = fusion.NORMALIZATIONS
     depth: int = 100
     metric: str = "ndcg@10"
@@ -42,7 +41,7 @@ class FusionConfig:
 
     def __post_init__(self) -> None:
         metrics.check_names((self.metric, *self.metrics))
-        resolve([part for part in self.parts or () if part != OURS])
+        known.resolve([part for part in self.parts or () if part != OURS])
         if unknown := set(self.normalizations) - set(fusion.NORMALIZATIONS):
             raise ValueError(
                 f"normalizations names {sorted(unknown)}: known are "

@@ -19,9 +19,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float, Float32, Int, Int32
 
-from tiger_jax.evaluation import metrics
-from tiger_jax.evaluation.evaluator import Evaluation
-from tiger_jax.evaluation.recommend_fn import pad_lists
+from tiger_jax.evaluation import evaluator, metrics, recommend_fn
 
 NORMALIZATIONS = ("reciprocal_rank", "min_max", "z_score", "softmax")
 RANK_OFFSET = 60  # of reciprocal rank fusion; its authors' constant
@@ -162,7 +160,7 @@ def rank_pool(
     totals = np.where(pool.item_numbers >= 0, totals, -np.inf)
     best = np.argsort(-totals, axis=1, kind="stable")[:, :k]
     items = np.take_along_axis(pool.item_numbers, best, axis=1)
-    return pad_lists(items, np.take_along_axis(totals, best, axis=1), k)
+    return recommend_fn.pad_lists(items, np.take_along_axis(totals, best, axis=1), k)
 
 
 def ranks_in_pool(
@@ -236,7 +234,7 @@ class Choice:
 
 
 def choose(
-    lists: Mapping[str, Evaluation],
+    lists: Mapping[str, evaluator.Evaluation],
     targets: Int32[np.ndarray, " U"],
     normalizations: Sequence[str],
     metric: str,

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int32
 
-from tiger_jax.evaluation.evaluator import sample_users
-from tiger_jax.evaluation.recommend_fn import RecommendFn
+from tiger_jax.evaluation import evaluator, recommend_fn
 from tiger_jax.histories import HeldOut
 
 MIN_SHIFT = 0.01  # total variation; a decoder that ignores its encoder shows 0
@@ -42,7 +41,7 @@ def check_recommender(
         exact_scores: Item scores that the exact scoring may cost; it is left out where
             they pay for fewer than `MIN_EXACT_USERS` users.
     """
-    sample, _ = sample_users(held_out, num_users, seed=seed)
+    sample, _ = evaluator.sample_users(held_out, num_users, seed=seed)
     total = len(sample.targets) if num_users else 0
     affordable = exact_scores // recommend.num_items
     shown = {"history_length": recommend.max_items}
@@ -94,8 +93,8 @@ def check_history_matters(
 
 
 def check_search_is_exact(
-    search: RecommendFn,
-    exact: RecommendFn,
+    search: recommend_fn.RecommendFn,
+    exact: recommend_fn.RecommendFn,
     held_out: HeldOut,
     *,
     history_length: int,

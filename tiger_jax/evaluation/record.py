@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tiger_jax.evaluation import bootstrap, diversity
+from tiger_jax.evaluation import bootstrap, diversity, guards
 from tiger_jax.evaluation.baselines.known import TITLES
 from tiger_jax.evaluation.comparison import OURS, Comparison
 from tiger_jax.evaluation.evaluator import Evaluation
-from tiger_jax.evaluation.guards import GuardResult
 from tiger_jax.evaluation.metrics import MAX_CUTOFF, compute_metrics, recall_at_k
 from tiger_jax.histories import HeldOut
 from tiger_jax.workdir.json_files import read_json, write_json
@@ -59,7 +58,7 @@ def save_record(
     data: "PreparedData",
     *,
     settings: Mapping[str, Any],
-    checks: Sequence[GuardResult],
+    checks: Sequence[guards.GuardResult],
     num_predicted: int,
     seed: int,
 ) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -16,16 +16,12 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from tiger_jax.config import config
-from tiger_jax.models.attention import BeamPosition, Memory
-from tiger_jax.models.generator import stack_levels
-from tiger_jax.models.item_structure import ItemStructure, ItemTokens
-from tiger_jax.models.layers import linear_param
-from tiger_jax.models.transformer import Decoder, Encoder, TransformerConfig
+from tiger_jax.models import attention, generator, item_structure, layers, transformer
 from tiger_jax.semantic_ids.token_ids import PADDING, TokenLayout
 
 
 @config("tiger")
-class TigerConfig(TransformerConfig):
+class TigerConfig(transformer.TransformerConfig):
     """The model and its loss; vocabulary sizes come from the `TokenLayout`.
 
     Attributes:
@@ -84,8 +80,8 @@ class DecodeCache(NamedTuple):
     """What decoding keeps between levels: per request, and per beam."""
 
     is_position: Bool[Array, "B P"]
-    memories: tuple[Memory, ...]
-    pasts: tuple[tuple[BeamPosition, ...], ...]
+    memories: tuple[attention.Memory, ...]
+    pasts: tuple[tuple[attention.BeamPosition, ...], ...]
 
 
 class Tiger(nn.Module):
@@ -101,20 +97,20 @@ class Tiger(nn.Module):
         )
         self.token_embeddings = self.param("token_embeddings", init, table)
         if not self.config.is_tied:
-            self.output_head = linear_param(
+            self.output_head = layers.linear_param(
                 self, "output_head", table, ("vocab", "embed"), self.config.d_model
             )
         if self.config.has_item_structure:
-            self.item_structure = ItemStructure(
+            self.item_structure = item_structure.ItemStructure(
                 self.config.has_level_embeddings,
                 self.config.num_recencies,
                 self.config.has_item_context,
                 self.layout.semantic_id_length,
             )
         if self.config.encoder_positions == "items":
-            self.item_tokens = ItemTokens(self.layout.semantic_id_length)
-        self.encoder = Encoder(self.config)
-        self.decoder = Decoder(self.config)
+            self.item_tokens = item_structure.ItemTokens(self.layout.semantic_id_length)
+        self.encoder = transformer.Encoder(self.config)
+        self.decoder = transformer.Decoder(self.config)
 
     def __call__(
         self,
@@ -146,7 +142,9 @@ class Tiger(nn.Module):
         if self.config.output == "vocabulary":
             return self._logits(states, 0, self.layout.vocab_size)
         levels = range(self.layout.semantic_id_length)
-        return stack_levels([self._level_logits(states[:, l], l) for l in levels])
+        return generator.stack_levels(
+            [self._level_logits(states[:, l], l) for l in levels]
+        )
 
     def encode(
         self, tokens: Int[Array, "B S"], *, is_training: bool

@@ -34,11 +34,8 @@ from tiger_jax.quantizers.kmeans import fit_kmeans
 from tiger_jax.quantizers.quantizer import chunks, row_chunks, usual_codebook_size
 from tiger_jax.quantizers.rqvae_quantizer import RqVaeQuantizer, apply
 from tiger_jax.semantic_ids.quality import perplexity
-from tiger_jax.training.inputs import Update
-from tiger_jax.training.loop import LoopConfig, train
-from tiger_jax.training.optimizers import OptimizerConfig, make_optimizer
+from tiger_jax.training import inputs, loop, optimizers, train_state
 from tiger_jax.training.partitioning import Partitioner
-from tiger_jax.training.train_state import TrainState
 
 Params = Mapping[str, Any]
 _ADVICE = f"a lower rate: {flag('rqvae_training.RqVaeTraining.learning_rate', 1e-4)}"
@@ -128,7 +125,7 @@ class RqVaeTraining:
         _mention_earlier_version(folder / "checkpoints")
         unit = self.steps_per_dispatch
         whole = math.ceil(self.num_steps / unit) * unit
-        optimizer = OptimizerConfig(
+        optimizer = optimizers.OptimizerConfig(
             name=self.optimizer,
             schedule=self.schedule,
             learning_rate=self.learning_rate,
@@ -137,14 +134,14 @@ class RqVaeTraining:
             decay_all=True,
             epsilon=1e-8 if self.optimizer == "adamw" else 1e-7,
         )
-        result = train(
+        result = loop.train(
             loss_fn=rqvae.loss_fn,
             init_fn=rqvae.init_params,
-            optimizer=make_optimizer(optimizer, self.num_steps),
+            optimizer=optimizers.make_optimizer(optimizer, self.num_steps),
             input=rqvae.input,
             # Small enough for one device, and one process.
             partitioner=Partitioner(devices=jax.local_devices()[:1]),
-            config=LoopConfig(
+            config=loop.LoopConfig(
                 total_steps=self.num_steps,
                 log_every=unit,
                 evaluate_every=whole,
@@ -263,8 +260,8 @@ class _Training:
         return {**params, "quantizer": codebooks}
 
     def reset_codewords(
-        self, state: TrainState, sums: Any, constants: Any, arrays: Any
-    ) -> TrainState:
+        self, state: train_state.TrainState, sums: Any, constants: Any, arrays: Any
+    ) -> train_state.TrainState:
         """Counts the codewords that were used, and moves the others where it is due."""
         config = self.config
         counts = jax.tree.map(
@@ -298,11 +295,11 @@ class Batches:
     ) -> None:
         self._draw, self.constants, self._step = draw, constants, 0
 
-    def __next__(self) -> Update:
+    def __next__(self) -> inputs.Update:
         arrays = {name: array[None] for name, array in self._draw(self._step).items()}
         self._step += 1
         (size,) = {array.shape[1] for array in arrays.values()}
-        return Update(arrays, np.zeros(1, np.int32), size, 0, is_global=True)
+        return inputs.Update(arrays, np.zeros(1, np.int32), size, 0, is_global=True)
 
     def make_batch(self, constants: Any, arrays: Any, bucket: int) -> dict[str, Array]:
         """Gathers the rows, if it is rows; runs inside the compiled step."""

@@ -12,10 +12,7 @@ from jaxtyping import Int32
 from tiger_jax.errors import InputError
 from tiger_jax.semantic_ids.collisions import group_rows
 from tiger_jax.semantic_ids.quality import describe_codes
-from tiger_jax.workdir import artifacts
-from tiger_jax.workdir.arrays import load_array, save_array
-from tiger_jax.workdir.hashing import hash_arrays, hash_json
-from tiger_jax.workdir.json_files import read_json, write_json
+from tiger_jax.workdir import arrays, artifacts, hashing, json_files
 from tiger_jax.workdir.reading import reading
 
 _CODES, _TABLE, _ITEM_IDS = "codes.npy", "table.json", "item_ids.parquet"
@@ -82,9 +79,9 @@ class SemanticIdTable:
     @functools.cached_property
     def content_hash(self) -> str:
         """Names the table by its values: equal tables have equal hashes."""
-        return hash_json(
+        return hashing.hash_json(
             {
-                "codes": hash_arrays({"codes": self.codes}),
+                "codes": hashing.hash_arrays({"codes": self.codes}),
                 "codebook_sizes": self.codebook_sizes,
                 "item_ids": self.item_ids,
             }
@@ -96,10 +93,10 @@ class SemanticIdTable:
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        save_array(folder / _CODES, self.codes)
+        arrays.save_array(folder / _CODES, self.codes)
         ids = pa.table({"item_id": pa.array(self.item_ids, pa.string())})
         pq.write_table(ids, folder / _ITEM_IDS)
-        write_json(
+        json_files.write_json(
             folder / _TABLE,
             {
                 "codebook_sizes": self.codebook_sizes,
@@ -121,9 +118,9 @@ class SemanticIdTable:
 
         folder = Path(folder)
         with reading(folder):
-            facts = read_json(folder / _TABLE)
+            facts = json_files.read_json(folder / _TABLE)
             table = cls(
-                load_array(folder / _CODES),
+                arrays.load_array(folder / _CODES),
                 tuple(facts["codebook_sizes"]),
                 facts["num_levels"],
                 tuple(pq.read_table(folder / _ITEM_IDS)["item_id"].to_pylist()),
@@ -157,7 +154,7 @@ def commit_table(
         categories=categories,
         seed=seed,
     )
-    write_json(run.folder / "quality.json", quality)
+    json_files.write_json(run.folder / "quality.json", quality)
     run.commit(
         summary={
             "items": table.num_items,

@@ -7,18 +7,12 @@ import gin
 import pyarrow as pa
 import pyarrow.parquet
 
-from tiger_jax.data.item_text import ItemTextConfig, build_item_texts
-from tiger_jax.data.prepared import PreparedData
-from tiger_jax.embedding.embed import embed_texts
-from tiger_jax.embedding.encoders import Encoder, TfidfEncoder, encoder_facts
-from tiger_jax.embedding.ready_made import load_ready_made
+from tiger_jax.data import item_text, prepared
+from tiger_jax.embedding import embed, encoders, ready_made
 from tiger_jax.errors import InputError
 from tiger_jax.progress import say
 from tiger_jax.stages.context import RunContext
-from tiger_jax.workdir import artifacts
-from tiger_jax.workdir.arrays import load_array, save_whole
-from tiger_jax.workdir.hashing import hash_file
-from tiger_jax.workdir.json_files import write_json
+from tiger_jax.workdir import arrays, artifacts, hashing, json_files
 
 
 @gin.configurable(module="stages")
@@ -26,8 +20,8 @@ def embed_items(
     context: RunContext,
     *,
     seed: int = 0,
-    text: ItemTextConfig = ItemTextConfig(),
-    encoder: Encoder = TfidfEncoder(),
+    text: item_text.ItemTextConfig = item_text.ItemTextConfig(),
+    encoder: encoders.Encoder = encoders.TfidfEncoder(),
 ) -> None:
     """Writes one vector per item, from its text or from a file of ready vectors.
 
@@ -47,7 +41,7 @@ def embed_items(
                 f"{context.embeddings} is no file: give --embeddings a .npy file"
             )
         config = {"encoder": "ready-made"}
-        external = {"embeddings": hash_file(context.embeddings)}
+        external = {"embeddings": hashing.hash_file(context.embeddings)}
     run = artifacts.begin(
         context.workdir,
         "embeddings",
@@ -59,24 +53,24 @@ def embed_items(
     )
     if run.is_current:
         return
-    data = PreparedData.load(context.workdir / "data")
+    data = prepared.PreparedData.load(context.workdir / "data")
     made_by: dict[str, Any] = {"kind": "ready-made", "text": None, **external}
     if context.embeddings is not None:
         say(f"embed_items: ready-made embeddings from {context.embeddings}")
-        embeddings = load_ready_made(
+        embeddings = ready_made.load_ready_made(
             context.embeddings, data.statistics["raw_items"], data.items_file_rows
         )
-        save_whole(run.folder / "embeddings.npy", embeddings)
+        arrays.save_whole(run.folder / "embeddings.npy", embeddings)
     else:
         say(
             f"embed_items: no --embeddings, so texts are embedded: {encoder.describe()}"
         )
-        texts = build_item_texts(data.items, text)
+        texts = item_text.build_item_texts(data.items, text)
         num_distinct = len(set(texts))
         if num_empty := texts.count(""):
             say(f"embed_items: {num_empty:,} of {len(texts):,} items have no text")
         made_by = {
-            **encoder_facts(encoder),
+            **encoders.encoder_facts(encoder),
             "encoder": encoder,
             "text": text,
             "distinct_texts": num_distinct,
@@ -89,12 +83,12 @@ def embed_items(
         chunks = run.folder / "chunks"
         # The chunks go when all is written; killed after that, nothing is redone.
         if chunks.exists() or not (run.folder / "embeddings.npy").exists():
-            embeddings = embed_texts(texts, encoder, chunks, seed=seed)
-            save_whole(run.folder / "embeddings.npy", embeddings)
+            embeddings = embed.embed_texts(texts, encoder, chunks, seed=seed)
+            arrays.save_whole(run.folder / "embeddings.npy", embeddings)
         shutil.rmtree(chunks, ignore_errors=True)
-        embeddings = load_array(run.folder / "embeddings.npy")
+        embeddings = arrays.load_array(run.folder / "embeddings.npy")
     dims = embeddings.shape[1]
-    write_json(
+    json_files.write_json(
         run.folder / "encoder.json", {**made_by, "embedding_dim": dims, "seed": seed}
     )
     run.commit(summary={"items": data.num_items, "embedding_dim": dims, **made_by})

@@ -4,10 +4,8 @@ import gin
 
 from tiger_jax.errors import InputError
 from tiger_jax.progress import say
-from tiger_jax.recommending.bundle import BUNDLE, FORMAT, save_bundle
+from tiger_jax.recommending import bundle, programs, searcher
 from tiger_jax.recommending.parts import Parts
-from tiger_jax.recommending.programs import Shapes
-from tiger_jax.recommending.searcher import SearchConfig
 from tiger_jax.stages.context import RunContext
 from tiger_jax.workdir import artifacts
 
@@ -36,17 +34,17 @@ def export(
         raise InputError(f"export.batch_sizes must rise from 1 on, not {batch_sizes}")
     if room < 1 or max_excluded < 1:
         raise InputError("export.room and export.max_excluded must be at least 1")
-    search = SearchConfig(num_beams=num_beams, normalize=normalize)
+    search = searcher.SearchConfig(num_beams=num_beams, normalize=normalize)
     names = ["data", "embeddings", "semantic_ids", "recommender"]
     if (context.workdir / "rqvae").exists():
         names.insert(2, "rqvae")
     run = artifacts.begin(
         context.workdir,
-        BUNDLE,
+        bundle.BUNDLE,
         stage="export",
         inputs=names,
         config={
-            "format": FORMAT,
+            "format": bundle.FORMAT,
             "search": search,
             "batch_sizes": batch_sizes,
             "max_excluded": max_excluded,
@@ -56,9 +54,9 @@ def export(
     if run.is_current:
         return
     parts = Parts.of_workdir(context.workdir, room=room)
-    shapes = Shapes.for_parts(parts, search, batch_sizes, max_excluded)
+    shapes = programs.Shapes.for_parts(parts, search, batch_sizes, max_excluded)
     say(f"export: {2 * len(batch_sizes)} programs for CPU, GPU and TPU")
-    save_bundle(run.folder, parts, shapes)
+    bundle.save_bundle(run.folder, parts, shapes)
     manifest = run.commit(summary={"items": parts.table.num_items})
     size = sum(file["bytes"] for file in manifest.files.values())
     say(

@@ -10,8 +10,7 @@ from tiger_jax.recommending.trained_model import load_recommender
 from tiger_jax.semantic_ids.table import SemanticIdTable
 from tiger_jax.stages.context import RunContext
 from tiger_jax.t5x_bridge.t5_weights import t5_config, to_t5_weights
-from tiger_jax.workdir import artifacts
-from tiger_jax.workdir.json_files import write_json
+from tiger_jax.workdir import artifacts, json_files
 
 FOLDER = "t5"
 
@@ -57,8 +56,8 @@ def export_t5(context: RunContext) -> None:
     path.write_bytes(save(stored, metadata={"format": "pt"}))
     settings = t5_config(config, layout)
     special = ("pad_token_id", "decoder_start_token_id", "eos_token_id")
-    write_json(run.folder / "config.json", settings)
-    write_json(
+    json_files.write_json(run.folder / "config.json", settings)
+    json_files.write_json(
         run.folder / "generation_config.json",
         {
             **{name: settings[name] for name in special},
@@ -67,7 +66,7 @@ def export_t5(context: RunContext) -> None:
     )
     table = SemanticIdTable.load(context.workdir / "semantic_ids")
     tokens = layout.tokens_of(table.codes).tolist()
-    write_json(
+    json_files.write_json(
         run.folder / "tokens.json",
         {
             **layout.to_json(),

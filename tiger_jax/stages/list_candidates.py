@@ -17,9 +17,7 @@ from tiger_jax.evaluation.record import LISTS
 from tiger_jax.recommending.numbered_recommender import load_numbered_recommender
 from tiger_jax.recommending.searcher import SearchConfig
 from tiger_jax.stages.context import RunContext
-from tiger_jax.workdir import artifacts
-from tiger_jax.workdir.chunks import remove_chunks
-from tiger_jax.workdir.json_files import canonical
+from tiger_jax.workdir import artifacts, chunks, json_files
 
 INPUTS = ("data", "semantic_ids", "recommender")
 SPLITS = ("validation", "test")
@@ -103,7 +101,7 @@ def list_candidates(
             )
         found.save(run.folder, split)
         counts[f"{split}_users"] = len(rows)
-    remove_chunks(run.folder)
+    chunks.remove_chunks(run.folder)
     run.commit(summary={**counts, "depth": config.depth, "lists from evaluate": listed})
 
 
@@ -118,7 +116,7 @@ def _listed_by_evaluate(
     recommender = artifacts.load_manifest(workdir / "recommender", verify=False)
     if (
         made.inputs["recommender"] != recommender.content_hash
-        or made.config["search"] != canonical(search)
+        or made.config["search"] != json_files.canonical(search)
         or config.depth > metrics.MAX_CUTOFF
     ):
         return []

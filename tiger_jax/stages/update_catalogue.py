@@ -9,9 +9,8 @@ import gin
 from tiger_jax.data.readers.files import FilesConfig
 from tiger_jax.errors import InputError
 from tiger_jax.progress import say
+from tiger_jax.recommending import new_items, updates
 from tiger_jax.recommending.bundle import BUNDLE
-from tiger_jax.recommending.new_items import NewItem
-from tiger_jax.recommending.updates import UpdateReport
 from tiger_jax.recommending.versions import KEEP, CatalogueVersions
 from tiger_jax.stages.context import RunContext
 from tiger_jax.workdir.arrays import load_array
@@ -82,7 +81,7 @@ def _list(versions: CatalogueVersions) -> None:
         )
 
 
-def _tell(report: UpdateReport, versions: CatalogueVersions) -> None:
+def _tell(report: updates.UpdateReport, versions: CatalogueVersions) -> None:
     for item in report.added[:_SHOWN]:
         say(f"  {item.item_id} has the Semantic ID {item.semantic_id}: {item.title}")
     if len(report.added) > _SHOWN:
@@ -99,7 +98,7 @@ def _tell(report: UpdateReport, versions: CatalogueVersions) -> None:
 
 def _read_items(
     file: str, files: FilesConfig, embeddings: Path | None
-) -> list[NewItem]:
+) -> list[new_items.NewItem]:
     rows = _read_rows(file, files)
     vectors: Any = [None] * len(rows)
     if embeddings is not None:
@@ -113,7 +112,7 @@ def _read_items(
                 f"has {len(rows)} items: give one row per item, in the file's order"
             )
     return [
-        NewItem.from_json({**row, "embedding": vector})
+        new_items.NewItem.from_json({**row, "embedding": vector})
         for row, vector in zip(rows, vectors, strict=True)
     ]
 

@@ -5,9 +5,8 @@ from typing import Any
 
 import jax
 
-from tiger_jax.training.inputs import Update
+from tiger_jax.training import inputs, train_step
 from tiger_jax.training.partitioning import Partitioner
-from tiger_jax.training.train_step import LossFn
 from tiger_jax.workdir.json_files import read_json
 
 PyTree = Any
@@ -26,10 +25,10 @@ def peak_flops(device: jax.Device) -> float | None:
 
 
 def count_microbatch_flops(
-    loss_fn: LossFn,
+    loss_fn: train_step.LossFn,
     input: Any,
     params: PyTree,
-    update: Update,
+    update: inputs.Update,
     partitioner: Partitioner,
 ) -> list[float]:
     """Floating-point operations of one microbatch's gradient, per bucket of the input.

@@ -19,10 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from tiger_jax.errors import InputError
-from tiger_jax.workdir import artifacts
-from tiger_jax.workdir.hashing import hash_file, hash_json
-from tiger_jax.workdir.json_files import canonical, read_json, write_json
-from tiger_jax.workdir.provenance import describe_environment
+from tiger_jax.workdir import artifacts, hashing, json_files, provenance
 
 # Rows that are decoded together: who wants a few need not read a whole file.
 ROW_GROUP = 16_384
@@ -74,12 +71,12 @@ class ShardWriter:
             "recipe": self.recipe,
             "rows": rows,
             "bytes": beside.stat().st_size,
-            "sha256": hash_file(beside),
+            "sha256": hashing.hash_file(beside),
             **counts,
         }
         path.with_suffix(".json").unlink(missing_ok=True)
         beside.replace(path)
-        write_json(path.with_suffix(".json"), known)
+        json_files.write_json(path.with_suffix(".json"), known)
 
     def finish(self, **facts: Any) -> "Shards":
         """Writes the manifest, with the facts, and clears what other recipes left.
@@ -102,14 +99,14 @@ class ShardWriter:
         artifacts.write_manifest(
             self.folder,
             stage=_stage_of(self.folder),
-            content_hash=hash_json([e["sha256"] for e in files.values()]),
+            content_hash=hashing.hash_json([e["sha256"] for e in files.values()]),
             fingerprint=self.recipe,
             config={},
             inputs={},
             external={},
             files=files,
-            summary=canonical(facts),
-            made=describe_environment(),
+            summary=json_files.canonical(facts),
+            made=provenance.describe_environment(),
         )
         return Shards.load(self.folder)
 
@@ -124,7 +121,7 @@ class ShardWriter:
     def _entry(self, shard: int) -> dict[str, Any] | None:
         path = self.path(shard)
         try:
-            known = read_json(path.with_suffix(".json"))
+            known = json_files.read_json(path.with_suffix(".json"))
             is_whole = path.stat().st_size == known["bytes"]
         except (OSError, ValueError, KeyError):
             return None
@@ -211,7 +208,7 @@ def rows_of(shards: Shards) -> list[ShardRows]:
 def recipe_of(config: Mapping[str, Any], *inputs: Shards | str) -> str:
     """Names what decides a folder's content: the config, and folders or hashes read."""
     hashes = [i if isinstance(i, str) else i.content_hash for i in inputs]
-    return hash_json({"config": dict(config), "inputs": hashes})
+    return hashing.hash_json({"config": dict(config), "inputs": hashes})
 
 
 def cut_evenly(total: int, num_shards: int) -> list[int]:

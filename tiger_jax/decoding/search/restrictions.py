@@ -13,8 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Int32, UInt32
 
 from tiger_jax.decoding.search import candidates
 from tiger_jax.decoding.search.candidates import Beams, Children, NarrowChildren
-from tiger_jax.decoding.trie import bits
-from tiger_jax.decoding.trie.attributes import EVERY_ITEM
+from tiger_jax.decoding.trie import attributes, bits
 from tiger_jax.decoding.trie.bits import read
 from tiger_jax.decoding.trie.levels import CsrLevel
 from tiger_jax.decoding.trie.trie import Trie
@@ -241,7 +240,7 @@ def _wanted_bits(
     if not words:
         raise InputError("this trie has no attributes: build it with attributes=...")
     if allowed is None:
-        own = jnp.zeros((batch, words), jnp.uint32).at[:, 0].set(EVERY_ITEM)
+        own = jnp.zeros((batch, words), jnp.uint32).at[:, 0].set(attributes.EVERY_ITEM)
     else:
         own = allowed.reshape(batch, -1)
     if own.shape[1] != words:

@@ -20,9 +20,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Int32, Key, UInt32
 
-from tiger_jax.decoding.search import candidates
+from tiger_jax.decoding.search import candidates, restrictions
 from tiger_jax.decoding.search.candidates import Beams, padded
-from tiger_jax.decoding.search.restrictions import Restriction
 from tiger_jax.decoding.search.top_k import pick, top_k, top_k_in_order
 from tiger_jax.decoding.trie.trie import Trie
 
@@ -61,7 +60,7 @@ def sample_distinct_items(
     Other arguments are those of `beam_search`.
     """
     batch = jax.tree.leaves(inputs)[0].shape[0]
-    restriction = Restriction.build(
+    restriction = restrictions.Restriction.build(
         trie, batch, exclude=exclude, allowed=allowed, prefix=prefix
     )
     beams = Beams.root(batch)

@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
-from tiger_jax.decoding.search import candidates
-from tiger_jax.decoding.search.top_k import pick
+from tiger_jax.decoding.search import candidates, top_k
 from tiger_jax.decoding.trie.bits import num_words
 from tiger_jax.decoding.trie.trie import Trie
 from tiger_jax.errors import InputError
@@ -75,9 +74,9 @@ def unconstrained_search(
         )
         parents, codewords = index // size, index % size
         # An ID that has left the trie stays at the sentinels, which have no child.
-        nodes = level.find(pick(nodes, parents), codewords)
+        nodes = level.find(top_k.pick(nodes, parents), codewords)
         semantic_ids = jnp.concatenate(
-            [pick(semantic_ids, parents), codewords[:, :, None]], axis=2
+            [top_k.pick(semantic_ids, parents), codewords[:, :, None]], axis=2
         )
     items = trie.item_numbers(nodes)
     exists = scores > -jnp.inf

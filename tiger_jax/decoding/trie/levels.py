@@ -21,9 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, Int32, Integer, UInt8
 
-from tiger_jax.decoding.trie import bits
+from tiger_jax.decoding.trie import bits, prefixes
 from tiger_jax.decoding.trie.bits import RisingNumbers, largest_delta, read
-from tiger_jax.decoding.trie.prefixes import token_dtype
 from tiger_jax.errors import InputError
 
 Kind = Literal["bitset", "bitmap", "csr"]
@@ -216,7 +215,7 @@ def build_level(
     packed = RisingNumbers.build(plain, delta_bits=plan.delta_bits)
     if plan.kind == "csr":
         room = plan.child_capacity + plan.max_fan_out
-        padded = np.zeros(room, token_dtype(plan.codebook_size))
+        padded = np.zeros(room, prefixes.token_dtype(plan.codebook_size))
         padded[: len(tokens)] = tokens
         return CsrLevel(packed, jnp.asarray(padded), plan)
     begins = begins_word(tokens, first)
