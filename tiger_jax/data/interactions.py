@@ -68,7 +68,6 @@ class NumberedShop:
     Attributes:
         items_file_rows: Row in the raw items of each item number.
         user_ids: Identifier of each user number, in order of first appearance.
-        counts: What was there before filtering, and what was left out.
     """
 
     items_file_rows: Int64[np.ndarray, " N"]

@@ -31,7 +31,6 @@ class PreparedData:
     Attributes:
         items: The catalogue: row n is item number n, with the columns of
             `RawShop.items`.
-        user_ids: Identifier of each user number.
         user_hashes: A hash of each user's identifier, for hashed user tokens. It is
             the same whatever other users there are.
         histories: Whole histories, in time order.

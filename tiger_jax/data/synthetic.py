@@ -34,9 +34,6 @@ class SyntheticShopConfig:
     from the whole shop. Nobody takes an item twice, or before its launch.
 
     Attributes:
-        num_items: At least 60.
-        min_history: At least 2.
-        max_history: At most a quarter of the items.
         items_per_series: Mean number of items in a product line.
         new_item_share: Share of items launched after the opening, at any time.
         popularity_spread: Standard deviation of the log popularity of lines in their

@@ -58,7 +58,6 @@ class Catalogue:
     """Items with their texts, and what the shop's customers will do with them.
 
     Attributes:
-        items: The table of a `RawShop`, in an order without meaning.
         popularity: How often an item is taken by those who follow nothing; sums to 1.
         launch: When the item comes to the shop, as a share of the shop's life; 0 for
             those there from the beginning.

@@ -70,9 +70,6 @@ def embed_cooccurrence(
     Args:
         train: Training histories only: the items to be predicted must not be in
             them.
-
-    Returns:
-        One vector of length 1 per item; zeros for items without neighbours.
     """
     from sklearn.utils.extmath import randomized_svd
 

@@ -56,7 +56,6 @@ class Comparison:
 
     Attributes:
         evaluations: By recommender and split; ours last.
-        titles: What to call the others.
         users: By "test" and "validation".
     """
 

@@ -124,12 +124,7 @@ def _worst_ranks(scores: Float32[np.ndarray, "U D"]) -> Int[np.ndarray, "U D"]:
 
 
 def pool_lists(lists: Sequence[PartLists], normalization: str) -> Pool:
-    """Unites the parts' lists, user by user.
-
-    Args:
-        lists: Item numbers (padded with -1) and scores of each part; their depths may
-            differ.
-    """
+    """Unites the parts' lists, user by user."""
     items = np.concatenate([numbers for numbers, _ in lists], axis=1)  # [U, sum of D]
     values = np.concatenate(
         [normalize_scores(scores, normalization) for _, scores in lists], axis=1

@@ -37,7 +37,6 @@ def check_recommender(
     Args:
         recommend: A `RecommendFn` with `first_codeword_log_probs`, `recommend_exactly`,
             `num_items` and `max_items`.
-        num_users: How many of them; 0 for no check.
         exact_scores: Item scores that the exact scoring may cost; it is left out where
             they pay for fewer than `MIN_EXACT_USERS` users.
     """

@@ -102,7 +102,6 @@ def list_resumably(
 
     Args:
         folder: For the chunks; `remove_chunks` clears it up.
-        split: What the chunks' files and the progress bar are called by.
     """
     found = []
     for start in range(0, len(rows), CHUNK):

@@ -116,11 +116,7 @@ def collect_fusion(
     names: tuple[str, ...],
     seed: int,
 ) -> dict[str, Any]:
-    """The fused recommender and its parts, all but the settings.
-
-    Args:
-        measured: By part and split; the fused recommender is ``fusion``.
-    """
+    """The fused recommender and its parts, all but the settings."""
     means, intervals = _summarize(measured, names, seed)
     fused = measured["fusion"]
     return {

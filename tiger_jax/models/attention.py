@@ -105,14 +105,10 @@ class SelfAttention(_Attention):
         as sums over `C`, position by position, instead of B * M * H tiny matmuls.
 
         Args:
-          x: The newest position of each beam.
           past: Keys and values of the earlier positions, one entry a position,
             rows in the order of today's beams. The first may have a single row,
             the start token that all beams share.
           bias: Position bias of the newest query to all positions, itself last.
-
-        Returns:
-          The attention's output, and `past` with the newest position appended.
         """
         query = self._heads(x, self.query)  # [B, M, H, C]
         newest = BeamPosition(self._heads(x, self.key), self._heads(x, self.value))

@@ -22,7 +22,6 @@ class ItemStructure(nn.Module):
       num_recencies: Adds a learned vector per number of later items, the last one
         shared by all older items; 0 adds none.
       has_item_context: Adds `ItemContext`.
-      semantic_id_length: T.
     """
 
     has_levels: bool

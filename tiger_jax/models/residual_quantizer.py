@@ -42,7 +42,6 @@ def residual_quantize(
     of earlier levels; `rqvae.make_loss_fn` adds the straight-through term.
 
     Args:
-        latents: Encoder outputs z.
         codebooks: One codebook a level; their sizes may differ.
 
     Returns:

@@ -29,7 +29,6 @@ class TigerConfig(transformer.TransformerConfig):
         level, or "vocabulary", every token, as in the paper.
       is_tied: The output head is the token embedding table, its logits scaled
         by d_model^-0.5.
-      label_smoothing: Share of the target spread evenly over all classes.
       z_loss: Weight of log(Z)^2, which keeps the softmax's normaliser near 1;
         T5X's default is 1e-4.
       has_level_embeddings: Tells the encoder each token's level.

@@ -24,7 +24,6 @@ def fit_kmeans(
 
     Args:
         seed: Decides k-means++ seeding, and which points are used if there are many.
-        max_iterations: Lloyd iterations.
         max_points: Points that are used; of more, a random part.
 
     Raises:

@@ -26,11 +26,7 @@ FEW_BARS = 80
 
 
 def data_pictures(data: PreparedData, shown_items: int) -> list[Picture]:
-    """How long histories are, and how popularity is spread.
-
-    Args:
-        shown_items: Items of a history that the encoder sees.
-    """
+    """How long histories are, and how popularity is spread."""
     return [
         render(
             "history_lengths",

@@ -72,7 +72,6 @@ def render(
     Text is taken literally: a title with dollar signs is no formula.
 
     Args:
-        name: Of the picture.
         draw: draw(figure, theme, *data) fills an empty figure; the theme is in force
             meanwhile.
         height: In inches.

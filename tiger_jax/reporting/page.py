@@ -14,11 +14,7 @@ from tiger_jax.reporting.workdir_parts import FOLDERS, WorkdirParts
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """A finished page and its pictures.
-
-    Attributes:
-        pictures: The same pictures, to lie beside it as files.
-    """
+    """A finished page and its pictures."""
 
     html: str
     pictures: tuple[figures.Picture, ...]

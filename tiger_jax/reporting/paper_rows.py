@@ -17,11 +17,7 @@ METRICS = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
 
 @dataclasses.dataclass(frozen=True)
 class KnownData:
-    """A public data set, by its statistics after preprocessing.
-
-    Attributes:
-        name: Key of the published rows.
-    """
+    """A public data set, by its statistics after preprocessing."""
 
     name: str
     title: str
@@ -32,11 +28,7 @@ class KnownData:
 
 @dataclasses.dataclass(frozen=True)
 class PublishedRow:
-    """One method's published result: Recall@5, NDCG@5, Recall@10, NDCG@10.
-
-    Attributes:
-        values: In the order of `METRICS`.
-    """
+    """One method's published result: Recall@5, NDCG@5, Recall@10, NDCG@10."""
 
     method: str
     values: tuple[float, ...]

@@ -90,8 +90,6 @@ def result_pictures(
     """Every method with its interval, and who is served how well.
 
     Args:
-        result_tables: From `sections.result_tables`.
-        metrics: The content of ``evaluation/metrics.json``.
         groups: ``by_target_count`` of ``evaluation/details.json``, if it is there.
     """
     pictures = []

@@ -100,11 +100,7 @@ def headline(parts: WorkdirParts) -> dict[str, Any] | None:
 
 
 def warnings(parts: WorkdirParts, quality: Mapping[str, Any] | None) -> list[str]:
-    """What a reader must know before believing any number on the page.
-
-    Args:
-        quality: Of the Semantic IDs, from `describe_table`.
-    """
+    """What a reader must know before believing any number on the page."""
     found = [
         guard["explanation"]
         for guard in (parts.details or {}).get("guards", ())

@@ -48,7 +48,6 @@ def build_result_rows(
         split: "test", "test_masked" or "validation". The ceiling is known for the
             unmasked test only, and shown there only.
         baseline_intervals: By baseline and split, from ``evaluation/details.json``.
-        published: Rows for this data, if it was recognised.
         fusion: The content of ``fusion/metrics.json``, if something was fused.
     """
     intervals = baseline_intervals or {}
@@ -85,8 +84,6 @@ def build_fusion_rows(
     """One split's fused recommender, behind those of its parts that have no row yet.
 
     Args:
-        fusion: The content of ``fusion/metrics.json``.
-        split: "test" or "test_masked".
         besides: Baselines that stand in the table already, as the recommender does.
     """
     rows = [

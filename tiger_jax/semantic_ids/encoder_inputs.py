@@ -57,7 +57,6 @@ def lay_out_tokens(
 
     Args:
         tokens: Int32 [B I T], whatever stands where there is no item.
-        is_item: Bool [B I].
         user_tokens: Int32 [B], where the layout has user tokens.
         xp: The arrays' library: `numpy` or `jax.numpy`.
     """

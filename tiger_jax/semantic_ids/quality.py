@@ -88,7 +88,6 @@ def category_purity(
     the same one with the categories shuffled over the items.
 
     Args:
-        groups: The group of each item, such as its first codeword.
         categories: One name per item; items named "" are left out.
 
     Returns:

@@ -25,7 +25,6 @@ class SemanticIdTable:
     Attributes:
         codes: Row i is item number i's Semantic ID: L learned codewords, coarse to
             fine, then the collision level's, so T = L + 1.
-        codebook_sizes: Codewords per level, T of them.
         num_levels: L, the learned levels.
 
     Raises:

@@ -258,7 +258,6 @@ def restore_params(checkpoint: Path, like: PyTree) -> PyTree:
     """Restores only the parameters, from our checkpoint or from t5x's.
 
     Args:
-        checkpoint: One ``checkpoint_<step>`` folder.
         like: Parameters, or their shapes with the shardings to restore onto.
 
     Raises:

@@ -34,9 +34,6 @@ class OptimizerConfig:
         weight_decay: Decoupled decay, times the learning rate.
         decay_all: Also decay norms, biases and embeddings.
         parameter_scale: Adafactor: steps relative to each parameter's RMS.
-        b1: AdamW's memory of gradients.
-        b2: AdamW's memory of squared gradients.
-        epsilon: AdamW's and Adagrad's guard against division by zero.
     """
 
     name: str = "adafactor"

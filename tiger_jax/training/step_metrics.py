@@ -20,11 +20,7 @@ def divide_by_weight(sums: Mapping[str, Any]) -> dict[str, float]:
 
 
 class StepMetrics:
-    """Collects the metrics of consecutive updates, left on the devices until asked.
-
-    Attributes:
-        flops: Floating-point operations of the updates, where they are counted.
-    """
+    """Collects the metrics of consecutive updates, left on the devices until asked."""
 
     def __init__(self, first_step: int) -> None:
         """Starts before update `first_step` (the number of updates made so far)."""

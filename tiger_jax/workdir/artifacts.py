@@ -67,7 +67,6 @@ class StageRun:
     """One stage's work on its folder; made by `begin`.
 
     Attributes:
-        final: The folder's place in the work directory.
         is_current: The folder is already up to date: there is nothing to do.
         record: The fields of the manifest that are known from the start.
         opaque: Patterns of paths that don't enter the content hash.
@@ -96,7 +95,6 @@ class StageRun:
         Args:
             contents: Arrays (or trees of them) that name the content of opaque
                 paths, such as a checkpoint's parameters.
-            summary: Facts worth reading in the manifest; not hashed.
         """
         (self.folder / _FINGERPRINT).unlink(missing_ok=True)
         finished = datetime.datetime.now(datetime.UTC)
@@ -186,7 +184,6 @@ def load_manifest(
     """Reads a finished folder's manifest and checks its files against it.
 
     Args:
-        needed_by: The stage that asks, for the message.
         verify: Compare every file's SHA-256; otherwise only that it is there, with
             the size it should have.
 

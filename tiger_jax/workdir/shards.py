@@ -133,7 +133,6 @@ class Shards:
     """A whole folder of shards.
 
     Attributes:
-        facts: What `ShardWriter.finish` was given.
         files: Of each file, by name and in order: `rows`, `bytes`, further counts.
         content_hash: Names the shards by their bytes.
     """

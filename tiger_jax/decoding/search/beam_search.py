@@ -42,7 +42,6 @@ def beam_search(
     those of `exclude`, `allowed` and `prefix` that are used.
 
     Args:
-        params: Passed to the model's functions.
         inputs: Passed to `init_decode`; the first axis of every array is the batch.
         trie: The catalogue; a `ShardedTrie` gives the same items and scores.
         init_decode: (params, inputs) -> cache.

@@ -29,7 +29,6 @@ class Window(NamedTuple):
     """A contiguous piece of the nodes of one depth; [..., W], or [chunks, W].
 
     Attributes:
-        nodes: Their numbers.
         parents: Where each one's parent stands in the window of the depth before.
         codewords: The codeword that leads from there to it.
     """

@@ -27,7 +27,6 @@ class ShardedRestriction:
     """A group of beams' view of a sharded trie; see `Restriction`.
 
     Attributes:
-        wanted: As `prefix`: see `Restriction`.
         dead: Per level, each shard's dead children, [S B X]; or None.
     """
 

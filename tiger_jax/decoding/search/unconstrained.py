@@ -23,7 +23,6 @@ class UnconstrainedResult(NamedTuple):
     Attributes:
         item_numbers: -1 for invalid IDs, and where fewer than M IDs exist.
         scores: Log-probabilities, of invalid IDs too; -inf where there is no ID.
-        semantic_ids: What was decoded.
         num_invalid: How many of a request's IDs are invalid.
     """
 

@@ -35,7 +35,6 @@ class LevelPlan:
     """The static shape of one level; equal plans mean no recompilation.
 
     Attributes:
-        kind: How the children are stored.
         codebook_size: K, the codewords to choose from.
         node_capacity: Nodes that the arrays have room for.
         child_capacity: Children that they have room for, over all nodes.
@@ -195,11 +194,6 @@ def build_level(
     number: int,
 ) -> Level:
     """Builds one level on its plan.
-
-    Args:
-        tokens: The codeword that leads to each child.
-        first: The number of each node's first child.
-        number: Which level, for messages.
 
     Raises:
         InputError: The catalogue is larger than the plan at this level.

@@ -31,7 +31,6 @@ class LevelStatistics:
     """What the planner needs to know of a catalogue's level.
 
     Attributes:
-        codebook_size: K.
         num_nodes: Nodes that have children.
         num_children: Nodes of the next depth.
         max_fan_out: Children of the node that has most.

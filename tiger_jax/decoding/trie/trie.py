@@ -214,7 +214,6 @@ class Trie:
         """Writes one file per array, then ``trie.json``, which says what they are.
 
         Args:
-            folder: Made if missing.
             content_hash: Of the Semantic ID table that the trie was built from.
         """
         folder = Path(folder)
