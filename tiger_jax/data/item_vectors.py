@@ -14,11 +14,7 @@ COLLABORATIVE = "collaborative.npy"  # in rqvae/, where vectors were joined to t
 
 
 def load_embeddings(folder: Path, num_items: int) -> Float[np.ndarray, "N E"]:
-    """Reads `embeddings.npy`, one finite vector per item.
-
-    Raises:
-        InputError: The file is no such array.
-    """
+    """Reads `embeddings.npy`: a finite vector per item, or else an InputError."""
     path = folder / "embeddings.npy"
     with reading(path):
         embeddings = load_array(path)

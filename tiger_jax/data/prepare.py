@@ -15,11 +15,7 @@ from tiger_jax.data.statistics import compute_statistics
 def prepare_shop(
     shop: RawShop, interactions: InteractionsConfig, splits: SplitsConfig, *, seed: int
 ) -> PreparedData:
-    """Filters, numbers, orders and splits a shop.
-
-    Raises:
-        InputError: A config is impossible, or too little is left to train on.
-    """
+    """Filters, numbers, orders and splits a shop; InputError if too little is left."""
     interactions = interactions.resolved(is_generated=shop.is_generated)
     numbered = histories_of.build_histories(shop, interactions, seed=seed)
     histories = numbered.histories

@@ -54,11 +54,7 @@ class PreparedData:
     ceiling: dict[str, float] | None
 
     def __post_init__(self) -> None:
-        """Checks that the parts speak of the same users and items.
-
-        Raises:
-            InputError: They don't.
-        """
+        """Checks that the parts speak of the same users and items, or InputError."""
         num_items, num_users = self.items.num_rows, self.histories.num_users
         numbers, num_rows = self.histories.items, len(self.items_file_rows)
         if num_rows != num_items:
@@ -120,11 +116,7 @@ class PreparedData:
 
     @classmethod
     def load(cls, folder: Path) -> "PreparedData":
-        """Reads what `save` wrote.
-
-        Raises:
-            InputError: A file is missing or can't be read, or the parts don't fit.
-        """
+        """Reads what `save` wrote; InputError if it can't be read or doesn't fit."""
         with reading(folder):
             numbers, offsets, rows, unseen = load_arrays(folder, _ARRAYS).values()
             users = pa.parquet.read_table(folder / "users.parquet")

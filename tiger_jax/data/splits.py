@@ -61,11 +61,7 @@ class Splits:
 def choose_unseen_items(
     histories: Histories, share: float, *, seed: int
 ) -> Int32[np.ndarray, " unseen"]:
-    """Draws a share of the test targets to hide from training; at least one if any.
-
-    Raises:
-        InputError: The share isn't in [0, 1).
-    """
+    """Draws a share in [0, 1) of the test targets, to hide from training; 1 or more."""
     if not 0 <= share < 1:
         raise InputError(f"SplitsConfig.unseen_share is {share}: it must be in [0, 1)")
     if share == 0:

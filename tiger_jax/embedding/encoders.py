@@ -84,11 +84,7 @@ class TfidfEncoder:
         return self.fit(texts, seed=seed).encode
 
     def fit(self, texts: Sequence[str], *, seed: int) -> FrozenTfidf:
-        """Fits words, weights and projection to the texts.
-
-        Raises:
-            InputError: The texts have no words, or the settings are impossible.
-        """
+        """Fits words, weights and projection; InputError if the texts have no words."""
         from sklearn.decomposition import TruncatedSVD
 
         if min(self.dims, self.max_words, self.max_ngram) < 1:
@@ -149,11 +145,7 @@ class SentenceTransformerEncoder:
         return {"model": hash_json(names)}
 
     def prepare(self, texts: Sequence[str], *, seed: int) -> EncodeFn:
-        """Loads the model, from its folder or from the hub.
-
-        Raises:
-            InputError: The library or the model is missing.
-        """
+        """Loads the model, from a folder or the hub; InputError if there is none."""
         del texts, seed  # nothing is fitted, nothing is random
         if min(self.batch_size, self.texts_per_chunk) < 1:
             raise InputError(

@@ -64,11 +64,7 @@ class FrozenTfidf:
 
     @classmethod
     def load(cls, folder: Path) -> "FrozenTfidf":
-        """Reads what `save` wrote.
-
-        Raises:
-            OSError, ValueError, KeyError: There is no whole encoder in the folder.
-        """
+        """Reads what `save` wrote; OSError, ValueError or KeyError if it isn't."""
         facts = read_json(folder / _FACTS)
         arrays = load_arrays(folder, _ARRAYS)
         return cls(tuple(facts["words"]), int(facts["max_ngram"]), **arrays)

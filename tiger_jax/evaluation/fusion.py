@@ -84,9 +84,6 @@ def normalize_scores(
     Args:
         scores: Best first, -inf where there is no item.
 
-    Raises:
-        ValueError: `how` is none of these.
-
     Example:
         >>> normalize_scores(np.array([[4, 2, 0]], np.float32), "min_max").tolist()
         [[1.0, 0.5, 0.0]]

@@ -116,9 +116,6 @@ class RqVaeTraining:
                 are drawn from: a sample, if there is a stream.
             draw: A stream of all embeddings, for batches.
             checkpoint_seconds: How much time a kill may cost.
-
-        Raises:
-            InputError: A setting can't work with these embeddings.
         """
         self = self.resolved(embeddings)
         rqvae = _Training(self, embeddings, seed, draw)

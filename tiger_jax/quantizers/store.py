@@ -33,12 +33,7 @@ def save_quantizer(quantizer: Quantizer, folder: Path) -> None:
 
 
 def load_quantizer(folder: Path) -> Quantizer:
-    """Reads what `save_quantizer` wrote.
-
-    Raises:
-        InputError: There is no whole quantizer in the folder, or its class is in a
-            module that nobody has imported.
-    """
+    """Reads what `save_quantizer` wrote; InputError if not whole, or no such class."""
     folder = Path(folder)
     with reading(folder):
         facts = read_json(folder / _QUANTIZER)

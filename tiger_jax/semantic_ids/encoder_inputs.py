@@ -27,9 +27,6 @@ def encode_histories(
         is_known: Users without a hash (False) get padding in place of a token: the
             encoder attends to their items alone, which keep their places.
 
-    Raises:
-        ValueError: The layout has user tokens, and no hashes are given.
-
     Example:
         >>> layout = TokenLayout((4, 2), num_user_tokens=3)
         >>> codes = np.array([[3, 0], [1, 1]], np.int32)

@@ -117,11 +117,7 @@ def _purity(groups: Int[np.ndarray, " N"], numbers: Int[np.ndarray, " N"]) -> fl
 
 
 def check_use(quality: dict[str, Any], *, accept: bool, minimum: float) -> str | None:
-    """A warning, if there is reason for one and `accept` lets it pass.
-
-    Raises:
-        InputError: Less than `minimum` of some level is used, and not `accept`.
-    """
+    """A warning, if there is reason and `accept` lets it pass; else an InputError."""
     poor = [level for level in quality["levels"] if level["use"] < minimum]
     if not poor:
         return None

@@ -107,12 +107,7 @@ class SemanticIdTable:
 
     @classmethod
     def load(cls, folder: Path) -> "SemanticIdTable":
-        """Reads what `save` wrote.
-
-        Raises:
-            InputError: A file is missing or damaged, or its content is not what was
-                saved.
-        """
+        """Reads what `save` wrote; InputError if it is damaged or something else."""
         import pyarrow.parquet as pq
 
         folder = Path(folder)

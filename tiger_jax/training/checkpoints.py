@@ -232,11 +232,7 @@ class Checkpointer(contextlib.AbstractContextManager):
 
 
 def check_files(checkpoint: epath.Path) -> None:
-    """Compares a checkpoint's files with its list.
-
-    Raises:
-        OSError: A file is missing, or isn't what was written; names it.
-    """
+    """Compares a checkpoint's files with its list; OSError names the first bad one."""
     path = checkpoint / _FILES
     if not path.exists():
         return

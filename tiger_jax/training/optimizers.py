@@ -103,11 +103,7 @@ def make_schedule(
 def make_optimizer(
     config: OptimizerConfig, total_steps: int | None = None
 ) -> optax.GradientTransformation:
-    """Builds the optax transformation, schedule and clipping included.
-
-    Raises:
-        InputError: As `make_schedule`, or an unknown name.
-    """
+    """Builds the optax transformation, schedule and clipping included."""
     schedule = make_schedule(config, total_steps)
     mask = None if config.decay_all else decay_mask
     if config.name == "adafactor":

@@ -113,11 +113,7 @@ def use_cpu_cores() -> None:
 
 
 def check_hosts_agree(text: str, what: str = "config") -> None:
-    """Compares a hash of `text` over all processes before anything is compiled.
-
-    Raises:
-        InputError: Some process holds another text than process 0.
-    """
+    """Compares a text's hash over all processes; InputError names who differs."""
     if jax.process_count() == 1:
         return
     digest = hashlib.sha256(text.encode()).digest()
@@ -150,11 +146,7 @@ class Partitioner:
         *,
         devices: list[jax.Device] | None = None,
     ) -> None:
-        """Builds the mesh from all devices, or from those given.
-
-        Raises:
-            InputError: The mesh doesn't use every device exactly once.
-        """
+        """Builds the mesh of all devices, or those given; InputError if one is left."""
         config = config or MeshConfig()
         devices = list(devices if devices is not None else jax.devices())
         note_devices(devices)

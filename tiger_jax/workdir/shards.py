@@ -79,11 +79,7 @@ class ShardWriter:
         json_files.write_json(path.with_suffix(".json"), known)
 
     def finish(self, **facts: Any) -> "Shards":
-        """Writes the manifest, with the facts, and clears what other recipes left.
-
-        Raises:
-            InputError: A shard is missing.
-        """
+        """Writes the manifest and clears up; InputError if a shard is missing."""
         files = {}
         for shard in range(self.num_shards):
             entry = self._entry(shard)

@@ -70,11 +70,7 @@ class VectorRows:
             yield self.read(start, min(start + size, self.num_rows))
 
     def read(self, start: int, stop: int) -> Float32[np.ndarray, "rows E"]:
-        """Some rows that follow one another, whatever files they lie in.
-
-        Raises:
-            InputError: A vector in them is not finite.
-        """
+        """Rows that follow one another, of any files; InputError if not finite."""
         found = []
         for shard, end in zip(self._rows, self._ends, strict=True):
             here = max(start - shard.first_row, 0), min(stop, end) - shard.first_row

@@ -63,11 +63,7 @@ class Restriction:
         prefix: Int[Array, "B T"] | None = None,
         group: Group | None = None,
     ) -> "Restriction":
-        """Finds the dead nodes; the arguments are those of `beam_search`.
-
-        Raises:
-            InputError: The trie was built without what an argument needs.
-        """
+        """Finds the dead nodes; arguments and errors are those of `beam_search`."""
         wanted = _wanted_bits(trie, batch, allowed, group)
         free = cls(trie, wanted, prefix, None)
         if exclude is None:

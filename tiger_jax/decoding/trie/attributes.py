@@ -28,11 +28,7 @@ def bits_of_items(
     unseen: Bool[np.ndarray, " N"] | None,
     num_items: int,
 ) -> UInt32[np.ndarray, "N W"] | None:
-    """Lays out each item's words as the trie keeps them; None if there are none.
-
-    Raises:
-        InputError: A shape is wrong, or an item has the bit that marks every item.
-    """
+    """Lays out items' words as the trie keeps them; InputError if they can't be."""
     if attributes is None and unseen is None:
         return None
     if attributes is None:

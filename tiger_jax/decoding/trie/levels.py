@@ -193,11 +193,7 @@ def build_level(
     first: Int32[np.ndarray, " nodes"],
     number: int,
 ) -> Level:
-    """Builds one level on its plan.
-
-    Raises:
-        InputError: The catalogue is larger than the plan at this level.
-    """
+    """Builds one level on its plan; InputError if the catalogue is larger."""
     fan_out = largest_fan_out(tokens, first)
     _check_room(number, "nodes", len(first), plan.node_capacity)
     _check_room(number, "children", len(tokens), plan.child_capacity)

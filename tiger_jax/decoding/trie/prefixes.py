@@ -147,11 +147,7 @@ class _Layout:
         return max(1, _DIGITS_PER_WORD * (word + 1) - unused // DIGIT_BITS)
 
     def pack(self, codes: Integer[np.ndarray, "n T"], begin: int) -> _Words:
-        """Packs Semantic IDs of items numbered from `begin` on.
-
-        Raises:
-            InputError: A codeword lies outside its codebook; names the item.
-        """
+        """Packs Semantic IDs of items from `begin` on; InputError names a bad one."""
         words = [np.zeros(len(codes), np.uint64) for _ in range(self.num_words)]
         for level, (size, (word, shift)) in enumerate(
             zip(self.sizes, self.places, strict=True)

@@ -232,12 +232,7 @@ class Trie:
 
     @classmethod
     def load(cls, folder: Path, *, content_hash: str) -> "Trie":
-        """Reads what `save` wrote.
-
-        Raises:
-            InputError: A file is missing or damaged, or the trie was built from a
-                Semantic ID table with another hash.
-        """
+        """Reads what `save` wrote of this Semantic ID table, or else an InputError."""
         folder = Path(folder)
         with reading(folder, "build and save it again"):
             facts = read_json(folder / _FACTS)
