@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
-from jaxtyping import Float32, Int32, Int64
+from jaxtyping import Bool, Float32, Int32, Int64
 
 from tiger_jax.evaluation import metrics
 from tiger_jax.evaluation.recommend_fn import RecommendFn, shown_items
@@ -169,14 +169,11 @@ def find_invalid(
     item_numbers: Int32[np.ndarray, "B C"],
     exclude: Int32[np.ndarray, "B X"],
     num_items: int,
-) -> np.ndarray:
+) -> Bool[np.ndarray, "B C"]:
     """Marks entries that are no item, come a second time, or were excluded.
 
     -1 is padding and always fine; -2 and below stand for invalid Semantic IDs
     of an unconstrained search.
-
-    Returns:
-        bool[B, C].
     """
     out_of_range = (item_numbers < -1) | (item_numbers >= num_items)
     excluded = (item_numbers[:, :, None] == exclude[:, None, :]).any(2)  # [B, C]

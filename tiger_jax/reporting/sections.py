@@ -9,7 +9,7 @@ from tiger_jax.data.prepared import PreparedData
 from tiger_jax.evaluation.record import title_of
 from tiger_jax.reporting import paper_rows, tables
 from tiger_jax.reporting.workdir_parts import WorkdirParts
-from tiger_jax.semantic_ids.quality import MINIMUM_USE, describe_codes
+from tiger_jax.semantic_ids.quality import MINIMUM_USE
 from tiger_jax.semantic_ids.table import SemanticIdTable
 
 # Title, and what it means.
@@ -125,9 +125,7 @@ def describe_table(
     categories = None
     if data is not None and data.num_items == table.num_items:
         categories = data.category_of_items()
-    learned = table.codes[:, : table.num_levels]
-    sizes = table.codebook_sizes[: table.num_levels]
-    return describe_codes(learned, sizes, categories=categories, seed=seed)
+    return table.describe(categories, seed)
 
 
 def choose_samples(parts: WorkdirParts, seed: int) -> list[dict[str, Any]]:

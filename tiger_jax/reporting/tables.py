@@ -138,12 +138,11 @@ def format_evaluation(
 ) -> str:
     """What `evaluate` found, for a terminal: the test splits, then the checks."""
     published = recognise_data(data)[1]
-    titles = {
-        "test": "Test, whole catalogue (the headline)",
-        "test_masked": "Test, items that the user already has masked",
-    }
     lines = []
-    for split, title in titles.items():
+    for split, title in (
+        ("test", "Test, whole catalogue (the headline)"),
+        ("test_masked", "Test, items that the user already has masked"),
+    ):
         rows = build_result_rows(metrics, split, published=published)
         lines.append(f"\n{format_result_table(title, rows)}")
     lines.append("")

@@ -75,6 +75,11 @@ class SemanticIdTable:
     def semantic_id_length(self) -> int:
         return self.codes.shape[1]
 
+    def describe(self, categories: Sequence[str] | None, seed: int) -> dict[str, Any]:
+        """`describe_codes` of the learned codewords."""
+        codes, sizes = self.codes[:, :-1], self.codebook_sizes[:-1]
+        return describe_codes(codes, sizes, categories=categories, seed=seed)
+
     @functools.cached_property
     def content_hash(self) -> str:
         """Names the table by its values: equal tables have equal hashes."""
@@ -136,18 +141,9 @@ def commit_table(
     categories: Sequence[str] | None,
     seed: int,
 ) -> dict[str, Any]:
-    """Ends the run that made a table: its files, `quality.json` and the summary.
-
-    Returns:
-        `describe_codes` of the learned codewords.
-    """
+    """Ends the run that made a table; returns what is in `quality.json`."""
     table.save(run.folder)
-    quality = describe_codes(
-        table.codes[:, : table.num_levels],
-        table.codebook_sizes[: table.num_levels],
-        categories=categories,
-        seed=seed,
-    )
+    quality = table.describe(categories, seed)
     json_files.write_json(run.folder / "quality.json", quality)
     run.commit(
         summary={

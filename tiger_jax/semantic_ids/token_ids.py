@@ -93,10 +93,7 @@ class TokenLayout:
         )
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "codebook_sizes": list(self.codebook_sizes),
-            "num_user_tokens": self.num_user_tokens,
-        }
+        return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "TokenLayout":

@@ -53,7 +53,8 @@ def export_recbole(context: RunContext) -> None:
     table = None
     if "semantic_ids" in names:
         table = SemanticIdTable.load(context.workdir / "semantic_ids")
-    name = _file_name(data.name)
+    # Fit for a file's name, and for YAML's plain text.
+    name = re.sub(r"[^\w-]+", "_", data.name).strip("_") or "shop"
     folder = run.folder / name
     folder.mkdir()
     write_atomic_file(folder / f"{name}.inter", _interactions(data))
@@ -62,11 +63,6 @@ def export_recbole(context: RunContext) -> None:
     (run.folder / f"{name}.yaml").write_text(settings, encoding="utf-8")
     run.commit(summary={"interactions": len(data.histories.items)})
     say(f"export_recbole: {run.final / name}, {len(data.histories.items):,} rows")
-
-
-def _file_name(name: str) -> str:
-    """A data set's name as that of a file, and as YAML's plain text."""
-    return re.sub(r"[^\w-]+", "_", name).strip("_") or "shop"
 
 
 def _interactions(data: PreparedData) -> dict[str, list[str]]:

@@ -68,7 +68,6 @@ def train_recommender(
         buckets: For the stream: how its batches are cut.
 
     Raises:
-        InputError: An input is missing, or a config doesn't fit another.
         DivergedError: The loss was not finite or rose far above its start.
         Preempted: Stopped by SIGTERM, after saving.
     """

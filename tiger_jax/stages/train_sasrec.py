@@ -44,7 +44,6 @@ def train_sasrec(
         validation_users: Users on whom a checkpoint is judged; None for all.
 
     Raises:
-        InputError: `data/` is missing, or a config doesn't fit.
         DivergedError: The loss was not finite or rose far above its start.
         Preempted: Stopped by SIGTERM, after saving.
     """
