@@ -2,9 +2,18 @@
 
 import ipaddress
 import os
+import shutil
 import sys
+import tempfile
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# A session compiles a program once, however many workers and other processes it has,
+# which find the folder here; what compiles in a moment isn't worth a file.
+_IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
+if not _IS_WORKER:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="tiger_jax_")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import jax
 from hypothesis import HealthCheck, settings
@@ -12,6 +21,10 @@ from hypothesis import HealthCheck, settings
 jax.config.update("jax_platforms", os.environ.get("TIGER_TEST_PLATFORM", "cpu"))
 jax.config.update("jax_num_cpu_devices", 8)  # before any array exists
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# JAX may have been imported before this file.
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 # No doctests are in them, and as modules all would be called conftest.
 collect_ignore_glob = ["conftest.py", "*/conftest.py"]
@@ -56,3 +69,9 @@ def _is_loopback(host: str) -> bool:
 
 
 sys.addaudithook(_refuse_the_world)
+
+
+def pytest_unconfigure() -> None:
+    """Removes the compiled programs with the session."""
+    if not _IS_WORKER:
+        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)

@@ -1,6 +1,7 @@
 """The two-level generator: causal, spelled level by level, and searched as TIGER is."""
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -63,9 +64,8 @@ def batch_of(histories, targets):
 
 
 def states_of(model, params, histories):
-    return model.apply(
-        {"params": params}, tokens_of(histories), is_training=False, method="encode"
-    )
+    encode = functools.partial(model.apply, is_training=False, method="encode")
+    return jax.jit(encode)({"params": params}, tokens_of(histories))
 
 
 def test_a_state_depends_on_no_later_item(trained):
@@ -78,13 +78,13 @@ def test_a_state_depends_on_no_later_item(trained):
 def test_decoding_step_by_step_gives_the_spelled_logits(trained):
     model, params = trained
     batch = batch_of([[3, 7, 9, -1], [4, -1, -1, -1]], [[11], [20]])
-    whole = model.apply(
+    whole = jax.jit(functools.partial(model.apply, is_training=False))(
         {"params": params},
         batch["encoder_input_tokens"],
         batch["decoder_input_tokens"],
-        is_training=False,
     )
     init_decode, decode_step = make_decode_fns(model)
+    decode_step = jax.jit(decode_step, static_argnums=4)
     cache = init_decode(params, batch["encoder_input_tokens"])
     chosen = jnp.zeros((2, 1), jnp.int32)
     for level, size in enumerate(LAYOUT.codebook_sizes):
@@ -102,14 +102,12 @@ def test_the_beam_search_finds_what_scoring_every_item_finds(trained):
     init_decode, decode_step = make_decode_fns(model)
     trie = Trie.build(CODES, LAYOUT.codebook_sizes)
     inputs = tokens_of([[3, 7, 9], [4, -1, -1], [-1, -1, -1]])
-    own = {
-        "init_decode": init_decode,
-        "decode_step": decode_step,
-        "exclude": jnp.array([[3, 7], [4, -1], [-1, -1]]),
-    }
-    found = beam_search(params, inputs, trie, num_beams=NUM_ITEMS, **own)
-    walk = CatalogueWalk.build(trie)
-    expected = exact_search(params, inputs, walk, num_results=NUM_ITEMS, **own)
+    own = {"init_decode": init_decode, "decode_step": decode_step}
+    beams = jax.jit(functools.partial(beam_search, num_beams=NUM_ITEMS, **own))
+    exact = jax.jit(functools.partial(exact_search, num_results=NUM_ITEMS, **own))
+    exclude = jnp.array([[3, 7], [4, -1], [-1, -1]])
+    found = beams(params, inputs, trie, exclude=exclude)
+    expected = exact(params, inputs, CatalogueWalk.build(trie), exclude=exclude)
     np.testing.assert_array_equal(found.item_numbers, expected.item_numbers)
     np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-5, atol=1e-5)
 
@@ -117,7 +115,7 @@ def test_the_beam_search_finds_what_scoring_every_item_finds(trained):
 def test_a_whole_history_loses_what_its_prefixes_lose(trained):
     """A pass over a history is a pass over each of its prefixes."""
     model, params = trained
-    loss_fn = make_loss_fn(model)
+    loss_fn = jax.jit(make_loss_fn(model))
     whole, sums = loss_fn(
         params,
         batch_of([[3, 7, 9], [4, 2, -1]], [[7, 9, 1], [2, 5, -1]]),

@@ -4,7 +4,6 @@ import shutil
 
 import numpy as np
 import pytest
-from compile_once import compile_once
 from trained_workdir import NUM_ITEMS, NUM_USERS, make_trained_workdir
 
 from tiger_jax.data.prepared import PreparedData
@@ -25,12 +24,6 @@ from tiger_jax.workdir.json_files import read_json
 SEARCH = SearchConfig(num_beams=25)
 CANDIDATES = CandidatesConfig(depth=25, batch_size=15, max_validation_users=None)
 FUSION = FusionConfig(normalizations=("z_score", "reciprocal_rank"), depth=30)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compiled(tmp_path_factory):
-    with compile_once(tmp_path_factory.mktemp("compiled")):
-        yield
 
 
 @pytest.fixture(scope="module")

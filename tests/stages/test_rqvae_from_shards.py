@@ -5,7 +5,6 @@ import shutil
 import numpy as np
 import pyarrow as pa
 import pytest
-from compile_once import compile_once
 from test_quantizer_stages import TRAINING, Killed, content_hash
 
 from tiger_jax.embedding.collaborative import CollaborativeConfig
@@ -38,30 +37,29 @@ def make_workdir(workdir, num_shards):
 
 @pytest.mark.slow
 def test_any_number_of_shards_and_of_kills_gives_one_quantizer(tmp_path, monkeypatch):
-    with compile_once(tmp_path / "compiled"):
-        one = make_workdir(tmp_path / "one", 1)
-        train_rqvae(RunContext(one), quantizer=TRAINING, stream=STREAM)
-        some = make_workdir(tmp_path / "some", 4)
-        draw, calls = Batches.__next__, []
+    one = make_workdir(tmp_path / "one", 1)
+    train_rqvae(RunContext(one), quantizer=TRAINING, stream=STREAM)
+    some = make_workdir(tmp_path / "some", 4)
+    draw, calls = Batches.__next__, []
 
-        def draw_or_die(self):
-            if self._step % 10 == 0:  # at a dispatch's first step
-                calls.append(self._step)
-                if len(calls) in (1, 3):
-                    raise Killed
-            return draw(self)
+    def draw_or_die(self):
+        if self._step % 10 == 0:  # at a dispatch's first step
+            calls.append(self._step)
+            if len(calls) in (1, 3):
+                raise Killed
+        return draw(self)
 
-        monkeypatch.setattr(Batches, "__next__", draw_or_die)
-        for _ in range(3):
-            try:
-                train_rqvae(
-                    RunContext(some),
-                    quantizer=TRAINING,
-                    stream=STREAM,
-                    seconds_between_checkpoints=0.0,
-                )
-            except Killed:
-                assert not (some / "rqvae").exists()
+    monkeypatch.setattr(Batches, "__next__", draw_or_die)
+    for _ in range(3):
+        try:
+            train_rqvae(
+                RunContext(some),
+                quantizer=TRAINING,
+                stream=STREAM,
+                seconds_between_checkpoints=0.0,
+            )
+        except Killed:
+            assert not (some / "rqvae").exists()
     assert calls == [0, 0, 10, 10, 20, 30]
     assert content_hash(one / "rqvae") == content_hash(some / "rqvae")
     mine, theirs = (load_quantizer(w / "rqvae").to_arrays() for w in (one, some))

@@ -7,7 +7,6 @@ import flax.linen as nn
 import jax
 import numpy as np
 import pytest
-from compile_once import compile_once
 from small_workdir import make_workdir
 
 from benchmarks.paper.results_rows import measure_work
@@ -64,9 +63,7 @@ def run(workdir, **changes):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    with compile_once(tmp_path_factory.mktemp("compiled")):
-        workdir = make_workdir(tmp_path_factory.mktemp("work"))
-        yield run(workdir)
+    return run(make_workdir(tmp_path_factory.mktemp("work")))
 
 
 def test_the_folder_rebuilds_the_best_model(finished):

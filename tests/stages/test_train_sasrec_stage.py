@@ -5,7 +5,6 @@ import signal
 
 import numpy as np
 import pytest
-from compile_once import compile_once
 from trained_workdir import NUM_ITEMS, make_trained_workdir
 
 from benchmarks.lib import merge_rows
@@ -48,12 +47,6 @@ SETTINGS = {
     ),
     "mesh": MeshConfig(8, 1),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compiled(tmp_path_factory):
-    with compile_once(tmp_path_factory.mktemp("compiled")):
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from compile_once import compile_once
 from small_workdir import make_workdir
 from test_train_recommender_stage import CONFIG, LOOP, OPTIMIZER, VALIDATION
 from token_files import write_token_files
@@ -80,14 +79,13 @@ def test_training_needs_no_histories_and_resumes(workdir, tmp_path, monkeypatch)
             os.kill(os.getpid(), signal.SIGTERM)
         return draw(self)
 
-    with compile_once(tmp_path / "compiled"):
-        finished = run(workdir)
-        with monkeypatch.context() as patch:
-            patch.setattr(SeqioBatches, "__next__", draw_and_signal)
-            with pytest.raises(Preempted):
-                run(again)
-        assert not (again / "recommender").exists()
-        resumed = run(again)
+    finished = run(workdir)
+    with monkeypatch.context() as patch:
+        patch.setattr(SeqioBatches, "__next__", draw_and_signal)
+        with pytest.raises(Preempted):
+            run(again)
+    assert not (again / "recommender").exists()
+    resumed = run(again)
     whole, killed = (artifacts.load_manifest(f) for f in (finished, resumed))
     assert whole.content_hash == killed.content_hash
     assert set(whole.inputs) == {"semantic_ids"}

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compile_once import compile_once
 from test_train_recommender_stage import LOOP, OPTIMIZER, VALIDATION, run
 from trained_workdir import make_trained_workdir
 
@@ -44,10 +43,9 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    with compile_once(tmp_path_factory.mktemp("compiled")):
-        workdir = make_trained_workdir(tmp_path_factory.mktemp("two_level") / "work")
-        run(workdir, **SETTINGS)
-        yield workdir
+    workdir = make_trained_workdir(tmp_path_factory.mktemp("two_level") / "work")
+    run(workdir, **SETTINGS)
+    return workdir
 
 
 def test_every_position_of_every_history_is_a_target_once(workdir):

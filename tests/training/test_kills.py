@@ -22,7 +22,6 @@ def start(folder: Path, **settings) -> subprocess.Popen:
         "evaluate_every": 6,
         "checkpoint_every": 3,
         "seconds_per_evaluation": 0.05,
-        "cache": str(folder.parent / "compiled"),
         **settings,
     }
     environment = {

@@ -181,9 +181,6 @@ def run(
 
 def main(folder: str, settings: str) -> None:
     options = json.loads(settings)
-    if "cache" in options:
-        jax.config.update("jax_compilation_cache_dir", options.pop("cache"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     pace = options.pop("seconds_per_evaluation", 0)
     if pace:
         evaluate = globals()["evaluate_fn"]
