@@ -1,6 +1,7 @@
 """A work directory up to `recommender/`, with a tiny model that nobody trained."""
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,8 @@ def make_trained_workdir(
         semantic_ids=table.content_hash,
     )
     model = Tiger(config, card.layout)
-    params = nn.meta.unbox(init_params(model, jax.random.key(seed)))
+    init = jax.jit(functools.partial(init_params, model))
+    params = nn.meta.unbox(init(jax.random.key(seed)))
     state = TrainState(params, optax.sgd(0.1).init(params), jnp.int32(0))
     checkpointer = Checkpointer(run.folder / CHECKPOINTS)
     checkpointer.save(state, _NoInput(), {})

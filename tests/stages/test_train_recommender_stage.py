@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 import pytest
+from shared_folder import made_once
 from small_workdir import make_workdir
 
 from benchmarks.paper.results_rows import measure_work
@@ -63,7 +64,8 @@ def run(workdir, **changes):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    return run(make_workdir(tmp_path_factory.mktemp("work")))
+    made = made_once(tmp_path_factory, "trained", lambda f: run(make_workdir(f)))
+    return made / "recommender"
 
 
 def test_the_folder_rebuilds_the_best_model(finished):

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from shared_folder import made_once
 from test_train_recommender_stage import LOOP, OPTIMIZER, VALIDATION, run
 from trained_workdir import make_trained_workdir
 
@@ -43,9 +44,11 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    workdir = make_trained_workdir(tmp_path_factory.mktemp("two_level") / "work")
-    run(workdir, **SETTINGS)
-    return workdir
+    return made_once(
+        tmp_path_factory,
+        "two_level",
+        lambda folder: run(make_trained_workdir(folder), **SETTINGS),
+    )
 
 
 def test_every_position_of_every_history_is_a_target_once(workdir):
@@ -128,7 +131,7 @@ def test_it_is_evaluated_exported_and_recommends_what_evaluation_lists(workdir):
     evaluate(context, config=EvaluateConfig(guard_users=16, baselines=()))
     metrics = read_json(workdir / "evaluation" / "metrics.json")
     assert 0 < metrics["test"]["recall@10"] <= 1
-    export(context, num_beams=50, batch_sizes=(1, 2))
+    export(context, num_beams=50, batch_sizes=(1,))
     recommender = Recommender.load(workdir / "bundle")
     line = json.loads(
         (workdir / "evaluation" / "predictions.jsonl").read_text().splitlines()[0]
