@@ -66,8 +66,8 @@ class SyntheticShopConfig:
         least, mean, most = self.min_history, self.mean_history, self.max_history
         shares = [f for f in vars(self) if f.endswith(("_share", "_change"))]
         laws = {
-            "num_items must be at least 60": self.num_items >= 60,
-            "num_users must be at least 1": self.num_users >= 1,
+            "it needs num_items >= 60": self.num_items >= 60,
+            "it needs num_users >= 1": self.num_users >= 1,
             "it needs 2 <= min_history <= mean_history <= max_history": (
                 2 <= least <= mean <= most
             ),
