@@ -99,7 +99,9 @@ def test_a_config_that_refuses_its_values_is_one_line():
     config = gin.query_parameter("train_recommender.model").scoped_configurable_fn()
     # Past the annotations, which only tests check at every call.
     vars(config)["dtype"] = "float16"
-    with pytest.raises(InputError, match=r"tiger\.TigerConfig\.dtype is 'float16'"):
+    with pytest.raises(
+        InputError, match=r"two_level\.TwoLevelConfig\.dtype is 'float16'"
+    ):
         config.__post_init__()
 
 

@@ -18,12 +18,17 @@ from tiger_jax.data.prepared import PreparedData, hash_user_ids
 from tiger_jax.data.splits import Splits
 from tiger_jax.data.statistics import compute_statistics
 from tiger_jax.histories import Histories
-from tiger_jax.models.generator import init_params
-from tiger_jax.models.tiger import Tiger, TigerConfig
+from tiger_jax.models.generator import (
+    GeneratorConfig,
+    build_model,
+    init_params,
+    needs_content,
+)
+from tiger_jax.models.tiger import TigerConfig
 from tiger_jax.quantizers.quantizer import Quantizer
 from tiger_jax.quantizers.residual_kmeans import ResidualKMeans
 from tiger_jax.quantizers.store import save_quantizer
-from tiger_jax.recommending.trained_model import CHECKPOINTS, ModelCard
+from tiger_jax.recommending.trained_model import CHECKPOINTS, ModelCard, load_content
 from tiger_jax.semantic_ids.collisions import add_collision_level
 from tiger_jax.semantic_ids.table import SemanticIdTable
 from tiger_jax.semantic_ids.token_ids import TokenLayout
@@ -51,6 +56,9 @@ def make_trained_workdir(
     with_quantizer: bool = False,
     collaborative_dims: int = 0,
     summary: dict[str, Any] | None = None,
+    model: GeneratorConfig | None = None,
+    num_user_tokens: int = 11,
+    dense_weight: float = 0.0,
 ) -> Path:
     """Writes data/, embeddings/, semantic_ids/ and recommender/, as stages do.
 
@@ -127,7 +135,7 @@ def make_trained_workdir(
         config={"seed": seed, "validation": {"num_users": 7}},
         opaque=(CHECKPOINTS,),
     )
-    config = TigerConfig(
+    config = model or TigerConfig(
         num_encoder_layers=1,
         num_decoder_layers=1,
         d_model=8,
@@ -137,13 +145,16 @@ def make_trained_workdir(
     )
     card = ModelCard(
         config=config,
-        layout=TokenLayout(table.codebook_sizes, num_user_tokens=11),
+        layout=TokenLayout(table.codebook_sizes, num_user_tokens=num_user_tokens),
         max_items=MAX_ITEMS,
         best_step=0,
-        best_metrics={},
+        best_metrics={"dense_weight": dense_weight} if dense_weight else {},
         semantic_ids=table.content_hash,
     )
-    model = Tiger(config, card.layout)
+    if needs_content(config):
+        dims = load_content(workdir, NUM_ITEMS).shape[1]
+        card = dataclasses.replace(card, content_dims=dims)
+    model = build_model(config, card.layout, card.content_dims)
     init = jax.jit(functools.partial(init_params, model))
     params = nn.meta.unbox(init(jax.random.key(seed)))
     state = TrainState(params, optax.sgd(0.1).init(params), jnp.int32(0))

@@ -14,8 +14,14 @@ from tiger_jax.decoding.search import beam_search
 from tiger_jax.decoding.search.exact_scoring import CatalogueWalk, exact_search
 from tiger_jax.decoding.trie.trie import Trie
 from tiger_jax.errors import InputError
-from tiger_jax.models.generator import init_params, make_decode_fns, make_loss_fn
+from tiger_jax.models.generator import (
+    build_model,
+    init_params,
+    make_decode_fns,
+    make_loss_fn,
+)
 from tiger_jax.models.two_level import TwoLevelConfig
+from tiger_jax.semantic_ids.encoder_inputs import ItemInputs
 from tiger_jax.semantic_ids.token_ids import TokenLayout
 
 LAYOUT = TokenLayout((5, 4, 3))
@@ -174,3 +180,93 @@ def test_what_does_not_fit_the_model_is_refused():
         TwoLevelConfig(d_model=16, num_heads=3)
     with pytest.raises(InputError, match="num_user_tokens=0"):
         SMALL.build(TokenLayout((5, 4, 3), num_user_tokens=7))
+
+
+CONTENT = jax.random.normal(jax.random.key(5), (NUM_ITEMS, 7))
+DENSE = dataclasses.replace(
+    SMALL, reads_content=True, dense_head=True, dense_loss_weight=0.7
+)
+
+
+@pytest.fixture(scope="module")
+def dense():
+    model = build_model(DENSE, LAYOUT, CONTENT.shape[1])
+    return model, nn.unbox(init_params(model, jax.random.key(3)))
+
+
+def dense_batch(histories, targets, ranked):
+    histories, targets = np.asarray(histories), np.asarray(targets)
+    return {
+        **batch_of(histories, targets),
+        "content": CONTENT[histories.clip(0)],
+        "target_items": jnp.asarray(targets),
+        "target_content": CONTENT[targets.clip(0)],
+        "ranked_items": jnp.asarray(ranked),
+        "ranked_content": CONTENT[ranked],
+        "log_share": jnp.log(NUM_ITEMS / len(ranked)),
+    }
+
+
+def item_log_probs(model, params, histories):
+    """log p(item) after each position, by the definition."""
+    histories = np.asarray(histories)
+    table = model.apply({"params": params}, CONTENT, method="embed_items")
+    inputs = ItemInputs(tokens_of(histories), table.read[histories.clip(0)])
+    states = model.apply({"params": params}, inputs, is_training=False, method="encode")
+    user = np.asarray(states @ params["user"])
+    item = np.asarray(CONTENT @ params["content_out"])
+    cosine = (user / np.linalg.norm(user, axis=-1, keepdims=True)) @ (
+        item / np.linalg.norm(item, axis=-1, keepdims=True)
+    ).T
+    return jax.nn.log_softmax(cosine * np.exp(params["log_scale"]))
+
+
+def test_the_dense_loss_is_the_items_cross_entropy(dense):
+    model, params = dense
+    histories, targets = [[3, 7, 9], [4, 2, -1]], [[7, 9, 1], [2, 5, -1]]
+    batch = dense_batch(histories, targets, np.arange(NUM_ITEMS))
+    loss, sums = make_loss_fn(model)(params, batch, None)
+    codes_alone = {k: v for k, v in batch.items() if not k.startswith("ranked")}
+    of_codes, _ = make_loss_fn(model)(params, codes_alone, None)
+    log_probs = item_log_probs(model, params, histories)
+    nll = -sum(
+        log_probs[row, place, item]
+        for row, items in enumerate(targets)
+        for place, item in enumerate(items)
+        if item >= 0
+    )
+    np.testing.assert_allclose(loss - of_codes, 0.7 * nll, rtol=1e-4)
+    np.testing.assert_allclose(sums["item_nll"], 3 * nll, rtol=1e-4)
+
+
+def test_a_sampled_softmax_estimates_the_whole_one(dense):
+    model, params = dense
+    histories, targets = [[3, 7, 9]], [[7, 9, 1]]
+    loss_fn, rng = make_loss_fn(model), np.random.default_rng(0)
+    whole = loss_fn(
+        params, dense_batch(histories, targets, np.arange(NUM_ITEMS)), None
+    )[1]["item_nll"]
+    sampled = [
+        loss_fn(
+            params,
+            dense_batch(histories, targets, rng.permutation(NUM_ITEMS)[:20]),
+            None,
+        )[1]["item_nll"]
+        for _ in range(60)
+    ]
+    assert abs(np.mean(sampled) - whole) < 0.05 * whole
+    assert np.std(sampled) > 0
+
+
+def test_content_is_read_and_missing_content_is_refused(dense):
+    model, params = dense
+    tokens = tokens_of([[3, 7, 9]])
+    read = model.apply(
+        {"params": params}, CONTENT[jnp.array([[3, 7, 9]])], method="read_content"
+    )
+    given = {"is_training": False, "method": "encode"}
+    states = model.apply({"params": params}, ItemInputs(tokens, read), **given)
+    others = model.apply({"params": params}, ItemInputs(tokens, 0 * read), **given)
+    assert np.abs(states - others).max() > 1e-3
+    with pytest.raises(InputError, match="run --stage=embed_items"):
+        build_model(DENSE, LAYOUT)

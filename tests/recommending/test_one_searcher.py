@@ -5,6 +5,7 @@ import functools
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -15,14 +16,20 @@ from tasks.tiger import register_tiger_task
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.evaluation.evaluator import evaluate
 from tiger_jax.evaluation.lists import SavedLists
+from tiger_jax.models.two_level import TwoLevelConfig
 from tiger_jax.recommending import numbered_recommender
 from tiger_jax.recommending.numbered_recommender import load_numbered_recommender
 from tiger_jax.recommending.recommender import Recommender
 from tiger_jax.recommending.requests import Request
 from tiger_jax.recommending.searcher import SearchConfig
-from tiger_jax.recommending.trained_model import load_recommender
+from tiger_jax.recommending.trained_model import (
+    ModelCard,
+    load_content,
+    load_recommender,
+)
+from tiger_jax.recommending.updates import update
 from tiger_jax.recommending.versions import CatalogueVersions
-from tiger_jax.semantic_ids.encoder_inputs import encode_histories
+from tiger_jax.semantic_ids.encoder_inputs import ItemInputs, encode_histories
 from tiger_jax.semantic_ids.table import SemanticIdTable
 from tiger_jax.stages import recommend as recommend_stage
 from tiger_jax.stages.context import RunContext
@@ -44,14 +51,30 @@ def one_device():
         yield
 
 
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory, one_device):
-    made = make_trained_workdir(tmp_path_factory.mktemp("one"))
+TWO_LEVEL = TwoLevelConfig(
+    d_model=8, num_heads=2, mlp_dim=16, reads_content=True, dense_head=True
+)
+MODELS = {
+    "tiger": {},
+    "two_level": {
+        "model": TWO_LEVEL,
+        "num_user_tokens": 0,
+        "dense_weight": 0.5,
+        "with_quantizer": True,
+        "collaborative_dims": 3,
+    },
+}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def workdir(request, tmp_path_factory, one_device):
+    made = make_trained_workdir(tmp_path_factory.mktemp("one"), **MODELS[request.param])
     users = {"max_users": B, "max_validation_users": 1}
     config = CandidatesConfig(depth=K, batch_size=B, reuse=False, **users)
     list_candidates(RunContext(made), config=config, search=SEARCH)
     options = {"batch_sizes": (B,), "max_excluded": recommend_stage.MAX_EXCLUDED}
-    export(RunContext(made), num_beams=K, **options)
+    # Room to grow is rows to sum over, and with them another order of the sums.
+    export(RunContext(made), num_beams=K, room=1.0, **options)
     return made
 
 
@@ -175,6 +198,8 @@ def test_scoring_every_item_is_one_way_too(workdir, data, users, versions, reque
 
 
 def test_t5x_predicts_what_evaluation_ranks(workdir, data, users, lists):
+    if ModelCard.load(workdir / "recommender").content_dims:
+        pytest.skip("t5x's batches hold no content vectors")
     register_tiger_task(TASK, str(workdir), num_user_tokens=11, num_items=MAX_ITEMS)
     table = SemanticIdTable.load(workdir / "semantic_ids")
     _, _, model, params = load_recommender(workdir / "recommender")
@@ -188,3 +213,68 @@ def test_t5x_predicts_what_evaluation_ranks(workdir, data, users, lists):
     best, aux = predict(params, {"encoder_input_tokens": inputs})
     tokens = model.layout.tokens_of(table.codes)[lists[0]]
     _same_bits((best, aux["beams"], aux["scores"]), (tokens[:, 0], tokens, lists[1]))
+
+
+def test_the_dense_head_orders_what_the_codes_found(workdir, data, users, lists):
+    """log p(codes) + weight * log p(item), item by item."""
+    card = ModelCard.load(workdir / "recommender")
+    if not card.content_dims:
+        pytest.skip("this model has no dense head")
+    ours = load_numbered_recommender(workdir, data, SEARCH)
+    by_codes = ours.by_codes_alone()
+    histories, nothing = users.histories.last(MAX_ITEMS), np.empty((B, 0), np.int32)
+    codes_items, codes_scores = by_codes(users.user_numbers, histories, nothing, K)
+    searcher = ours.searcher
+    table = searcher.embed_items(load_content(workdir, NUM_ITEMS), weight=0.0)
+    inputs = encode_histories(
+        histories,
+        SemanticIdTable.load(workdir / "semantic_ids").codes,
+        searcher.model.layout,
+        with_items=True,
+    )
+    read = table.vectors.read[jnp.maximum(inputs.items, 0)]
+    state = searcher.model.apply(
+        {"params": searcher.params},
+        ItemInputs(jnp.asarray(inputs.tokens), read),
+        method="init_decode",
+    ).state
+    logits = searcher.model.apply(
+        {"params": searcher.params},
+        state,
+        table.vectors.ranked,
+        method="item_logits",
+    )
+    log_p = np.asarray(jax.nn.log_softmax(logits))  # [B, N]
+    assert np.ptp(log_p, axis=1).min() > 0.1  # it does tell items apart
+    expected = codes_scores + card.dense_weight * np.take_along_axis(
+        log_p, codes_items, axis=1
+    )
+    order = np.argsort(-expected, axis=1, kind="stable")
+    np.testing.assert_array_equal(
+        lists[0], np.take_along_axis(codes_items, order, axis=1)
+    )
+    np.testing.assert_allclose(
+        lists[1], np.take_along_axis(expected, order, axis=1), rtol=1e-5, atol=1e-5
+    )
+    assert (lists[0] != codes_items).any()
+
+
+def test_an_item_that_joins_has_content_at_once(versions, requests):
+    """It is read in histories and ranked by its content, and nothing compiles anew."""
+    recommender = Recommender.load(versions)
+    if recommender.catalogue.collaborative is None:
+        pytest.skip("this model takes no content vectors")
+    coder = versions.bundle.parts.coder()
+    vector = recommender.catalogue.embeddings[7]
+    item = {"item_id": "joined", "title": "Joined", "embedding": vector.tolist()}
+    other = next(
+        i for i in recommender.catalogue.item_ids if i not in requests[0].history
+    )
+    changed, _ = update(recommender.catalogue, coder, add=[item], remove=[other])
+    assert changed.collaborative.shape[0] == NUM_ITEMS
+    assert not changed.collaborative[-1].any()
+    recommender.swap(changed)
+    answer = recommender.recommend([*requests[0].history, "joined"], K, exact=True)
+    assert all(np.isfinite(found.score) for found in answer.items)
+    others = recommender.recommend(requests[0].history, 50, exact=True)
+    assert "joined" in {found.item_id for found in others.items}

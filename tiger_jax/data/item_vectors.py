@@ -31,10 +31,25 @@ def load_quantized_vectors(
     embeddings: Float[np.ndarray, "N E"], folder: Path
 ) -> Float[np.ndarray, "N joined"]:
     """What the quantizer in `folder` takes: text, and what was joined to it."""
+    collaborative = load_collaborative(folder)
+    return embeddings if collaborative is None else join_text(embeddings, collaborative)
+
+
+def load_collaborative(folder: Path) -> Float32[np.ndarray, "N C"] | None:
+    """What was joined to the text for the quantizer in `folder`; None if nothing."""
     path = folder / COLLABORATIVE
-    if not path.exists():
-        return embeddings
-    return join_text(embeddings, load_array(path))
+    return load_array(path) if path.exists() else None
+
+
+def make_content(
+    text: Float[np.ndarray, "N E"], collaborative: Float32[np.ndarray, "N C"] | None
+) -> Float32[np.ndarray, "N content"]:
+    """What a recommender reads as an item's content: what its codes were made of.
+
+    Brought to a mean square of 1, as a network's inputs should have.
+    """
+    vectors = text if collaborative is None else join_text(text, collaborative)
+    return (to_unit_length(vectors) * vectors.shape[1] ** 0.5).astype(np.float32)
 
 
 def join_text(

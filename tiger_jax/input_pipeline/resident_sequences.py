@@ -20,8 +20,7 @@ from tiger_jax.config import config
 from tiger_jax.histories import Histories
 from tiger_jax.input_pipeline.microbatches import check_sizes
 from tiger_jax.input_pipeline.pairs import Pairs, locate
-from tiger_jax.input_pipeline.resident import ResidentConfig, ShuffledEpochs
-from tiger_jax.semantic_ids.token_ids import TokenLayout
+from tiger_jax.input_pipeline.resident import ShuffledEpochs
 
 
 @config("resident_sequences")
@@ -40,19 +39,6 @@ class SequenceConfig:
     bucket_items: tuple[int, ...] = (2, 3, 4, 5, 6, 8, 12, 20)
 
 
-@config("resident_sequences")
-class HistoryConfig(ResidentConfig):
-    """How whole histories are drawn, for a generator that predicts at every position.
-
-    Attributes:
-        batch_size: Windows of an update, over all devices.
-        max_items: Items of a window, and of a history that the encoder sees.
-    """
-
-    max_items: int = 50
-    bucket_items: tuple[int, ...] = (2, 3, 4, 5, 6, 8, 12, 20)
-
-
 class ResidentSequences(ShuffledEpochs):
     """All windows of the training histories, gathered inside the step.
 
@@ -63,11 +49,10 @@ class ResidentSequences(ShuffledEpochs):
     def __init__(
         self,
         histories: Histories,
-        config: SequenceConfig | HistoryConfig,
+        config: SequenceConfig,
         *,
         max_items: int,
         seed: int = 0,
-        constants: dict[str, np.ndarray] | None = None,
         only_last: bool = False,
     ) -> None:
         """Lays out the training histories.
@@ -75,7 +60,6 @@ class ResidentSequences(ShuffledEpochs):
         Args:
             histories: The training part of every user's history.
             max_items: Most targets of a window: the items that the model reads.
-            constants: What is read of each interaction, in place of its item number.
             only_last: A window's last item is its only target.
 
         Raises:
@@ -89,7 +73,7 @@ class ResidentSequences(ShuffledEpochs):
         cut = _cut_before_targets if only_last else _cut_into_windows
         first, targets = cut(histories, max_items)
         self.num_targets = len(targets) if only_last else int(targets.sum())
-        constants = constants or {"items": histories.items}
+        constants = {"items": histories.items}
         examples = {"first": first, "targets": targets}
         super().__init__(
             config,
@@ -115,62 +99,6 @@ class ResidentSequences(ShuffledEpochs):
         # Past the end of a history lies the next one's start: read, then masked.
         items = constants["items"].at[first + column].get(mode="clip")
         return {"items": jnp.where(column <= targets, items, -1)}
-
-
-class ResidentHistories(ResidentSequences):
-    """The same windows as Semantic ID tokens, in the form of a generator's batch."""
-
-    def __init__(
-        self,
-        histories: Histories,
-        codes: Int32[np.ndarray, "N T"],
-        layout: TokenLayout,
-        config: HistoryConfig,
-        *,
-        seed: int = 0,
-    ) -> None:
-        """Lays out the tokens of every training interaction.
-
-        Raises:
-            InputError: As `ResidentSequences`.
-        """
-        tokens = np.asarray(layout.tokens_of(codes), np.int32)[histories.items]
-        super().__init__(
-            histories,
-            config,
-            max_items=config.max_items,
-            seed=seed,
-            constants={"tokens": tokens},  # [total T]
-        )
-
-    def _count_tokens(self, lengths: Int32[np.ndarray, " B"]) -> int:
-        return int(2 * lengths.sum()) * self.constants["tokens"].shape[1]
-
-    def make_batch(
-        self, constants: dict[str, Array], arrays: dict[str, Array], bucket: int
-    ) -> dict[str, Int[Array, "B S"]]:
-        """Gathers a microbatch's windows; runs inside the jitted step.
-
-        Returns:
-            The keys of a generator's batch, with a target at every item: S = P * T.
-        """
-        first, targets = arrays["first"][:, None], arrays["targets"][:, None]  # [B 1]
-        column = jnp.arange(self.buckets[bucket] + 1)[None, :]  # [1 I + 1]
-        # Past the end of a history lies the next one's start: read, then masked.
-        tokens = constants["tokens"].at[first + column].get(mode="clip")
-        tokens = jnp.where((column <= targets)[..., None], tokens, 0)  # [B I + 1 T]
-        # The last item of a window is a target alone.
-        read = jnp.where((column < targets)[..., None], tokens, 0)[:, :-1]
-        wanted = tokens[:, 1:]
-        flat = (len(first), -1)
-        return {
-            "encoder_input_tokens": read.reshape(flat),
-            "decoder_input_tokens": jnp.pad(
-                wanted[..., :-1], ((0, 0), (0, 0), (1, 0))
-            ).reshape(flat),
-            "decoder_target_tokens": wanted.reshape(flat),
-            "decoder_loss_weights": (wanted > 0).astype(jnp.int32).reshape(flat),
-        }
 
 
 def _cut_before_targets(

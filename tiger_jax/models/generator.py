@@ -8,16 +8,27 @@ A generator is a hashable Flax module with `config` and `layout`, and the method
 
 Its config has `normalize`, `label_smoothing` and `z_loss`, and `build(layout)` makes
 the module. `tiger` is the paper's, `two_level` its successor; one loss trains both.
+
+A config whose `needs_content` is true is built with `content_dims` too, and its module
+also reads, or ranks by, the items' content vectors: it has the methods
+
+    embed_items(content[N E]) -> ItemVectors
+    logits_and_states(inputs, decoder_input_tokens, *, is_training)
+    item_logits(states, ranked[N D]) -> logits
+
+and takes `ItemInputs` in place of the encoder's tokens.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
+from tiger_jax.errors import InputError
+from tiger_jax.semantic_ids.encoder_inputs import ItemInputs
 from tiger_jax.semantic_ids.token_ids import TokenLayout
 
 Params = Mapping[str, Any]
@@ -55,6 +66,42 @@ class GeneratorConfig(Protocol):
         ...
 
 
+class ItemVectors(NamedTuple):
+    """What a model makes of the items' content, once for a catalogue.
+
+    Attributes:
+        read: float32 [N D]; added where the encoder reads an item.
+        ranked: float32 [N D]; what the dense head compares a state with.
+    """
+
+    read: Any
+    ranked: Any
+
+
+def needs_content(config: GeneratorConfig) -> bool:
+    """Whether the model takes the items' content vectors."""
+    return bool(getattr(config, "needs_content", False))
+
+
+def has_dense_head(config: GeneratorConfig) -> bool:
+    """Whether the model also ranks items by their content."""
+    return bool(getattr(config, "dense_head", False))
+
+
+def build_model(
+    config: GeneratorConfig, layout: TokenLayout, content_dims: int = 0
+) -> nn.Module:
+    """Builds the module; InputError if its content vectors are missing."""
+    if not needs_content(config):
+        return config.build(layout)
+    if not content_dims:
+        raise InputError(
+            f"{type(config).__name__} reads the items' content vectors, and there are "
+            "none: run --stage=embed_items, or turn reads_content and dense_head off"
+        )
+    return config.build(layout, content_dims)  # type: ignore[call-arg]
+
+
 def stack_levels(
     logits: Sequence[Float[Array, "*batch _"]],
 ) -> Float[Array, "*batch T K_max"]:
@@ -80,7 +127,10 @@ def init_params(model: nn.Module, key: Array) -> Params:
     num_users = min(layout.num_user_tokens, 1)
     history = jnp.ones((1, num_users + layout.semantic_id_length), jnp.int32)
     target = jnp.ones((1, layout.semantic_id_length), jnp.int32)
-    return model.init(key, history, target, is_training=False)["params"]
+    inputs: Any = history
+    if needs_content(model.config):
+        inputs = ItemInputs(history, jnp.zeros((1, 1, model.config.d_model)))
+    return model.init(key, inputs, target, is_training=False)["params"]
 
 
 def make_loss_fn(model: nn.Module) -> LossFn:
@@ -92,6 +142,9 @@ def make_loss_fn(model: nn.Module) -> LossFn:
     history. Per target token, with the smoothed target distribution q:
 
         - sum_c q_c log p_c + z_loss * log(Z)^2
+
+    Where the batch has the content of the items that a dense head ranks, the cross
+    entropy of the target items among these is added, `dense_loss_weight` times.
 
     Returns:
       loss_fn(params, batch, dropout_key) -> (loss_sum, sums). A `dropout_key` of
@@ -107,13 +160,23 @@ def make_loss_fn(model: nn.Module) -> LossFn:
     def loss_fn(
         params: Params, batch: Batch, dropout_key: Array | None
     ) -> tuple[Float[Array, ""], Sums]:
-        logits = model.apply(
-            {"params": params},
-            batch["encoder_input_tokens"],
+        variables = {"params": params}
+        inputs: Any = batch["encoder_input_tokens"]
+        read, windows = batch.get("read"), batch.get("windows")
+        if "content" in batch:  # [B, P, E], of the items that the tokens spell
+            read = model.apply(variables, batch["content"], method="read_content")
+        if read is not None or windows is not None:
+            inputs = ItemInputs(inputs, read, windows)
+        is_dense = "ranked_content" in batch
+        found = model.apply(
+            variables,
+            inputs,
             batch["decoder_input_tokens"],
             is_training=dropout_key is not None,
             rngs={} if dropout_key is None else {"dropout": dropout_key},
-        )  # [B, P * T, classes]
+            method="logits_and_states" if is_dense else None,
+        )
+        logits, states = found if is_dense else (found, found)  # [B, P * T, classes]
         targets = batch["decoder_target_tokens"]  # [B, P * T]
         targets -= jnp.array(offsets * (targets.shape[1] // length))[None]
         weights = batch["decoder_loss_weights"].astype(jnp.float32)
@@ -138,9 +201,42 @@ def make_loss_fn(model: nn.Module) -> LossFn:
         }
         for level in range(length):
             sums[f"correct_level_{level}"] = correct[level] * length
+        if is_dense:
+            dense, item_sums = _item_loss(model, variables, states, batch)
+            loss, sums = loss + config.dense_loss_weight * dense, {**sums, **item_sums}
+            sums["loss"] = loss
         return loss, sums
 
     return loss_fn
+
+
+def _item_loss(
+    model: nn.Module, variables: Any, states: Float[Array, "B P D"], batch: Batch
+) -> tuple[Float[Array, ""], Sums]:
+    """The dense head's cross entropy of each target item among those to be ranked.
+
+    These are the whole catalogue, or n of its N items, drawn evenly: then each counts
+    for N / n of them (sampled softmax; Jean et al. 2015, 3.1).
+    """
+    targets, ranked = batch["target_items"], batch["ranked_items"]  # [B, P], [n]
+
+    def vectors(content: Float[Array, "*batch E"]) -> Float[Array, "*batch D"]:
+        return model.apply(variables, content, method="rank_content")
+
+    def logits(vectors: Float[Array, "n D"]) -> Float[Array, "B P n"]:
+        return model.apply(variables, states, vectors, method="item_logits")
+
+    own = model.apply(
+        variables, states, vectors(batch["target_content"]), method="own_logits"
+    )  # [B, P]
+    others = logits(vectors(batch["ranked_content"])) + batch["log_share"]
+    others = jnp.where(ranked[None, None] == targets[..., None], -jnp.inf, others)
+    log_z = jnp.logaddexp(own, jax.nn.logsumexp(others, -1))
+    is_target = (targets >= 0).astype(jnp.float32)
+    nll = ((log_z - own) * is_target).sum()
+    correct = ((own > others.max(-1)) * is_target).sum()
+    length = model.layout.semantic_id_length  # times T, as the levels' sums
+    return nll, {"item_nll": nll * length, "item_correct": correct * length}
 
 
 def make_decode_fns(
@@ -149,7 +245,7 @@ def make_decode_fns(
     """Makes the two functions that a search drives, of a model with these methods.
 
     Returns:
-      init_decode(params, encoder_input_tokens[B S]) -> cache, and
+      init_decode(params, encoder_input_tokens[B S] or ItemInputs) -> cache, and
       decode_step(params, cache, codewords[B M], parents[B M], level) ->
       (logits[B M K], cache). `level` is a Python int and rises by one a call.
       `codewords` are those that the beams took at the level before; at level 0
@@ -159,10 +255,8 @@ def make_decode_fns(
       over all tokens.
     """
 
-    def init_decode(params: Params, encoder_input_tokens: Int[Array, "B S"]) -> Any:
-        return model.apply(
-            {"params": params}, encoder_input_tokens, method="init_decode"
-        )
+    def init_decode(params: Params, inputs: Any) -> Any:
+        return model.apply({"params": params}, inputs, method="init_decode")
 
     def decode_step(
         params: Params,

@@ -6,13 +6,23 @@ each position's state a small depth decoder spells the next item's Semantic ID: 
 residual MLP over the state and the codewords before, one level after another. Between
 the levels of a search a beam keeps nothing but its codewords.
 
-An item enters as its codewords' embeddings, joined by a matrix. There is no user token.
+An item enters as its codewords' embeddings, joined by a matrix, and with what a matrix
+makes of its content vector, if the model reads these. There is no user token.
+
+With a dense head the state is also compared with all items' projected content vectors:
+
+    p(item) = softmax(cosine(user(state), item(content)) / temperature)
+
+One network, trained once, then spells candidates by their codes and orders them by
+log p(codes) + weight * log p(item).
 
 The two levels follow MARIUS (arXiv 2508.14910) in spirit; the depth decoder without
-attention is this project's.
+attention is this project's. The dense head beside a generator is LIGER's (Yang et al.
+2024, arXiv 2411.18814).
 """
 
-from typing import Literal, NamedTuple
+import math
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,14 +32,19 @@ from jaxtyping import Array, Bool, Float, Int
 from tiger_jax.config import config
 from tiger_jax.errors import InputError, flag
 from tiger_jax.models.attention import MASKED
-from tiger_jax.models.generator import stack_levels
+from tiger_jax.models.generator import ItemVectors, stack_levels
 from tiger_jax.models.layers import Dropout, RmsNorm, linear_param
 from tiger_jax.models.tuned_ops import linear
+from tiger_jax.semantic_ids.encoder_inputs import ItemInputs
 from tiger_jax.semantic_ids.token_ids import PADDING, TokenLayout
 
 # Tables start small and are scaled up where they are read: AdamW, whose steps don't
 # depend on a parameter's size, would hardly move one of unit variance.
 EMBEDDING_STD = 0.1
+# Content is one of an item's two parts, and not the larger one: it must not teach the
+# model to overlook the codes.
+CONTENT_SCALE = 0.3
+TEMPERATURE = 0.07  # that the dense head starts with
 
 
 @config("two_level")
@@ -50,6 +65,9 @@ class TwoLevelConfig:
         max_distance: Distances between items that have an attention bias of their
             own; farther ones share the last.
         dtype: Compute dtype; parameters, logits and softmaxes are float32.
+        reads_content: The encoder reads each item's content vector too.
+        dense_head: The state is also compared with every item's content vector.
+        dense_loss_weight: Of the dense head's loss, beside the codewords'.
     """
 
     num_layers: int = 2
@@ -63,6 +81,9 @@ class TwoLevelConfig:
     z_loss: float = 0.0
     max_distance: int = 64
     dtype: Literal["float32", "bfloat16"] = "float32"
+    reads_content: bool = False
+    dense_head: bool = False
+    dense_loss_weight: float = 1.0
 
     def __post_init__(self) -> None:
         """Refuses sizes that don't fit each other."""
@@ -81,8 +102,21 @@ class TwoLevelConfig:
         """The standard deviation that the table of token embeddings starts with."""
         return EMBEDDING_STD
 
-    def build(self, layout: TokenLayout) -> "TwoLevel":
+    @property
+    def head_std(self) -> float:
+        """The same of the output head, which starts from the codewords as well."""
+        return EMBEDDING_STD / 2
+
+    @property
+    def needs_content(self) -> bool:
+        """Whether the model takes content vectors."""
+        return self.reads_content or self.dense_head
+
+    def build(self, layout: TokenLayout, content_dims: int = 0) -> "TwoLevel":
         """Makes the module.
+
+        Args:
+            content_dims: Of an item's content vector, if the model takes these.
 
         Raises:
             InputError: The layout has user tokens, which this model doesn't read.
@@ -92,7 +126,7 @@ class TwoLevelConfig:
                 "the two-level model reads no user tokens: train it with "
                 + flag("train_recommender.num_user_tokens", 0)
             )
-        return TwoLevel(self, layout)
+        return TwoLevel(self, layout, content_dims)
 
 
 class DecodeCache(NamedTuple):
@@ -107,13 +141,14 @@ class TwoLevel(nn.Module):
 
     config: TwoLevelConfig
     layout: TokenLayout
+    content_dims: int = 0
 
     def setup(self) -> None:
         """Declares the tables and matrices."""
         cfg, d = self.config, self.config.d_model
         length = self.layout.semantic_id_length
         self.token_embeddings = self._table("token_embeddings", EMBEDDING_STD)
-        self.output_head = self._table("output_head", EMBEDDING_STD / 2)
+        self.output_head = self._table("output_head", cfg.head_std)
         self.join = linear_param(self, "join", (length * d, d), ("embed_in", "embed"))
         self.blocks = [
             CausalBlock(cfg, name=f"block_{i}") for i in range(cfg.num_layers)
@@ -137,6 +172,23 @@ class TwoLevel(nn.Module):
             DepthBlock(cfg, name=f"depth_{i}") for i in range(cfg.num_depth_layers)
         ]
         self.depth_norm = RmsNorm()
+        content = (self.content_dims, d)
+        if cfg.reads_content:
+            self.content_in = linear_param(
+                self, "content_in", content, ("embed_in", "embed")
+            )
+        if cfg.dense_head:
+            self.content_out = linear_param(
+                self, "content_out", content, ("embed_in", "embed")
+            )
+            self.user = linear_param(self, "user", (d, d), ("embed", "embed_out"))
+            self.log_scale = self.param(
+                "log_scale",
+                nn.with_logical_partitioning(
+                    nn.initializers.constant(-math.log(TEMPERATURE)), ()
+                ),
+                (),
+            )
 
     def _table(self, name: str, std: float) -> Float[Array, "V D"]:
         init = nn.initializers.normal(std)
@@ -145,16 +197,28 @@ class TwoLevel(nn.Module):
 
     def __call__(
         self,
-        encoder_input_tokens: Int[Array, "B S"],
+        inputs: Any,
         decoder_input_tokens: Int[Array, "B targets"],
         *,
         is_training: bool,
     ) -> Float[Array, "B targets K_max"]:
+        """The logits of `logits_and_states`."""
+        return self.logits_and_states(
+            inputs, decoder_input_tokens, is_training=is_training
+        )[0]
+
+    def logits_and_states(
+        self,
+        inputs: Any,
+        decoder_input_tokens: Int[Array, "B targets"],
+        *,
+        is_training: bool,
+    ) -> tuple[Float[Array, "B targets K_max"], Float[Array, "B P D"]]:
         """Computes the logits of every target's codewords, given those before.
 
         Args:
-            encoder_input_tokens: The history, T tokens per item, padded with 0 on the
-                right.
+            inputs: Tokens [B S] of the history, T per item, padded with 0 on the
+                right; or `ItemInputs` with the items' content as the model reads it.
             decoder_input_tokens: For each position that has a target, token 0 and the
                 target without its last token: at every item of the history (P = S / T),
                 or after its last one alone (P = 1).
@@ -162,13 +226,13 @@ class TwoLevel(nn.Module):
 
         Returns:
             Logits of each level's codewords, -inf beyond a level's codebook if another
-            one is larger.
+            one is larger; and the states that spelled them.
         """
-        batch, length = len(encoder_input_tokens), self.layout.semantic_id_length
-        states = self.encode(encoder_input_tokens, is_training=is_training)
+        tokens, length = _tokens_of(inputs), self.layout.semantic_id_length
+        batch, states = len(tokens), self.encode(inputs, is_training=is_training)
         num_targets = decoder_input_tokens.shape[1] // length
         if num_targets != states.shape[1]:
-            states = _last(states, encoder_input_tokens[:, ::length])[:, None]
+            states = _last(states, tokens[:, ::length])[:, None]
         embedded = self._embed(decoder_input_tokens).reshape(
             batch, num_targets, length, -1
         )
@@ -181,24 +245,67 @@ class TwoLevel(nn.Module):
         x += jnp.stack([jnp.zeros_like(states), *before], axis=2)
         hidden = self._deepen(x + self._level(slice(None)), is_training=is_training)
         logits = [self._logits(hidden[:, :, level], level) for level in range(length)]
-        return stack_levels(logits).reshape(batch, num_targets * length, -1)
+        stacked = stack_levels(logits)
+        return stacked.reshape(batch, num_targets * length, -1), states
 
-    def encode(
-        self, tokens: Int[Array, "B S"], *, is_training: bool
-    ) -> Float[Array, "B I D"]:
+    def encode(self, inputs: Any, *, is_training: bool) -> Float[Array, "B I D"]:
         """Computes a state at every item, of that item and those before it."""
-        length = self.layout.semantic_id_length
+        tokens, length = _tokens_of(inputs), self.layout.semantic_id_length
         is_item = tokens[:, ::length] != PADDING  # [B, I]
         embedded = self._embed(tokens).reshape(*is_item.shape, -1)  # [B, I, T * D]
-        x = self.dropout(self._linear(embedded, self.join), is_training=is_training)
+        x = self._linear(embedded, self.join)
+        if self.config.reads_content:
+            x = x + inputs.items.astype(x.dtype)
+        x = self.dropout(x, is_training=is_training)
+        is_seen = is_item[:, None] & jnp.tril(jnp.ones((x.shape[1],) * 2, bool))[None]
+        windows = inputs.windows if isinstance(inputs, ItemInputs) else None
+        if windows is not None:
+            is_seen &= windows[:, :, None] == windows[:, None]
         for block in self.blocks:
-            x = block(x, is_item, is_training=is_training)
+            x = block(x, is_seen, is_training=is_training)
         return self.final_norm(x)
 
-    def init_decode(self, encoder_input_tokens: Int[Array, "B S"]) -> DecodeCache:
+    def read_content(self, content: Float[Array, "*batch E"]) -> Array:
+        """What the encoder adds to each item; zeros if it doesn't read content."""
+        if not self.config.reads_content:
+            return jnp.zeros((*content.shape[:-1], self.config.d_model))
+        return self._linear(content * CONTENT_SCALE, self.content_in)
+
+    def rank_content(self, content: Float[Array, "*batch E"]) -> Array:
+        """What a state is compared with, brought to length 1."""
+        if not self.config.dense_head:
+            return jnp.zeros((*content.shape[:-1], self.config.d_model))
+        return _to_unit_length(self._linear(content, self.content_out))
+
+    def embed_items(self, content: Float[Array, "N E"]) -> ItemVectors:
+        """Both, for all items of a catalogue."""
+        return ItemVectors(self.read_content(content), self.rank_content(content))
+
+    def item_logits(
+        self, states: Float[Array, "*batch D"], ranked: Float[Array, "N D"]
+    ) -> Float[Array, "*batch N"]:
+        """The dense head's logits of items, from what `rank_content` gave."""
+        dtype = self.config.dtype
+        return jnp.matmul(
+            self._asked(states).astype(dtype),
+            ranked.astype(dtype).T,
+            preferred_element_type=jnp.float32,
+        )
+
+    def own_logits(
+        self, states: Float[Array, "*batch D"], ranked: Float[Array, "*batch D"]
+    ) -> Float[Array, "*batch"]:
+        """The same where each state is compared with an item of its own."""
+        return (self._asked(states) * ranked).sum(-1)
+
+    def _asked(self, states: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+        scale = jnp.exp(self.log_scale)
+        return _to_unit_length(self._linear(states, self.user)) * scale
+
+    def init_decode(self, inputs: Any) -> DecodeCache:
         """Encodes histories; a request's beams share the state after the last item."""
-        states = self.encode(encoder_input_tokens, is_training=False)
-        first_tokens = encoder_input_tokens[:, :: self.layout.semantic_id_length]
+        states = self.encode(inputs, is_training=False)
+        first_tokens = _tokens_of(inputs)[:, :: self.layout.semantic_id_length]
         none = jnp.zeros((len(states), 1, 0), jnp.int32)
         return DecodeCache(_last(states, first_tokens), none)
 
@@ -256,6 +363,15 @@ class TwoLevel(nn.Module):
         return linear(x.astype(dtype), kernel.astype(dtype))
 
 
+def _tokens_of(inputs: Any) -> Int[Array, "B S"]:
+    return inputs.tokens if isinstance(inputs, ItemInputs) else inputs
+
+
+def _to_unit_length(x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt((x**2).sum(-1, keepdims=True) + 1e-12)
+
+
 def _last(
     states: Float[Array, "B I D"], first_tokens: Int[Array, "B I"]
 ) -> Float[Array, "B D"]:
@@ -277,7 +393,7 @@ class CausalBlock(nn.Module):
     def __call__(
         self,
         x: Float[Array, "B I D"],
-        is_item: Bool[Array, "B I"],
+        is_seen: Bool[Array, "B I I"],
         *,
         is_training: bool,
     ) -> Float[Array, "B I D"]:
@@ -311,7 +427,6 @@ class CausalBlock(nn.Module):
         # A matmul rather than a gather, whose gradient is a scatter.
         one_hot = jax.nn.one_hot(distance, cfg.max_distance, dtype=jnp.float32)
         bias = jnp.einsum("qkr,hr->hqk", one_hot, by_distance)
-        is_seen = jnp.tril(jnp.ones((length, length), bool))[None] & is_item[:, None]
         bias = bias[None] + jnp.where(is_seen, 0.0, MASKED)[:, None]
         weights = jax.nn.softmax(scores * head_dim**-0.5 + bias).astype(x.dtype)
         weights = drop(weights, is_training=is_training)

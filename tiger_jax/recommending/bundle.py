@@ -11,6 +11,7 @@ trie/               the trie over them, with room for more
 items/              titles, brands, prices, categories, further columns, popularity
 user_hashes.npy     the users that the training knew
 embeddings.npy      the items' vectors, if there are any
+collaborative.npy   what is joined to them as content, if the model takes content
 quantizer/          embedding -> codes, for items that join later, if there is one
 encoder/            text -> embedding, for the same
 ==================  ==============================================================
@@ -35,12 +36,14 @@ from flax import traverse_util
 from tiger_jax.decoding.trie import Trie
 from tiger_jax.errors import InputError
 from tiger_jax.extensions import config_of, settings_of
+from tiger_jax.models.generator import build_model
 from tiger_jax.models.tiger import TigerConfig
 from tiger_jax.quantizers.store import load_quantizer, save_quantizer
 from tiger_jax.recommending import programs as compiled
 from tiger_jax.recommending.item_encoder import ItemEncoder
 from tiger_jax.recommending.parts import PARAMS, Parts
 from tiger_jax.recommending.programs import KINDS, SUFFIX, Shapes, program_name
+from tiger_jax.recommending.searcher import Searcher
 from tiger_jax.semantic_ids.table import SemanticIdTable
 from tiger_jax.semantic_ids.token_ids import TokenLayout
 from tiger_jax.workdir import artifacts
@@ -62,11 +65,15 @@ def save_bundle(folder: Path, parts: Parts, shapes: Shapes) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     flat = traverse_util.flatten_dict(parts.params, sep="/")
-    arrays = {name: np.ascontiguousarray(array) for name, array in flat.items()}
+    arrays = {name: np.asarray(array, order="C") for name, array in flat.items()}
     # By hand: the library's own files can be read by their owner alone.
     (folder / PARAMS).write_bytes(save(arrays))
     parts.table.save(folder / "semantic_ids")
-    trie = parts.catalogue().host_trie
+    catalogue = parts.catalogue()
+    trie = catalogue.host_trie
+    own = Searcher(parts.model, parts.params, shapes.settings)
+    items = compiled.embed_catalogue(own, catalogue, parts.dense_weight)
+    searched = trie if items is None else items.over(trie)
     trie.save(folder / "trie", content_hash=parts.table.content_hash)
     (folder / "items").mkdir()
     pa.parquet.write_table(parts.items, folder / "items" / "items.parquet")
@@ -76,6 +83,8 @@ def save_bundle(folder: Path, parts: Parts, shapes: Shapes) -> None:
     save_arrays(folder, {"user_hashes": parts.user_hashes})
     if parts.embeddings is not None:
         save_arrays(folder, {"embeddings": parts.embeddings})
+    if parts.collaborative is not None:
+        save_arrays(folder, {"collaborative": parts.collaborative})
     if parts.encoder is not None:
         parts.encoder.save(folder / "encoder")
     if parts.quantizer is not None:
@@ -87,7 +96,7 @@ def save_bundle(folder: Path, parts: Parts, shapes: Shapes) -> None:
             path = folder / _PROGRAMS / (program_name(kind, size) + SUFFIX)
             path.write_bytes(
                 compiled.export_program(
-                    kind, parts.model, shapes, size, parts.params, trie
+                    kind, parts.model, shapes, size, parts.params, searched
                 )
             )
             programs[program_name(kind, size)] = hash_file(path)
@@ -99,6 +108,7 @@ def save_bundle(folder: Path, parts: Parts, shapes: Shapes) -> None:
             "layout": parts.model.layout.to_json(),
             "max_items": parts.max_items,
             "collaborative_dims": parts.collaborative_dims,
+            **parts.content_facts,
             "shapes": dataclasses.asdict(shapes),
             "parts": parts.part_hashes,
             "trie": _hash_trie(trie),
@@ -171,12 +181,13 @@ def _read_parts(folder: Path, facts: Mapping[str, Any]) -> tuple[Parts, Shapes, 
     table = SemanticIdTable.load(folder / "semantic_ids")
     trie = Trie.load(folder / "trie", content_hash=table.content_hash)
     has = facts["parts"].__contains__
-    loose = load_arrays(
-        folder, ["user_hashes"] + ["embeddings"] * has("embeddings.npy")
-    )
+    names = [n for n in ("embeddings", "collaborative") if has(f"{n}.npy")]
+    loose = load_arrays(folder, ["user_hashes", *names])
     parts = Parts(
-        model=config_of(facts["model"], TigerConfig, folder / _FACTS).build(
-            TokenLayout.from_json(facts["layout"])
+        model=build_model(
+            config_of(facts["model"], TigerConfig, folder / _FACTS),
+            TokenLayout.from_json(facts["layout"]),
+            int(facts.get("content_dims", 0)),
         ),
         params=traverse_util.unflatten_dict(flat, sep="/"),
         max_items=int(facts["max_items"]),
@@ -190,6 +201,8 @@ def _read_parts(folder: Path, facts: Mapping[str, Any]) -> tuple[Parts, Shapes, 
         quantizer=load_quantizer(folder / "quantizer") if has("quantizer") else None,
         collaborative_dims=int(facts["collaborative_dims"]),
         plan=trie.plan,
+        collaborative=loose.get("collaborative"),
+        dense_weight=float(facts.get("dense_weight", 0.0)),
     )
     return parts, shapes, trie
 

@@ -38,6 +38,7 @@ class Catalogue:
         attributes: Values set by hand, by field and item id (or `ALL_ITEMS`). They
             stand over those of `items`; read both through `column`.
         embeddings: For similar items and for titles to show; None if there are none.
+        collaborative: What is joined to them as the items' content, if anything.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Catalogue:
         version: int = 0,
         attributes: Mapping[str, Mapping[str, Any]] | None = None,
         embeddings: Float32[np.ndarray, "N E"] | None = None,
+        collaborative: Float32[np.ndarray, "N C"] | None = None,
         plan: TriePlan | None = None,
         sharding: jax.sharding.Sharding | None = None,
     ) -> None:
@@ -65,7 +67,7 @@ class Catalogue:
         self.popularity, self.is_new = popularity, is_new
         self.joined = np.zeros(len(is_new), np.int32) if joined is None else joined
         self.attributes = attributes or {}
-        self.embeddings = embeddings
+        self.embeddings, self.collaborative = embeddings, collaborative
         self.item_ids = table.item_ids
         self.number_of = {item_id: n for n, item_id in enumerate(table.item_ids)}
         self.host_trie = Trie.build(

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -35,24 +36,25 @@ def init_token_embeddings(
     params: Mapping[str, Any],
     codebooks: Sequence[Float[Array, "_ Z"]],
     key: Array,
-    std: float = 1.0,
+    stds: Mapping[str, float] = MappingProxyType({"token_embeddings": 1.0}),
 ) -> dict[str, Any]:
-    """Starts the learned levels' token embeddings from a quantizer's codewords.
+    """Starts tables of the learned levels' tokens from a quantizer's codewords.
 
     Codewords that are close in the latent space get embeddings that are close, so
     that what is learned about one item helps its neighbours from the first step.
     One random projection with orthonormal rows (or columns, where Z > D) takes
-    all levels from Z to D dimensions; each level is centred and scaled to `std`, which
-    the table starts with. The rows of the padding, the collision level and the users
-    stay as they are. ValueError if there are more codewords than tokens.
+    all levels from Z to D dimensions; each level is centred and scaled to the
+    standard deviation that the table starts with. The rows of the padding, the
+    collision level and the users stay as they are. ValueError if there are more
+    codewords than tokens.
 
     Args:
         params: Parameters of a generator, boxed or not.
         key: Draws the projection.
+        stds: The tables, and the standard deviation that each starts with.
     """
-    boxed = params["token_embeddings"]
-    table = nn.unbox(boxed)
-    latent_dim, d_model = codebooks[0].shape[1], table.shape[1]
+    latent_dim = codebooks[0].shape[1]
+    d_model = nn.unbox(params[next(iter(stds))]).shape[1]
     gaussian = jax.random.normal(key, (latent_dim, d_model))
     projection, _ = jnp.linalg.qr(gaussian.T if latent_dim < d_model else gaussian)
     projection = projection.T if latent_dim < d_model else projection  # [Z, D]
@@ -60,15 +62,17 @@ def init_token_embeddings(
     for codebook in codebooks:
         centred = codebook - codebook.mean(0, keepdims=True)
         embeddings = centred @ projection
-        rows.append(embeddings / jnp.maximum(embeddings.std(), 1e-6) * std)
-    new_rows = jnp.concatenate(rows)
-    if len(new_rows) >= len(table):
-        raise ValueError(
-            f"{len(new_rows)} codewords do not fit a table of {len(table)} tokens"
-        )
-    table = table.at[1 : 1 + len(new_rows)].set(new_rows.astype(table.dtype))
-    is_boxed = isinstance(boxed, nn.meta.AxisMetadata)
-    return {
-        **params,
-        "token_embeddings": boxed.replace_boxed(table) if is_boxed else table,
-    }
+        rows.append(embeddings / jnp.maximum(embeddings.std(), 1e-6))
+    started, unit_rows = dict(params), jnp.concatenate(rows)
+    for name, std in stds.items():
+        boxed = params[name]
+        table = nn.unbox(boxed)
+        if len(unit_rows) >= len(table):
+            raise ValueError(
+                f"{len(unit_rows)} codewords do not fit a table of {len(table)} tokens"
+            )
+        new_rows = (unit_rows * std).astype(table.dtype)
+        table = table.at[1 : 1 + len(new_rows)].set(new_rows)
+        is_boxed = isinstance(boxed, nn.meta.AxisMetadata)
+        started[name] = boxed.replace_boxed(table) if is_boxed else table
+    return started

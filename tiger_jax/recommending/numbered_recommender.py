@@ -1,5 +1,6 @@
 """The trained recommender of a work directory as a `RecommendFn` of item numbers."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -13,16 +14,24 @@ from tiger_jax.data.prepared import PreparedData
 from tiger_jax.decoding.search import CatalogueWalk
 from tiger_jax.decoding.trie import Trie
 from tiger_jax.errors import InputError, flag
+from tiger_jax.evaluation.baselines.baseline import Baseline
 from tiger_jax.evaluation.recommend_fn import Excluded, Lists, Shown, Users
+from tiger_jax.models.generator import needs_content
 from tiger_jax.recommending.searcher import (
     Found,
+    ItemTable,
     Queries,
     SearchConfig,
     Searcher,
     Settings,
+    WithItems,
     put_rows,
 )
-from tiger_jax.recommending.trained_model import load_card_and_table, load_recommender
+from tiger_jax.recommending.trained_model import (
+    load_card_and_table,
+    load_content,
+    load_recommender,
+)
 from tiger_jax.semantic_ids.encoder_inputs import encode_histories
 from tiger_jax.semantic_ids.table import SemanticIdTable
 from tiger_jax.training.partitioning import Partitioner
@@ -47,6 +56,8 @@ class NumberedRecommender:
         max_items: int,
         method: str = "beam",
         unseen_items: Int32[np.ndarray, " unseen"] | None = None,
+        content: Float32[np.ndarray, "N E"] | None = None,
+        dense_weight: float = 0.0,
     ) -> None:
         """Builds the trie; it moves to the devices when it is first searched.
 
@@ -54,11 +65,14 @@ class NumberedRecommender:
             searcher: With a partitioner.
             table: The catalogue; the layout's codebooks must be its.
             user_hashes: By user number; anonymous users (-1) need none.
+            content: The items' content vectors, for a model that takes these.
+            dense_weight: Of log p(item) beside log p(codes).
         """
         assert searcher.partitioner is not None
         self.searcher, self._table, self._user_hashes = searcher, table, user_hashes
         self._partitioner, self._method = searcher.partitioner, method
         self.max_items, self.num_items = max_items, table.num_items
+        self._content, self.dense_weight = content, dense_weight
         self._host_trie = Trie.build(table.codes, table.codebook_sizes)
         self.is_unseen = np.zeros(table.num_items, bool)  # [N]
         if unseen_items is not None:
@@ -69,13 +83,37 @@ class NumberedRecommender:
         """What makes a level's logits log-probabilities."""
         return self.searcher.settings.normalize
 
-    @functools.cached_property
-    def _trie(self) -> Trie:
-        return self._put_whole(self._host_trie)
+    def by_codes_alone(self) -> "NumberedRecommender":
+        """The same without the dense head's part in the order."""
+        return NumberedRecommender(
+            self.searcher,
+            self._table,
+            self._user_hashes,
+            max_items=self.max_items,
+            method=self._method,
+            unseen_items=np.flatnonzero(self.is_unseen).astype(np.int32),
+            content=self._content,
+        )
 
     @functools.cached_property
-    def _walk(self) -> CatalogueWalk:
-        return self._put_whole(CatalogueWalk.build(self._host_trie))
+    def _trie(self) -> Trie | WithItems:
+        return self._with_items(self._host_trie)
+
+    @functools.cached_property
+    def _walk(self) -> CatalogueWalk | WithItems:
+        return self._with_items(CatalogueWalk.build(self._host_trie))
+
+    def _with_items(self, searched: Any) -> Any:
+        """What is searched, on the devices, with the items' content if the model's."""
+        on_devices = self._put_whole(searched)
+        return on_devices if self._items is None else self._items.over(on_devices)
+
+    @functools.cached_property
+    def _items(self) -> ItemTable | None:
+        if self._content is None:
+            return None
+        table = self.searcher.embed_items(self._content, weight=self.dense_weight)
+        return self._put_whole(jax.device_get(table))
 
     def __call__(
         self, user_numbers: Users, histories: Shown, exclude: Excluded, k: int
@@ -146,9 +184,9 @@ class NumberedRecommender:
         return found[0], found[1]
 
     @functools.cached_property
-    def _trie_by_group(self) -> Trie:
+    def _trie_by_group(self) -> Trie | WithItems:
         table, groups = self._table, np.where(self.is_unseen, _UNSEEN, _SEEN)
-        return self._put_whole(
+        return self._with_items(
             Trie.build(table.codes, table.codebook_sizes, attributes=groups)
         )
 
@@ -181,15 +219,15 @@ class NumberedRecommender:
     ) -> Float32[np.ndarray, "B K"]:
         """The distribution of the first codeword: the coarsest view of the output."""
         rows = put_rows(self._partitioner, self._encode(user_numbers, histories))
-        log_probs = self.searcher.first_codeword_log_probs(rows)
+        log_probs = self.searcher.first_codeword_log_probs(self._trie, rows)
         return np.asarray(log_probs, np.float32)[: len(histories)]
 
     def _find(
-        self, search: Callable[..., Found], trie: Trie, queries: Queries, k: int
+        self, search: Callable[..., Found], trie: Any, queries: Queries, k: int
     ) -> Lists:
         """Splits a batch over the devices; takes its own rows and the k best off."""
         found = jax.device_get(search(trie, put_rows(self._partitioner, queries)))
-        rows = len(queries.inputs)
+        rows = len(jax.tree.leaves(queries.inputs)[0])
         return found.item_numbers[:rows, :k], found.scores[:rows, :k]
 
     def _queries(
@@ -202,9 +240,7 @@ class NumberedRecommender:
         inputs = self._encode(user_numbers, histories)
         return Queries(inputs, exclude=exclude if has_some else None)
 
-    def _encode(
-        self, user_numbers: Users, histories: Shown
-    ) -> Int32[np.ndarray, "B S"]:
+    def _encode(self, user_numbers: Users, histories: Shown) -> Any:
         is_known = user_numbers >= 0
         hashes = np.zeros(len(user_numbers), np.uint32)
         hashes[is_known] = self._user_hashes[user_numbers[is_known]]
@@ -214,10 +250,25 @@ class NumberedRecommender:
             self.searcher.model.layout,
             user_hashes=hashes,
             is_known=is_known,
+            with_items=self._content is not None,
         )
 
     def _put_whole(self, tree: Any) -> Any:
         return self._partitioner.put(tree, batch_axis=None, is_global=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class CodesAlone(Baseline):
+    """A model with a dense head, ranked by its codes alone."""
+
+    recommender: NumberedRecommender
+
+    name, title = "codes_alone", "the same model, by its codes alone"
+
+    def build(self, data: PreparedData, workdir: Path) -> NumberedRecommender:
+        """The recommender, which has been loaded already."""
+        del data, workdir
+        return self.recommender
 
 
 def load_numbered_recommender(
@@ -242,6 +293,8 @@ def load_numbered_recommender(
         workdir / "recommender", sharding=partitioner.replicated, step=step
     )
     settings = Settings(search.num_beams, search.normalize_for(model.config))
+    takes = needs_content(model.config)
+    weight = search.dense_weight
     return NumberedRecommender(
         Searcher(model, params, settings, partitioner=partitioner),
         table,
@@ -249,4 +302,6 @@ def load_numbered_recommender(
         max_items=card.max_items,
         method=search.method,
         unseen_items=data.unseen_items,
+        content=load_content(workdir, data.num_items) if takes else None,
+        dense_weight=card.dense_weight if weight is None else weight,
     )

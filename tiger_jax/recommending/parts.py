@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -10,10 +11,15 @@ import pyarrow as pa
 from flax import linen as nn
 from jaxtyping import Bool, Float32, Int64, UInt32
 
-from tiger_jax.data.item_vectors import load_embeddings, load_quantized_vectors
+from tiger_jax.data.item_vectors import (
+    load_collaborative,
+    load_embeddings,
+    load_quantized_vectors,
+)
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.decoding.trie import TriePlan, make_plan, worst_case
 from tiger_jax.errors import InputError
+from tiger_jax.models.generator import needs_content
 from tiger_jax.quantizers.quantizer import Quantizer
 from tiger_jax.quantizers.store import load_quantizer
 from tiger_jax.recommending.catalogue import Catalogue
@@ -45,6 +51,8 @@ class Parts:
         collaborative_dims: Of the vectors that the quantizer takes beside the
             embeddings; 0 if there are none.
         plan: The trie's shapes, with room for more items.
+        collaborative: These vectors, kept where the model takes content vectors.
+        dense_weight: What log p(item) weighs beside log p(codes).
     """
 
     model: nn.Module
@@ -60,6 +68,8 @@ class Parts:
     quantizer: Quantizer | None
     collaborative_dims: int
     plan: TriePlan
+    collaborative: Float32[np.ndarray, "N C"] | None = None
+    dense_weight: float = 0.0
 
     @classmethod
     def of_workdir(
@@ -81,11 +91,13 @@ class Parts:
         if for_new_items and (workdir / "embeddings").exists():
             embeddings = load_embeddings(workdir / "embeddings", data.num_items)
             encoder = freeze_encoder(workdir / "embeddings", embeddings)
-        collaborative_dims = 0
+        collaborative, collaborative_dims = None, 0
         ids = artifacts.load_manifest(workdir / "semantic_ids", verify=False)
         if "rqvae" in ids.inputs and embeddings is not None:
             quantizer = load_quantizer(workdir / "rqvae")
             joined = load_quantized_vectors(embeddings, workdir / "rqvae")
+            if needs_content(card.config):
+                collaborative = load_collaborative(workdir / "rqvae")
             collaborative_dims = joined.shape[1] - embeddings.shape[1]
             _check_quantizer(quantizer, joined, table, workdir)
         is_new = np.zeros(data.num_items, bool)
@@ -106,6 +118,8 @@ class Parts:
             quantizer=quantizer,
             collaborative_dims=collaborative_dims,
             plan=make_plan(worst_case(table.codebook_sizes, capacity)),
+            collaborative=collaborative,
+            dense_weight=card.dense_weight,
         )
 
     def catalogue(self) -> Catalogue:
@@ -116,8 +130,17 @@ class Parts:
             popularity=self.popularity,
             is_new=self.is_new,
             embeddings=self.embeddings,
+            collaborative=self.collaborative,
             plan=self.plan,
         )
+
+    @property
+    def content_facts(self) -> dict[str, Any]:
+        """What a model that takes content vectors needs; nothing for another one."""
+        if not needs_content(self.model.config):
+            return {}
+        dims = self.model.content_dims
+        return {"content_dims": dims, "dense_weight": self.dense_weight}
 
     def coder(self) -> ItemCoder:
         """What gives new items their codes."""
@@ -137,6 +160,8 @@ class Parts:
         }
         if self.embeddings is not None:
             hashes["embeddings.npy"] = hash_arrays({"": self.embeddings})
+        if self.collaborative is not None:
+            hashes["collaborative.npy"] = hash_arrays({"": self.collaborative})
         if self.encoder is not None:
             hashes["encoder"] = self.encoder.content_hash
         if self.quantizer is not None:

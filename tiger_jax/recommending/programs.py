@@ -18,13 +18,17 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array
 
+from tiger_jax.data.item_vectors import make_content
 from tiger_jax.decoding.search import Normalize
 from tiger_jax.decoding.trie import Trie
 from tiger_jax.decoding.trie.attributes import EVERY_ITEM
 from tiger_jax.errors import InputError
+from tiger_jax.models.generator import needs_content
 from tiger_jax.recommending import searcher
+from tiger_jax.recommending.catalogue import Catalogue
 from tiger_jax.recommending.parts import Parts
 from tiger_jax.recommending.searcher import Params, Queries
+from tiger_jax.semantic_ids.encoder_inputs import ItemInputs
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 KINDS = ("search", "sample")
@@ -40,6 +44,8 @@ class Shapes:
         num_beams: Most items of a list.
         max_excluded: Excluded items per query that the search takes as a list;
             more become one more filter.
+        content_items: Items of a history whose content the model takes; 0 if it takes
+            none.
     """
 
     batch_sizes: tuple[int, ...]
@@ -48,6 +54,7 @@ class Shapes:
     encoder_length: int
     semantic_id_length: int
     normalize: Normalize
+    content_items: int = 0
 
     def batch_size_for(self, num_rows: int) -> int:
         """The smallest batch that holds so many rows, or the largest there is."""
@@ -72,6 +79,7 @@ class Shapes:
             encoder_length=min(layout.num_user_tokens, 1) + parts.max_items * length,
             semantic_id_length=length,
             normalize=search.normalize_for(parts.model.config),
+            content_items=parts.max_items * needs_content(parts.model.config),
         )
 
     @property
@@ -80,14 +88,32 @@ class Shapes:
 
     def empty_queries(self, size: int) -> Queries:
         """Rows that ask for nothing in particular."""
+        tokens = np.zeros((size, self.encoder_length), np.int32)
+        items = np.full((size, self.content_items), -1, np.int32)
         return Queries(
-            np.zeros((size, self.encoder_length), np.int32),
+            ItemInputs(tokens, items) if self.content_items else tokens,
             np.full((size, self.max_excluded), -1, np.int32),
             np.full(size, EVERY_ITEM, np.uint32),
             np.full((size, self.semantic_id_length), -1, np.int32),
             np.zeros(size, np.uint32),
             np.ones(size, np.float32),
         )
+
+
+def embed_catalogue(
+    own: searcher.Searcher, catalogue: Catalogue, dense_weight: float
+) -> searcher.ItemTable | None:
+    """A catalogue's items as the model sees their content; None if it takes none.
+
+    Raises:
+        InputError: The catalogue has no embeddings.
+    """
+    if not needs_content(own.model.config):
+        return None
+    if catalogue.embeddings is None:
+        raise InputError("the model reads content, and the catalogue has no embeddings")
+    content = make_content(catalogue.embeddings, catalogue.collaborative)
+    return own.embed_items(content, weight=dense_weight, num_rows=catalogue.capacity)
 
 
 class ExportedPrograms:
@@ -98,9 +124,9 @@ class ExportedPrograms:
         self._calls = {name: _read_program(path) for name, path in files.items()}
 
     def __call__(
-        self, kind: str, params: Params, trie: Trie, queries: Queries
+        self, kind: str, params: Params, trie: Any, queries: Queries
     ) -> searcher.Found:
-        call = self._calls[program_name(kind, len(queries.inputs))]
+        call = self._calls[program_name(kind, len(queries.exclude))]
         return searcher.Found(*call(*_flat(params, trie, queries)))
 
 
@@ -115,20 +141,20 @@ def export_program(
     shapes: Shapes,
     batch_size: int,
     params: Params,
-    trie: Trie,
+    trie: Trie | searcher.WithItems,
 ) -> bytes:
     """Lowers one program for all platforms; what is returned holds no parameters.
 
-    The parameters and the trie go in as flat lists of arrays, in the order in which
-    `jax.tree.leaves` gives them.
+    The parameters and what is searched go in as flat lists of arrays, in the order in
+    which `jax.tree.leaves` gives them.
     """
     queries = shapes.empty_queries(batch_size)
-    trees = [jax.tree.structure(tree) for tree in (params, trie)]
+    trees = [jax.tree.structure(tree) for tree in (params, trie, queries)]
 
     def call(params: list, trie: list, *arrays: Array) -> tuple[Array, ...]:
         own_params = jax.tree.unflatten(trees[0], params)
         own_trie = jax.tree.unflatten(trees[1], trie)
-        queries = Queries(*arrays)
+        queries = jax.tree.unflatten(trees[2], arrays)
         return tuple(
             searcher.run(kind, model, shapes.settings, own_params, own_trie, queries)
         )
@@ -156,8 +182,9 @@ def _without_locations() -> Iterator[None]:
         jax.config.update(name, usual)
 
 
-def _flat(params: Params, trie: Trie, queries: Queries) -> tuple[Any, ...]:
-    return (jax.tree.leaves(params), jax.tree.leaves(trie), *map(jnp.asarray, queries))
+def _flat(params: Params, trie: Any, queries: Queries) -> tuple[Any, ...]:
+    arrays = map(jnp.asarray, jax.tree.leaves(queries))
+    return (jax.tree.leaves(params), jax.tree.leaves(trie), *arrays)
 
 
 def _read_program(path: Path) -> Any:

@@ -6,6 +6,7 @@ from typing import Any
 
 from tiger_jax.errors import InputError, flag
 from tiger_jax.input_pipeline.microbatches import BucketConfig
+from tiger_jax.input_pipeline.packed_histories import PackedConfig
 from tiger_jax.input_pipeline.resident import ResidentConfig
 from tiger_jax.models.generator import GeneratorConfig
 from tiger_jax.models.tiger import TigerConfig
@@ -21,6 +22,11 @@ class Recipe:
     """All that decides what is trained; see the stage `train_recommender`.
 
     Attributes:
+        average_decay: Of the running average of the parameters, which is what is
+            evaluated and kept; 0 keeps the parameters themselves.
+        epochs: Passes over the data, which make `loop.total_steps`, and a sixth of
+            it the periods of evaluations and checkpoints; None takes the loop's own.
+        min_steps: Updates of a run by epochs on little data.
         input: The input's configs; the first has its batch size and `max_items`.
     """
 
@@ -30,13 +36,21 @@ class Recipe:
     codeword_embeddings: bool = False
     starts_from: Path | None = None
     training_pairs: str = ALL_PREFIXES
+    average_decay: float = 0.0
+    epochs: float | None = None
+    min_steps: int = 0
     optimizer: OptimizerConfig = OptimizerConfig()
     loop: LoopConfig = LoopConfig()
     validation: ValidationConfig = ValidationConfig()
     input: tuple[Any, ...] = (ResidentConfig(),)
 
     def __post_init__(self) -> None:
-        is_resident = isinstance(self.input[0], ResidentConfig)
+        if not 0 <= self.average_decay < 1:
+            raise InputError(
+                f"train_recommender.average_decay is {self.average_decay}: choose 0 "
+                "for no average, or a number below 1 such as 0.998"
+            )
+        is_resident = isinstance(self.input[0], ResidentConfig | PackedConfig)
         if self.training_pairs not in (ALL_PREFIXES, LAST_ALONE):
             raise InputError(
                 f"train_recommender.training_pairs {self.training_pairs!r}: choose "
@@ -58,6 +72,24 @@ class Recipe:
         """Items of a history that the encoder sees."""
         return self.input[0].max_items
 
+    def for_examples(self, num_examples: int) -> "Recipe":
+        """With the updates that `epochs` asks for, on so many examples."""
+        if self.epochs is None:
+            return self
+        unit = self.loop.steps_per_dispatch
+        wanted = self.epochs * num_examples / self.input[0].batch_size
+        total = max(round(wanted), self.min_steps, 6 * unit)
+        period = max(total // 6 // unit, 1) * unit
+        loop = dataclasses.replace(
+            self.loop,
+            total_steps=total,
+            evaluate_every=period,
+            checkpoint_every=period,
+        )
+        warmup = min(self.optimizer.warmup_steps, total // 5)
+        optimizer = dataclasses.replace(self.optimizer, warmup_steps=warmup)
+        return dataclasses.replace(self, loop=loop, optimizer=optimizer)
+
     def decides(self) -> dict[str, Any]:
         """What a finished folder must agree with to be up to date.
 
@@ -67,12 +99,19 @@ class Recipe:
         del settings["starts_from"]
         if self.training_pairs == ALL_PREFIXES:
             del settings["training_pairs"]  # as it was before there was a choice
+        for name, default in (
+            ("average_decay", 0.0),
+            ("epochs", None),
+            ("min_steps", 0),
+        ):
+            if settings[name] == default:  # as it was before there was a choice
+                del settings[name]
         return settings
 
 
 def choose_input(
     input: str,
-    resident: ResidentConfig | None,
+    resident: ResidentConfig | PackedConfig | None,
     seqio: Any,
     buckets: BucketConfig | None,
 ) -> tuple[Any, ...]:

@@ -3,7 +3,8 @@
 import dataclasses
 import functools
 import threading
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -19,7 +20,7 @@ from tiger_jax.progress import Progress
 from tiger_jax.recommending.catalogue import Catalogue
 from tiger_jax.recommending.filters import NUM_SLOTS
 from tiger_jax.recommending.parts import Parts
-from tiger_jax.recommending.programs import KINDS, Shapes
+from tiger_jax.recommending.programs import KINDS, Shapes, embed_catalogue
 from tiger_jax.recommending.requests import (
     Answer,
     Group,
@@ -29,7 +30,13 @@ from tiger_jax.recommending.requests import (
     SimilarItem,
     resolve,
 )
-from tiger_jax.recommending.searcher import MAX_EXACT_ROWS, Found, Programs, Searcher
+from tiger_jax.recommending.searcher import (
+    MAX_EXACT_ROWS,
+    Found,
+    ItemTable,
+    Programs,
+    Searcher,
+)
 from tiger_jax.recommending.updates import UpdateReport
 from tiger_jax.recommending.versions import CatalogueVersions
 from tiger_jax.semantic_ids.encoder_inputs import encode_histories
@@ -50,6 +57,7 @@ class Recommender:
             and exchange it by `swap`.
         max_items: Most recent items of a history that the model reads.
         user_hashes: Sorted; of the users that the training knew.
+        dense_weight: Of log p(item) beside log p(codes), with a dense head.
     """
 
     searcher: Searcher
@@ -57,9 +65,12 @@ class Recommender:
     shapes: Shapes
     max_items: int
     user_hashes: UInt32[np.ndarray, " U"]
+    dense_weight: float = 0.0
 
     def __post_init__(self) -> None:
         self._change_lock = threading.Lock()
+        self._tables: MutableMapping[Catalogue, Any] = weakref.WeakKeyDictionary()
+        self._items_of(self.catalogue)
 
     @classmethod
     def load(
@@ -98,7 +109,14 @@ class Recommender:
         params = jax.tree.map(jnp.asarray, parts.params)
         searcher = Searcher(parts.model, params, shapes.settings, programs)
         catalogue = catalogue or parts.catalogue()
-        return cls(searcher, catalogue, shapes, parts.max_items, parts.user_hashes)
+        return cls(
+            searcher,
+            catalogue,
+            shapes,
+            parts.max_items,
+            parts.user_hashes,
+            parts.dense_weight,
+        )
 
     def fork(self, catalogue: Catalogue | None = None) -> "Recommender":
         """Another recommender, of the same model and compiled programs."""
@@ -108,6 +126,7 @@ class Recommender:
         """Changes to another catalogue; InputError if its plan is another."""
         if catalogue.host_trie.plan != self.catalogue.host_trie.plan:
             raise InputError("the new catalogue's trie has another plan than the old")
+        self._items_of(catalogue)  # before a request waits for it
         self.catalogue = catalogue
 
     def update(self, versions: CatalogueVersions, **changes: Any) -> UpdateReport:
@@ -269,6 +288,7 @@ class Recommender:
     def warm_up(self) -> None:
         """Compiles every program, so that no request waits for it."""
         trie, _ = self.catalogue.slots.assign({})
+        trie = self._with_items(trie, self.catalogue)
         wanted = [(kind, size) for kind in KINDS for size in self.shapes.batch_sizes]
         with Progress(len(wanted), "Compiling", unit="program") as bar:
             for kind, size in wanted:
@@ -290,8 +310,13 @@ class Recommender:
             for name, row, listed in zip(names, rows, is_listed, strict=True)
         }
         trie, bits = catalogue.slots.assign(masks)
-        inputs = self._encode(rows)
-        queries.inputs[: len(rows)], queries.inputs[len(rows) :] = inputs, inputs[-1]
+        trie = self._with_items(trie, catalogue)
+        for empty, own in zip(
+            jax.tree.leaves(queries.inputs),
+            jax.tree.leaves(self._encode(rows)),
+            strict=True,
+        ):
+            empty[: len(rows)], empty[len(rows) :] = own, own[-1]
         for i, row in enumerate(rows):
             excluded = row.resolved.exclude
             if is_listed[i]:
@@ -307,12 +332,25 @@ class Recommender:
         """Scores every item; the longest list wanted is cut for the others."""
         allowed = np.stack([row.mask(with_exclusion=True) for row in rows])
         allowed &= np.stack([row.resolved.fits_prefix for row in rows])
-        walk, inputs = rows[0].resolved.catalogue.walk, self._encode(rows)
+        catalogue, inputs = rows[0].resolved.catalogue, self._encode(rows)
+        walk = self._with_items(catalogue.walk, catalogue)
         k = max(row.request.k for row in rows)
         found = self.searcher.search_exactly(walk, inputs, allowed, k)
         return list(zip(*found, strict=True))
 
-    def _encode(self, rows: Sequence["_Row"]) -> Int32[np.ndarray, "B S"]:
+    def _with_items(self, searched: Any, catalogue: Catalogue) -> Any:
+        """What is searched, with the items' content beside it if the model's."""
+        table = self._items_of(catalogue)
+        return searched if table is None else table.over(searched)
+
+    def _items_of(self, catalogue: Catalogue) -> ItemTable | None:
+        """Embedded once per catalogue; its shapes follow from the plan alone."""
+        if catalogue not in self._tables:
+            table = embed_catalogue(self.searcher, catalogue, self.dense_weight)
+            self._tables[catalogue] = jax.device_put(table, catalogue.sharding)
+        return self._tables[catalogue]
+
+    def _encode(self, rows: Sequence["_Row"]) -> Any:
         histories = np.full((len(rows), self.max_items), -1, np.int32)
         for i, row in enumerate(rows):
             last = row.resolved.known[-self.max_items :]
@@ -330,6 +368,7 @@ class Recommender:
             self.searcher.model.layout,
             user_hashes=hashes,
             is_known=is_known,
+            with_items=bool(self.shapes.content_items),
         )
 
 

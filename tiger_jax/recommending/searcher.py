@@ -7,6 +7,9 @@ compiled once for a model and a batch's shapes, or read from a bundle's programs
 """
 
 import dataclasses
+import functools
+import math
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
 
@@ -27,8 +30,14 @@ from tiger_jax.decoding.search import (
 )
 from tiger_jax.decoding.trie import Trie
 from tiger_jax.errors import InputError
-from tiger_jax.models.generator import GeneratorConfig, make_decode_fns
+from tiger_jax.models.generator import (
+    GeneratorConfig,
+    ItemVectors,
+    has_dense_head,
+    make_decode_fns,
+)
 from tiger_jax.training.partitioning import Partitioner
+from tiger_jax.workdir.json_files import ADDED_LATER
 
 METHODS = ("beam", "exact")
 NORMALIZE = ("auto", "level", "given", "children")
@@ -45,11 +54,14 @@ class SearchConfig:
         num_beams: Beams of the search, at least as many as items asked for.
         normalize: What makes a level's logits log-probabilities (see
             `beam_search`); "auto" takes what the model was trained with.
+        dense_weight: Of log p(item) beside log p(codes), for a model with a dense
+            head; None takes what was best on validation, 0 ranks by codes alone.
     """
 
     method: str = "beam"
     num_beams: int = 50
     normalize: str = "auto"
+    dense_weight: float | None = dataclasses.field(default=None, metadata=ADDED_LATER)
 
     def __post_init__(self) -> None:
         for name, known in (("method", METHODS), ("normalize", NORMALIZE)):
@@ -63,6 +75,11 @@ class SearchConfig:
                 f"recommendation.SearchConfig.num_beams is {self.num_beams}: it must "
                 "be positive"
             )
+        if self.dense_weight is not None and not 0 <= self.dense_weight < math.inf:
+            raise InputError(
+                f"recommendation.SearchConfig.dense_weight is {self.dense_weight}: it "
+                "must not be negative"
+            )
 
     def normalize_for(self, model: GeneratorConfig) -> Normalize:
         """What is in force for a model."""
@@ -75,7 +92,8 @@ class Queries(NamedTuple):
     """Encoded histories, and what may be found for each; None restricts nothing.
 
     Attributes:
-        inputs: int32 [B S]; encoder tokens.
+        inputs: int32 [B S]; encoder tokens. `ItemInputs` of tokens and item numbers
+            for a model that takes content vectors.
         exclude: int32 [B X]; item numbers, padded with -1.
         allowed: uint32 [B]; one bit of the trie's attributes.
         prefix: int32 [B T]; codewords that Semantic IDs begin with, -1 for any.
@@ -89,6 +107,31 @@ class Queries(NamedTuple):
     prefix: Any = None
     seeds: Any = None
     temperatures: Any = None
+
+
+class ItemTable(NamedTuple):
+    """A catalogue's items as a model sees their content; made by `embed_items`.
+
+    Attributes:
+        vectors: Rows of items, and any after them.
+        is_item: bool [N]; False for the rows after the items.
+        weight: float32 []; of log p(item) beside log p(codes).
+    """
+
+    vectors: ItemVectors
+    is_item: Any
+    weight: Any
+
+    def over(self, searched: Any) -> "WithItems":
+        """What is searched, with these items beside it."""
+        return WithItems(searched, self)
+
+
+class WithItems(NamedTuple):
+    """A trie, or a walk through a catalogue, with its items' content beside it."""
+
+    searched: Any
+    table: ItemTable
 
 
 class Found(NamedTuple):
@@ -134,25 +177,55 @@ class Searcher:
         settings = Settings(num_beams, self.settings.normalize)
         return dataclasses.replace(self, settings=settings, programs=None)
 
-    def search(self, trie: Trie, queries: Queries) -> Found:
-        """Finds the best items by beams."""
+    def embed_items(
+        self,
+        content: Float32[np.ndarray, "N E"],
+        *,
+        weight: float,
+        num_rows: int | None = None,
+    ) -> ItemTable:
+        """What the model makes of a catalogue's content; once for many searches.
+
+        Args:
+            weight: See `ItemTable`.
+            num_rows: Rows of the table, so that a larger catalogue has its shape.
+        """
+        missing = (num_rows or len(content)) - len(content)
+        filled = np.pad(content, ((0, missing), (0, 0)))
+        vectors = _embed_items(self.model, self.params, filled)
+        is_item = np.arange(len(filled)) < len(content)
+        return ItemTable(vectors, is_item, np.float32(weight))
+
+    def search(self, trie: Trie | WithItems, queries: Queries) -> Found:
+        """Finds the best items by beams, ordered with the dense head if there is one.
+
+        With a dense head, an item's score is log p(codes) + weight * log p(item), the
+        latter among all items; what is found is found by its codes.
+        """
         return self._run("search", trie, queries)
 
-    def sample(self, trie: Trie, queries: Queries) -> Found:
+    def search_candidates(
+        self, catalogue: WithItems, queries: Queries
+    ) -> tuple[Found, Float32[jax.Array, "B M"]]:
+        """What `search` finds, by codes alone, and log p(item) by the dense head."""
+        return self._run("candidates", catalogue, queries)
+
+    def sample(self, trie: Trie | WithItems, queries: Queries) -> Found:
         """Draws distinct items; scores are log p at each query's temperature.
 
-        Each row has a seed of its own, so that its items depend on nothing else.
+        Each row has a seed of its own, so that its items depend on nothing else. They
+        are drawn by their codes: a dense head takes no part.
         """
         return self._run("sample", trie, queries)
 
-    def search_unconstrained(self, trie: Trie, queries: Queries) -> Found:
+    def search_unconstrained(self, trie: Trie | WithItems, queries: Queries) -> Found:
         """Finds the best Semantic IDs; -1 with a score stands for one of no item."""
         return self._run("unconstrained", trie, queries)
 
     def search_exactly(
         self,
-        walk: CatalogueWalk,
-        inputs: Int32[np.ndarray, "B S"],
+        walk: CatalogueWalk | WithItems,
+        inputs: Any,
         allowed: Bool[np.ndarray, "B N"],
         k: int,
     ) -> tuple[Int32[np.ndarray, "B k"], Float32[np.ndarray, "B k"]]:
@@ -162,18 +235,21 @@ class Searcher:
 
         Args:
             walk: Through the catalogue; it may have room for more than N items.
-            inputs: Encoded histories, searched a few at a time.
+            inputs: Encoded histories (see `Queries`), searched a few at a time.
             allowed: Items that may be found.
             k: Items wanted.
         """
         num_items = allowed.shape[1]
-        by_leaf = np.argsort(np.asarray(walk.leaf_of_item)[:num_items])
-        item_numbers = np.full((len(inputs), k), -1, np.int32)
-        best = np.full((len(inputs), k), -np.inf, np.float32)
-        size = 1 if len(inputs) == 1 else MAX_EXACT_ROWS
-        for start in range(0, len(inputs), size):
-            part = slice(start, min(start + size, len(inputs)))
-            rows: Any = inputs[np.minimum(start + np.arange(size), part.stop - 1)]
+        leaves = walk.searched if isinstance(walk, WithItems) else walk
+        by_leaf = np.argsort(np.asarray(leaves.leaf_of_item)[:num_items])
+        count = len(allowed)
+        item_numbers = np.full((count, k), -1, np.int32)
+        best = np.full((count, k), -np.inf, np.float32)
+        size = 1 if count == 1 else MAX_EXACT_ROWS
+        for start in range(0, count, size):
+            part = slice(start, min(start + size, count))
+            index = np.minimum(start + np.arange(size), part.stop - 1)
+            rows: Any = jax.tree.map(operator.itemgetter(index), inputs)
             if self.partitioner is not None:
                 rows = put_rows(self.partitioner, rows)
             found = jax.device_get(self._run("scores", walk, Queries(rows)))
@@ -189,10 +265,10 @@ class Searcher:
         return item_numbers, best
 
     def first_codeword_log_probs(
-        self, inputs: Int32[np.ndarray, "B S"] | jax.Array
+        self, trie: Trie | WithItems, inputs: Any
     ) -> Float32[jax.Array, "B K"]:
         """The distribution of the first codeword: the coarsest view of the output."""
-        return self._run("first_codeword", None, Queries(inputs))
+        return self._run("first_codeword", trie, Queries(inputs))
 
     def _run(self, kind: str, catalogue: Any, queries: Queries) -> Any:
         if self.programs is not None and kind in ("search", "sample"):
@@ -211,28 +287,52 @@ def run(
     queries: Queries,
 ) -> Any:
     """Runs a search of a kind, as a pure function to be compiled or exported."""
+    table: Any = None
+    if isinstance(catalogue, WithItems):
+        catalogue, table = catalogue
+        rows = queries.inputs
+        read = table.vectors.read[jnp.maximum(rows.items, 0)]  # [B, I, D]
+        queries = queries._replace(inputs=rows._replace(items=read))
     init_decode, decode_step = make_decode_fns(model)
     seams: Any = {"init_decode": init_decode, "decode_step": decode_step}
     more = {**seams, "normalize": settings.normalize}
     if kind == "first_codeword":
-        first = jnp.zeros((len(queries.inputs), 1), jnp.int32)
+        batch = jax.tree.leaves(queries.inputs)[0].shape[0]
+        first = jnp.zeros((batch, 1), jnp.int32)
         cache = init_decode(params, queries.inputs)
         logits, _ = decode_step(params, cache, first, first, 0)
         return jax.nn.log_softmax(logits[:, 0])
+
+    def item_log_probs() -> Float32[jax.Array, "B N"]:
+        # The compiler finds that the search has encoded these histories too.
+        state = init_decode(params, queries.inputs).state
+        ranked = table.vectors.ranked
+        logits = model.apply({"params": params}, state, ranked, method="item_logits")
+        return jax.nn.log_softmax(jnp.where(table.is_item[None], logits, -jnp.inf))
+
+    is_dense = table is not None and has_dense_head(model.config)
     if kind == "scores":
-        return score_catalogue(params, queries.inputs, catalogue, **more)
+        scores = score_catalogue(params, queries.inputs, catalogue, **more)
+        return scores + table.weight * item_log_probs() if is_dense else scores
     if kind == "unconstrained":
         more["num_beams"] = settings.num_beams
-        found = unconstrained_search(params, queries.inputs, catalogue, **more)
-        return Found(found.item_numbers, found.scores)
+        ids = unconstrained_search(params, queries.inputs, catalogue, **more)
+        return Found(ids.item_numbers, ids.scores)
 
     def restrictions(rows: Queries) -> dict[str, Any]:
         names = ("exclude", "allowed", "prefix")
         return {name: getattr(rows, name) for name in names}
 
-    if kind == "search":
+    if kind in ("search", "candidates"):
         more |= {"num_beams": settings.num_beams, **restrictions(queries)}
-        return Found(*beam_search(params, queries.inputs, catalogue, **more))
+        found = Found(*beam_search(params, queries.inputs, catalogue, **more))
+        if not is_dense:
+            return found
+        items = jnp.maximum(found.item_numbers, 0)
+        log_probs = jnp.take_along_axis(item_log_probs(), items, axis=1)
+        if kind == "candidates":
+            return found, log_probs
+        return reorder(found, log_probs, table.weight)
 
     def draw(row: Queries) -> Found:
         one: Queries = jax.tree.map(lambda array: array[None], row)
@@ -251,8 +351,26 @@ def run(
     return jax.vmap(draw)(queries)
 
 
+def reorder(found: Found, log_probs: Any, weight: Any) -> Found:
+    """Orders what was found by its score and its weighted log p(item)."""
+    scores = jnp.where(
+        found.item_numbers >= 0, found.scores + weight * log_probs, -jnp.inf
+    )
+    order = jnp.argsort(-scores, axis=1, stable=True)
+    return Found(
+        *(jnp.take_along_axis(x, order, 1) for x in (found.item_numbers, scores))
+    )
+
+
 # Compiled once for a model and a shape, however many searchers share them.
 _run_compiled = jax.jit(run, static_argnums=(0, 1, 2))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _embed_items(
+    model: nn.Module, params: Params, content: Float32[jax.Array, "N E"]
+) -> ItemVectors:
+    return model.apply({"params": params}, content, method="embed_items")
 
 
 def put_rows(partitioner: Partitioner, rows: Any) -> Any:

@@ -7,7 +7,12 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from tiger_jax.models.generator import Params, init_params, make_loss_fn
+from tiger_jax.models.generator import (
+    Params,
+    build_model,
+    init_params,
+    make_loss_fn,
+)
 from tiger_jax.progress import say
 from tiger_jax.recommending.codeword_embeddings import init_token_embeddings
 from tiger_jax.recommending.recipe import Recipe
@@ -17,6 +22,7 @@ from tiger_jax.recommending.validation import make_evaluate_fn
 from tiger_jax.training.loop import train
 from tiger_jax.training.optimizers import make_optimizer
 from tiger_jax.training.partitioning import Partitioner
+from tiger_jax.training.train_state import averaging
 
 
 def train_tiger(
@@ -27,11 +33,12 @@ def train_tiger(
     Returns:
         The card of the best model, and a few facts about the training.
     """
+    recipe = recipe.for_examples(inputs.num_examples)
     table, num_pairs = inputs.table, inputs.num_pairs
-    tiger = recipe.model.build(inputs.layout)
+    tiger = build_model(recipe.model, inputs.layout, inputs.content_dims)
     batch_size = recipe.input[0].batch_size
     evaluate_fn = make_evaluate_fn(
-        tiger, table, inputs.sample, recipe.validation, partitioner
+        tiger, table, inputs.sample, recipe.validation, partitioner, inputs.content
     )
 
     def load_first(params: Params) -> Params:
@@ -58,6 +65,7 @@ def train_tiger(
         folder=folder,
         seed=recipe.seed,
         on_start=None if recipe.starts_from is None else load_first,
+        **(averaging(recipe.average_decay) if recipe.average_decay else {}),
     )
     card = ModelCard(
         config=recipe.model,
@@ -66,6 +74,8 @@ def train_tiger(
         best_step=result.best_step,
         best_metrics=result.best_metrics,
         semantic_ids=table.content_hash,
+        content_dims=inputs.content_dims,
+        is_averaged=recipe.average_decay > 0,
     )
     return card, {"training_pairs": num_pairs, **result.report()}
 
@@ -77,9 +87,11 @@ def _make_init_fn(
         params = init_params(tiger, key)
         if codebooks is None:
             return params
-        std = tiger.config.embedding_std
-        key = jax.random.fold_in(key, 1)
-        return init_token_embeddings(params, codebooks, key, std)
+        config, key = tiger.config, jax.random.fold_in(key, 1)
+        stds = {"token_embeddings": config.embedding_std}
+        if (head_std := getattr(config, "head_std", None)) is not None:
+            stds["output_head"] = head_std
+        return init_token_embeddings(params, codebooks, key, stds)
 
     return init_fn
 

@@ -5,21 +5,36 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from flax import linen as nn
+from jaxtyping import Float32
 
+from tiger_jax.data.item_vectors import (
+    load_collaborative,
+    load_embeddings,
+    make_content,
+)
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.errors import InputError
 from tiger_jax.extensions import config_of, settings_of
-from tiger_jax.models.generator import GeneratorConfig, Params, init_params
+from tiger_jax.models.generator import (
+    GeneratorConfig,
+    Params,
+    build_model,
+    init_params,
+)
 from tiger_jax.models.tiger import TigerConfig
 from tiger_jax.semantic_ids.table import SemanticIdTable
 from tiger_jax.semantic_ids.token_ids import TokenLayout
 from tiger_jax.training.checkpoints import STEP_PREFIX, restore_params_of
+from tiger_jax.training.train_state import AVERAGE
+from tiger_jax.workdir import artifacts
 from tiger_jax.workdir.json_files import read_json, write_json
 from tiger_jax.workdir.reading import reading
 
 MODEL_FILE = "model.json"
 CHECKPOINTS = "checkpoints"
+DENSE_WEIGHT = "dense_weight"  # among the validation metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +48,8 @@ class ModelCard:
         best_step: The step whose checkpoint is the best on validation.
         best_metrics: The validation metrics at that step.
         semantic_ids: Content hash of the Semantic ID table it was trained on.
+        content_dims: Of the content vectors that the model takes; 0 if it takes none.
+        is_averaged: Whether the parameters are a checkpoint's running average.
     """
 
     config: GeneratorConfig
@@ -41,6 +58,13 @@ class ModelCard:
     best_step: int
     best_metrics: dict[str, float]
     semantic_ids: str
+    content_dims: int = 0
+    is_averaged: bool = False
+
+    @property
+    def dense_weight(self) -> float:
+        """What log p(item) weighs beside log p(codes); chosen on validation."""
+        return float(self.best_metrics.get(DENSE_WEIGHT, 0.0))
 
     @property
     def checkpoint(self) -> str:
@@ -59,6 +83,8 @@ class ModelCard:
                 "best_step": self.best_step,
                 "best_metrics": self.best_metrics,
                 "semantic_ids": self.semantic_ids,
+                "content_dims": self.content_dims,
+                "is_averaged": self.is_averaged,
             },
         )
 
@@ -79,6 +105,8 @@ class ModelCard:
                 best_step=int(value["best_step"]),
                 best_metrics=dict(value["best_metrics"]),
                 semantic_ids=value["semantic_ids"],
+                content_dims=int(value.get("content_dims", 0)),
+                is_averaged=bool(value.get("is_averaged", False)),
             )
 
 
@@ -102,7 +130,7 @@ def load_recommender(
     card = ModelCard.load(folder)
     if step is not None:
         card = dataclasses.replace(card, best_step=step)
-    model = card.config.build(card.layout)
+    model = build_model(card.config, card.layout, card.content_dims)
     params = _restore_best(Path(folder), card, model, sharding)
     return card.config, card.layout, model, params
 
@@ -144,7 +172,24 @@ def _restore_best(
     sharding: jax.sharding.Sharding | None,
 ) -> Params:
     return restore_params_of(
-        folder / card.checkpoint, lambda key: init_params(model, key), sharding
+        folder / card.checkpoint,
+        lambda key: init_params(model, key),
+        sharding,
+        part=AVERAGE if card.is_averaged else ("target",),
+    )
+
+
+def load_content(workdir: Path, num_items: int) -> Float32[np.ndarray, "N E"]:
+    """The items' content vectors: what their codes were made of.
+
+    Raises:
+        InputError: There are no embeddings, or not one per item.
+    """
+    text = load_embeddings(workdir / "embeddings", num_items)
+    ids = artifacts.load_manifest(workdir / "semantic_ids", verify=False)
+    is_quantized = "rqvae" in ids.inputs
+    return make_content(
+        text, load_collaborative(workdir / "rqvae") if is_quantized else None
     )
 
 

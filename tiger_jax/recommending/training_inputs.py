@@ -15,18 +15,17 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Float32
 
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.errors import InputError, flag
 from tiger_jax.input_pipeline.microbatches import BucketedBatches
+from tiger_jax.input_pipeline.packed_histories import PackedConfig, PackedHistories
 from tiger_jax.input_pipeline.resident import ResidentConfig, ResidentInput
-from tiger_jax.input_pipeline.resident_sequences import (
-    HistoryConfig,
-    ResidentHistories,
-)
+from tiger_jax.models.generator import has_dense_head, needs_content
 from tiger_jax.recommending.codeword_embeddings import load_codebooks
 from tiger_jax.recommending.recipe import Recipe
-from tiger_jax.recommending.trained_model import load_table
+from tiger_jax.recommending.trained_model import load_content, load_table
 from tiger_jax.recommending.validation import ValidationSample, draw_rows
 from tiger_jax.semantic_ids.table import SemanticIdTable
 from tiger_jax.semantic_ids.token_ids import TokenLayout
@@ -50,6 +49,7 @@ class TrainingInputs:
         num_pairs: Training pairs of an epoch: (history, next item).
         num_examples: Examples of an epoch, if one holds several pairs.
         codebooks: What the codewords' token embeddings start from, if anything.
+        content: The items' content vectors, if the model takes these.
     """
 
     table: SemanticIdTable
@@ -59,6 +59,12 @@ class TrainingInputs:
     num_pairs: int
     num_examples: int
     codebooks: list[jax.Array] | None = None
+    content: Float32[np.ndarray, "N E"] | None = None
+
+    @property
+    def content_dims(self) -> int:
+        """Of the content vectors; 0 if there are none."""
+        return 0 if self.content is None else self.content.shape[1]
 
 
 @contextlib.contextmanager
@@ -104,14 +110,26 @@ def open_histories(workdir: Path, recipe: Recipe) -> TrainingInputs:
     data = PreparedData.load(workdir / "data")
     table = load_table(workdir, data)
     layout = TokenLayout(table.codebook_sizes, recipe.num_user_tokens)
-    config = recipe.input[0]
+    config, model = recipe.input[0], recipe.model
+    content = load_content(workdir, data.num_items) if needs_content(model) else None
     num_pairs = num_examples = int(np.maximum(data.train.lengths - 1, 0).sum())
     examples: Any
-    if isinstance(config, HistoryConfig):
-        examples = ResidentHistories(
-            data.train, table.codes, layout, config, seed=recipe.seed
+    if isinstance(config, PackedConfig):
+        examples = PackedHistories(
+            data.train,
+            table.codes,
+            layout,
+            config,
+            seed=recipe.seed,
+            content=content,
+            ranks_items=has_dense_head(model),
         )
-        num_examples = examples.num_examples
+        num_examples = examples.num_rows
+    elif content is not None:
+        raise InputError(
+            f"{type(model).__name__} with content vectors trains on whole histories: "
+            "set train_recommender.resident = @packed_histories.PackedConfig()"
+        )
     elif isinstance(config, ResidentConfig):
         examples = ResidentInput(
             data.train,
@@ -133,13 +151,16 @@ def open_histories(workdir: Path, recipe: Recipe) -> TrainingInputs:
         max_items=config.max_items,
         user_hashes=data.user_hashes,
         seed=recipe.seed,
+        with_items=content is not None,
     )
-    return TrainingInputs(table, layout, examples, sample, num_pairs, num_examples)
+    return TrainingInputs(
+        table, layout, examples, sample, num_pairs, num_examples, content=content
+    )
 
 
 def find_token_shards(input: tuple[Any, ...]) -> Any:
     """The `TokenShards` that the input's task reads, or None."""
-    if isinstance(input[0], ResidentConfig):
+    if isinstance(input[0], ResidentConfig | PackedConfig):
         return None
     # Only here, so that the resident input trains without TensorFlow.
     from tiger_jax.input_pipeline.token_shards import token_shards_of
@@ -160,6 +181,11 @@ def open_token_shards(source: Any, workdir: Path, recipe: Recipe) -> TrainingInp
             f"{folder}: run --stage=assign_shards again"
         )
     config, table = recipe.input[0], SemanticIdTable.load(folder)
+    if needs_content(recipe.model):
+        raise InputError(
+            "token files hold no content vectors: train on data/, or turn "
+            "two_level.TwoLevelConfig.reads_content and dense_head off"
+        )
     if config.max_items != source.max_items:
         raise InputError(
             f"the token files in {source.folder} hold up to {source.max_items} items "

@@ -165,6 +165,10 @@ def change_rows(
     embeddings = catalogue.embeddings
     if embeddings is not None:
         embeddings = np.concatenate([embeddings[kept], rows.embeddings])
+    collaborative = catalogue.collaborative
+    if collaborative is not None:  # new items are bought with nothing yet
+        unknown = np.zeros((num_new, collaborative.shape[1]), np.float32)
+        collaborative = np.concatenate([collaborative[kept], unknown])
     return Catalogue(
         table,
         pa.concat_tables([catalogue.items.filter(pa.array(kept)), rows.items]),
@@ -174,6 +178,7 @@ def change_rows(
         version=version,
         attributes=attributes,
         embeddings=embeddings,
+        collaborative=collaborative,
         plan=catalogue.host_trie.plan,
         sharding=catalogue.sharding,
     )

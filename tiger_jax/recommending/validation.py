@@ -1,20 +1,37 @@
 """Scores a model in training on a fixed sample of validation users."""
 
 import dataclasses
+import operator
 from collections.abc import Callable
+from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Int, Int32, Int64
+from jaxtyping import Float32, Int, Int32, Int64
 
 from tiger_jax.config import config
 from tiger_jax.decoding.trie import Trie
 from tiger_jax.errors import InputError
 from tiger_jax.evaluation.metrics import compute_metrics, ranks_in_lists
 from tiger_jax.histories import HeldOut
-from tiger_jax.models.generator import Batch, Params, make_loss_fn
-from tiger_jax.recommending.searcher import Found, Queries, Searcher, Settings
+from tiger_jax.models.generator import (
+    Batch,
+    ItemVectors,
+    Params,
+    has_dense_head,
+    make_loss_fn,
+)
+from tiger_jax.recommending.searcher import (
+    Found,
+    ItemTable,
+    Queries,
+    Searcher,
+    Settings,
+    reorder,
+)
+from tiger_jax.recommending.trained_model import DENSE_WEIGHT
 from tiger_jax.semantic_ids.collisions import group_rows
 from tiger_jax.semantic_ids.encoder_inputs import encode_histories
 from tiger_jax.semantic_ids.table import SemanticIdTable
@@ -22,6 +39,8 @@ from tiger_jax.semantic_ids.token_ids import TokenLayout
 from tiger_jax.training.partitioning import Partitioner
 
 _CUTOFF = 10
+# Of log p(item) beside log p(codes); the best is chosen among these.
+DENSE_WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
 # A permutation of more rows would take memory worth saving.
 _MAX_PERMUTED = 1 << 27
 
@@ -48,12 +67,12 @@ class ValidationSample:
     """Held-out interactions as the model sees them, and the items they are of.
 
     Attributes:
-        inputs: Encoder tokens.
+        inputs: Encoder tokens, or `ItemInputs`.
         targets: The target items' tokens.
         items: The target items' numbers.
     """
 
-    inputs: Int32[np.ndarray, "U S"]
+    inputs: Any
     targets: Int32[np.ndarray, "U T"]
     items: Int[np.ndarray, " U"]
 
@@ -68,6 +87,7 @@ class ValidationSample:
         max_items: int,
         user_hashes: np.ndarray,
         seed: int,
+        with_items: bool = False,
     ) -> "ValidationSample":
         """Draws users by seed."""
         sample = held_out.select(draw_rows(len(held_out.targets), num_users, seed))
@@ -76,6 +96,7 @@ class ValidationSample:
             table.codes,
             layout,
             user_hashes=user_hashes[sample.user_numbers],
+            with_items=with_items,
         )
         targets = layout.tokens_of(table.codes)[sample.targets]  # [U T]
         return cls(inputs, targets, sample.targets)
@@ -120,11 +141,14 @@ def make_evaluate_fn(
     sample: ValidationSample,
     config: ValidationConfig,
     partitioner: Partitioner,
+    content: Float32[np.ndarray, "N E"] | None = None,
 ) -> Callable[[Params], dict[str, float]]:
     """Makes params -> {"loss", "recall@10", "ndcg@10"}.
 
-    The loss is the mean over target tokens without dropout. The ranking is the
-    trie-constrained beam search over the whole catalogue, seen items not masked.
+    The loss is the codewords' mean over target tokens without dropout. The ranking is
+    the trie-constrained beam search over the whole catalogue, seen items not masked.
+    With a dense head there are also "recall@10_with_dense" and "ndcg@10_with_dense",
+    and "dense_weight", the one of `DENSE_WEIGHTS` that they are the best with.
     """
     inputs, targets, count = sample.inputs, sample.targets, len(sample.items)
     shards = partitioner.num_data_shards
@@ -135,7 +159,7 @@ def make_evaluate_fn(
         index = np.arange(start, start + batch_size)
         is_user, index = index < count, np.minimum(index, count - 1)
         batch = {
-            "encoder_input_tokens": inputs[index],
+            "inputs": jax.tree.map(operator.itemgetter(index), inputs),
             "decoder_input_tokens": np.pad(targets[index, :-1], ((0, 0), (1, 0))),
             "decoder_target_tokens": targets[index],
             "decoder_loss_weights": np.repeat(
@@ -150,30 +174,67 @@ def make_evaluate_fn(
         Trie.build(table.codes, table.codebook_sizes), batch_axis=None, is_global=True
     )
     replicated = partitioner.replicated
+    is_dense = has_dense_head(model.config)
+    weights = np.array(DENSE_WEIGHTS if is_dense else (0.0,), np.float32)
 
-    def sum_losses(params: Params, batch: Batch) -> dict[str, jax.Array]:
+    def sum_losses(
+        params: Params, batch: Batch, vectors: ItemVectors | None
+    ) -> dict[str, jax.Array]:
+        inputs: Any = batch["inputs"]
+        batch = {**batch, "encoder_input_tokens": inputs}
+        if vectors is not None:
+            read = vectors.read[jnp.maximum(inputs.items, 0)]
+            batch |= {"encoder_input_tokens": inputs.tokens, "read": read}
         loss_sum, sums = loss_fn(params, batch, None)
         return {**sums, "loss": loss_sum}
 
-    def search(params: Params, inputs: jax.Array, trie: Trie) -> Found:
-        return Searcher(model, params, settings).search(trie, Queries(inputs))
+    def search(
+        params: Params, inputs: Any, trie: Trie, vectors: ItemVectors | None
+    ) -> tuple[Found, jax.Array]:
+        """What is found by the codes, and the dense head's log p of it."""
+        searcher, catalogue = Searcher(model, params, settings), cast(Any, trie)
+        if vectors is not None:
+            is_item = jnp.ones(table.num_items, bool)
+            catalogue = ItemTable(vectors, is_item, jnp.zeros(())).over(trie)
+        if is_dense:
+            return searcher.search_candidates(catalogue, Queries(inputs))
+        found = searcher.search(catalogue, Queries(inputs))
+        return found, jnp.zeros_like(found.scores)
 
+    embed = jax.jit(
+        lambda params, content: model.apply(
+            {"params": params}, content, method="embed_items"
+        ),
+        out_shardings=replicated,
+    )
     sum_losses = jax.jit(sum_losses, out_shardings=replicated)
     search = jax.jit(search, out_shardings=replicated)
 
     def evaluate_fn(params: Params) -> dict[str, float]:
-        sums = [sum_losses(params, batch) for batch in batches]
-        total = jax.tree.map(lambda *xs: float(np.sum(xs)), *jax.device_get(sums))
+        vectors = None if content is None else embed(params, content)
+        # One batch at a time: hundreds under way at once can starve one another of
+        # the threads that CPU devices meet in.
+        sums = [jax.device_get(sum_losses(params, b, vectors)) for b in batches]
+        total = jax.tree.map(lambda *xs: float(np.sum(xs)), *sums)
         metrics = {"loss": total["loss"] / total["weight"]}
         if config.with_search:
-            found = [search(params, b["encoder_input_tokens"], trie) for b in batches]
-            items, scores = (
-                np.concatenate(parts)[:count]
-                for parts in zip(*jax.device_get(found), strict=True)
+            parts = [
+                jax.device_get(search(params, b["inputs"], trie, vectors))
+                for b in batches
+            ]
+            found, log_probs = jax.tree.map(
+                lambda *arrays: np.concatenate(arrays)[:count], *parts
             )
-            ranks = ranks_in_lists(items, scores, sample.items)
-            names = (f"recall@{_CUTOFF}", f"ndcg@{_CUTOFF}")
-            metrics.update(compute_metrics(ranks, names))
+            names, by_weight = (f"recall@{_CUTOFF}", f"ndcg@{_CUTOFF}"), []
+            for weight in weights:
+                items, scores = map(np.asarray, reorder(found, log_probs, weight))
+                ranks = ranks_in_lists(items, scores, sample.items)
+                by_weight.append(compute_metrics(ranks, names))
+            metrics.update(by_weight[0])
+            if is_dense:
+                best = max(range(len(weights)), key=lambda i: [*by_weight[i].values()])
+                own = {f"{n}_with_dense": v for n, v in by_weight[best].items()}
+                metrics |= {**own, DENSE_WEIGHT: float(weights[best])}
         return metrics
 
     return evaluate_fn

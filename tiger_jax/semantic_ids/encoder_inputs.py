@@ -1,11 +1,28 @@
 """Histories of item numbers to the tokens that the encoder reads."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int32, UInt32
 
 from tiger_jax.semantic_ids.token_ids import PADDING, TokenLayout
+
+
+class ItemInputs(NamedTuple):
+    """What an encoder reads that also takes the items' content vectors.
+
+    Attributes:
+        tokens: int32 [B S]; what `encode_histories` makes.
+        items: The items that the tokens spell: their numbers, int32 [B I], where
+            histories come from outside, and what the model makes of their content,
+            float32 [B I D], where it reads them; None for codes alone.
+        windows: int32 [B I]; which history each item is of, where a row holds several;
+            None where it holds one.
+    """
+
+    tokens: Any
+    items: Any = None
+    windows: Any = None
 
 
 def encode_histories(
@@ -15,7 +32,8 @@ def encode_histories(
     *,
     user_hashes: UInt32[np.ndarray, " B"] | None = None,
     is_known: Bool[np.ndarray, " B"] | None = None,
-) -> Int32[np.ndarray, "B S"]:
+    with_items: bool = False,
+) -> Int32[np.ndarray, "B S"] | ItemInputs:
     """Lays out each history as one row: the user's token, then T tokens per item.
 
     The same rows as in training: oldest item first, padding on the right. A row's
@@ -26,6 +44,7 @@ def encode_histories(
         user_hashes: Needed when `layout` has user tokens.
         is_known: Users without a hash (False) get padding in place of a token: the
             encoder attends to their items alone, which keep their places.
+        with_items: Give `ItemInputs`, for a model that takes content vectors.
 
     Example:
         >>> layout = TokenLayout((4, 2), num_user_tokens=3)
@@ -35,6 +54,11 @@ def encode_histories(
         >>> encode_histories(history, codes, layout, user_hashes=user).tolist()
         [[9, 2, 6, 4, 5, 0, 0]]
     """
+    if with_items:
+        rows = encode_histories(
+            histories, codes, layout, user_hashes=user_hashes, is_known=is_known
+        )
+        return ItemInputs(rows, histories.astype(np.int32))
     is_item = histories >= 0  # [B, I]
     tokens = layout.tokens_of(codes)[np.where(is_item, histories, 0)]  # [B, I, T]
     if not layout.num_user_tokens:

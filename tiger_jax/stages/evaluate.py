@@ -12,7 +12,10 @@ from tiger_jax.evaluation.baselines.baseline import Baseline
 from tiger_jax.evaluation.baselines.known import resolve
 from tiger_jax.evaluation.baselines.sasrec import TrainedSasRec
 from tiger_jax.progress import say
-from tiger_jax.recommending.numbered_recommender import load_numbered_recommender
+from tiger_jax.recommending.numbered_recommender import (
+    CodesAlone,
+    load_numbered_recommender,
+)
 from tiger_jax.recommending.searcher import SearchConfig
 from tiger_jax.reporting import tables
 from tiger_jax.stages.context import RunContext
@@ -101,10 +104,14 @@ def evaluate(
         return
     data = PreparedData.load(workdir / "data")
     ours = load_numbered_recommender(workdir, data, search)
+    by_codes = ours
+    if ours.dense_weight:
+        by_codes = ours.by_codes_alone()
+        baselines += (CodesAlone(by_codes),)
     max_validation = config.max_validation_users or config.max_users
     users = comparison.draw_users(data, config.max_users, max_validation, seed=seed)
     checks = guards.check_recommender(
-        ours,
+        by_codes,
         users["validation"].held_out,
         num_users=config.guard_users,
         exact_scores=config.exact_guard_scores if search.method == "beam" else 0,
@@ -128,6 +135,7 @@ def evaluate(
             **dataclasses.asdict(search),
             "normalize": ours.normalize,
             "history_length": ours.max_items,
+            "dense_weight": ours.dense_weight,
         },
         checks=[*checks, guards.check_lists_differ(found, data.num_items)],
         num_predicted=config.predictions,

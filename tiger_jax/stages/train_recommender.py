@@ -8,8 +8,9 @@ import jax
 from jax.experimental import multihost_utils
 
 from tiger_jax.input_pipeline.microbatches import BucketConfig
+from tiger_jax.input_pipeline.packed_histories import PackedConfig
 from tiger_jax.input_pipeline.resident import ResidentConfig
-from tiger_jax.models.generator import GeneratorConfig
+from tiger_jax.models.generator import GeneratorConfig, needs_content
 from tiger_jax.models.tiger import TigerConfig
 from tiger_jax.recommending import training_inputs
 from tiger_jax.recommending.recipe import ALL_PREFIXES, Recipe, choose_input
@@ -34,12 +35,15 @@ def train_recommender(
     codeword_embeddings: bool = False,
     starts_from: str | None = None,
     training_pairs: str = ALL_PREFIXES,
+    average_decay: float = 0.0,
+    epochs: float | None = None,
+    min_steps: int = 0,
     optimizer: OptimizerConfig | None = None,
     loop: LoopConfig | None = None,
     validation: ValidationConfig | None = None,
     mesh: partitioning.MeshConfig | None = None,
     input: str = "resident",
-    resident: ResidentConfig | None = None,
+    resident: ResidentConfig | PackedConfig | None = None,
     seqio: Any = None,
     buckets: BucketConfig | None = None,
 ) -> None:
@@ -56,13 +60,18 @@ def train_recommender(
             start anew.
         training_pairs: ``prefixes`` takes every prefix of a history with the item
             after it; ``last`` the longest alone (resident input only).
+        average_decay: Of the running average of the parameters, which is what is
+            evaluated and kept (.998, say); 0 keeps the parameters themselves.
+        epochs: Passes over the data in place of `LoopConfig.total_steps`, with six
+            evaluations on the way; warm-up takes at most a fifth of them.
+        min_steps: Updates that a run by epochs makes at least, on little data.
         mesh: How devices share the work; does not affect the result beyond the
             order of float additions, so a run may resume on another.
         input: ``resident`` keeps all histories on the devices and gathers examples
             inside the step; ``seqio`` streams a task of any size. A task over token
             files in shards (``tiger_shards``) is validated on some of these too, so
             that `data/` is not needed.
-        resident: For the resident input; a `resident_sequences.HistoryConfig` trains
+        resident: For the resident input; a `packed_histories.PackedConfig` trains
             a generator that predicts at every position on whole histories.
         seqio: For the stream: a `batches.SeqioConfig` with the task's name.
         buckets: For the stream: how its batches are cut.
@@ -78,6 +87,9 @@ def train_recommender(
         codeword_embeddings=codeword_embeddings,
         starts_from=Path(starts_from).absolute() if starts_from else None,
         training_pairs=training_pairs,
+        average_decay=average_decay,
+        epochs=epochs,
+        min_steps=min_steps,
         optimizer=optimizer or OptimizerConfig(),
         loop=loop or LoopConfig(),
         validation=validation or ValidationConfig(),
@@ -107,6 +119,15 @@ def train_recommender(
     multihost_utils.sync_global_devices("recommender/ is in place")
 
 
+def _read_besides(workdir: Path, recipe: Recipe) -> list[str]:
+    """Folders that only some recipes read."""
+    names = ["rqvae"] * recipe.codeword_embeddings
+    if needs_content(recipe.model):
+        ids = artifacts.load_manifest(workdir / "semantic_ids", verify=False)
+        names += ["embeddings", *["rqvae"] * ("rqvae" in ids.inputs)]
+    return names
+
+
 def _begin(workdir: Path, recipe: Recipe, shards: Any) -> artifacts.StageRun:
     external, inputs = {}, ["data", "semantic_ids"]
     if shards is not None:
@@ -118,7 +139,7 @@ def _begin(workdir: Path, recipe: Recipe, shards: Any) -> artifacts.StageRun:
         workdir,
         "recommender",
         stage="train_recommender",
-        inputs=[*inputs, *["rqvae"] * recipe.codeword_embeddings],
+        inputs=list(dict.fromkeys([*inputs, *_read_besides(workdir, recipe)])),
         config=recipe.decides(),
         external=external,
         resumable=True,

@@ -250,11 +250,15 @@ def check_files(checkpoint: epath.Path) -> None:
             raise OSError(f"{name} isn't what was written")
 
 
-def restore_params(checkpoint: Path, like: PyTree) -> PyTree:
+def restore_params(
+    checkpoint: Path, like: PyTree, *, part: Sequence[str] = ("target",)
+) -> PyTree:
     """Restores only the parameters, from our checkpoint or from t5x's.
 
     Args:
         like: Parameters, or their shapes with the shardings to restore onto.
+        part: Where they stand in the checkpoint; `train_state.AVERAGE` is their
+            running average.
 
     Raises:
         InputError: The folder isn't a checkpoint, or a leaf doesn't fit.
@@ -266,8 +270,11 @@ def restore_params(checkpoint: Path, like: PyTree) -> PyTree:
     # a checkpoint here, has no metadata of its own.
     handler = ocp.PyTreeCheckpointHandler()
     stored = handler.metadata(path).tree
-    abstract = {"target": abstract_like(like)}
-    only_params = {"target": stored.get("target", {})}
+    for name in part:
+        stored = stored.get(name, {})
+    abstract, only_params = abstract_like(like), stored
+    for name in reversed(part):
+        abstract, only_params = {name: abstract}, {name: only_params}
     _check_fit(epath.Path(checkpoint), only_params, abstract)
     restored = handler.restore(
         path,
@@ -277,13 +284,16 @@ def restore_params(checkpoint: Path, like: PyTree) -> PyTree:
             partial_restore=True,
         ),
     )
-    return restored["target"]
+    for name in part:
+        restored = restored[name]
+    return restored
 
 
 def restore_params_of(
     checkpoint: Path,
     init_fn: Callable[[jax.Array], PyTree],
     sharding: jax.sharding.Sharding | None = None,
+    **which: Any,
 ) -> PyTree:
     """`restore_params` in the shapes that `init_fn` makes.
 
@@ -297,7 +307,7 @@ def restore_params_of(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         nn.meta.unbox(boxed),
     )
-    return restore_params(checkpoint, like)
+    return restore_params(checkpoint, like, **which)
 
 
 class _NewestAndBest:

@@ -10,6 +10,7 @@ that `train` is given.
 
 import contextlib
 import dataclasses
+import operator
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -211,10 +212,11 @@ def train(
     folder: Path,
     evaluate_fn: EvaluateFn | None = None,
     seed: int = 0,
-    variables: PyTree = (),
+    variables: PyTree | Callable[[PyTree], PyTree] = (),
     on_start: Callable[[PyTree], PyTree] | None = None,
     before_dispatch: Callable[[int, PyTree], PyTree] | None = None,
     after_update: AfterUpdateFn | None = None,
+    evaluated: Callable[[TrainState], PyTree] = operator.attrgetter("params"),
     describe_fn: DescribeFn = divide_by_weight,
     advice: str = _ADVICE,
 ) -> TrainResult:
@@ -226,11 +228,13 @@ def train(
         folder: Gets ``checkpoints/``, ``metrics.jsonl`` and ``tensorboard/``.
         evaluate_fn: Parameters to metrics by name; written as ``validation/…``. With
             None nothing is evaluated, and the last step counts as the best.
-        variables: First values of what changes without a gradient.
+        variables: First values of what changes without a gradient, or a function
+            from the first parameters to them.
         on_start: First parameters to those that a new run starts from; not called
             when a run resumes.
         before_dispatch: (updates made, parameters) to parameters, on the host.
         after_update: Changes the state after each update, inside the compiled step.
+        evaluated: What of the state `evaluate_fn` is given.
         describe_fn: A loss's sums over some updates to the metrics that are logged.
         advice: What to try when the loss diverges.
 
@@ -254,6 +258,9 @@ def train(
             if on_start is not None:
                 params = train_state.put_like(on_start(state.params), state.params)
                 state = state._replace(params=params)
+                if callable(variables):
+                    first = train_state.put_like(variables(params), state.variables)
+                    state = state._replace(variables=first)
         else:
             state, remembered = restored
             memory = LoopState(**remembered)
@@ -335,7 +342,7 @@ def train(
             if is_due and not is_preempted and evaluate_fn is not None:
                 divergence.check_finite(window)
                 with window.pause(), partitioner.context():
-                    found = from_process_0(evaluate_fn(state.params))
+                    found = from_process_0(evaluate_fn(evaluated(state)))
                 is_best = memory.judge(step, found, config)
                 checkpointer.best_step = memory.best_step
                 writer.write(step, {f"validation/{k}": v for k, v in found.items()})

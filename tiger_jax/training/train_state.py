@@ -13,6 +13,7 @@ from tiger_jax.training.partitioning import Partitioner
 
 PyTree = Any
 _VARIABLES = "flax_mutables"  # t5x's name for them
+AVERAGE = (_VARIABLES, "average_params")  # where a checkpoint holds them, if it does
 
 
 class TrainState(NamedTuple):
@@ -43,19 +44,20 @@ def init_train_state(
     optimizer: optax.GradientTransformation,
     partitioner: Partitioner,
     init_key: jax.Array,
-    variables: PyTree = (),
+    variables: PyTree | Callable[[PyTree], PyTree] = (),
 ) -> TrainState:
     """Makes the first state, each array born where it belongs.
 
     `init_fn` may box parameters with their logical axis names. Every device holds all
-    of the variables.
+    of the variables, which may be a function of the first parameters.
     """
     shardings = state_shardings(init_fn, optimizer, partitioner, variables)
 
     def init(key: jax.Array) -> TrainState:
         params = nn.meta.unbox(init_fn(key))
         step = jnp.zeros([], jnp.int32)
-        first = jax.tree.map(jnp.asarray, variables)
+        first = variables(params) if callable(variables) else variables
+        first = jax.tree.map(jnp.array, first)
         return TrainState(params, optimizer.init(params), step, first)
 
     with partitioner.context():
@@ -66,19 +68,47 @@ def state_shardings(
     init_fn: Callable[[jax.Array], PyTree],
     optimizer: optax.GradientTransformation,
     partitioner: Partitioner,
-    variables: PyTree = (),
+    variables: PyTree | Callable[[PyTree], PyTree] = (),
 ) -> TrainState:
     """The sharding of every array of the state."""
     with partitioner.context():
         boxed = jax.eval_shape(init_fn, jax.random.key(0))
     params = nn.meta.unbox(boxed)
     param_shardings = partitioner.shardings_of(boxed)
+    if callable(variables):
+        variables = jax.eval_shape(variables, params)
     return TrainState(
         params=param_shardings,
         opt_state=partitioner.optimizer_shardings(optimizer, params, param_shardings),
         step=partitioner.replicated,  # type: ignore[arg-type]
         variables=jax.tree.map(lambda _: partitioner.replicated, variables),
     )
+
+
+def averaging(decay: float) -> dict[str, Any]:
+    """What `loop.train` is given to keep, and to evaluate, the parameters' average.
+
+        average <- decay * average + (1 - decay) * parameters
+
+    after each update; the average starts as the first parameters.
+    """
+
+    def after_update(
+        state: TrainState, sums: Any, constants: Any, arrays: Any
+    ) -> TrainState:
+        del sums, constants, arrays
+        average = jax.tree.map(
+            lambda old, new: decay * old + (1 - decay) * new,
+            state.variables["average_params"],
+            state.params,
+        )
+        return state._replace(variables={"average_params": average})
+
+    return {
+        "variables": lambda params: {"average_params": params},
+        "after_update": after_update,
+        "evaluated": lambda state: state.variables["average_params"],
+    }
 
 
 def put_like(new: PyTree, old: PyTree) -> PyTree:
