@@ -185,6 +185,15 @@ def test_a_work_directory_may_have_any_name(tmp_path, name, monkeypatch):
     assert (tmp_path / name / "data" / "manifest.json").is_file()
 
 
+def test_a_missing_package_is_one_line(monkeypatch, capsys):
+    def needs(argv):
+        raise ModuleNotFoundError("No module named 'pyarrow'", name="pyarrow.parquet")
+
+    monkeypatch.setattr(cli, "_run", needs)
+    assert cli.main(["run.py"]) == 2
+    assert "pip install -e '.[data,serve]'" in capsys.readouterr().err
+
+
 def test_what_storage_did_is_found_in_other_errors():
     from tiger_jax.errors import storage_problem
 

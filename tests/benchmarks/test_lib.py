@@ -7,7 +7,16 @@ import sys
 import pytest
 
 from benchmarks import lib
+from benchmarks.__main__ import main
 from tiger_jax.errors import InputError
+
+
+def test_missing_data_are_named_before_anything_runs(monkeypatch):
+    monkeypatch.delenv("TIGER_DATA", raising=False)
+    monkeypatch.setattr(sys, "argv", ["benchmarks"])
+    monkeypatch.setattr(subprocess, "run", None)
+    with pytest.raises(InputError, match="no amazon2014_beauty .* give TIGER_DATA"):
+        main()
 
 
 def test_a_table_replaces_only_what_stands_between_its_marks(tmp_path):

@@ -197,6 +197,29 @@ def test_some_settings_may_grow_in_the_middle(tmp_path, changes, resumes):
     assert steps  # it is these settings' now
 
 
+def test_finished_work_may_grow_too(tmp_path):
+    def begin(total_steps, batch_size=32):
+        return artifacts.begin(
+            tmp_path,
+            "model",
+            stage="train",
+            config={"total_steps": total_steps, "batch_size": batch_size},
+            resumable=True,
+            may_grow=("total_steps",),
+        )
+
+    run = begin(30)
+    (run.folder / "checkpoint").write_text("30 steps")
+    run.commit()
+    assert not (begin(60, batch_size=64).folder / "checkpoint").exists()
+    assert not (begin(20).folder / "checkpoint").exists()
+    run = begin(60)
+    assert (run.folder / "checkpoint").read_text() == "30 steps"
+    assert (run.final / "checkpoint").exists()
+    run.commit()
+    assert begin(60).is_current
+
+
 def test_an_earlier_versions_unfinished_work_goes_on(tmp_path):
     folder, _ = train_halfway(tmp_path)
     record = read_json(folder / "fingerprint.json")

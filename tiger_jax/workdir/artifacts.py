@@ -140,8 +140,9 @@ def begin(
         resumable: Keep a partial folder of the same fingerprint for the stage to
             go on with, and put aside one of another, which is gone on with once the
             fingerprint is its own again; otherwise a partial folder is removed.
-        may_grow: Numbers of the config, as in ``loop.total_steps``, that a partial
-            folder may have had smaller. None is the largest.
+        may_grow: Numbers of the config, as in ``loop.total_steps``, that a partial or
+            finished folder may have had smaller, to be gone on with. None is the
+            largest.
         opaque: Paths or patterns in the folder that don't enter the content hash.
 
     Raises:
@@ -173,7 +174,11 @@ def begin(
         return run
     if run.folder.exists():
         shutil.rmtree(run.folder)
-    run.folder.mkdir(parents=True)
+    made_of = {k: v for k, v in vars(current).items() if k in record} if current else {}
+    if may_grow and made_of and _fits(made_of, record, may_grow):
+        say(f"{stage}: going on from {final}")
+        shutil.copytree(final, run.folder, ignore=shutil.ignore_patterns(MANIFEST))
+    run.folder.mkdir(parents=True, exist_ok=True)
     write_json(run.folder / _FINGERPRINT, record)
     return run
 
@@ -257,8 +262,11 @@ def _resume(
 ) -> bool:
     """Finds the partial folder that can be gone on with, and puts another aside."""
     was = _read_record(folder)
-    if was is not None and not _fits(was, record, may_grow):
-        if done := _work_done(folder):
+    if was is not None and was["fingerprint"] != record["fingerprint"]:
+        done = _work_done(folder)
+        if not done:
+            was = None
+        elif not _fits(was, record, may_grow):
             aside = _aside(folder, was["fingerprint"])
             folder.rename(aside)
             say(
@@ -266,7 +274,7 @@ def _resume(
                 f"settings ({_what_changed(was, record)}): it is kept as {aside}, and "
                 "gone on with once these are put back; delete it if they won't be"
             )
-        was = None
+            was = None
     aside = _aside(folder, record["fingerprint"])
     if was is None and aside.exists():
         shutil.rmtree(folder, ignore_errors=True)
@@ -297,9 +305,7 @@ def _read_record(folder: Path) -> dict[str, Any] | None:
 def _fits(
     was: Mapping[str, Any], record: Mapping[str, Any], may_grow: Sequence[str]
 ) -> bool:
-    """Whether a partial folder holds the first part of what is to be made."""
-    if was["fingerprint"] == record["fingerprint"]:
-        return True
+    """Whether a folder holds the first part of what is to be made."""
     before, after = dict(_flatten(was)), dict(_flatten(record))
     for key in (before.keys() | after.keys()) - {"fingerprint"}:
         old, new = before.get(key), after.get(key)

@@ -123,8 +123,8 @@ def test_recboles_lists_are_lists_too(tmp_path):
         return RecboleConfig().read(tmp_path).items["categories"].to_pylist()
 
     assert read("['Beauty', 'Hair 0']") == [[["Beauty", "Hair 0"]]]
-    spaces = read("Action, Comedy", "Action Comedy", "Drama Crime")
-    assert spaces == [[["Action", "Comedy"]]] * 2 + [[["Drama", "Crime"]]]
+    spaces = read("Action, Comedy", "Action Comedy", "Action Comedy")
+    assert spaces == [[["Action", "Comedy"]]] * 3
     commas = read("'Beauty', 'Hair Care'", "Skin Care", "Beauty,Nails")
     assert commas == [[["Beauty", "Hair Care"]], [["Skin Care"]], [["Beauty", "Nails"]]]
     with pytest.raises(InputError, match="line 3: 'genre' is"):

@@ -10,8 +10,6 @@ import re
 from pathlib import Path
 from typing import ClassVar
 
-import pyarrow.compute as pc
-
 from tiger_jax.config import config
 from tiger_jax.data.raw_shop import RawShop
 from tiger_jax.data.readers import columns
@@ -110,7 +108,7 @@ def _separate(source: SourceTable, column: str) -> SourceTable:
 
     Commas separate where most of several words have some; otherwise, spaces do too.
     """
-    texts = pc.unique(source.table[column]).to_pylist()
+    texts = source.table[column].to_pylist()
     several = [text for text in texts if " " in text or "," in text]
     by_commas = 2 * sum("," in text for text in several) >= len(several) > 0
     pattern = "," if by_commas else r"[,\s]+"
