@@ -64,8 +64,7 @@ class _Attention(nn.Module):
         return linear(x.reshape(*x.shape[:2], -1), self.out.astype(self.dtype))
 
     def _weights(self, scores: Array, bias: Array, is_training: bool) -> Array:
-        scores = scores.astype(jnp.float32) + bias.astype(jnp.float32)
-        weights = jax.nn.softmax(scores).astype(self.dtype)
+        weights = jax.nn.softmax(scores + bias).astype(self.dtype)
         return self.dropout(weights, is_training=is_training)
 
 
@@ -88,7 +87,7 @@ class SelfAttention(_Attention):
                 for kernel in (self.query, self.key, self.value)
             ]
         )
-        scores = jnp.einsum("bhtc,bhsc->bhts", queries, keys)
+        scores = _scores("bhtc,bhsc->bhts", queries, keys)
         weights = self._weights(scores, bias, is_training)
         outputs = jnp.einsum("bhts,bhsc->bhtc", weights, values)
         return self._join(outputs.transpose(0, 2, 1, 3))
@@ -113,7 +112,8 @@ class SelfAttention(_Attention):
         query = self._heads(x, self.query)  # [B, M, H, C]
         newest = BeamPosition(self._heads(x, self.key), self._heads(x, self.value))
         past = (*past, newest)
-        scores = jnp.stack([(query * at.keys).sum(-1) for at in past], -1)
+        wide = query.astype(jnp.float32)
+        scores = jnp.stack([(wide * at.keys).sum(-1) for at in past], -1)
         weights = self._weights(scores, bias[None, None], False)  # [B, M, H, level]
         outputs = sum(
             (weights[..., i, None] * at.values for i, at in enumerate(past)),
@@ -145,7 +145,7 @@ class CrossAttention(_Attention):
         """
         queries = self._heads(x, self.query)  # [B, T, H, C]
         wanted = jnp.einsum("bthc,dhc->bthd", queries, self._per_head(self.key))
-        scores = jnp.einsum("bthd,bsd->bths", wanted, encoded)
+        scores = _scores("bthd,bsd->bths", wanted, encoded)
         weights = self._weights(scores, bias, is_training)
         seen = jnp.einsum("bths,bsd->bthd", weights, encoded)
         return self._join(
@@ -163,8 +163,7 @@ class CrossAttention(_Attention):
     ) -> Float[Array, "B M D"]:
         """Attends from every beam to its request's memory."""
         queries = self._heads(x, self.query).transpose(0, 2, 1, 3)  # [B, H, M, C]
-        scores = jnp.einsum("bhmc,bhcs->bhms", queries, memory.keys)
-        scores = scores.astype(jnp.float32) + bias
+        scores = _scores("bhmc,bhcs->bhms", queries, memory.keys) + bias
         # The division waits until after the product with the values, whose last
         # axis is shorter than the keys'.
         weights = jnp.exp(scores - scores.max(-1, keepdims=True))
@@ -178,6 +177,11 @@ class CrossAttention(_Attention):
     def _per_head(self, kernel: Float[Array, "D joined"]) -> Float[Array, "D H C"]:
         shape = (self.d_model, self.num_heads, self.head_dim)
         return kernel.astype(self.dtype).reshape(shape)
+
+
+def _scores(axes: str, queries: Array, keys: Array) -> Float[Array, "*shape"]:
+    """The product of queries and keys in float32, whatever dtype they come in."""
+    return jnp.einsum(axes, queries, keys, preferred_element_type=jnp.float32)
 
 
 def reorder_beams(

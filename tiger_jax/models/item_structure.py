@@ -108,7 +108,8 @@ class ItemContext(nn.Module):
             nn.initializers.normal(d_model**-0.5), ("embed",)
         )
         query = self.param("query", init, (d_model,)).astype(x.dtype)
-        weights = jax.nn.softmax((x @ query).astype(jnp.float32)).astype(x.dtype)
+        scores = jnp.matmul(x, query, preferred_element_type=jnp.float32)
+        weights = jax.nn.softmax(scores).astype(x.dtype)
         item = (weights[..., None] * x).sum(2)  # [B, I, D]
         hidden = nn.gelu(linear(item, self._matrix("wi", square, axes, x.dtype)))
         context = linear(hidden, self._matrix("wo", square, axes, x.dtype))

@@ -206,5 +206,7 @@ class Tiger(nn.Module):
             head = self.token_embeddings[first:end] * self.config.d_model**-0.5
         else:
             head = self.output_head[first:end]
-        logits = states @ head.astype(states.dtype).T
-        return logits.astype(jnp.float32)
+        # Not rounded to the compute dtype, in which the best of many are often equal.
+        return jnp.matmul(
+            states, head.astype(states.dtype).T, preferred_element_type=jnp.float32
+        )
