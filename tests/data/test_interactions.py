@@ -13,6 +13,7 @@ from tiger_jax.data.interactions import (
     InteractionsConfig,
     build_histories,
     chronological_order,
+    find_repeated,
     k_core,
     shuffle_rows,
 )
@@ -191,3 +192,27 @@ def test_impossible_configs_are_refused():
         InteractionsConfig(tie_order="time")
     with pytest.raises(InputError, match="k_core is -1"):
         InteractionsConfig(k_core=-1)
+
+
+@given(events=EVENTS)
+def test_repeated_interactions_are_all_but_the_first(events):
+    numbers = [(ord(u) - ord("u"), ord(i) - ord("a"), t) for u, i, t in events]
+    expected = [event in numbers[:row] for row, event in enumerate(numbers)]
+    columns = np.array(numbers, np.int64).reshape(-1, 3).T
+    assert find_repeated(*columns).tolist() == expected
+
+
+def test_exact_duplicates_are_counted_and_can_be_dropped():
+    events = [("u", item, time) for time, item in enumerate("abcd")] * 3
+    events += [("u", "a", 9)]  # again, at another time: no duplicate
+    config = InteractionsConfig(k_core=0)
+    assert histories_of(shop_of(events), config) == {"u": [*"aaabbbcccddd", "a"]}
+    assert build_histories(shop_of(events), config, seed=0).notes == (
+        "8 of 13 interactions repeat an earlier one (same user, item and time) and "
+        "count; leave them out with "
+        "--gin.interactions.InteractionsConfig.duplicates=drop",
+    )
+    config = InteractionsConfig(k_core=0, duplicates="drop")
+    assert histories_of(shop_of(events), config) == {"u": [*"abcd", "a"]}
+    with pytest.raises(InputError, match="no user has the 3"):  # and before the k-core
+        histories_of(shop_of(events), InteractionsConfig(k_core=2, duplicates="drop"))

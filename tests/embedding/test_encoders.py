@@ -1,6 +1,8 @@
 """The encoders, a real sentence encoder among them where one is installed."""
 
+import dataclasses
 import importlib.util
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from tiger_jax.embedding.encoders import (
     SentenceTransformerEncoder,
     TfidfEncoder,
 )
+from tiger_jax.embedding.tfidf import FrozenTfidf
 from tiger_jax.errors import InputError
 
 TEXTS = [
@@ -56,6 +59,32 @@ def test_tfidf_tells_single_characters_apart():
         ["size S", "size L"]
     )
     assert cosines(vectors)[0, 1] < 0.9
+
+
+@pytest.mark.parametrize(
+    "titles",
+    [
+        ("红色香皂", "红色香皂礼盒", "蓝色毛巾"),
+        ("赤い石鹸", "赤い石鹸ギフト", "青いタオル"),
+        ("สบู่แดง", "สบู่แดงใหญ่", "ผ้าขนหนูฟ้า"),
+        ("red soap", "red soap gift", "blue towel"),
+    ],
+)
+def test_tfidf_reads_scripts_without_spaces(titles):
+    """Twins are nearer than strangers, in sentences of which all else is the same."""
+    texts = [f"This item is called '{title}'." for title in titles]
+    a, twin, stranger = TfidfEncoder().fit(texts, seed=0).encode(texts)
+    assert a @ twin > a @ stranger + 0.2
+
+
+def test_tfidf_of_before_takes_phrases_for_words_still(tmp_path):
+    encoder = TfidfEncoder().fit(["红色香皂", "蓝色毛巾", "soap"], seed=0)
+    encoder = dataclasses.replace(encoder, words=("soap", "红色香皂", "蓝色毛巾"))
+    encoder.save(tmp_path)
+    facts = json.loads((tmp_path / "tfidf.json").read_text())
+    del facts["cuts_scripts"]
+    (tmp_path / "tfidf.json").write_text(json.dumps(facts))
+    assert FrozenTfidf.load(tmp_path).cuts_scripts is False
 
 
 def test_the_seed_decides_tfidf_and_dims_are_bounded():

@@ -26,10 +26,13 @@ from tiger_jax.data.raw_shop import INTERACTION_COLUMNS, ITEM_COLUMNS, RawShop
 from tiger_jax.data.readers import amazon
 from tiger_jax.data.readers.files import FilesConfig
 from tiger_jax.data.readers.movielens import MovielensConfig
+from tiger_jax.data.readers.raw_source import find_source
 from tiger_jax.data.readers.recbole import RecboleConfig
 from tiger_jax.embedding.ready_made import load_ready_made
 from tiger_jax.errors import InputError
+from tiger_jax.recommending.histories_wanted import read_histories
 from tiger_jax.semantic_ids.peer_codes import load_peer_codes
+from tiger_jax.stages.update_catalogue import read_new_items
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,24 +157,31 @@ def _check_files(items: str, interactions: str) -> Callable[[Path], None]:
 
 def _ids_of_csv(path: Path) -> list[str] | None:
     """The item ids, as Python's own reader of CSV gives them."""
-    text = path.read_bytes().decode("utf-8-sig")
-    if "\0" in text:
-        return None  # csv refuses what pyarrow reads
+    content = path.read_bytes()
+    if content.startswith(_NOT_UTF8) or re.search(rb"[;\t|\0]|\\\"", content):
+        return None  # a dialect; and csv refuses NUL, which pyarrow reads
+    text = content.decode("utf-8-sig")
     rows = [row for row in csv.reader(io.StringIO(text, newline="")) if row]
     place = [name.strip() for name in rows[0]].index("item_id")
     return [row[place] for row in rows[1:]]
 
 
 def _ids_of_jsonl(path: Path) -> list[str] | None:
-    lines = re.split(rb"[\r\n]+", path.read_bytes().removeprefix(b"\xef\xbb\xbf"))
+    content = path.read_bytes()
+    if content.startswith(_NOT_UTF8):
+        return None
+    lines = re.split(rb"[\r\n]+", content.removeprefix(b"\xef\xbb\xbf"))
     try:
         rows = [json.loads(line) for line in lines if line.strip()]
     except ValueError:
         return None
     ids = [row["item_id"] for row in rows]
+    if float in map(type, ids):
+        return None  # whole ones are numbers without a point, if all are numbers
     return [i if isinstance(i, str) else json.dumps(i) for i in ids]
 
 
+_NOT_UTF8 = (b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff", b"\x1f\x8b")
 _SLOW = {".csv": _ids_of_csv, ".jsonl": _ids_of_jsonl}
 
 
@@ -194,6 +204,12 @@ _PARQUET_ITEMS = (
     ),
     _parquet({"item_id": [1, 2, 3], "when": pa.array([1, 2, 3], pa.timestamp("ns"))}),
 )
+_DIALECTS = (
+    b"sep=;\r\nitem_id;title;price\r\na;x;1,5\r\nb;y;\r\n",
+    b'item_id;"title";;\na;"Pipe 5\\" wide; new \\"x\\" y";;\nb;"\\N";;\nc;z;;\n',
+    ",item_id,title\n0,a,Nail &amp; Co\n1,b,é\n".encode("utf-16"),
+    gzip.compress(b"item_id|title\na|x\nb|y\nc|z\n", mtime=0),
+)
 _ITEM = (
     b"item_id:token\ttitle:token_seq\tcategories:token_seq\tprice:float\n"
     b'a\tThe "Big" One\tDrama, Comedy\t3.5\nb\tOther\t\t\n'
@@ -202,6 +218,27 @@ _INTER = (
     b"user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
     b"u1\ta\t4\t10\nu1\tb\t2\t5\n"
 )
+
+
+def _check_any(folder: Path) -> None:
+    check_shop(find_source(folder).read())
+
+
+def _check_new_items(folder: Path) -> None:
+    for name in ("new.csv", "new.jsonl"):
+        if (folder / name).exists():
+            items = read_new_items(str(folder / name), FilesConfig(), None)
+            assert items
+            assert all(item.item_id for item in items)
+            json.dumps([item.title for item in items], ensure_ascii=False).encode()
+
+
+def _check_histories(folder: Path) -> None:
+    for path in folder.glob("histories.*"):
+        for wanted in read_histories(path):
+            assert isinstance(wanted.user, str)
+            assert all(isinstance(item, str) for item in wanted.history)
+            "".join(wanted.history).encode()
 
 
 def _check_recbole(folder: Path) -> None:
@@ -222,6 +259,15 @@ _META = (
     b"{'asin': 'B1', 'title': 'Nail &amp; Co', 'price': 4.99, 'categories': [['A']]}\n"
     b"{'asin': 'B2', 'title': 'The 'Best' Cream'}\n"
     b"{'asin': 'B3', 'title': __import__('os').getcwd()}\n"
+)
+
+
+_META_2023 = (
+    b'{"title": "Nail", "price": 4.5, "store": "L", "categories": ["A", "B"], '
+    b'"parent_asin": "B1"}\n{"title": null, "price": "$3.00", "parent_asin": "B2"}\n'
+)
+_MAPS = (
+    b'{"id2user": {"1": "A1", "2": "A2"}, "id2item": {"1": "B3", "2": "B1", "3": "B2"}}'
 )
 
 
@@ -268,10 +314,10 @@ def _check_codes(folder: Path) -> None:
     assert (peer.codes >= -1).all()
     assert (peer.codes[peer.missing] == -1).all()
     text = json.loads((folder / "codes.json").read_text(encoding="utf-8"))
-    for number, item_id in enumerate("abc"):
-        assert peer.codes[number].tolist() == text.get(
-            item_id, [-1] * peer.codes.shape[1]
-        )
+    for number, item_id in enumerate("abc") if isinstance(text, dict) else ():
+        expected = text.get(item_id, [-1] * peer.codes.shape[1])
+        if all(isinstance(code, int) for code in expected):
+            assert peer.codes[number].tolist() == expected
 
 
 def _check_ready_made(folder: Path) -> None:
@@ -342,6 +388,61 @@ READERS = (
         _check_files("items.parquet", "interactions.csv"),
         (("interactions.csv", b"user_id,item_id,timestamp\nu,a,1\n"),),
     ),
+    Reader(
+        "CSV dialects",
+        "items.csv",
+        _DIALECTS,
+        _check_any,
+        (("interactions.csv", INTERACTIONS_CSV[1]),),
+        (b"sep=", b'\\"', b"\\\\", b"&#39;", b"&amp;", b";;"),
+    ),
+    Reader(
+        "times",
+        "interactions.csv",
+        tuple(
+            f"user_id,item_id,timestamp\nu,a,{one}\nu,b,{two}\n".encode()
+            for one, two in (
+                ("2019-10-01 00:00:00 UTC", "2019-10-01 00:01:00.1234567 UTC"),
+                ("2014/7/1", "2014/07/01 9:05"),
+                ("31/07/2014", "01/07/2014 10:00"),
+                ("1.7.2014", "2014-07-01T00:00:00+02:00"),
+            )
+        ),
+        _check_any,
+        (("items.csv", _SMALL_ITEMS),),
+        (b"UTC", b"/", b".", b"T", b"+01:00", b"99", b"0"),
+    ),
+    Reader(
+        "histories JSONL",
+        "histories.jsonl",
+        (
+            b'["a", 7]\n{"user": "u", "history": ["a", "b"]}\n',
+            b'{"user_id": null, "history": []}\n',
+        ),
+        _check_histories,
+    ),
+    Reader(
+        "histories CSV",
+        "histories.csv",
+        (b"user_id,item_id\nu,a\nu,b\n", b"item_id\na\n", b"user_id;item_id\nu;a\n"),
+        _check_histories,
+    ),
+    Reader("new items CSV", "new.csv", (ITEMS_CSV, *_DIALECTS), _check_new_items),
+    Reader("new items JSONL", "new.jsonl", (ITEMS_JSONL,), _check_new_items),
+    Reader(
+        "P5 sequences",
+        "sequential_data.txt",
+        (b"1 2 1 3\n2 3 3\n",),
+        _check_any,
+        (("datamaps.json", _MAPS), ("meta.json.gz", gzip.compress(_META))),
+    ),
+    Reader(
+        "P5 datamaps",
+        "datamaps.json",
+        (_MAPS,),
+        _check_any,
+        (("sequential_data.txt", b"1 2\n"), ("meta.json.gz", gzip.compress(_META))),
+    ),
     Reader("RecBole .item", "s.item", (_ITEM,), _check_recbole, (("s.inter", _INTER),)),
     Reader(
         "RecBole .inter", "s.inter", (_INTER,), _check_recbole, (("s.item", _ITEM),)
@@ -353,6 +454,53 @@ READERS = (
         _check_movielens,
         (("ratings.dat", b"u1::a::5::978300760\nu1::b::3::978302109\n"),),
         (b"::",),
+    ),
+    Reader(
+        "MovieLens u.item",
+        "u.item",
+        (b"a|Film (1999)|1|||" + b"|".join([b"0", b"1"] * 9 + [b"0"]) + b"\n",),
+        _check_movielens,
+        (("u.data", b"1\ta\t5\t978300760\n"),),
+        (b"|", b"|" * 19),
+    ),
+    Reader(
+        "MovieLens u.data",
+        "u.data",
+        (b"1\ta\t5\t978300760\n2\tb\t3\t978302109\n",),
+        _check_movielens,
+        (
+            (
+                "u.item",
+                b"".join(
+                    i + b"|F||||" + b"|".join([b"0"] * 19) + b"\n" for i in (b"a", b"b")
+                ),
+            ),
+        ),
+    ),
+    Reader(
+        "RecBole split",
+        "s.valid.inter",
+        (_INTER,),
+        _check_recbole,
+        (("s.item", _ITEM), ("s.train.inter", _INTER), ("s.test.inter", _INTER)),
+    ),
+    Reader(
+        "Amazon's CSV of 2023",
+        "Beauty.csv",
+        (
+            b"user_id,parent_asin,rating,timestamp,history\n"
+            b"U1,B1,5.0,1000,\nU1,B2,4.0,2000,B1\n",
+        ),
+        _check_any,
+        (("meta_Beauty.jsonl", _META_2023),),
+    ),
+    Reader(
+        "Amazon metadata of 2023",
+        "meta_Beauty.jsonl",
+        (_META_2023,),
+        _check_any,
+        (("Beauty.csv", b"user_id,parent_asin,rating,timestamp\nU1,B1,5.0,1000\n"),),
+        (b'"parent_asin": "B1"', b"null", b"getTime", b'"$1,299.00"', b"[[]]"),
     ),
     Reader(
         "Amazon reviews",
@@ -376,8 +524,14 @@ READERS = (
     Reader(
         "Semantic ID JSON",
         "codes.json",
-        (b'{"a": [1, 2, 3], "b": [0, 0, 255], "zz": [9, 9, 9]}',),
+        (
+            b'{"a": [1, 2, 3], "b": [0, 0, 255], "zz": [9, 9, 9]}',
+            b'{"a": ["<a_1>", "<b_2>"], "b": ["<a_0>", "<b_7>"]}',
+            b'{"a": "13 10 8", "c": "1 2 3"}',
+            b'[{"item_id": "a", "codes": [1, 2]}, {"item_id": "b", "codes": [3, 4]}]',
+        ),
         _check_codes,
+        tokens=(b"<a_", b"_1>", b'"item_id"', b"1.0", b"[]"),
     ),
     Reader(
         "ready-made .npy",

@@ -56,6 +56,16 @@ def test_an_answer_is_what_python_gives(served, tiny_recommender, options):
     assert reply.json == json.loads(json.dumps(dataclasses.asdict(answer)))
 
 
+def test_whole_numbers_are_ids_as_in_files(served):
+    request = {"history": [7, -1], "exclude": [3], "user": 12}
+    reply = served.ask("POST", "/recommend", request)
+    assert reply.status == 200, reply.content
+    assert reply.json["unknown_items"] == ["7", "-1"]
+    for bad in (1.5, True, None, 1 << 60):
+        reply = served.ask("POST", "/recommend", {"history": [bad]})
+        assert reply.status == 422, bad
+
+
 def test_a_batch_has_each_history_s_own_answer(served, tiny_recommender):
     histories = [HISTORY, ["gone"], ["item-3", "gone"], [], ["item-4"], ["item-5"]]
     requests = [{"history": history, "k": 4} for history in histories]
@@ -122,7 +132,7 @@ def test_the_docs_show_every_route_and_a_call_to_copy(served):
         (b'{"history": ["a"], "k": true}', 422, "k: "),
         (b'{"history": ["a"], "k": 1' + 400 * b"0" + b"}", 422, "k: "),
         (b'{"history": "a"}', 422, "history: "),
-        (b'{"history": [1]}', 422, "history.0: "),
+        (b'{"history": [1.5]}', 422, "history.0: "),
         (b'{"history": ["a"], "colour": 1}', 422, "colour: "),
         (b'{"history": ["a"], "filter": {"price": {"min": "x"}}}', 422, "filter.price"),
         (b'{"history": ["a"], "filter": {"colour": 1}}', 422, "no field 'colour'"),

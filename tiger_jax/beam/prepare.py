@@ -138,6 +138,11 @@ def prepare(
             "tie_order 'shuffle' draws for all interactions at once, which no shard "
             f"can: {flag('interactions.InteractionsConfig.tie_order', 'data')}, or item"
         )
+    if interactions.duplicates == "drop":
+        raise InputError(
+            "InteractionsConfig.duplicates = 'drop' is not for shards: drop them where "
+            "the shards are written"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     joined = join_interactions(raw, folder / "joined", num_shards, runner)
     core = _Core(joined, raw.items.num_rows, folder / "core", runner)

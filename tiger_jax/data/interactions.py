@@ -1,6 +1,7 @@
 """From raw interactions to histories: k-core, item numbers, chronological order."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -10,8 +11,9 @@ from jaxtyping import Bool, Int, Int64
 from tiger_jax.config import config
 from tiger_jax.data.raw_shop import RawShop
 from tiger_jax.data.text_numbers import number_texts
-from tiger_jax.errors import InputError
+from tiger_jax.errors import InputError, flag
 from tiger_jax.histories import Histories, offsets_of
+from tiger_jax.workdir.json_files import ADDED_LATER
 
 PAPER_K_CORE = 5
 TIE_ORDERS = ("data", "item", "shuffle")
@@ -35,11 +37,14 @@ class InteractionsConfig:
             sorted the raw Amazon files. "shuffle": at random, by the seed.
         keep_all_items: Keep items without interactions in the catalogue, where they
             can still be recommended. A generated shop keeps them where k_core is None.
+        duplicates: "keep" interactions of the same user and item at the same time, or
+            "drop" all but the first.
     """
 
     k_core: int | None = None
     tie_order: str = "data"
     keep_all_items: bool = False
+    duplicates: Literal["keep", "drop"] = field(default="keep", metadata=ADDED_LATER)
 
     def __post_init__(self) -> None:
         if self.tie_order not in TIE_ORDERS:
@@ -68,12 +73,14 @@ class NumberedShop:
     Attributes:
         items_file_rows: Row in the raw items of each item number.
         user_ids: Identifier of each user number, in order of first appearance.
+        notes: What the user should know about the interactions.
     """
 
     items_file_rows: Int64[np.ndarray, " N"]
     user_ids: pa.Array
     histories: Histories
     counts: dict[str, int]
+    notes: tuple[str, ...] = ()
 
 
 def build_histories(
@@ -96,6 +103,25 @@ def build_histories(
     items = rows.to_numpy().astype(np.int64)
     times = shop.interactions["timestamp"].to_numpy()
 
+    num_raw = len(users)
+    is_repeated = find_repeated(users, items, times)
+    notes = []
+    if is_repeated.any():
+        what = (
+            f"{is_repeated.sum():,} of {num_raw:,} interactions repeat an earlier one"
+        )
+        drop = flag("interactions.InteractionsConfig.duplicates", "drop")
+        notes.append(
+            f"{what} (same user, item and time) "
+            + (
+                "and are left out"
+                if config.duplicates == "drop"
+                else f"and count; leave them out with {drop}"
+            )
+        )
+    if config.duplicates == "drop":
+        users, items, times = (v[~is_repeated] for v in (users, items, times))
+
     is_kept = k_core(users, items, min_user=k, min_item=k)
     # Users whose history is too short to split go too, and what only they held up.
     num_in_core = len(_distinct(users[is_kept]))
@@ -105,7 +131,7 @@ def build_histories(
     counts = {
         "raw_users": len(user_ids),
         "raw_items": shop.items.num_rows,
-        "raw_interactions": len(users),
+        "raw_interactions": num_raw,
         "users_with_too_short_history": num_in_core - num_users,
     }
     _refuse_too_little(is_kept, users, k, counts)
@@ -123,9 +149,8 @@ def build_histories(
     number_of_row = np.full(shop.items.num_rows, -1, np.int32)
     number_of_row[items_file_rows] = np.arange(len(items_file_rows), dtype=np.int32)
     histories = Histories(number_of_row[kept_items[order]], offsets_of(lengths))
-    return NumberedShop(
-        items_file_rows, user_ids.take(pa.array(user_numbers)), histories, counts
-    )
+    kept_ids = user_ids.take(pa.array(user_numbers))
+    return NumberedShop(items_file_rows, kept_ids, histories, counts, tuple(notes))
 
 
 def k_core(
@@ -158,6 +183,21 @@ def k_core(
     mask = np.zeros(len(users), bool)
     mask[rows] = True
     return mask
+
+
+def find_repeated(
+    users: Int64[np.ndarray, " total"],
+    items: Int64[np.ndarray, " total"],
+    times: np.ndarray,
+) -> Bool[np.ndarray, " total"]:
+    """Marks the interactions that equal an earlier one in user, item and time."""
+    order = chronological_order(users, times, items)
+    is_same = np.ones(max(len(order) - 1, 0), bool)
+    for values in (users, items, times):
+        is_same &= values[order[1:]] == values[order[:-1]]
+    is_repeated = np.zeros(len(users), bool)
+    is_repeated[order[1:][is_same]] = True
+    return is_repeated
 
 
 def chronological_order(

@@ -30,7 +30,7 @@ def prepare_shop(
         "k_core": interactions.k_core,
         "tie_order": interactions.tie_order,
         "unseen_items": len(unseen),
-        "notes": [*shop.columns, *shop.notes, *notes],
+        "notes": [*shop.columns, *shop.notes, *numbered.notes, *notes],
     }
     return PreparedData(
         name=shop.name,

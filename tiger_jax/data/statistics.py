@@ -57,6 +57,11 @@ def describe_statistics(statistics: dict[str, Any]) -> str:
         f"  test items       {s['test_items']:,} ({s['distinct_test_items']:,} distinct"
         f"), {s['test_items_never_in_training']:,} never in training",
     ]
+    if repeated := s.get("test_users_who_had_the_target_before"):
+        lines.append(
+            f"  seen before      {repeated:,} ({repeated / s['test_items']:.1%}) test "
+            "items are in their user's history already"
+        )
     if s["users_with_too_short_history"]:
         lines.append(
             f"  left out         {s['users_with_too_short_history']:,} users with "

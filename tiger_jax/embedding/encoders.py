@@ -53,6 +53,7 @@ class TfidfEncoder:
     Fitted to the texts at hand, so that vectors of two runs over different
     catalogues can't be compared. Rows have length 1, and no dimension stands out; a
     text without words gets the mean direction of the others, since zero has none.
+    Chinese, Japanese, Thai and their kin count by characters and pairs of them.
 
     Attributes:
         dims: Dimensions E; fewer if there are fewer distinct words or texts.

@@ -1,5 +1,7 @@
 """A fitted TF-IDF embedding as plain arrays: the same words, weights and projection."""
 
+import itertools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +16,14 @@ from tiger_jax.workdir.arrays import load_arrays, save_arrays
 from tiger_jax.workdir.json_files import read_json, write_json
 
 # Single characters count: they tell size S from L, and volume 2 from 3.
-TOKEN_PATTERN = r"(?u)\b\w+\b"
+_WORD = re.compile(r"\w+")
+# Scripts without spaces between words: Thai, Lao, Tibetan, Burmese, Khmer, Japanese,
+# Chinese.
+_SPACELESS = (
+    "\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff"
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003134f"
+)
+_RUN_OR_WORD = re.compile(rf"([{_SPACELESS}]+)|(?:(?![{_SPACELESS}])\w)+")
 
 _FACTS, _ARRAYS = "tfidf.json", ("idf", "components", "mean", "rotation")
 
@@ -31,6 +40,8 @@ class FrozenTfidf:
         mean: Mean direction of the texts that were fitted: what a text without words
             is taken for.
         rotation: Makes all dimensions alike in variance.
+        cuts_scripts: Scripts without spaces are cut (`find_words`); what was fitted
+            before that took whole phrases for words.
     """
 
     words: tuple[str, ...]
@@ -39,6 +50,7 @@ class FrozenTfidf:
     components: Float32[np.ndarray, "E W"]
     mean: Float32[np.ndarray, " E"]
     rotation: Float32[np.ndarray, "E E"]
+    cuts_scripts: bool = True
 
     def encode(self, texts: Sequence[str]) -> Float32[np.ndarray, "B E"]:
         """Embeds texts; rows have length 1."""
@@ -53,21 +65,49 @@ class FrozenTfidf:
 
     @cached_property
     def _vectorizer(self) -> Any:
-        vectorizer = make_vectorizer(self.max_ngram, vocabulary=list(self.words))
+        vectorizer = make_vectorizer(
+            self.max_ngram,
+            vocabulary=list(self.words),
+            tokenizer=find_words if self.cuts_scripts else _WORD.findall,
+        )
         vectorizer.idf_ = self.idf
         return vectorizer
 
     def save(self, folder: Path) -> None:
         save_arrays(folder, {name: getattr(self, name) for name in _ARRAYS})
-        facts = {"words": self.words, "max_ngram": self.max_ngram}
+        facts = {
+            "words": self.words,
+            "max_ngram": self.max_ngram,
+            "cuts_scripts": self.cuts_scripts,
+        }
         write_json(folder / _FACTS, facts)
 
     @classmethod
     def load(cls, folder: Path) -> "FrozenTfidf":
         """Reads what `save` wrote; OSError, ValueError or KeyError if it isn't."""
         facts = read_json(folder / _FACTS)
-        arrays = load_arrays(folder, _ARRAYS)
-        return cls(tuple(facts["words"]), int(facts["max_ngram"]), **arrays)
+        return cls(
+            tuple(facts["words"]),
+            int(facts["max_ngram"]),
+            **load_arrays(folder, _ARRAYS),
+            cuts_scripts=bool(facts.get("cuts_scripts", False)),
+        )
+
+
+def find_words(text: str) -> list[str]:
+    """Finds the words of a text; in scripts without spaces, characters and pairs.
+
+    Example:
+        >>> find_words("soap n5 红色香皂")
+        ['soap', 'n5', '红', '色', '香', '皂', '红色', '色香', '香皂']
+    """
+    words = []
+    for found in _RUN_OR_WORD.finditer(text):
+        if run := found[1]:
+            words += [*run, *map("".join, itertools.pairwise(run))]
+        else:
+            words.append(found[0])
+    return words
 
 
 def make_vectorizer(max_ngram: int, **settings: Any) -> Any:
@@ -75,9 +115,9 @@ def make_vectorizer(max_ngram: int, **settings: Any) -> Any:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     return TfidfVectorizer(
-        token_pattern=TOKEN_PATTERN,
+        **{"tokenizer": find_words, **settings},
+        token_pattern=None,
         ngram_range=(1, max_ngram),
         sublinear_tf=True,
         dtype=np.float32,
-        **settings,
     )

@@ -9,7 +9,7 @@ import numpy as np
 
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.data.tables import text_files
-from tiger_jax.data.tables.csv_files import CsvFormat, read_csv
+from tiger_jax.data.tables.table import read_table
 from tiger_jax.errors import InputError
 from tiger_jax.recommending.catalogue import Catalogue
 
@@ -99,32 +99,40 @@ def draw_test_users(data: PreparedData, num_users: int, seed: int) -> list[Wante
 
 
 def _read_json_lines(path: Path) -> list[tuple[str, list[str]]]:
-    text_files.check_encoding(path, "utf-8")
-    text_files.raise_for_encoding(path, "utf-8")
+    encoding = text_files.find_encoding(path, "utf-8")
+    text_files.raise_for_encoding(path, encoding)
     found = []
-    with text_files.open_text(path, "utf-8") as file:
+    with text_files.open_text(path, encoding) as file:
         for line, text in enumerate(file, 1):
             if not text.strip():
                 continue
             try:
                 value: Any = json.loads(text)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise InputError(f"{path}, line {line}: not JSON ({error})") from error
             user, items = f"line {line}", value
             if isinstance(value, dict):
-                user = str(value.get("user", value.get("user_id", user)))
+                named = value.get("user", value.get("user_id"))
+                user = user if named is None else str(named)
                 items = value.get("history")
             if not isinstance(items, list) or {*map(type, items)} - {str, int}:
                 raise InputError(
                     f"{path}, line {line}: no list of item ids; write {FORMS}"
                 )
-            found.append((user, [str(i) for i in items]))
+            items = [str(i) for i in items]
+            try:
+                "".join([user, *items]).encode()
+            except UnicodeEncodeError as error:
+                raise InputError(
+                    f"{path}, line {line}: half a surrogate pair, which is no "
+                    "character: remove it"
+                ) from error
+            found.append((user, items))
     return found
 
 
 def _read_csv(path: Path) -> list[tuple[str, list[str]]]:
-    delimiter = "\t" if path.suffix == ".tsv" else ","
-    table = read_csv(path, None, CsvFormat(delimiter=delimiter))
+    table = read_table(path).table
     names = table.column_names
     if "item_id" not in names:
         raise InputError(

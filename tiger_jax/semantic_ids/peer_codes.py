@@ -1,8 +1,13 @@
-"""Codes made elsewhere: a JSON object of item id: list of codewords."""
+"""Codes made elsewhere: JSON of items' codes, in the forms that peers write.
+
+An object of item id: codes, or a list of objects with an item_id and codes. Codes are
+numbers from 0, `[13, 10, 8]` or `"13 10 8"`, or LC-Rec's words, `["<a_13>", "<b_10>"]`.
+"""
 
 import collections
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -73,6 +78,13 @@ def take_peer_codes(
             + flag("assign_semantic_ids.peer_num_levels", max(length - 1, 1))
         )
     codes = peer.codes[:, :num_levels]
+    known = codes[codes[:, 0] >= 0]
+    if num_levels > 1 and (known.min(axis=0)[1:] > known.max(axis=0)[:-1]).all():
+        say(
+            f"WARNING: assign_semantic_ids: {path}: each level's codes lie above the "
+            "level's before, as if they were counted on: codebooks get larger than "
+            "they are; take off each level's first code"
+        )
     taken = peer.codes[:, num_levels] if length > num_levels else None
     missing = peer.missing
     if len(missing):
@@ -116,9 +128,11 @@ def load_peer_codes(path: Path, item_ids: Sequence[str]) -> PeerCodes:
         else:
             unknown.append(item_id)
     if len(unknown) == len(entries):
+        are_rows = {*entries} <= {*map(str, range(len(entries) + 1))}
         raise InputError(
             f"{path}: none of its {len(entries):,} item ids (such as {unknown[0]!r}) "
             f"is in the catalogue, whose ids look like {item_ids[0]!r}"
+            + (": these are numbers of rows; write the ids" if are_rows else "")
         )
     return PeerCodes(codes, len(unknown), unknown[0] if unknown else None)
 
@@ -137,22 +151,69 @@ def _read_entries(path: Path) -> dict[str, list[int]]:
         ) from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: {str(error)[:200]}") from error
+    if isinstance(entries, list) and all(isinstance(e, dict) for e in entries):
+        entries = _from_records(path, entries)
     if not isinstance(entries, dict) or not entries:
         raise InputError(f"{path} must hold one JSON object of item id: list of codes")
-    length = None
-    for item_id, code in entries.items():
-        is_list = isinstance(code, list) and bool(code)
-        if not is_list or any(type(c) is not int or not 0 <= c < 2**31 for c in code):
+    codes: dict[str, list[int]] = {}
+    first: list[str] = []
+    for item_id, value in entries.items():
+        words, code = _read_code(value)
+        if not code:
             raise InputError(
-                f"{path}: item {item_id!r} has {json.dumps(code)[:60]} instead of a "
-                "list of whole numbers from 0"
+                f"{path}: item {item_id[:60]!r} has {json.dumps(value)[:60]} instead "
+                'of a list of whole numbers from 0 (or "13 10 8", or ["<a_13>", …])'
             )
-        length = length or len(code)
-        if len(code) != length:
+        first = first or words
+        if len(words) != len(first):
             raise InputError(
-                f"{path}: item {item_id!r} has {len(code)} codes, others {length}"
+                f"{path}: item {item_id[:60]!r} has {len(words)} codes, others "
+                f"{len(first)}"
             )
-    return entries
+        if words != first:
+            raise InputError(
+                f"{path}: item {item_id[:60]!r} has codes of the levels "
+                f"{' '.join(words)[:60]!r}, others {' '.join(first)[:60]!r}"
+            )
+        codes[item_id] = code
+    return codes
+
+
+def _from_records(path: Path, records: list[dict[str, object]]) -> dict[str, object]:
+    """Makes an object of records with an item_id and one thing more, its codes."""
+    pairs = []
+    for place, record in enumerate(records, 1):
+        item_id = record.get("item_id")
+        others = [key for key in record if key != "item_id"]
+        if not isinstance(item_id, str | int) or len(others) != 1:
+            raise InputError(
+                f"{path}: record {place} must have an item_id and its codes, and "
+                f"nothing else: it has {', '.join(map(ascii, record))[:100]}"
+            )
+        pairs.append((str(item_id), record[others[0]]))
+    try:
+        return _refuse_twice(pairs)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+_WORD = re.compile(r"<?([A-Za-z]\w{0,20}?_)?(\d{1,10})>?")
+
+
+def _read_code(value: object) -> tuple[list[str], list[int]]:
+    """The names of the levels ("" for bare numbers) and the codes; nothing if bad."""
+    if isinstance(value, str):
+        value = re.sub(r">\s*<", "> <", value).replace(",", " ").split()
+    words, code = [], []
+    for one in value if isinstance(value, list) else []:
+        if isinstance(one, float) and one.is_integer():
+            one = int(one)
+        found = _WORD.fullmatch(str(one)) if type(one) in (int, str) else None
+        if found is None or int(found[2]) >= 2**31:
+            return [], []
+        words.append(found[1] or "")
+        code.append(int(found[2]))
+    return words, code
 
 
 def _refuse_twice(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     StringConstraints,
@@ -20,7 +21,15 @@ from tiger_jax.recommending.requests import Answer, ShownItem, SimilarItem
 MAX_K, MAX_LEVELS, MAX_CODEWORD = 1000, 32, 1 << 20
 _EXACT = 1 << 53  # integers that JSON readers agree on
 
-ItemId = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+
+def _as_digits(value: Any) -> Any:
+    """A whole number is its digits, as in files."""
+    return str(value) if type(value) is int and abs(value) <= _EXACT else value
+
+
+ItemId = Annotated[
+    str, BeforeValidator(_as_digits), StringConstraints(min_length=1, max_length=256)
+]
 ItemIds = Annotated[list[ItemId], Field(max_length=requests.MAX_IDS, fail_fast=True)]
 _Text = Annotated[str, StringConstraints(max_length=256)]
 Integer = Annotated[int, Field(ge=-_EXACT, le=_EXACT)]
@@ -80,7 +89,9 @@ class RecommendRequest(Strict):
 
     history: ItemIds = Field(description="Item ids, oldest first.")
     k: int = Field(10, ge=1, le=MAX_K, description="Items wanted.")
-    user: _Text | None = Field(None, description="The user's id, if there is one.")
+    user: Annotated[_Text, BeforeValidator(_as_digits)] | None = Field(
+        None, description="The user's id, if there is one."
+    )
     exclude: ItemIds = Field([], description="Items not to recommend.")
     exclude_history: bool = Field(True, description="Nor those in the history.")
     filter: Filter | None = Field(

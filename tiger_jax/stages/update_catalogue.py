@@ -65,7 +65,7 @@ def update_catalogue(
     else:
         _, report = versions.change(
             versions.load(),
-            add=_read_items(add, files, context.embeddings) if add else (),
+            add=read_new_items(add, files, context.embeddings) if add else (),
             remove=_read_ids(remove or (), files),
             attributes=_read_attributes(attributes or {}, files),
         )
@@ -96,9 +96,10 @@ def _tell(report: updates.UpdateReport, versions: CatalogueVersions) -> None:
     )
 
 
-def _read_items(
+def read_new_items(
     file: str, files: FilesConfig, embeddings: Path | None
 ) -> list[new_items.NewItem]:
+    """Reads items to add, and their vectors if there are any."""
     rows = _read_rows(file, files)
     vectors: Any = [None] * len(rows)
     if embeddings is not None:

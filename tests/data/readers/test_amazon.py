@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from tiger_jax.data.readers import amazon, amazon_tfds
 from tiger_jax.data.readers.amazon import AmazonConfig
 from tiger_jax.data.readers.amazon_tfds import Amazon2014, download_amazon
+from tiger_jax.data.readers.raw_source import find_source
 from tiger_jax.errors import InputError
 
 METADATA_LINES = (
@@ -132,9 +133,10 @@ def test_items_are_in_order_of_first_review(raw_folder):
         {"item_id": "B005", "title": "", "brand": "", "price": None, "categories": []},
     ]
     assert shop.notes == (
-        "meta_Beauty.json.gz: 2 lines are no Python literals and are left out (the "
-        "first at 3, 4)",
-        "3 of 5 items have no metadata, and so no text",
+        "meta_Beauty.json.gz: 2 lines can't be read and are left out (the first at 3, "
+        "4)",
+        "of 5 items, 3 have no metadata; in all, 4 no title, 4 no brand, 4 no price, 4 "
+        "no categories",
     )
 
 
@@ -332,6 +334,108 @@ def test_a_line_without_end_is_skipped_without_reading_it_whole(tmp_path):
     assert skipped == [1]
 
 
+META_2018 = {
+    "category": ["Beauty", "Hair &amp; Skin"],
+    "title": "Nail Polish",
+    "brand": "Lumi",
+    "price": "$1,017.02",
+    "rank": [">#1"],
+    "asin": "B002",
+}
+META_2023 = {
+    "main_category": "All Beauty",
+    "title": "Nail Polish",
+    "price": 1017.02,
+    "store": "Lumi",
+    "categories": ["Beauty", "Hair &amp; Skin"],
+    "details": {"Brand": "x"},
+    "parent_asin": "B002",
+    "bought_together": None,
+}
+OTHER_FORMS = {
+    "title": "var aPageStart = (new Date()).getTime();",
+    "brand": "",
+    "price": "$4.99 - $9.99",
+    "categories": [],
+    "category": [],
+}
+
+
+def write_year(folder: Path, year: int, form: str) -> None:
+    """Writes a category under the names, and in the forms, of a year."""
+    meta, key = (META_2018, "asin") if year < 2023 else (META_2023, "parent_asin")
+    metas = [json.dumps(m) for m in (meta, {**OTHER_FORMS, key: "B001"})]
+    ending = "json" if year < 2023 else "jsonl"
+    write_gzip(folder / f"meta_All_Beauty.{ending}.gz", metas)
+    rows = [(u, i, r, t) for u, i, r, t in REVIEWS if i in ("B001", "B002")]
+    if form in ("All_Beauty_5.json", "reviews_All_Beauty_5.json"):
+        write_gzip(folder / f"{form}.gz", review_lines(rows))
+        return
+    if form == "All_Beauty.jsonl":
+        keys = ("user_id", "parent_asin", "rating", "timestamp")
+        lines = [dict(zip(keys, (*r[:3], r[3] * 1000), strict=True)) for r in rows]
+        write_gzip(
+            folder / f"{form}.gz", [json.dumps(l | {"asin": "x"}) for l in lines]
+        )
+        return
+    header = "user_id,parent_asin,rating,timestamp,history"
+    lines = [f"{u},{i},{r},{t * 1000},B001 B002" for u, i, r, t in rows]
+    if form == "All_Beauty.csv":
+        write_gzip(folder / f"{form}.gz", [header, *lines])
+        return
+    for part, some in zip(("train", "valid", "test"), (2, 1, 1), strict=True):
+        taken, lines = lines[:some], lines[some:]
+        write_gzip(folder / form.format(part), [header, *taken])
+
+
+@pytest.mark.parametrize(
+    ("year", "form"),
+    [
+        (2018, "All_Beauty_5.json"),
+        (2014, "reviews_All_Beauty_5.json"),  # with metadata of 2018
+        (2023, "All_Beauty.csv"),
+        (2023, "All_Beauty.{}.csv.gz"),
+        (2023, "All_Beauty.jsonl"),
+    ],
+)
+def test_later_years_are_read_as_they_come(tmp_path, year, form):
+    write_year(tmp_path, year, form)
+    source = find_source(tmp_path)
+    assert source.kind == "amazon"
+    shop = source.read()
+    assert shop.name == f"amazon{year}_all_beauty"
+    assert shop.items.to_pylist() == [
+        {"item_id": "B001", "title": "", "brand": "", "price": None, "categories": []},
+        {
+            "item_id": "B002",
+            "title": "Nail Polish",
+            "brand": "Lumi",
+            "price": 1017.02,
+            "categories": [["Beauty", "Hair & Skin"]],
+        },
+    ]
+    assert shop.interactions["timestamp"].to_pylist() == [100, 200, 200, 300]
+    assert shop.interactions["item_id"][0].as_py() == "B002"
+    assert shop.notes == (
+        "of 2 items, 0 have no metadata; in all, 1 no title, 1 no brand, 1 no price, 1 "
+        "no categories",
+    )
+
+
+def test_metadata_in_strict_json_may_have_nulls(tmp_path):
+    write_gzip(tmp_path / "reviews_Beauty_5.json.gz", review_lines())
+    metas = [{"asin": f"B00{n}", "title": "T", "imUrl": None} for n in range(1, 6)]
+    write_gzip(tmp_path / "meta_Beauty.json.gz", list(map(json.dumps, metas)))
+    assert AmazonConfig().read(tmp_path).items["title"].to_pylist() == ["T"] * 5
+
+
+def test_metadata_of_which_most_is_unreadable_is_refused(tmp_path):
+    path = tmp_path / "meta.json.gz"
+    write_gzip(path, ["{'asin': 'B1'}", *["{broken"] * 11])
+    with pytest.raises(InputError, match="11 lines can't be read, 1 can .*at 2, 3, 4"):
+        amazon.read_metadata(path, {"B1"})
+
+
 _literals = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
@@ -343,7 +447,7 @@ _literals = st.recursive(
 def test_any_literal_gives_well_formed_metadata(fields, price, paths):
     text = repr({**fields, "asin": "B1", "price": price, "categories": paths})
     if "inf" not in text and "nan" not in text:  # these two repr as names
-        parsed = amazon.parse_literal(text)
+        parsed = amazon.parse_line(text)
         assert parsed is not None
         about = amazon._as_metadata(parsed)
         assert math.isnan(about.price) or 0 <= about.price < 2**53
@@ -353,4 +457,4 @@ def test_any_literal_gives_well_formed_metadata(fields, price, paths):
 
 @given(st.text())
 def test_any_text_is_a_dictionary_or_refused(text):
-    assert isinstance(amazon.parse_literal(text), dict | None)
+    assert isinstance(amazon.parse_line(text), dict | None)

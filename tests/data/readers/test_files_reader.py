@@ -180,7 +180,7 @@ def test_prices_are_read_with_signs_and_separators(tmp_path):
     expected = [1299.0, 3.5, 12.99, 7.0, None, None, None, None, None]
     assert shop.items["price"].to_pylist() == expected
     assert shop.notes[0] == (
-        "items.csv: 4 of 9 values of 'price' are no prices and count as unknown "
+        "items.csv: 3 of 9 values of 'price' are no prices and count as unknown "
         "(first '0')"
     )
 

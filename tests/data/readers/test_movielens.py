@@ -89,3 +89,33 @@ def test_a_missing_column_is_named(tmp_path):
     write(tmp_path / "ratings.csv", RATINGS_CSV)
     with pytest.raises(InputError, match="movies.csv has no column 'genres'"):
         read(tmp_path)
+
+
+def test_100k_is_read_with_its_flags_of_genres(tmp_path):
+    flags = ["0"] * 19
+    film = "{}|{}|01-Jan-1995||http://us.imdb.com/M?x|{}\n"
+    comedy, unknown = list(flags), list(flags)
+    comedy[5] = comedy[14] = "1"
+    unknown[0] = "1"
+    rows = film.format(1, "American President, The (1995)", "|".join(comedy))
+    rows += film.format(2, "Léon (1994)", "|".join(unknown))
+    write(tmp_path / "u.item", rows.encode("latin-1"))
+    write(tmp_path / "u.data", "1\t2\t1\t100\n1\t1\t5\t50\n")
+    write(tmp_path / "u.genre", "unknown|0\nAction|1\n\n")
+    shop = read(tmp_path)
+    assert shop.items.to_pylist() == EXPECTED_ITEMS
+    assert shop.interactions.to_pylist() == EXPECTED_EVENTS
+
+
+def test_the_20m_of_other_hosts_has_dates_for_times(tmp_path):
+    write(tmp_path / "movie.csv", MOVIES_CSV)
+    ratings = '"userId","movieId","rating","timestamp"\n1,2,3.5,"2005-04-02 23:53:47"\n'
+    write(tmp_path / "rating.csv", ratings)
+    assert read(tmp_path).interactions["timestamp"].to_pylist() == [1112486027.0]
+
+
+def test_unknown_films_name_the_option_of_this_reader(tmp_path):
+    write(tmp_path / "movies.csv", MOVIES_CSV)
+    write(tmp_path / "ratings.csv", RATINGS_CSV + "1,99,3,7\n")
+    with pytest.raises(InputError, match=r"--gin\.movielens\.MovielensConfig\.unknown"):
+        read(tmp_path)

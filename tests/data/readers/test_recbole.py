@@ -89,3 +89,33 @@ def test_a_ragged_row_names_its_line(tmp_path):
     write_films(tmp_path, interactions=INTERACTIONS + "u2\ti1\n")
     with pytest.raises(InputError, match="films.inter, line 4: 2 fields where"):
         read(tmp_path)
+
+
+def test_a_split_is_read_as_one(tmp_path):
+    """A data set split by RecBole comes as three files of interactions."""
+    write(tmp_path / "films.item", ITEMS)
+    header, first, second = INTERACTIONS.splitlines(keepends=True)
+    for part, row in [("train", first), ("valid", second), ("test", "u2\ti1\t3\t7\n")]:
+        write(tmp_path / f"films.{part}.inter", header + row)
+    shop = read(tmp_path)
+    assert shop.interactions["user_id"].to_pylist() == ["u1", "u1", "u2"]
+    assert shop.interactions["timestamp"].to_pylist() == [10.0, 5.0, 7.0]
+    assert "films.train.inter, films.valid.inter, films.test.inter are" in shop.notes[0]
+    write(tmp_path / "films.test.inter", header + "u2\tzz\t3\t7\n")
+    with pytest.raises(InputError, match="films.test.inter, line 2: item 'zz'"):
+        read(tmp_path)
+
+
+def test_advice_fits_the_format(tmp_path):
+    write_films(tmp_path, INTERACTIONS.replace("\t", " "))
+    with pytest.raises(InputError, match="and tabs between columns"):
+        read(tmp_path)
+    write_films(tmp_path, items=ITEMS + "i3\tShort\n")
+    with pytest.raises(InputError, match=r"line 4: 2 fields .*put '\\t' between all"):
+        read(tmp_path)
+    latin = ITEMS.replace("Other", "Café").encode("latin-1")
+    write_films(tmp_path, items=latin)
+    with pytest.raises(InputError, match=r"recbole\.RecboleConfig\.encoding=latin-1"):
+        read(tmp_path)
+    shop = read(tmp_path, encoding="latin-1")
+    assert shop.items["title"].to_pylist()[1] == "Café"

@@ -202,7 +202,7 @@ def download_amazon(name: str, *, data_dir: Path | None = None) -> RawShop:
             f"{', '.join(files.values())} could not be fetched from {HOST} ({error}): "
             "download them by hand and give their folder as --data_dir"
         ) from error
-    return amazon.read_amazon(paths["metadata"], paths["reviews"], name)
+    return amazon.read_amazon(paths["metadata"], [paths["reviews"]], name, year=2014)
 
 
 def _download(files: dict[str, str], dl_manager: Any) -> dict[str, Path]:

@@ -1,7 +1,8 @@
 """Checks an items table against an interactions table and makes a `RawShop`."""
 
 import re
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,15 @@ from tiger_jax.errors import InputError, flag
 # No name, or what pandas calls the row numbers that it wrote without one.
 _NAMELESS = re.compile(r"\s*|Unnamed: \d+|__index_level_\d+__")
 ITEM_PARTS = ("item_id", "title", "brand", "categories", "price")
+# What makes two writings of an identifier equal, and how they came to differ.
+_WRITINGS = (
+    ("spaces stand around one of them", str.strip),
+    ("one is in another Unicode form", lambda i: unicodedata.normalize("NFC", i)),
+    ("one became a number with decimals", lambda i: re.sub(r"^(\d+)[.,]0+$", r"\1", i)),
+    ("one lost its leading zeros", lambda i: i.lstrip("0")),
+    ("capitals differ", str.casefold),
+)
+_EXAMPLES = 1000  # unknown items of which the cause is looked for
 
 
 @dataclass(frozen=True)
@@ -27,7 +37,8 @@ class ColumnNames:
     Attributes:
         interaction_item_id: The interactions' column of item identifiers, if it has
             another name than the items'.
-        options: Where a user can change the names ("files.FilesConfig"), if anywhere.
+        options: The reader's config ("files.FilesConfig"), if it has one.
+        are_fixed: That config has no options for the columns' names.
     """
 
     item_id: str
@@ -40,6 +51,7 @@ class ColumnNames:
     timestamp: str | None = None
     rating: str = "rating"
     options: str | None = None
+    are_fixed: bool = False
 
     @property
     def event_item_id(self) -> str:
@@ -54,6 +66,8 @@ def assemble_shop(
     *,
     unknown_items: str,
     min_rating: float | None = None,
+    time_format: str | None = None,
+    missing_times: str = "error",
 ) -> RawShop:
     """Makes a shop of two tables whose optional columns are known to exist.
 
@@ -64,20 +78,25 @@ def assemble_shop(
             is the order of time.
         unknown_items: What to do about an interaction whose item isn't among the
             items: "error", or "drop" it and count it.
+        time_format: See `columns.read_times`.
+        missing_times: What to do about an interaction without a time: the same.
 
     Raises:
         InputError: A column is missing, an item is given twice or unknown, a value
             can't be used: names the file and the line.
     """
-    if unknown_items not in ("error", "drop"):
-        raise InputError(
-            f"unknown_items must be 'error' or 'drop', not {unknown_items!r}"
-        )
+    for option, value in (
+        ("unknown_items", unknown_items),
+        ("missing_times", missing_times),
+    ):
+        if value not in ("error", "drop"):
+            raise InputError(f"{option} must be 'error' or 'drop', not {value!r}")
     require_columns(items, names, ITEM_PARTS)
     events_have = ["user_id", "event_item_id", "timestamp"]
     events_have += ["rating"] if min_rating is not None else []
     require_columns(interactions, names, events_have)
     item_table, notes = read_items(items, names)
+    notes += interactions.notes
     item_ids = item_table["item_id"]
 
     events = {
@@ -85,7 +104,13 @@ def assemble_shop(
         "item_id": columns.read_ids(interactions, names.event_item_id),
     }
     if names.timestamp is not None:
-        events["timestamp"] = columns.read_times(interactions, names.timestamp)
+        events["timestamp"] = columns.read_times(
+            interactions,
+            names.timestamp,
+            time_format=time_format,
+            may_lack=missing_times == "drop",
+            options=None if names.are_fixed else names.options,
+        )
     else:
         events["timestamp"] = np.arange(interactions.table.num_rows, dtype=np.float64)
         notes.append(
@@ -101,14 +126,30 @@ def assemble_shop(
             f"{interactions.path.name}: {(~is_kept).sum():,} of {len(is_kept):,} "
             f"interactions are rated below {min_rating:g} and left out"
         )
+    has_time = pc.is_valid(event_table["timestamp"]).to_numpy()
+    if not has_time.all():
+        notes.append(
+            f"{interactions.path.name}: {(~has_time).sum():,} of {len(has_time):,} "
+            "interactions have no time and are left out"
+        )
+        is_kept &= has_time
     is_known = pc.is_in(event_table["item_id"], value_set=item_ids).to_numpy()
     if not is_known.all():
-        if unknown_items == "error":
-            raise _unknown_item_error(items, interactions, names, is_known)
+        ids = event_table["item_id"], item_ids
+        what, advice = _tell_unknown(interactions, items, *ids, is_known)
+        if advice is None and unknown_items == "error":
+            option = f"{names.options or 'the reader'}.unknown_items"
+            advice = (
+                "add the items, or leave those interactions out with "
+                f"{flag(option, 'drop')}"
+            )
+        if unknown_items == "error" or not is_known.any():
+            raise InputError(f"{what}: {advice}")
         count = int((~is_known).sum())
         notes.append(
             f"{interactions.path.name}: {count:,} of {len(is_known):,} interactions "
             f"name items that {items.path.name} lacks and are left out"
+            + (f"; {what}: {advice}" if advice else "")
         )
     is_kept &= is_known
     if not is_kept.all():
@@ -140,12 +181,10 @@ def require_columns(
         shown = ", ".join(columns.shown(c) for c in found[:20])
         option = part.replace("event_item_id", "interaction_item_id")
         likely = near_misses(part.removeprefix("event_"), found) or ["NAME"]
-        if names.options is None:
+        if names.options is None or names.are_fixed:
             advice = "add it"
-        elif len(found) == 1 and any(mark in found[0] for mark in ";\t|"):
-            mark = next(mark for mark in ";\t|" if mark in found[0])
-            advice = f"fields have {mark!r} between them? Then add "
-            advice += flag(f"{names.options}.delimiter", mark)
+        elif any(re.fullmatch(r"[-+]?\d+([.,]\d+)?", name) for name in found):
+            advice = "its first line looks like data: add a line of column names"
         else:
             advice = "name the column that holds it with "
             advice += flag(f"{names.options}.{option}", likely[0])
@@ -163,9 +202,10 @@ def read_items(source: SourceTable, names: ColumnNames) -> tuple[pa.Table, list[
     ids = columns.read_ids(source, names.item_id)
     _refuse_duplicates(source, ids, names.item_id)
     unknown = pa.array([""] * len(ids), pa.string())
-    prices, notes = pa.nulls(len(ids), pa.float64()), list[str]()
+    prices, notes = pa.nulls(len(ids), pa.float64()), list(source.notes)
     if names.price is not None:
-        prices, notes = columns.read_prices(source, names.price)
+        prices, refused = columns.read_prices(source, names.price)
+        notes += refused
     categories = pa.array([[]] * len(ids), CATEGORY_PATHS)
     if names.categories is not None:
         categories = columns.read_categories(source, names.categories)
@@ -212,17 +252,53 @@ def _refuse_duplicates(source: SourceTable, ids: pa.ChunkedArray, column: str) -
     )
 
 
-def _unknown_item_error(
-    items: SourceTable,
+def _tell_unknown(
     interactions: SourceTable,
-    names: ColumnNames,
+    items: SourceTable,
+    event_ids: pa.ChunkedArray,
+    item_ids: pa.ChunkedArray,
     is_known: np.ndarray,
-) -> InputError:
-    row = int(np.argmin(is_known))
-    example = interactions.table[names.event_item_id][row].as_py()
-    option = names.options or "the reader's option"
-    return InputError(
-        f"{interactions.where(row)}: item {str(example)[:60]!r} is not in {items.path} "
-        f"({(~is_known).sum():,} such interactions): add the items, or leave those "
-        f"interactions out with {option}.unknown_items='drop'"
-    )
+) -> tuple[str, str | None]:
+    """Which items aren't known; and what to do if the cause is how they're written."""
+    unknown = event_ids.filter(pa.array(~is_known))
+    count = f"{len(unknown):,} of {len(event_ids):,} interactions"
+    examples = unknown.unique()[:_EXAMPLES].to_pylist()
+    found = _same_but_for_writing(examples, item_ids.to_pylist())
+    wanted = examples[0] if found is None else found[1]
+    row = interactions.where(pc.index(event_ids, wanted).as_py())
+    what = f"{row}: item {wanted[:60]!r} is not in {items.path}"
+    if found is not None:
+        cause, _, known = found
+        return (
+            f"{what}, which has {known[:60]!r} (so {count})",
+            f"{cause}: write identifiers the same way in both files",
+        )
+    if not is_known.any():
+        return (
+            f"{what}, nor is that of any other of {len(event_ids):,} interactions",
+            f"its identifiers look like {item_ids[0].as_py()[:60]!r}: use the same "
+            "ones in both files",
+        )
+    return f"{what} ({count})", None
+
+
+def _same_but_for_writing(
+    unknown: list[str], known: Iterable[str]
+) -> tuple[str, str, str] | None:
+    """Why most of the unknown identifiers differ from known ones, and a pair."""
+
+    def plain(item_id: str) -> str:
+        for _, rewrite in _WRITINGS:
+            item_id = rewrite(item_id)
+        return item_id
+
+    for cause, rewrite in (*_WRITINGS, ("they are written in several ways", plain)):
+        known_by_form = {rewrite(item_id): item_id for item_id in known}
+        pairs = [
+            (i, known_by_form[form])
+            for i in unknown
+            if (form := rewrite(i)) in known_by_form
+        ]
+        if 2 * len(pairs) >= len(unknown):
+            return cause, *pairs[0]
+    return None

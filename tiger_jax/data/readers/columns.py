@@ -1,5 +1,8 @@
 """Turns a file's columns into `RawShop`'s: texts, prices, categories, times."""
 
+import datetime
+import html
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -9,22 +12,44 @@ import pyarrow.compute as pc
 from tiger_jax.data.raw_shop import CATEGORY_PATHS
 from tiger_jax.data.readers.list_texts import is_list, parse_list
 from tiger_jax.data.tables.table import SourceTable
-from tiger_jax.errors import InputError
+from tiger_jax.errors import InputError, flag
 
 _BETWEEN_PATHS = "|"
-_BETWEEN_LEVELS = ">"
+_BETWEEN_LEVELS = r">|&gt;"
+MISSING = ("NaN", "nan", "NULL", "null", "None", "<NA>", "#N/A", "\\N")
+"""What programs write in place of a text that isn't there; "NA" is a text."""
+_MISSING = pa.array(["", *MISSING])
+# What brings the times of other programs into the form that Arrow reads.
+_TO_ISO = (
+    (r"^(\d\d?)\.(\d\d?)\.(\d{4})", r"\3-\2-\1"),
+    (r"^(\d{4})[-/.](\d\d?)[-/.](\d\d?)", r"\1-0\2-0\3"),
+    (r"^(\d{4}-)0(\d\d)", r"\1\2"),
+    (r"^(\d{4}-\d\d-)0(\d\d)", r"\1\2"),
+    (r"^(.{10}[ T])(\d:)", r"\10\2"),
+    (r"(:\d\d)[.,](\d{1,6})\d*", r"\1.\2"),
+    (r"^(.*:.*?)\s*(UTC|GMT|z)$", r"\1Z"),
+    (r"^(.*:.*?)\s+([+-]\d\d:?\d\d)$", r"\1\2"),
+)
+_ENTITY = r"&(#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[a-zA-Z]\w{1,30});"
 
 
 def read_ids(source: SourceTable, column: str) -> pa.ChunkedArray:
     """Reads identifiers as text; each row must have one.
 
-    Texts stay as they are (" a" is not "a"), whole numbers become their digits.
+    Texts stay as they are (" a" is not "a"), whole numbers become their digits, also
+    those that are stored as 123.0.
 
     Raises:
-        InputError: An identifier is missing, or the column holds fractions (a
-            spreadsheet's 123.0 would match no other file's 123) or lists.
+        InputError: An identifier is missing, or the column holds fractions or lists.
     """
     values = _column(source, column)
+    if pa.types.is_floating(values.type):
+        values = pc.if_else(pc.is_nan(values), None, values)
+        is_whole = pc.and_(
+            pc.equal(pc.floor(values), values), pc.less(pc.abs(values), 2.0**53)
+        )
+        if pc.all(is_whole).as_py() is not False:
+            values = values.cast(pa.int64())
     if not (pa.types.is_string(values.type) or pa.types.is_integer(values.type)):
         raise InputError(
             f"{source.path}: column {column!r} holds {_kind_name(values.type)}: store "
@@ -41,30 +66,42 @@ def read_ids(source: SourceTable, column: str) -> pa.ChunkedArray:
 
 
 def read_text(source: SourceTable, column: str) -> pa.ChunkedArray:
-    """Reads a column as text: lists are joined by commas, what is missing is ""."""
+    """Reads a column as text: lists are joined by commas, what is missing is "".
+
+    HTML's entities become the characters they stand for: texts are embedded.
+    """
     values = _column(source, column)
     if values.type == CATEGORY_PATHS:
         joined = [
-            ", ".join(text for path in paths or () for text in path)
+            ", ".join(name for path in clean_paths(paths) for name in path)
             for paths in values.to_pylist()
         ]
         return pa.chunked_array([pa.array(joined, pa.string())])
-    return pc.fill_null(values.cast(pa.string()), "")
+    texts = _known_text(values)
+    if not pc.any(pc.match_substring_regex(texts, _ENTITY)).as_py():
+        return texts
+    decoded = [decode_entities(text) for text in texts.to_pylist()]
+    return pa.chunked_array([pa.array(decoded, pa.string())])
 
 
 def read_prices(source: SourceTable, column: str) -> tuple[pa.ChunkedArray, list[str]]:
     """Reads prices; what is no price becomes null and is counted.
 
     A currency sign is dropped; a comma stands between thousands, or before the
-    cents: "$1,299.00" is 1299.0, and "12,99" is 12.99. Zero and negative prices are
-    unknown ones.
+    cents: "$1,299.00" and "1.299,00 €" are 1299.0, and "12,99" is 12.99. Zero and
+    negative prices are unknown ones, and so are ranges.
 
     Returns:
         The prices, float64, and a note if any was left out.
     """
     texts = read_text(source, column)
-    plain = pc.replace_substring_regex(texts, r"^\s*[^\d\s.,+-]{0,3}\s*", "")
-    plain = pc.utf8_trim_whitespace(plain)
+    sign = r"(Rs\.|[^\d\s.,+-]{0,3})"
+    plain = pc.utf8_trim_whitespace(texts)
+    plain = pc.replace_substring_regex(plain, rf"^{sign}[\s\xa0]*", "")
+    plain = pc.replace_substring_regex(plain, rf"[\s\xa0]*{sign}$", "")
+    plain = pc.replace_substring_regex(plain, r"(\d)[ '\xa0\x{202f}](\d{3})", r"\1\2")
+    has_points = pc.match_substring_regex(plain, r"^\d{1,3}(\.\d{3})+(,\d\d?)$")
+    plain = pc.if_else(has_points, pc.replace_substring(plain, ".", ""), plain)
     plain = pc.replace_substring_regex(plain, r"^(\d+),(\d\d?)$", r"\1.\2")
     has_thousands = pc.match_substring_regex(plain, r"^\d{1,3}(,\d{3})+(\.\d*)?$")
     plain = pc.if_else(has_thousands, pc.replace_substring(plain, ",", ""), plain)
@@ -112,7 +149,7 @@ def parse_categories(
         InputError: `parse` raised a ValueError or the like: names the line.
     """
     # Shops have few distinct category texts: parse each of them once.
-    encoded = read_text(source, column).dictionary_encode()
+    encoded = _known_text(_column(source, column)).dictionary_encode()
     texts = encoded.unify_dictionaries().combine_chunks()
     parsed = []
     for index, text in enumerate(texts.dictionary.to_pylist()):
@@ -128,29 +165,49 @@ def parse_categories(
     return pa.chunked_array([paths])
 
 
-def read_times(source: SourceTable, column: str) -> pa.ChunkedArray:
-    """Reads times: any numbers, or ISO dates and times, which become seconds.
+def read_times(
+    source: SourceTable,
+    column: str,
+    *,
+    time_format: str | None = None,
+    may_lack: bool = False,
+    options: str | None = None,
+) -> pa.ChunkedArray:
+    """Reads times: any numbers, or dates and times, which become seconds.
+
+    Args:
+        time_format: How texts are written, as Python's `strptime` takes it. None
+            knows numbers, years first (2014-07-01T12:30:00.5Z, 2014/7/1), and
+            01/07/2014 where some date of the column tells days from months.
+        may_lack: A row without a time is null, not an error.
+        options: The config whose options of these names messages tell of, if any.
 
     Raises:
-        InputError: A time is missing, infinite, or neither: names the line.
+        InputError: A time is missing, infinite, or none: names the line.
     """
     values = _column(source, column)
     if pa.types.is_date(values.type):
         values = values.cast(pa.timestamp("us"))
     if pa.types.is_string(values.type):
-        values = _parse_times(source, column, values)
+        values = _parse_times(source, column, values, time_format, options)
     if pa.types.is_timestamp(values.type):
         values = values.cast(pa.timestamp("us", values.type.tz), safe=False)
         values = pc.divide(values.cast(pa.int64()).cast(pa.float64(), safe=False), 1e6)
     is_number = pa.types.is_integer(values.type) or pa.types.is_floating(values.type)
-    if not is_number:
+    if not is_number and not pa.types.is_null(values.type):
         raise InputError(
             f"{source.path}: column {column!r} holds {_kind_name(values.type)}: times "
             "must be numbers, or like 2014-07-01 12:30:00"
         )
     times = values.cast(pa.float64(), safe=False)
-    is_known = pc.fill_null(pc.is_finite(times), False)
-    if (row := first_true(pc.invert(is_known))) is not None:
+    times = pc.if_else(pc.is_nan(times), None, times)
+    if not may_lack and (row := first_true(pc.is_null(times))) is not None:
+        advice = "fill it in, or delete the row"
+        if options is not None:
+            drop = flag(f"{options}.missing_times", "drop")
+            advice = f"fill it in, or leave such rows out with {drop}"
+        raise InputError(f"{source.where(row)}: no {column!r} is given: {advice}")
+    if (row := first_true(pc.fill_null(pc.is_inf(times), False))) is not None:
         raise InputError(
             f"{source.where(row)}: {column!r} is {times[row].as_py()}, which is no "
             "time: fill it in, or delete the row"
@@ -165,6 +222,8 @@ def read_numbers(source: SourceTable, column: str) -> pa.ChunkedArray:
         InputError: A value is missing or no number: names the line.
     """
     values = _column(source, column)
+    if pa.types.is_string(values.type):
+        values = pc.replace_substring_regex(values, r"^\s*(\d+),(\d+)\s*$", r"\1.\2")
     try:
         numbers = values.cast(pa.float64(), safe=False)
     except pa.ArrowException:
@@ -185,10 +244,22 @@ def first_true(mask: pa.ChunkedArray) -> int | None:
 
 
 def clean_paths(paths: list[list[str]] | None) -> list[list[str]]:
-    """Strips names, and drops empty names, empty paths and repeated paths."""
-    cleaned = ([name.strip() for name in path] for path in paths or ())
-    named = (tuple(name for name in path if name) for path in cleaned)
+    """Decodes and strips names; drops missing names, empty and repeated paths."""
+    cleaned = ([decode_entities(name).strip() for name in path] for path in paths or ())
+    named = (tuple(n for n in path if n and n not in MISSING) for path in cleaned)
     return [list(path) for path in dict.fromkeys(named) if path]
+
+
+def decode_entities(text: str) -> str:
+    """Puts characters in place of HTML's entities: "A &amp; B" is "A & B"."""
+    if "&" not in text:
+        return text
+    return re.sub(_ENTITY, lambda entity: html.unescape(entity[0]), text)
+
+
+def _known_text(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    texts = pc.fill_null(values.cast(pa.string()), "")
+    return pc.if_else(pc.is_in(texts, value_set=_MISSING), "", texts)
 
 
 def _column(source: SourceTable, column: str) -> pa.ChunkedArray:
@@ -211,27 +282,83 @@ def parse_paths(text: str) -> list[list[str]]:
             raise TypeError("it mixes names and lists")
         "".join(name for path in paths for name in path).encode()  # no surrogates
         return paths
-    return [path.split(_BETWEEN_LEVELS) for path in text.split(_BETWEEN_PATHS)]
+    return [re.split(_BETWEEN_LEVELS, path) for path in text.split(_BETWEEN_PATHS)]
 
 
 def _parse_times(
-    source: SourceTable, column: str, texts: pa.ChunkedArray
+    source: SourceTable,
+    column: str,
+    texts: pa.ChunkedArray,
+    time_format: str | None,
+    options: str | None,
 ) -> pa.ChunkedArray:
-    """Parses all texts as numbers, or all as ISO times, by what the first one is."""
+    """Parses all texts as numbers, or all as times, by what the first one is."""
     texts = pc.utf8_trim_whitespace(texts)
+    texts = pc.if_else(pc.is_in(texts, value_set=_MISSING), None, texts)
+    if time_format is not None:
+        return _strptime(source, column, texts, time_format)
     parsers = [
         lambda part: part.cast(pa.float64()),
         lambda part: part.cast(pa.timestamp("us")),
         lambda part: part.cast(pa.timestamp("us", "UTC")),
     ]
-    fits = [p for p in parsers if _first_refused(texts.slice(0, 1), p) is None]
+    is_number, *_ = parsers
+    plain = texts
+    if _first_refused(_first_known(texts), is_number) is not None:
+        plain = _year_first(texts)
+    first = _first_known(plain)
+    fits = [p for p in parsers if _first_refused(first, p) is None]
     parse = (fits or parsers)[0]
-    if (row := _first_refused(texts, parse)) is None:
-        return parse(texts)
+    if (row := _first_refused(plain, parse)) is None:
+        return parse(plain)
+    advice = ""
+    if options is not None:
+        named = flag(f"{options}.time_format", "%d.%m.%Y %H:%M")
+        advice = f"; or say how they are written, such as {named}"
     raise InputError(
         f"{source.where(row)}: {column!r} is {shown(texts[row].as_py())}, which is no "
-        "time: times must be all numbers, or all like 2014-07-01 12:30:00"
+        "time: times must be all numbers, or all like 2014-07-01 12:30:00" + advice
     )
+
+
+def _first_known(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    place = pc.index(pc.is_valid(values), True).as_py()
+    return values.slice(place, 1) if place >= 0 else values.slice(0, 0)
+
+
+def _year_first(texts: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Writes dates and times as ISO has them, where it is clear what they are."""
+    # 31/01 and 01/31 tell which of the two is the month.
+    is_day_first, is_month_first = (
+        pc.any(pc.match_substring_regex(texts, pattern)).as_py()
+        for pattern in (r"^(1[3-9]|[23]\d)[-/]\d", r"^\d\d?[-/](1[3-9]|[23]\d)[-/]\d")
+    )
+    changes = list(_TO_ISO)
+    if is_day_first != is_month_first:
+        date = r"^(\d\d?)[-/](\d\d?)[-/](\d{4})"
+        changes.insert(0, (date, r"\3-\2-\1" if is_day_first else r"\3-\1-\2"))
+    for pattern, replacement in changes:
+        texts = pc.replace_substring_regex(texts, pattern, replacement)
+    return texts
+
+
+def _strptime(
+    source: SourceTable, column: str, texts: pa.ChunkedArray, time_format: str
+) -> pa.ChunkedArray:
+    encoded = texts.dictionary_encode().unify_dictionaries().combine_chunks()
+    seconds = []
+    for index, text in enumerate(encoded.dictionary.to_pylist()):
+        try:
+            when = datetime.datetime.strptime(text, time_format)
+            seconds.append(when.replace(tzinfo=when.tzinfo or datetime.UTC).timestamp())
+        except (ValueError, OverflowError, re.error) as bad:
+            row = int(np.argmax(np.asarray(encoded.indices) == index))
+            raise InputError(
+                f"{source.where(row)}: {column!r} is {shown(text)}, which isn't "
+                f"written as time_format = {time_format!r} says"
+            ) from bad
+    times = pa.array(seconds, pa.float64()).take(encoded.indices)
+    return pa.chunked_array([times])
 
 
 def _first_refused(

@@ -20,6 +20,7 @@ from tiger_jax.data.readers.naming import find_columns
 from tiger_jax.data.readers.reader import match_files, required_files
 from tiger_jax.data.tables.csv_files import CsvFormat
 from tiger_jax.data.tables.table import SourceTable, read_table
+from tiger_jax.workdir.json_files import ADDED_LATER
 
 _OPTIONS = "files.FilesConfig"
 
@@ -41,8 +42,12 @@ class FilesConfig:
         rating: Column of ratings, read only where `min_rating` asks for it.
         min_rating: Leave out interactions rated lower (None: all count).
         unknown_items: "error", or "drop" interactions of items that aren't listed.
-        delimiter: The character between a CSV file's fields.
-        encoding: Text encoding of CSV and JSON files.
+        delimiter: The character between a CSV file's fields; where the header has
+            none, a semicolon, tab or bar is found.
+        encoding: Text encoding of CSV and JSON files; a byte order mark goes before.
+        time_format: How times are written, as Python's strptime takes it
+            ("%d.%m.%Y %H:%M"); None knows numbers, ISO dates and their kin.
+        missing_times: "error", or "drop" interactions without a time.
     """
 
     item_id: str = "item_id"
@@ -58,12 +63,14 @@ class FilesConfig:
     unknown_items: str = "error"
     delimiter: str = ","
     encoding: str = "utf-8"
+    time_format: str | None = dataclasses.field(default=None, metadata=ADDED_LATER)
+    missing_times: str = dataclasses.field(default="error", metadata=ADDED_LATER)
 
     kind: ClassVar = "files"
-    looks_for: ClassVar = "items.csv and interactions.csv (or .jsonl, .parquet)"
+    looks_for: ClassVar = "items.csv and interactions.csv (or .jsonl, .parquet, .gz)"
 
     def find(self, folder: Path) -> tuple[Path | None, ...]:
-        kinds = r"\.(csv|jsonl|parquet)"
+        kinds = r"(\.((csv|tsv|jsonl)(\.gz)?|parquet))?"
         return match_files(folder, f"items{kinds}", f"interactions{kinds}")
 
     def read(self, folder: Path) -> RawShop:
@@ -87,6 +94,8 @@ class FilesConfig:
             names,
             unknown_items=self.unknown_items,
             min_rating=self.min_rating,
+            time_format=self.time_format,
+            missing_times=self.missing_times,
         )
         return dataclasses.replace(shop, notes=(*shop.notes, *notes))
 
@@ -103,7 +112,7 @@ class FilesConfig:
 
     @property
     def _csv_format(self) -> CsvFormat:
-        return CsvFormat(delimiter=self.delimiter, encoding=self.encoding)
+        return CsvFormat(self.delimiter, encoding=self.encoding, option=_OPTIONS)
 
     def _names(
         self, items: SourceTable, interactions: SourceTable | None = None

@@ -1,11 +1,13 @@
 """MovieLens as GroupLens ships it.
 
-Recent sets (latest, 20M, 25M, 32M) hold `ratings.csv` and `movies.csv`; 1M and 10M
-hold `ratings.dat` and `movies.dat`, with "::" between fields, in Latin-1 and UTF-8.
+Recent sets (latest, 20M, 25M, 32M) hold `ratings.csv` and `movies.csv`, or `rating.csv`
+and `movie.csv`; 1M and 10M hold `ratings.dat` and `movies.dat`, with "::" between
+fields, in Latin-1 and UTF-8; 100K holds `u.data` and `u.item`, whose genres are flags.
 Each rating is an interaction, whatever its stars. The genres of a film are
 categories side by side: paths of one level.
 """
 
+import dataclasses
 from pathlib import Path
 from typing import ClassVar
 
@@ -23,6 +25,11 @@ from tiger_jax.errors import InputError
 _NO_GENRES = "(no genres listed)"
 _RATINGS = ("userId", "movieId", "rating", "timestamp")
 _MOVIES = ("movieId", "title", "genres")
+_GENRES = (  # of 100K's flags, in their order
+    "unknown|Action|Adventure|Animation|Children's|Comedy|Crime|Documentary|Drama|"
+    "Fantasy|Film-Noir|Horror|Musical|Mystery|Romance|Sci-Fi|Thriller|War|Western"
+).split("|")
+_U_ITEM = ("movieId", "title", "released", "released on video", "url", *_GENRES)
 
 
 @config("movielens")
@@ -38,18 +45,18 @@ class MovielensConfig:
     unknown_items: str = "error"
 
     kind: ClassVar = "movielens"
-    looks_for: ClassVar = "movies.csv and ratings.csv, or .dat (MovieLens)"
+    looks_for: ClassVar = (
+        "movies.csv and ratings.csv, or .dat, or u.item and u.data (MovieLens)"
+    )
 
     def find(self, folder: Path) -> tuple[Path | None, ...]:
-        return match_files(folder, r"movies\.(csv|dat)", r"ratings\.(csv|dat)")
+        kinds = r"s?\.(csv(\.gz)?|dat)"
+        return match_files(folder, rf"movie{kinds}|u\.item", rf"rating{kinds}|u\.data")
 
     def read(self, folder: Path) -> RawShop:
         movies_path, ratings_path = required_files(self, folder)
-        if movies_path.suffix == ".dat":
-            movies = _read_dat(movies_path, _MOVIES)
-            ratings = _read_dat(ratings_path, _RATINGS)
-        else:
-            movies, ratings = read_table(movies_path), read_table(ratings_path)
+        movies = _read(movies_path, _MOVIES)
+        ratings = _read(ratings_path, _RATINGS)
         if "genres" in movies.table.column_names:
             movies = movies.with_column("genres", _genre_lists)
         names = ColumnNames(
@@ -58,6 +65,8 @@ class MovielensConfig:
             title="title",
             categories="genres",
             timestamp="timestamp",
+            options="movielens.MovielensConfig",
+            are_fixed=True,
         )
         return assemble_shop(
             folder.resolve().name,
@@ -75,8 +84,29 @@ def _genre_lists(texts: pa.ChunkedArray) -> pa.Array:
     return pa.array(paths, CATEGORY_PATHS)
 
 
-def _read_dat(path: Path, columns: tuple[str, ...]) -> SourceTable:
-    """Reads fields with "::" between them, which no CSV reader knows."""
+def _read(path: Path, columns: tuple[str, ...]) -> SourceTable:
+    match path.name:
+        case "u.data":
+            return _read_fields(path, columns, "\t")
+        case "u.item":
+            return _with_genres(_read_fields(path, _U_ITEM, "|"))
+        case name if name.endswith(".dat"):
+            return _read_fields(path, columns, "::")
+    return read_table(path)
+
+
+def _with_genres(films: SourceTable) -> SourceTable:
+    """Puts the names of the genres that are flagged in place of the flags."""
+    flags = films.table.select(_GENRES).to_pylist()
+    names = ["|".join(g for g, is_set in row.items() if is_set == "1") for row in flags]
+    table = films.table.select(_MOVIES[:2]).append_column(
+        "genres", pa.array([n if n != "unknown" else "" for n in names], pa.string())
+    )
+    return dataclasses.replace(films, table=table)
+
+
+def _read_fields(path: Path, columns: tuple[str, ...], mark: str) -> SourceTable:
+    """Reads rows without a header, whose mark between fields may be no character."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -85,16 +115,19 @@ def _read_dat(path: Path, columns: tuple[str, ...]) -> SourceTable:
         data.decode("utf-8")
         encoding = "utf-8"
     except UnicodeDecodeError:
-        encoding = "latin-1"  # as 1M is; every byte is a Latin-1 character
+        encoding = "latin-1"  # as 100K and 1M are; every byte is a Latin-1 character
+    between = mark.encode()
     for line, row in enumerate(data.split(b"\n"), 1):
-        if row.strip() and row.count(b"::") != len(columns) - 1:
+        if row.strip() and row.count(between) != len(columns) - 1:
             raise InputError(
-                f"{path}, line {line}: {row.count(b'::') + 1} fields where there "
-                f"should be {len(columns)} ({'::'.join(columns)})"
+                f"{path}, line {line}: {row.count(between) + 1} fields where there "
+                f"should be {len(columns)} ({mark.join(columns)})"
             )
+    if between != b"\t":
+        data = data.replace(b"\t", b" ").replace(between, b"\t")
     try:
         table = pa.csv.read_csv(
-            pa.BufferReader(data.replace(b"\t", b" ").replace(b"::", b"\t")),
+            pa.BufferReader(data),
             pa.csv.ReadOptions(column_names=columns, encoding=encoding),
             pa.csv.ParseOptions(delimiter="\t", quote_char=False),
             pa.csv.ConvertOptions(column_types=dict.fromkeys(columns, pa.string())),

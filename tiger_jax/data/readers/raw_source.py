@@ -12,16 +12,23 @@ from tiger_jax.data.readers import amazon
 from tiger_jax.data.readers.amazon import AmazonConfig
 from tiger_jax.data.readers.files import FilesConfig
 from tiger_jax.data.readers.movielens import MovielensConfig
+from tiger_jax.data.readers.p5 import P5Config
 from tiger_jax.data.readers.reader import Reader, kind_of, recognise
 from tiger_jax.data.readers.recbole import RecboleConfig
 from tiger_jax.data.synthetic import SyntheticShopConfig, generate_shop
+from tiger_jax.data.tables.parquet_files import parquet_parts
 from tiger_jax.errors import InputError, flag
 from tiger_jax.workdir.hashing import hash_file
 
-READERS = (FilesConfig, RecboleConfig, MovielensConfig, AmazonConfig)
+READERS = (FilesConfig, RecboleConfig, MovielensConfig, P5Config, AmazonConfig)
 """The built-in readers, in the order in which they are asked."""
 _AMAZON = {f"amazon_{name}": title for name, title in amazon.CATEGORIES.items()}
-SOURCES = ("auto", "synthetic", "files", "recbole", "movielens", *_AMAZON)
+SOURCES = (
+    "auto",
+    "synthetic",
+    *(config.kind for config in READERS),
+    *_AMAZON,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +100,9 @@ def find_source(
         kind = _amazon_category(files[0], source)
     try:
         external = {
-            path.relative_to(folder).as_posix(): hash_file(path) for path in files
+            path.relative_to(folder).as_posix(): hash_file(path)
+            for file in files
+            for path in parquet_parts(file)
         }
     except OSError as error:
         raise InputError(f"{error.filename} can't be read: {error.strerror}") from error
@@ -129,9 +138,10 @@ def _configured(kind: type, configs: Sequence[Any]) -> Any:
     return next(given, None) or gin.get_configurable(kind)()
 
 
-def _amazon_category(meta: Path, source: str) -> str:
-    found = [key for key, raw in _AMAZON.items() if meta.name == f"meta_{raw}.json.gz"]
-    if not found or source not in ("auto", *found):
-        wanted = _AMAZON.get(source, " or ".join(_AMAZON.values()))
-        raise InputError(f"{meta} is not the metadata of {wanted}")
-    return found[0]
+def _amazon_category(metadata: Path, source: str) -> str:
+    """The name of a data set of ours; "amazon" for a category that isn't."""
+    name = amazon.category_of(metadata)
+    found = next((key for key, raw in _AMAZON.items() if raw == name), "amazon")
+    if source not in ("auto", "amazon", found):
+        raise InputError(f"{metadata} is not the metadata of {_AMAZON.get(source)}")
+    return found

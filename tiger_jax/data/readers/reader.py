@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from tiger_jax.data.raw_shop import RawShop
+from tiger_jax.data.tables.parquet_files import parquet_parts
 from tiger_jax.errors import InputError
 
 
@@ -36,14 +37,14 @@ class Reader(Protocol):
 def match_files(folder: Path, *patterns: str) -> tuple[Path | None, ...]:
     """Finds the file whose name matches, for each regular expression.
 
-    Other files may lie beside them.
+    A folder of Parquet parts counts as a file. Other files may lie beside them.
 
     Raises:
         InputError: The folder can't be read, or a pattern has two files to choose
             from while the others have one.
     """
     try:
-        names = sorted(p.name for p in folder.iterdir() if p.is_file())
+        names = sorted(p.name for p in folder.iterdir() if parquet_parts(p))
     except NotADirectoryError as error:
         raise InputError(
             f"{folder} is a file: give --data_dir the folder that holds it"

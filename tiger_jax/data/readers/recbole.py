@@ -19,7 +19,10 @@ from tiger_jax.data.readers.reader import match_files, required_files
 from tiger_jax.data.tables.csv_files import CsvFormat
 from tiger_jax.data.tables.table import SourceTable, read_table
 from tiger_jax.errors import InputError
+from tiger_jax.workdir.json_files import ADDED_LATER
 
+_PARTS = ("train", "valid", "test")
+_OPTIONS = "recbole.RecboleConfig"
 _TYPES = ("token", "token_seq", "float", "float_seq")
 
 
@@ -36,6 +39,7 @@ class RecboleConfig:
             otherwise by spaces; or a list, as Python writes it.
         min_rating: Leave out interactions rated lower (None: all count).
         unknown_items: "error", or "drop" interactions of items that aren't listed.
+        encoding: Text encoding of the files.
     """
 
     item_id: str = "item_id"
@@ -48,15 +52,21 @@ class RecboleConfig:
     categories: tuple[str, ...] = ("categories", "category", "genres", "genre", "class")
     min_rating: float | None = None
     unknown_items: str = "error"
+    encoding: str = dataclasses.field(default="utf-8", metadata=ADDED_LATER)
 
     kind: ClassVar = "recbole"
     looks_for: ClassVar = "NAME.item and NAME.inter (RecBole)"
 
     def find(self, folder: Path) -> tuple[Path | None, ...]:
+        parts = [rf".+\.{part}\.inter" for part in _PARTS]
+        found = match_files(folder, r".+\.item", *parts)
+        if all(found):
+            return found
         return match_files(folder, r".+\.item", r".+\.inter")
 
     def read(self, folder: Path) -> RawShop:
-        items, interactions = map(_read_atomic, required_files(self, folder))
+        tables = [_read_atomic(p, self.encoding) for p in required_files(self, folder)]
+        items, interactions = tables[0], _joined(tables[1:])
         categories = _first_of(self.categories, items)
         if categories is not None:
             items = _separate(items, categories)
@@ -69,7 +79,7 @@ class RecboleConfig:
             categories=categories,
             timestamp=_first_of((self.timestamp,), interactions),
             rating=self.rating,
-            options="recbole.RecboleConfig",
+            options=_OPTIONS,
         )
         return assemble_shop(
             folder.resolve().name,
@@ -81,12 +91,14 @@ class RecboleConfig:
         )
 
 
-def _read_atomic(path: Path) -> SourceTable:
-    source = read_table(path, csv_format=CsvFormat(delimiter="\t", quoting=False))
+def _read_atomic(path: Path, encoding: str) -> SourceTable:
+    source = read_table(
+        path, csv_format=CsvFormat("\t", False, encoding, option=_OPTIONS)
+    )
     names = []
     for column in source.table.column_names:
         name, separator, kind = column.rpartition(":")
-        if not separator or kind not in _TYPES:
+        if kind not in _TYPES or ":" in name or not separator:
             raise InputError(
                 f"{path}, line 1: column {column[:60]!r} has no type: write it as in "
                 f"'user_id:token', with one of {', '.join(_TYPES)}, and tabs between "
@@ -96,6 +108,34 @@ def _read_atomic(path: Path) -> SourceTable:
     if len(set(names)) < len(names):
         raise InputError(f"{path}, line 1: two columns have the same name")
     return dataclasses.replace(source, table=source.table.rename_columns(names))
+
+
+def _joined(parts: list[SourceTable]) -> SourceTable:
+    """The interactions of a split, as one table; the split is made anew, by time."""
+    if len(parts) == 1:
+        return parts[0]
+    for part in parts[1:]:
+        if part.column_names != parts[0].column_names:
+            raise InputError(
+                f"{part.path} has other columns than {parts[0].path.name}: write the "
+                "same in both"
+            )
+
+    def where(row: int) -> str:
+        for part in parts:
+            if row < part.table.num_rows:
+                return part.where(row)
+            row -= part.table.num_rows
+        return str(parts[0].path.parent)
+
+    names = ", ".join(part.path.name for part in parts)
+    return SourceTable(
+        parts[0].path,
+        pa.concat_tables([part.table for part in parts]),
+        {},
+        where,
+        (f"{names} are read as one, and split anew: the last two of each user's",),
+    )
 
 
 def _first_of(candidates: tuple[str, ...], source: SourceTable) -> str | None:

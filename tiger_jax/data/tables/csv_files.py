@@ -1,9 +1,10 @@
-"""Reads CSV and its relatives with pyarrow; finds the line of what is wrong."""
+"""Reads CSV and its dialects with pyarrow; finds the line of what is wrong."""
 
 import csv
+import io
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,6 +19,9 @@ _MAX_BLOCK_BYTES = 2**31 - 1
 # Python's own limit would be 128 KiB; with none, a field of 1 GiB makes its reader ask
 # for more than 10 GiB.
 _MAX_FIELD = 2**26
+_OTHER_DELIMITERS = ";\t|"
+# The first line by which Excel is told the delimiter.
+_SEPARATOR_HINT = re.compile(r'"?sep=(.)"?[\r\n]*', re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -25,50 +29,110 @@ class CsvFormat:
     """How a text table is written; the defaults are ordinary CSV.
 
     Attributes:
+        delimiter: Where the header has none, a semicolon, tab or bar is found.
         quoting: Fields may stand in double quotes. RecBole's files have none.
-        encoding: Any of Python's text encodings; a byte order mark is skipped.
+        encoding: Any of Python's text encodings; a byte order mark goes before it.
+        option: Where a user can change these ("files.FilesConfig"), if anywhere.
+        escapes: A quote in a quoted field is written as a backslash and a quote.
+        has_hint: The first line is Excel's "sep=;", and no header.
     """
 
     delimiter: str = ","
     quoting: bool = True
     encoding: str = "utf-8"
+    option: str | None = None
+    escapes: bool = False
+    has_hint: bool = False
+
+
+def find_dialect(path: Path, given: CsvFormat) -> tuple[CsvFormat, list[str]]:
+    """What a file itself tells of how it is written, and notes on what it told.
+
+    Raises:
+        InputError: An unknown encoding, or a delimiter of several characters.
+    """
+    if len(given.delimiter) != 1:
+        raise InputError(
+            f"{path}: the delimiter must be one character, not {given.delimiter!r}"
+        )
+    found = replace(given, encoding=text_files.find_encoding(path, given.encoding))
+    if not found.quoting:
+        return found, []
+    notes = []
+    try:
+        with _open(path, found) as file:
+            hint = _SEPARATOR_HINT.fullmatch(file.readline(20))
+        if hint:
+            found = replace(found, delimiter=hint[1], has_hint=True)
+        elif _width(path, found) == 1:
+            others = [replace(found, delimiter=mark) for mark in _OTHER_DELIMITERS]
+            widest = max(others, key=lambda other: _width(path, other))
+            if _width(path, widest) > 1:
+                found = widest
+        if found.delimiter != given.delimiter:
+            notes.append(
+                f"{path.name}: {found.delimiter!r} stands between its fields, not "
+                f"{given.delimiter!r}"
+            )
+        if _uses_escapes(path, found):
+            found = replace(found, escapes=True)
+            notes.append(f'{path.name}: \\" is read as a double quote within a text')
+    except UnicodeError as error:
+        text_files.raise_for_encoding(path, found.encoding, found.option)
+        raise InputError(f"{path} can't be read: {one_line(error)}") from error
+    return found, notes
 
 
 def read_csv(
     path: Path, columns: Sequence[str] | None, csv_format: CsvFormat
-) -> pa.Table:
+) -> tuple[pa.Table, list[str]]:
     """Reads a table with a header line; every column is text, nothing is null.
 
-    "NA" stays "NA", and "007" stays "007". Blank lines are skipped, and spaces
-    around column names are dropped.
+    "NA" stays "NA", and "007" stays "007". Blank lines are skipped, and so are
+    columns without a name, empty fields beyond the header's, and spaces around
+    column names.
 
     Args:
         columns: Read only these if the file has them all, otherwise everything.
+        csv_format: As `find_dialect` returns it.
+
+    Returns:
+        The table, and notes on what was skipped.
 
     Raises:
         InputError: Wrong encoding, rows of different lengths, a column name given
             twice, a quote that is never closed: names the line.
     """
-    text_files.check_encoding(path, csv_format.encoding)
     header_end, header = _read_header(path, csv_format)
-    wanted = columns if columns and set(columns) <= set(header) else header
+    # Excel writes columns without a name, and so does pandas its index.
+    named = [name or f"\0{place}" for place, name in enumerate(header)]
+    present = [name for name in header if name]
+    wanted = columns if columns and set(columns) <= set(present) else present
     parse_options = pa.csv.ParseOptions(
         delimiter=csv_format.delimiter,
         quote_char='"' if csv_format.quoting else False,
         newlines_in_values=csv_format.quoting,
     )
     convert_options = pa.csv.ConvertOptions(
-        column_types=dict.fromkeys(header, pa.string()), include_columns=wanted
+        column_types=dict.fromkeys(named, pa.string()), include_columns=wanted
     )
 
     def parse(block_size: int) -> pa.Table:
         read_options = pa.csv.ReadOptions(
-            column_names=header,
+            column_names=named,
             skip_rows=header_end,
             block_size=block_size,
             encoding=csv_format.encoding,
         )
-        return pa.csv.read_csv(path, read_options, parse_options, convert_options)
+        if csv_format.escapes:
+            with _open(path, csv_format) as file:
+                source = pa.BufferReader(file.read().encode())
+            read_options.encoding = "utf-8"
+        elif text_files.is_gzipped(path):
+            source = text_files.open_bytes(path)
+        else:
+            source = path
+        return pa.csv.read_csv(source, read_options, parse_options, convert_options)
 
     try:
         try:
@@ -77,15 +141,19 @@ def read_csv(
             if not re.search("straddling|Could not skip", str(error)):
                 raise
             # A field or a header longer than a block: take all as one block.
-            table = parse(min(path.stat().st_size + 1, _MAX_BLOCK_BYTES))
+            table = parse(_MAX_BLOCK_BYTES)
     except (pa.ArrowException, UnicodeError) as error:
         if re.search("Empty CSV|Could not skip", str(error)):
             raise InputError(f"{path} has a header but no rows") from error
-        text_files.raise_for_encoding(path, csv_format.encoding)
-        _raise_for_ragged_row(path, csv_format, len(header))
-        raise InputError(f"{path} can't be read: {one_line(error)}") from error
+        text_files.raise_for_encoding(path, csv_format.encoding, csv_format.option)
+        table = _read_even_rows(path, csv_format, named, error).select(wanted)
     _refuse_unclosed_quote(path, csv_format)
-    return table
+    num_nameless = len(header) - len(present)
+    if not num_nameless:
+        return table, []
+    return table, [
+        f"{path.name}: {num_nameless} of its columns have no name and are left out"
+    ]
 
 
 def line_of_csv_row(path: Path, row: int, csv_format: CsvFormat) -> int:
@@ -94,24 +162,79 @@ def line_of_csv_row(path: Path, row: int, csv_format: CsvFormat) -> int:
     return next((line for i, (line, _) in rows if i == row), row + 2)
 
 
+def _open(path: Path, csv_format: CsvFormat) -> io.TextIOWrapper | io.StringIO:
+    file = text_files.open_text(path, csv_format.encoding)
+    if not csv_format.escapes:
+        return file
+    with file:
+        return io.StringIO(_double_quotes(file.read(), csv_format), newline="")
+
+
+def _quoted_fields(csv_format: CsvFormat) -> re.Pattern[str]:
+    r"""Matches a quoted field in which \" may stand; its text is group 1."""
+    edge = rf"[^{re.escape(csv_format.delimiter)}\r\n]"
+    inside = r'(?:[^"\\]++|\\.|"")*+'
+    return re.compile(rf'(?<!{edge})"({inside})"(?!{edge})', re.DOTALL)
+
+
+def _double_quotes(text: str, csv_format: CsvFormat) -> str:
+    r"""Writes \" and \\ in quoted fields as CSV has them: "" and \."""
+
+    def rewrite(field: re.Match[str]) -> str:
+        plain = re.sub(r'\\(["\\])', lambda m: m[1] * (1 + (m[1] == '"')), field[1])
+        return f'"{plain}"'
+
+    return _quoted_fields(csv_format).sub(rewrite, text)
+
+
+def _uses_escapes(path: Path, csv_format: CsvFormat) -> bool:
+    r"""Whether \" is a quote: the file is whole only then, or has no other quotes.
+
+    What is whole either way, as `"5\""` is, would otherwise keep its backslash.
+    """
+    with text_files.open_bytes(path) as file:
+        if not any(b'\\"' in line for line in file):
+            return False
+    with _open(path, csv_format) as file:
+        fields = [m[1] for m in _quoted_fields(csv_format).finditer(file.read())]
+    if not any('\\"' in field for field in fields):
+        return False
+    if not _is_whole(path, replace(csv_format, escapes=True)):
+        return False
+    has_doubled = any('""' in re.sub(r"(?s)\\.", "", field) for field in fields)
+    return not has_doubled or not _is_whole(path, csv_format)
+
+
+def _is_whole(path: Path, csv_format: CsvFormat) -> bool:
+    """Whether all rows have one length, and no quote stands where it can't."""
+    try:
+        return len({len(row) for _, row in _rows(path, csv_format, strict=True)}) == 1
+    except InputError:
+        return False
+
+
 def _rows(
     path: Path, csv_format: CsvFormat, *, strict: bool = False
 ) -> Iterator[tuple[int, list[str]]]:
     """Yields each row's first line and its fields, from the header on."""
     csv.field_size_limit(_MAX_FIELD)
-    with text_files.open_text(path, csv_format.encoding) as file:
+    with _open(path, csv_format) as file:
+        line = 1
+        if csv_format.has_hint:
+            file.readline()
+            line = 2
+        first_line = line
         reader = csv.reader(
             file,
             delimiter=csv_format.delimiter,
             quoting=csv.QUOTE_MINIMAL if csv_format.quoting else csv.QUOTE_NONE,
             strict=strict,
         )
-        line = 1
         try:
             for row in reader:
                 if row:
                     yield line, row
-                line = reader.line_num + 1
+                line = reader.line_num + first_line
         except csv.Error as error:
             if "field limit" in str(error):
                 raise InputError(
@@ -125,40 +248,65 @@ def _rows(
             ) from error
 
 
+def _width(path: Path, csv_format: CsvFormat) -> int:
+    """How many columns the header has."""
+    try:
+        return len(next(_rows(path, csv_format), (1, []))[1])
+    except InputError:
+        return 0
+
+
 def _read_header(path: Path, csv_format: CsvFormat) -> tuple[int, list[str]]:
     """Returns the line where the header ends, and the names of the columns."""
-    if len(csv_format.delimiter) != 1:
-        raise InputError(
-            f"{path}: the delimiter must be one character, not {csv_format.delimiter!r}"
-        )
     try:
         line, header = next(_rows(path, csv_format), (1, []))
         last_line = line + sum(name.count("\n") for name in header)
     except UnicodeError as error:
-        text_files.raise_for_encoding(path, csv_format.encoding)
+        text_files.raise_for_encoding(path, csv_format.encoding, csv_format.option)
         raise InputError(f"{path} can't be read: {one_line(error)}") from error
     header = [name.strip() for name in header]
-    for name in header:
+    for name in filter(None, header):
         if header.count(name) > 1:
             raise InputError(
                 f"{path}, line {line}: two columns are called {name!r}: rename one"
             )
-    if not header:
+    if not any(header):
         raise InputError(f"{path} is empty: it should begin with a header line")
     return last_line, header
 
 
-def _raise_for_ragged_row(path: Path, csv_format: CsvFormat, num_columns: int) -> None:
+def _read_even_rows(
+    path: Path, csv_format: CsvFormat, header: Sequence[str], reason: Exception
+) -> pa.Table:
+    """Reads rows that are longer than the header only by empty fields.
+
+    Spreadsheets write them, and only pyarrow refuses them.
+    """
+    num_columns = len(header)
+    rows = _rows(path, csv_format)
+    next(rows)
+    advice = (
+        f"put fields that hold {csv_format.delimiter!r} in double quotes, or look for "
+        "a quote that is never closed"
+        if csv_format.quoting
+        else f"put {csv_format.delimiter!r} between all fields, empty ones too"
+    )
+    even, has_longer = [], False
     try:
-        for line, row in _rows(path, csv_format):
-            if len(row) != num_columns:
+        for line, row in rows:
+            has_longer |= len(row) > num_columns
+            if len(row) < num_columns or any(row[num_columns:]):
                 raise InputError(
                     f"{path}, line {line}: {len(row)} fields where the header has "
-                    f"{num_columns}: put fields that hold {csv_format.delimiter!r} in "
-                    "double quotes, or look for a quote that is never closed"
+                    f"{num_columns}: {advice}"
                 )
+            even.append(row[:num_columns])
     except UnicodeError:
-        return  # the caller reports pyarrow's own message
+        has_longer = False
+    if not has_longer:
+        raise InputError(f"{path} can't be read: {one_line(reason)}") from reason
+    columns = [pa.array(column, pa.string()) for column in zip(*even, strict=True)]
+    return pa.table(columns, names=list(header))
 
 
 def _refuse_unclosed_quote(path: Path, csv_format: CsvFormat) -> None:
@@ -169,7 +317,7 @@ def _refuse_unclosed_quote(path: Path, csv_format: CsvFormat) -> None:
     """
     if not csv_format.quoting:
         return
-    with open(path, "rb") as file:
+    with text_files.open_bytes(path) as file:
         count = sum(part.count(b'"') for part in iter(lambda: file.read(2**20), b""))
     if count % 2:
         for _ in _rows(path, csv_format, strict=True):

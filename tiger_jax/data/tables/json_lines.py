@@ -1,6 +1,5 @@
 """Reads JSON lines: one object per line, each key a column."""
 
-import codecs
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,10 @@ from tiger_jax.errors import InputError
 
 
 def read_json_lines(
-    path: Path, columns: Sequence[str] | None, encoding: str
+    path: Path,
+    columns: Sequence[str] | None,
+    encoding: str,
+    option: str | None = None,
 ) -> tuple[pa.Table, dict[str, str]]:
     """Reads a table of texts, numbers and lists of paths; absent keys are null.
 
@@ -26,7 +28,8 @@ def read_json_lines(
     Args:
         columns: Read only these if the first line has them all, otherwise
             everything.
-        encoding: Any of Python's text encodings.
+        encoding: Any of Python's text encodings; a byte order mark goes before it.
+        option: Where a user can change it, if anywhere.
 
     Returns:
         The table; and the columns that hold anything else, with what they hold.
@@ -35,17 +38,17 @@ def read_json_lines(
         InputError: Wrong encoding, malformed JSON, something other than an object:
             names the line.
     """
-    text_files.check_encoding(path, encoding)
-    if columns is not None and codecs.lookup(encoding).name == "utf-8":
+    encoding = text_files.find_encoding(path, encoding)
+    if columns is not None and encoding == "utf-8":
         table = _read_fast(path, columns)
         if table is not None:
             return table, {}
-    return _read_slowly(path, encoding)
+    return _read_slowly(path, encoding, option)
 
 
 def line_of_json_row(path: Path, row: int) -> int:
     """The number, from 1, of the line that holds a row (from 0)."""
-    with open(path, "rb") as file:
+    with text_files.open_bytes(path) as file:
         lines = (line for line, data in enumerate(file, 1) if data.strip())
         return next((line for i, line in enumerate(lines) if i == row), row + 1)
 
@@ -76,7 +79,7 @@ def _read_fast(path: Path, columns: Sequence[str]) -> pa.Table | None:
     The first line's types are the schema, since pyarrow's own guess would turn
     the text "2014-01-01" into a time.
     """
-    with open(path, "rb") as file:
+    with text_files.open_bytes(path) as file:
         try:
             first = json.loads(file.readline())
         except (ValueError, RecursionError):
@@ -88,8 +91,9 @@ def _read_fast(path: Path, columns: Sequence[str]) -> pa.Table | None:
     if any(kind is None for _, kind in fields):
         return None
     try:
+        is_gzipped = text_files.is_gzipped(path)
         table = pa.json.read_json(
-            path,
+            text_files.open_bytes(path) if is_gzipped else path,
             pa.json.ReadOptions(block_size=2**23),
             pa.json.ParseOptions(
                 explicit_schema=pa.schema(fields), unexpected_field_behavior="ignore"
@@ -101,7 +105,9 @@ def _read_fast(path: Path, columns: Sequence[str]) -> pa.Table | None:
     return table.select(columns)
 
 
-def _read_slowly(path: Path, encoding: str) -> tuple[pa.Table, dict[str, str]]:
+def _read_slowly(
+    path: Path, encoding: str, option: str | None
+) -> tuple[pa.Table, dict[str, str]]:
     values: dict[str, list[Any]] = {}
     num_rows = 0
     try:
@@ -116,7 +122,7 @@ def _read_slowly(path: Path, encoding: str) -> tuple[pa.Table, dict[str, str]]:
                     column.append(value)
                 num_rows += 1
     except UnicodeError as error:
-        text_files.raise_for_encoding(path, encoding)
+        text_files.raise_for_encoding(path, encoding, option)
         raise InputError(f"{path} can't be read: {one_line(error)}") from error
     arrays, unusable = {}, {}
     for name, column in values.items():

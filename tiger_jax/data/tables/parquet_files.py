@@ -15,10 +15,30 @@ from tiger_jax.errors import InputError
 _MAX_RATIO, _MIN_BYTES = 500, 1 << 28
 
 
+def parquet_parts(path: Path) -> list[Path]:
+    """The files of a table: itself, or a folder's in the order of their names."""
+    if path.is_file():
+        return [path]
+    found = sorted(path.glob("*.parquet"))
+    return [p for p in found if p.is_file() and p.name[0] not in "._"]
+
+
+def place_of_row(path: Path, row: int) -> str:
+    """The file that holds a row of a table (from 0), and the row in it, from 1."""
+    for part in parquet_parts(path):
+        num_rows = pa.parquet.read_metadata(part).num_rows
+        if row < num_rows:
+            return f"{part}, row {row + 1}"
+        row -= num_rows
+    return str(path)
+
+
 def read_parquet(
     path: Path, columns: Sequence[str] | None
 ) -> tuple[pa.Table, dict[str, str]]:
     """Reads a table of texts, numbers, booleans, times and lists of paths.
+
+    A folder holds the parts of one table, as Spark and others write it.
 
     Args:
         columns: Read only these if the file has them all, otherwise everything.
@@ -29,6 +49,26 @@ def read_parquet(
     Raises:
         InputError: The file is malformed, or would fill the memory.
     """
+    parts = parquet_parts(path)
+    if not parts:
+        raise InputError(f"{path} holds no .parquet files")
+    read = [_read_part(part, columns) for part in parts]
+    unusable = {name: kind for _, bad in read for name, kind in bad.items()}
+    tables = [
+        table.drop_columns([name for name in table.column_names if name in unusable])
+        for table, _ in read
+    ]
+    try:
+        return pa.concat_tables(tables, promote_options="permissive"), unusable
+    except pa.ArrowException as error:
+        raise InputError(
+            f"{path}: its parts don't fit together: {one_line(error)}"
+        ) from error
+
+
+def _read_part(
+    path: Path, columns: Sequence[str] | None
+) -> tuple[pa.Table, dict[str, str]]:
     try:
         metadata = pa.parquet.read_metadata(path)
         schema = metadata.schema.to_arrow_schema()
@@ -91,7 +131,12 @@ def _plain_column(column: pa.ChunkedArray) -> pa.ChunkedArray | pa.Array:
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return array_of_objects(column.to_pylist())
     if pa.types.is_decimal(kind):
-        return column.cast(pa.float64())
+        if kind.scale:
+            return column.cast(pa.float64())
+        try:
+            return column.cast(pa.int64())
+        except pa.ArrowInvalid:  # more digits than that
+            return column.cast(pa.string())
     if pa.types.is_primitive(kind):
         return column  # numbers, booleans, times
     return column.cast(pa.string())  # fails for what isn't text

@@ -6,9 +6,14 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from tiger_jax.data.tables.csv_files import CsvFormat, line_of_csv_row, read_csv
+from tiger_jax.data.tables.csv_files import (
+    CsvFormat,
+    find_dialect,
+    line_of_csv_row,
+    read_csv,
+)
 from tiger_jax.data.tables.json_lines import line_of_json_row, read_json_lines
-from tiger_jax.data.tables.parquet_files import read_parquet
+from tiger_jax.data.tables.parquet_files import place_of_row, read_parquet
 from tiger_jax.data.tables.text_files import one_line
 from tiger_jax.errors import InputError
 
@@ -23,12 +28,14 @@ class SourceTable:
         unusable: Columns that hold something else, and what they hold.
         where: Names a row, from 0, for an error message ("items.csv, line 7"). It
             may read the whole file again.
+        notes: What the user should know about how the file was read.
     """
 
     path: Path
     table: pa.Table
     unusable: dict[str, str]
     where: Callable[[int], str]
+    notes: tuple[str, ...] = ()
 
     @property
     def column_names(self) -> list[str]:
@@ -52,6 +59,8 @@ def read_table(
 ) -> SourceTable:
     """Reads a file by its suffix; what isn't `.jsonl` or `.parquet` is read as CSV.
 
+    Either may be gzipped, and `.parquet` a folder of parts.
+
     Args:
         columns: Read only these if the file has them all, otherwise everything.
         csv_format: How a CSV file is written; its encoding holds for JSON too.
@@ -61,16 +70,22 @@ def read_table(
             line, and for a wrong encoding the byte.
     """
     csv_format = csv_format or CsvFormat()
+    suffix = Path(path.name.removesuffix(".gz")).suffix
     unusable: dict[str, str] = {}
+    notes: list[str] = []
     try:
-        if path.stat().st_size == 0:
+        if path.is_file() and path.stat().st_size == 0:
             raise InputError(f"{path} is empty: it should hold a table")
-        if path.suffix == ".parquet":
+        if suffix == ".parquet" or path.is_dir():
             table, unusable = read_parquet(path, columns)
-        elif path.suffix == ".jsonl":
-            table, unusable = read_json_lines(path, columns, csv_format.encoding)
+        elif suffix == ".jsonl":
+            table, unusable = read_json_lines(
+                path, columns, csv_format.encoding, csv_format.option
+            )
         else:
-            table = read_csv(path, columns, csv_format)
+            csv_format, notes = find_dialect(path, csv_format)
+            table, skipped = read_csv(path, columns, csv_format)
+            notes += skipped
     except OSError as error:
         reason = error.strerror or one_line(error)
         raise InputError(f"{path} can't be read: {reason}") from error
@@ -78,10 +93,10 @@ def read_table(
         raise InputError(f"{path} has no rows: it should hold a table")
 
     def where(row: int) -> str:
-        if path.suffix == ".parquet":
-            return f"{path}, row {row + 1}"
-        if path.suffix == ".jsonl":
+        if suffix == ".parquet" or path.is_dir():
+            return place_of_row(path, row)
+        if suffix == ".jsonl":
             return f"{path}, line {line_of_json_row(path, row)}"
         return f"{path}, line {line_of_csv_row(path, row, csv_format)}"
 
-    return SourceTable(path, table, unusable, where)
+    return SourceTable(path, table, unusable, where, tuple(notes))

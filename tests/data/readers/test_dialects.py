@@ -1,0 +1,313 @@
+"""The forms in which people's files come: dialects of CSV, gzip, parts, times, ids."""
+
+import gzip
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from shops import INTERACTIONS_CSV, ITEMS_CSV, json_lines, write, write_csv_shop
+
+from tiger_jax.data.raw_shop import RawShop
+from tiger_jax.data.readers.files import FilesConfig
+from tiger_jax.data.readers.raw_source import find_source
+from tiger_jax.errors import InputError
+
+EVENTS = "user_id,item_id,timestamp\nu,a,1\n"
+
+
+def read(folder: Path, **config: object) -> RawShop:
+    return find_source(folder, configs=[FilesConfig(**config)]).read()
+
+
+def titles_of(folder: Path, items: str | bytes, events: str | bytes = EVENTS):
+    return read(write_csv_shop(folder, items, events)).items["title"].to_pylist()
+
+
+def times_of(folder: Path, *times: str, **config: object) -> list[float]:
+    rows = "".join(f'u,a,"{time}"\n' for time in times)
+    write_csv_shop(folder, ITEMS_CSV, "user_id,item_id,timestamp\n" + rows)
+    return read(folder, **config).interactions["timestamp"].to_pylist()
+
+
+def error_of(folder: Path, **config: object) -> str:
+    with pytest.raises(InputError) as caught:
+        read(folder, **config)
+    return str(caught.value)
+
+
+# --- CSV
+
+
+@pytest.mark.parametrize("mark", [";", "\t", "|"])
+@pytest.mark.parametrize("start", ["", "\ufeff", "sep={}\n", '\ufeff"sep={}"\r\n'])
+def test_the_delimiter_is_found(tmp_path, mark, start):
+    items = f'item_id{mark}title\na{mark}"x, y{mark} z"\nb{mark}y\n'
+    events = EVENTS.replace(",", mark)
+    start = start.format(mark)
+    assert titles_of(tmp_path, start + items, start + events) == [f"x, y{mark} z", "y"]
+    assert any("stands between its fields" in note for note in read(tmp_path).notes)
+
+
+def test_lines_are_numbered_after_a_separator_hint(tmp_path):
+    write_csv_shop(tmp_path, "sep=;\nitem_id;title\na;x\na;y\n", EVENTS)
+    assert "items.csv, line 4: item_id 'a' is given a second" in error_of(tmp_path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-32", "utf-8"])
+def test_a_byte_order_mark_tells_the_encoding(tmp_path, encoding):
+    text = "item_id,title\na,Crème\n"
+    if encoding in ("utf-16-be", "utf-8"):
+        text = "\ufeff" + text
+    assert titles_of(tmp_path, text.encode(encoding)) == ["Crème"]
+
+
+def test_columns_without_a_name_are_left_out_and_said(tmp_path):
+    items = ",item_id,title,,\n0,a,x,,\n1,b,y,,\n"
+    assert titles_of(tmp_path, items, "user_id,item_id,,\nu,a,,\n") == ["x", "y"]
+    assert "items.csv: 3 of its columns have no name and are left out" in (
+        read(tmp_path).notes
+    )
+
+
+def test_empty_fields_beyond_the_header_are_no_error(tmp_path):
+    assert titles_of(tmp_path, 'item_id,title\na,x,,\nb,"y\nz",\n') == ["x", "y\nz"]
+    write(tmp_path / "items.csv", "item_id,title\na,x,,\nb,y,,z\n")
+    assert "items.csv, line 3: 4 fields where the header has 2" in error_of(tmp_path)
+
+
+BACKSLASHED = (
+    (r'"Pipe 5\" wide, white"', 'Pipe 5" wide, white'),
+    (r'"Pipe 5\" wide \"x\" y"', 'Pipe 5" wide "x" y'),
+    (r'"Pipe 5\""', 'Pipe 5"'),
+    (r'"C:\\dir \" N \N"', r'C:\dir " N \N'),
+    ('"two\nlines \\" of text"', 'two\nlines " of text'),
+)
+
+
+@pytest.mark.parametrize(("written", "expected"), BACKSLASHED)
+def test_backslashed_quotes_are_quotes(tmp_path, written, expected):
+    items = f'item_id,title,brand\na,{written},"\\N"\nb,"plain",x\n'
+    assert titles_of(tmp_path, items) == [expected, "plain"]
+    assert read(tmp_path).items["brand"].to_pylist() == ["", "x"]
+    assert 'items.csv: \\" is read as a double quote within a text' in (
+        read(tmp_path).notes
+    )
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ('"C:\\"', "C:\\"),
+        ('"say ""hi"" 5\\"""', 'say "hi" 5\\"'),
+        ('"{""a"": ""x\\""y""}"', '{"a": "x\\"y"}'),
+        ('5\\" pipe', '5\\" pipe'),
+    ],
+)
+def test_backslashes_of_ordinary_csv_stay(tmp_path, written, expected):
+    """Where the file is whole by the standard, and has quotes that are doubled."""
+    assert titles_of(tmp_path, f"item_id,title\na,{written}\nb,y\n")[0] == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "price"),
+    [
+        ("1.299,00 €", 1299.0),
+        ("1 299,00", 1299.0),
+        ("12,99 kr", 12.99),
+        ("EUR 12.99", 12.99),
+        ("Rs. 499", 499.0),
+        ("$4.99 - $9.99", None),
+    ],
+)
+def test_prices_of_other_countries(tmp_path, text, price):
+    write_csv_shop(tmp_path, f"item_id;price\na;{text}\n", EVENTS)
+    assert read(tmp_path).items["price"].to_pylist() == [price]
+
+
+def test_ratings_may_have_decimal_commas(tmp_path):
+    events = "user_id;item_id;rating\nu;a;4,5\nu;b;3\n"
+    write_csv_shop(tmp_path, ITEMS_CSV, events)
+    assert read(tmp_path, min_rating=4.2).interactions["item_id"].to_pylist() == ["a"]
+
+
+# --- texts
+
+
+def test_entities_are_characters(tmp_path):
+    items = (
+        "item_id,title,brand,categories,note\n"
+        "a,Nail &amp; Co&#39;s,A&#x26;B,Hair &amp; Skin &gt; Oil,&quot;x&quot;\n"
+        'b,AT&T &foo; &copy,B,"[""A &amp; B""]",\n'
+    )
+    items = read(write_csv_shop(tmp_path, items, EVENTS)).items.to_pylist()
+    assert items[0] == {
+        "item_id": "a",
+        "title": "Nail & Co's",
+        "brand": "A&B",
+        "price": None,
+        "categories": [["Hair & Skin", "Oil"]],
+        "note": '"x"',
+    }
+    assert items[1]["title"] == "AT&T &foo; &copy"
+    assert items[1]["categories"] == [["A & B"]]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_missing_values_are_the_same_everywhere(tmp_path, kind):
+    rows = [
+        {"item_id": "a", "title": "NaN", "price": "null", "categories": "NaN"},
+        {"item_id": "b", "title": None, "price": None, "categories": None},
+        {"item_id": "c", "title": "", "price": "", "categories": ""},
+        {"item_id": "d", "title": "NA", "price": "2", "categories": "A > nan"},
+    ]
+    write(tmp_path / "interactions.csv", EVENTS)
+    if kind == "jsonl":
+        rows[0]["title"] = float("nan")
+        write(tmp_path / "items.jsonl", json_lines(rows))
+    elif kind == "parquet":
+        table = pa.Table.from_pylist(rows)
+        pa.parquet.write_table(table, tmp_path / "items.parquet")
+    else:
+        cells = (",".join(v or "" for v in row.values()) for row in rows)
+        text = "\n".join([",".join(rows[0]), *cells])
+        write(tmp_path / "items.csv", text)
+    shop = read(tmp_path)
+    assert shop.notes == ()
+    assert shop.items.to_pylist() == [
+        {"item_id": i, "title": "", "brand": "", "price": None, "categories": []}
+        for i in "abc"
+    ] + [
+        {
+            "item_id": "d",
+            "title": "NA",
+            "brand": "",
+            "price": 2.0,
+            "categories": [["A"]],
+        }
+    ]
+
+
+# --- times
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "seconds"),
+    [
+        ("2019-10-01 00:00:00 UTC", "2019-10-01 00:01:00 UTC", 60),
+        ("2014-07-01T00:00:00.123456789Z", "2014-07-01T00:00:00.1234567Z", 0),
+        ("2014/07/01", "2014/7/2", 86_400),
+        ("2014/07/01 9:05", "2014/07/01 09:05:30", 30),
+        ("01.07.2014", "2.7.2014 00:00", 86_400),
+        ("01/07/2014", "31/07/2014", 30 * 86_400),
+        ("7/1/2014", "7/31/2014", 30 * 86_400),
+        ("2014-07-01 00:00:00 +0000", "2014-07-01 00:00:00 +01:00", -3600),
+        ("2014-07-01 00:00:00,500", "2014-07-01 00:00:01", 0.5),
+    ],
+)
+def test_times_of_other_programs(tmp_path, first, second, seconds):
+    found = times_of(tmp_path, first, second)
+    assert found[1] - found[0] == pytest.approx(seconds)
+
+
+def test_days_and_months_are_not_guessed(tmp_path):
+    with pytest.raises(InputError, match="line 2: .*time_format"):
+        times_of(tmp_path, "01/02/2014", "03/04/2014")
+    with pytest.raises(InputError, match="is no time"):
+        times_of(tmp_path, "13/02/2014", "03/14/2014")
+    found = times_of(tmp_path, "01/02/2014", "01/03/2014", time_format="%d/%m/%Y")
+    assert found[1] - found[0] == 28 * 86_400
+    with pytest.raises(InputError, match="line 3: 'timestamp' is '5', which isn't"):
+        times_of(tmp_path, "01/02/2014", "5", time_format="%d/%m/%Y")
+
+
+@pytest.mark.parametrize("time", ["", "NaN", "null"])
+def test_rows_without_a_time_can_be_dropped(tmp_path, time):
+    with pytest.raises(InputError, match="line 3: no 'timestamp' is given"):
+        times_of(tmp_path, "5", time)
+    assert times_of(tmp_path, "5", time, "7", missing_times="drop") == [5.0, 7.0]
+    assert read(tmp_path, missing_times="drop").notes == (
+        "interactions.csv: 1 of 3 interactions have no time and are left out",
+    )
+
+
+# --- identifiers
+
+
+@pytest.mark.parametrize(
+    ("known", "named", "cause"),
+    [
+        ("0000000028", "28", "leading zeros"),
+        ("128", "128.0", "decimals"),
+        ("i28", "i28 ", "spaces"),
+        ("café-1", "cafe\u0301-1", "Unicode"),
+        ("Ab", "ab", "capitals"),
+        ("007 ", "7.0", "several ways"),
+    ],
+)
+@pytest.mark.parametrize("unknown_items", ["error", "drop"])
+def test_ids_that_never_match_show_why(tmp_path, known, named, cause, unknown_items):
+    events = f"user_id,item_id,timestamp\nu,{named},1\n"
+    write_csv_shop(tmp_path, f"item_id,title\n{known},x\nzz,y\n", events)
+    message = error_of(tmp_path, unknown_items=unknown_items)
+    assert f"{named!r} is not in" in message
+    assert repr(known) in message
+    assert cause in message
+    assert "unknown_items" not in message
+
+
+@pytest.mark.parametrize("kind", [pa.float64(), pa.decimal128(19, 0), pa.int32()])
+def test_whole_numbers_are_ids_however_they_are_stored(tmp_path, kind):
+    ids = pa.array([1, 28], pa.int64()).cast(kind)
+    pa.parquet.write_table(pa.table({"item_id": ids}), tmp_path / "items.parquet")
+    events = '{"user_id": 0.0, "item_id": 28.0, "timestamp": 1}\n'
+    write(tmp_path / "interactions.jsonl", events)
+    shop = read(tmp_path)
+    assert shop.items["item_id"].to_pylist() == ["1", "28"]
+    assert shop.interactions["item_id"].to_pylist() == ["28"]
+    assert shop.interactions["user_id"].to_pylist() == ["0"]
+
+
+# --- gzip and parts
+
+
+def test_gzipped_files_are_read_as_they_are(tmp_path):
+    events = json_lines(
+        [{"user_id": "u", "item_id": i, "timestamp": 1} for i in ("a", "zz")]
+    )
+    write(tmp_path / "items.csv.gz", gzip.compress(ITEMS_CSV.encode()))
+    write(tmp_path / "interactions.jsonl.gz", gzip.compress(events.encode()))
+    shop = read(tmp_path, unknown_items="drop")
+    assert shop.items["title"].to_pylist() == ["Red polish, shiny", "Blue polish", ""]
+    assert shop.interactions["item_id"].to_pylist() == ["a"]
+    assert "interactions.jsonl.gz, line 2: item 'zz' is not in" in error_of(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["items.csv.gz", "items.jsonl.gz"])
+def test_damaged_and_endless_gzip_is_refused(tmp_path, name):
+    write(tmp_path / "interactions.csv", INTERACTIONS_CSV)
+    whole = gzip.compress(ITEMS_CSV.encode())
+    for content, message in [
+        (whole[:-9], "in the middle"),
+        (b"<html>Not found</html>", "is no(t a whole gzip| Parquet) file"),
+        (whole[:30] + b"\x00" * 30, "gzip"),
+        (
+            gzip.compress(b'{"item_id": "%s"}\n' % (b"x" * 2000) * 9000),
+            "more than 200 times",
+        ),
+    ]:
+        write(tmp_path / name, content)
+        with pytest.raises(InputError, match=message):
+            read(tmp_path)
+
+
+def test_a_folder_of_parquet_parts_is_one_table(tmp_path):
+    for place, ids in enumerate((["a", "b"], ["c", "a"])):
+        path = write(tmp_path / "items.parquet" / f"part-{place}.snappy.parquet", "")
+        pa.parquet.write_table(pa.table({"item_id": ids, "title": ids}), path)
+    write(tmp_path / "items.parquet" / "_SUCCESS", "")
+    write(tmp_path / "interactions.csv", INTERACTIONS_CSV)
+    assert "part-1.snappy.parquet, row 2: item_id 'a'" in error_of(tmp_path)
+    pa.parquet.write_table(pa.table({"item_id": ["c"]}), path)
+    assert read(tmp_path).items["title"].to_pylist() == ["a", "b", ""]
+    assert len(find_source(tmp_path).external) == 3
