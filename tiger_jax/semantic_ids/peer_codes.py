@@ -79,7 +79,8 @@ def take_peer_codes(
         )
     codes = peer.codes[:, :num_levels]
     known = codes[codes[:, 0] >= 0]
-    if num_levels > 1 and (known.min(axis=0)[1:] > known.max(axis=0)[:-1]).all():
+    least, most = known.min(axis=0), known.max(axis=0)
+    if num_levels > 1 and (least < most).all() and (least[1:] > most[:-1]).all():
         say(
             f"WARNING: assign_semantic_ids: {path}: each level's codes lie above the "
             "level's before, as if they were counted on: codebooks get larger than "

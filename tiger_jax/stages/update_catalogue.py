@@ -121,11 +121,11 @@ def read_new_items(
 def _read_ids(remove: str | Sequence[Any], files: FilesConfig) -> Sequence[str]:
     if isinstance(remove, str):
         return [row["item_id"] for row in _read_rows(remove, files)]
-    if any(not isinstance(item_id, str) for item_id in remove):
+    if any(type(item_id) not in (int, str) for item_id in remove):
         raise InputError(
             "update_catalogue.remove is a file's name or a list of ids in quotes"
         )
-    return remove
+    return [str(item_id) for item_id in remove]
 
 
 def _read_attributes(

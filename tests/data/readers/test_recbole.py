@@ -106,6 +106,13 @@ def test_a_split_is_read_as_one(tmp_path):
         read(tmp_path)
 
 
+def test_histories_cut_by_recbole_are_not_taken_for_single_rows(tmp_path):
+    rows = "user_id:token\titem_id_list:token_seq\titem_id:token\nu\ti1\ti2\n"
+    write_films(tmp_path, interactions=rows)
+    with pytest.raises(InputError, match="films.inter holds histories"):
+        read(tmp_path)
+
+
 def test_advice_fits_the_format(tmp_path):
     write_films(tmp_path, INTERACTIONS.replace("\t", " "))
     with pytest.raises(InputError, match="and tabs between columns"):
@@ -119,3 +126,8 @@ def test_advice_fits_the_format(tmp_path):
         read(tmp_path)
     shop = read(tmp_path, encoding="latin-1")
     assert shop.items["title"].to_pylist()[1] == "Café"
+    (tmp_path / "films.item").unlink()
+    with pytest.raises(InputError) as caught:
+        find_source(tmp_path)
+    assert "films.inter but not what belongs to it" in str(caught.value)
+    assert "MovieLens" not in str(caught.value)

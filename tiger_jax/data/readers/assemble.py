@@ -266,11 +266,13 @@ def _tell_unknown(
     found = _same_but_for_writing(examples, item_ids.to_pylist())
     wanted = examples[0] if found is None else found[1]
     row = interactions.where(pc.index(event_ids, wanted).as_py())
-    what = f"{row}: item {wanted[:60]!r} is not in {items.path}"
+    # Two Unicode forms of one text look alike.
+    show = ascii if not wanted.isascii() and found is not None else repr
+    what = f"{row}: item {show(wanted[:60])} is not in {items.path}"
     if found is not None:
         cause, _, known = found
         return (
-            f"{what}, which has {known[:60]!r} (so {count})",
+            f"{what}, which has {show(known[:60])} (so {count})",
             f"{cause}: write identifiers the same way in both files",
         )
     if not is_known.any():

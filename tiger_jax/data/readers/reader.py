@@ -79,19 +79,21 @@ def recognise(folder: Path, readers: Sequence[Reader]) -> tuple[Reader, list[Pat
     Raises:
         InputError: There is none: says what is looked for.
     """
-    halves: list[Path] = []
-    for reader in readers:
+    halves: dict[int, Path] = {}
+    for place, reader in enumerate(readers):
         found = reader.find(folder)
         files = [path for path in found if path is not None]
         if files and len(files) == len(found):
             return reader, files
-        halves += files
+        if files:
+            halves[place] = files[0]
     what = "no data that is known"
     if halves:
-        what = f"{halves[0].name} but not what belongs to it"
+        what = f"{next(iter(halves.values())).name} but not what belongs to it"
     looked_for = [
         getattr(reader, "looks_for", f"the files of {kind_of(reader)}")
-        for reader in readers
+        for place, reader in enumerate(readers)
+        if place in halves or not halves
     ]
     raise InputError(f"{folder} holds {what}; looked for {'; '.join(looked_for)}")
 

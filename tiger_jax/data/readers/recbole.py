@@ -67,6 +67,11 @@ class RecboleConfig:
     def read(self, folder: Path) -> RawShop:
         tables = [_read_atomic(p, self.encoding) for p in required_files(self, folder)]
         items, interactions = tables[0], _joined(tables[1:])
+        if "item_id_list" in interactions.column_names:
+            raise InputError(
+                f"{interactions.path} holds histories (item_id_list), cut by RecBole: "
+                "bring its file of single interactions"
+            )
         categories = _first_of(self.categories, items)
         if categories is not None:
             items = _separate(items, categories)

@@ -192,9 +192,8 @@ def _uses_escapes(path: Path, csv_format: CsvFormat) -> bool:
 
     What is whole either way, as `"5\""` is, would otherwise keep its backslash.
     """
-    with text_files.open_bytes(path) as file:
-        if not any(b'\\"' in line for line in file):
-            return False
+    if not any(b'\\"' in part for part in _blocks(path)):
+        return False
     with _open(path, csv_format) as file:
         fields = [m[1] for m in _quoted_fields(csv_format).finditer(file.read())]
     if not any('\\"' in field for field in fields):
@@ -203,6 +202,15 @@ def _uses_escapes(path: Path, csv_format: CsvFormat) -> bool:
         return False
     has_doubled = any('""' in re.sub(r"(?s)\\.", "", field) for field in fields)
     return not has_doubled or not _is_whole(path, csv_format)
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    """Yields a file's blocks, each after the last byte of the one before."""
+    last = b"\n"
+    with text_files.open_bytes(path) as file:
+        while block := file.read(2**20):
+            yield last + block
+            last = block[-1:]
 
 
 def _is_whole(path: Path, csv_format: CsvFormat) -> bool:
@@ -317,8 +325,6 @@ def _refuse_unclosed_quote(path: Path, csv_format: CsvFormat) -> None:
     """
     if not csv_format.quoting:
         return
-    with text_files.open_bytes(path) as file:
-        count = sum(part.count(b'"') for part in iter(lambda: file.read(2**20), b""))
-    if count % 2:
+    if sum(part[1:].count(b'"') for part in _blocks(path)) % 2:
         for _ in _rows(path, csv_format, strict=True):
             pass
