@@ -37,8 +37,8 @@ class ColumnNames:
     Attributes:
         interaction_item_id: The interactions' column of item identifiers, if it has
             another name than the items'.
-        options: The reader's config ("files.FilesConfig"), if it has one.
-        are_fixed: That config has no options for the columns' names.
+        options: Where a user can change the names ("files.FilesConfig"), if anywhere.
+        config: The reader's config, where it isn't that.
     """
 
     item_id: str
@@ -51,7 +51,7 @@ class ColumnNames:
     timestamp: str | None = None
     rating: str = "rating"
     options: str | None = None
-    are_fixed: bool = False
+    config: str | None = None
 
     @property
     def event_item_id(self) -> str:
@@ -109,7 +109,7 @@ def assemble_shop(
             names.timestamp,
             time_format=time_format,
             may_lack=missing_times == "drop",
-            options=None if names.are_fixed else names.options,
+            options=names.options,
         )
     else:
         events["timestamp"] = np.arange(interactions.table.num_rows, dtype=np.float64)
@@ -138,7 +138,7 @@ def assemble_shop(
         ids = event_table["item_id"], item_ids
         what, advice = _tell_unknown(interactions, items, *ids, is_known)
         if advice is None and unknown_items == "error":
-            option = f"{names.options or 'the reader'}.unknown_items"
+            option = f"{names.options or names.config}.unknown_items"
             advice = (
                 "add the items, or leave those interactions out with "
                 f"{flag(option, 'drop')}"
@@ -181,7 +181,7 @@ def require_columns(
         shown = ", ".join(columns.shown(c) for c in found[:20])
         option = part.replace("event_item_id", "interaction_item_id")
         likely = near_misses(part.removeprefix("event_"), found) or ["NAME"]
-        if names.options is None or names.are_fixed:
+        if names.options is None:
             advice = "add it"
         elif any(re.fullmatch(r"[-+]?\d+([.,]\d+)?", name) for name in found):
             advice = "its first line looks like data: add a line of column names"

@@ -65,8 +65,7 @@ class MovielensConfig:
             title="title",
             categories="genres",
             timestamp="timestamp",
-            options="movielens.MovielensConfig",
-            are_fixed=True,
+            config="movielens.MovielensConfig",
         )
         return assemble_shop(
             folder.resolve().name,

@@ -10,6 +10,8 @@ import re
 from pathlib import Path
 from typing import ClassVar
 
+import pyarrow as pa
+
 from tiger_jax.config import config
 from tiger_jax.data.raw_shop import RawShop
 from tiger_jax.data.readers import columns
