@@ -157,7 +157,7 @@ def test_a_reader_can_be_insisted_on(tmp_path):
     for source, expected in [
         ("movielens", "holds files data"),
         ("synthetic", "reads no files: leave out one"),
-        ("amazon", "choose one of auto, synthetic, files"),
+        ("books", "choose one of auto, synthetic, files"),
     ]:
         with pytest.raises(InputError, match=expected):
             prepare_data(RunContext(tmp_path / "run", folder), source=source)
@@ -170,7 +170,7 @@ def test_a_reader_can_be_insisted_on(tmp_path):
 def test_raw_amazon_files_must_be_of_the_category_asked_for(tmp_path):
     write(tmp_path / "raw" / "meta_Books.json.gz", b"")
     write(tmp_path / "raw" / "reviews_Books_5.json.gz", b"")
-    with pytest.raises(InputError, match="is not the metadata of Beauty"):
+    with pytest.raises(InputError, match="holds no reviews"):
         prepare_data(RunContext(tmp_path / "run", tmp_path / "raw"))
     with pytest.raises(InputError, match="is not the metadata of Toys_and_Games"):
         prepare_data(

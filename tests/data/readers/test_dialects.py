@@ -65,7 +65,7 @@ def test_a_byte_order_mark_tells_the_encoding(tmp_path, encoding):
 def test_columns_without_a_name_are_left_out_and_said(tmp_path):
     items = ",item_id,title,,\n0,a,x,,\n1,b,y,,\n"
     assert titles_of(tmp_path, items, "user_id,item_id,,\nu,a,,\n") == ["x", "y"]
-    assert "items.csv: 3 of its columns have no name and are left out" in (
+    assert "items.csv: 3 of its columns are without a name and left out" in (
         read(tmp_path).notes
     )
 

@@ -152,7 +152,7 @@ def read_csv(
     if not num_nameless:
         return table, []
     return table, [
-        f"{path.name}: {num_nameless} of its columns have no name and are left out"
+        f"{path.name}: {num_nameless} of its columns are without a name and left out"
     ]
 
 
