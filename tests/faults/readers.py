@@ -162,7 +162,10 @@ def _ids_of_csv(path: Path) -> list[str] | None:
         return None  # a dialect; and csv refuses NUL, which pyarrow reads
     text = content.decode("utf-8-sig")
     rows = [row for row in csv.reader(io.StringIO(text, newline="")) if row]
-    place = [name.strip() for name in rows[0]].index("item_id")
+    names = [name.strip() for name in rows[0]]
+    if "item_id" not in names:
+        return None  # a name that is nearly so was found
+    place = names.index("item_id")
     return [row[place] for row in rows[1:]]
 
 
@@ -175,6 +178,8 @@ def _ids_of_jsonl(path: Path) -> list[str] | None:
         rows = [json.loads(line) for line in lines if line.strip()]
     except ValueError:
         return None
+    if any("item_id" not in row for row in rows):
+        return None  # a name that is nearly so was found
     ids = [row["item_id"] for row in rows]
     if float in map(type, ids):
         return None  # whole ones are numbers without a point, if all are numbers
