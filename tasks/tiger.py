@@ -93,6 +93,7 @@ def register_tiger_task(
     workdir: str | None = None,
     num_user_tokens: int = 2000,
     num_items: int = 20,
+    whole_histories: bool = False,
 ) -> str:
     """Registers a work directory as a seqio task; again replaces it.
 
@@ -102,11 +103,19 @@ def register_tiger_task(
         workdir: By default what TIGER_WORKDIR names when the task is used.
         num_user_tokens: Tokens that users are hashed to; 0 for none.
         num_items: Most recent items that the model sees.
+        whole_histories: Training examples are histories with a target at every item,
+            for `two_level.TwoLevelConfig`, in place of prefixes with one each. Their
+            targets are as long as their inputs; held-out ones have one item.
     """
+    if whole_histories and num_user_tokens:
+        raise InputError(
+            f"{name}: whole histories have no user token: set num_user_tokens = 0"
+        )
     shop = WorkdirShop(workdir, num_user_tokens)
     preprocessors = make_preprocessors(shop, num_items=num_items)
     # The source shuffles, better than a buffer.
-    return add_task(name, PairSource(shop), preprocessors, TigerVocabulary(shop), None)
+    source = PairSource(shop, whole_histories=whole_histories)
+    return add_task(name, source, preprocessors, TigerVocabulary(shop), None)
 
 
 def add_task(

@@ -16,11 +16,13 @@ from small_workdir import make_workdir
 from tasks.tiger import register_tiger_mixture, register_tiger_task
 from tiger_jax.decoding.search import CatalogueWalk, score_catalogue
 from tiger_jax.decoding.trie import Trie
+from tiger_jax.errors import InputError
 from tiger_jax.input_pipeline.batches import SeqioBatches, SeqioConfig
 from tiger_jax.input_pipeline.microbatches import BucketConfig, BucketedBatches
 from tiger_jax.input_pipeline.quiet_tensorflow import seqio
 from tiger_jax.models.generator import init_params, make_decode_fns, make_loss_fn
 from tiger_jax.models.tiger import TigerConfig
+from tiger_jax.models.two_level import TwoLevelConfig
 from tiger_jax.t5x_bridge.model import T5xTiger
 from tiger_jax.t5x_bridge.optimizer import make_optimizer_definition
 from tiger_jax.training.optimizers import OptimizerConfig, make_optimizer
@@ -299,3 +301,65 @@ def test_clipping_and_decay_see_frozen_parameters_as_plain_ones(variables):
     before, after = (tree["encoder"]["block_0"]["mlp"]["wi"] for tree in (plain, moved))
     assert not np.array_equal(before, after)
     assert np.array_equal(plain["token_embeddings"], moved["token_embeddings"])
+
+
+@pytest.fixture(scope="module")
+def whole(shop):
+    """The two-level model on a task of whole histories."""
+    task = register_tiger_task(
+        "tiger_bridge_whole",
+        str(shop.workdir),
+        num_user_tokens=0,
+        whole_histories=True,
+    )
+    config = TwoLevelConfig(
+        num_layers=1, num_depth_layers=1, d_model=16, num_heads=2, mlp_dim=32
+    )
+    model = T5xTiger(task, config, num_beams=10)
+    variables = model.get_initial_variables(jax.random.PRNGKey(1), INPUT_SHAPES)
+    return model, variables["params"], SeqioBatches(SeqioConfig(task, BATCH), seed=0)
+
+
+def test_t5x_trains_the_two_level_model_on_whole_histories(whole):
+    """A batch of histories loses what each of their prefixes loses alone."""
+    model, params, stream = whole
+    batch = next(stream)
+    assert batch["decoder_target_tokens"].shape == (BATCH, 80)
+    batch = {name: array[:3] for name, array in batch.items()}
+    loss, metrics = jax.jit(model.eval_fn)(params, batch)
+    prefixes: dict[str, list] = {name: [] for name in batch}
+    for row in range(3):
+        inputs = batch["encoder_input_tokens"][row]
+        wanted = batch["decoder_target_tokens"][row].reshape(20, 4)
+        for place in np.flatnonzero(wanted[:, 0]):
+            own = np.where(np.arange(80) < 4 * (place + 1), inputs, 0)
+            prefixes["encoder_input_tokens"].append(own)
+            prefixes["decoder_target_tokens"].append(wanted[place])
+            before = np.pad(wanted[place, :-1], (1, 0))
+            prefixes["decoder_input_tokens"].append(before)
+            prefixes["decoder_loss_weights"].append(np.ones(4, np.int32))
+    rows = {name: np.stack(arrays) for name, arrays in prefixes.items()}
+    alone, _ = jax.jit(model.eval_fn)(params, rows)
+    np.testing.assert_allclose(loss, alone, rtol=1e-5)
+    assert float(metrics["loss"].count) == 4 * len(rows["decoder_target_tokens"])
+
+
+def test_buckets_cut_both_sides_of_whole_histories(whole):
+    model, params, stream = whole
+    config = BucketConfig(microbatch_size=4, lengths=(8, 24, 48))
+    examples = BucketedBatches(stream, config, max_length=stream.max_length)
+    update = next(examples)
+    loss_fn = jax.jit(lambda batch: model.loss_fn(params, batch, None)[1])
+    for number, bucket in enumerate(update.buckets):
+        arrays = {name: x[number] for name, x in update.arrays.items()}
+        cut = examples.make_batch({}, arrays, int(bucket))
+        length = examples.buckets[bucket]
+        assert {x.shape[1] for x in cut.values()} == {length}
+        np.testing.assert_allclose(
+            loss_fn(cut)["loss"].total, loss_fn(arrays)["loss"].total, rtol=1e-5
+        )
+
+
+def test_a_model_of_content_vectors_is_not_for_t5x(shop):
+    with pytest.raises(InputError, match="turn reads_content and dense_head off"):
+        T5xTiger(TASK, TwoLevelConfig(reads_content=True))

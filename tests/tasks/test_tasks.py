@@ -192,3 +192,38 @@ def test_a_wrong_command_is_one_line(capsys, tmp_path):
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "run --stage=prepare_data first" in error
+
+
+def test_whole_histories_have_a_target_at_every_item(workdir):
+    task = register_tiger_task(
+        "tiger_whole",
+        str(workdir),
+        num_user_tokens=0,
+        num_items=8,
+        whole_histories=True,
+    )
+    source = seqio.TaskRegistry.get(task).source
+    train, layout = source.shop.train, source.shop.layout
+    tokens = layout.tokens_of(source.shop.table.codes)
+    expected = []
+    for user in range(train.num_users):
+        if len(history := train.of(user)) > 1:
+            read, wanted = history[:-1][-8:], history[1:][-8:]
+            pair = (tokens[read].ravel().tolist(), tokens[wanted].ravel().tolist())
+            expected.append(tuple(map(tuple, pair)))
+    dataset = seqio.get_mixture_or_task(task).get_dataset(
+        {"inputs": 32, "targets": 32}, split="train", num_epochs=1, shuffle=True, seed=1
+    )
+    found = [
+        (tuple(e["inputs"].tolist()), tuple(e["targets"].tolist()))
+        for e in dataset.as_numpy_iterator()
+    ]
+    assert sorted(found) == sorted(expected)
+    assert source.num_pairs("train") == len(expected)
+    held_out = seqio.get_mixture_or_task(task).get_dataset(
+        {"inputs": 32, "targets": 4}, split="validation", num_epochs=1, shuffle=False
+    )
+    targets = [e["targets"].tolist() for e in held_out.as_numpy_iterator()]
+    assert targets == tokens[source.shop.validation.targets].tolist()
+    with pytest.raises(InputError, match="num_user_tokens = 0"):
+        register_tiger_task("x", str(workdir), whole_histories=True)

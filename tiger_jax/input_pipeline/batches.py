@@ -15,7 +15,7 @@ import dataclasses
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -85,9 +85,11 @@ class SeqioBatches:
         self._shard = seqio.ShardInfo(index=index, num_shards=count)
         self._task = _get_task(config.task)
         self.layout = self._task.output_features["inputs"].vocabulary.layout
-        self._lengths = feature_lengths(self.layout, config.max_items)
-        self.max_length = self._lengths["inputs"]
         sources = [task.source for task in seqio.get_subtasks(self._task)]
+        self._lengths = feature_lengths(
+            self.layout, config.max_items, whole_histories=has_whole_histories(sources)
+        )
+        self.max_length = self._lengths["inputs"]
         self.num_examples = sum(source.num_pairs("train") for source in sources)
         self._iterator = self._open()
 
@@ -177,6 +179,16 @@ class SeqioBatches:
                     f"{was.get(name)!r}, and now is {mine!r}: put it back, or start a "
                     "run from the checkpoint's parameters only"
                 )
+
+
+def has_whole_histories(sources: Sequence[Any]) -> bool:
+    """Whether tasks train on whole histories; InputError if only some do."""
+    found = {getattr(source, "whole_histories", False) for source in sources}
+    if len(found) > 1:
+        raise InputError(
+            "a mixture of tasks with whole_histories and without can't be batched"
+        )
+    return found.pop()
 
 
 def _get_task(name: str) -> seqio.Task | seqio.Mixture:

@@ -106,10 +106,16 @@ class BucketedBatches:
         )
 
     def make_batch(self, constants: Any, arrays: Batch, bucket: int) -> Batch:
-        """Cuts the encoder's padding down to the bucket; runs on the device."""
+        """Cuts padding down to the bucket; runs on the device.
+
+        The encoder's, and the decoder's where every item of a history has a target.
+        """
         del constants
-        tokens = arrays["encoder_input_tokens"][:, : self.buckets[bucket]]
-        return {**arrays, "encoder_input_tokens": tokens}
+        whole, length = self.buckets[-1], self.buckets[bucket]
+        return {
+            name: array[:, :length] if array.shape[1] == whole else array
+            for name, array in arrays.items()
+        }
 
     def save(self, path: Any) -> None:
         self._batches.save(path)

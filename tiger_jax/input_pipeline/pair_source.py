@@ -46,14 +46,18 @@ class PairSource(seqio.DataSource):
         history    int32 ragged [block, items before the target]
         target     int32[block]
 
+    With whole histories, training has one element per history instead, for a model
+    that predicts at every position: `history` is all but its last item, and `next`,
+    ragged as well, the item after each of these.
+
     Shuffled, an epoch is one pseudo-random permutation of all pairs, computed by
     the pair's position rather than drawn from a buffer. So the shuffle is perfect
     at any size, every host takes its share of the same permutation, and the saved
     position is a few numbers. Each epoch has a permutation of its own.
     """
 
-    def __init__(self, shop: Shop) -> None:
-        self.shop = shop
+    def __init__(self, shop: Shop, *, whole_histories: bool = False) -> None:
+        self.shop, self.whole_histories = shop, whole_histories
         super().__init__(splits=SPLITS, caching_permitted=False)
 
     @property
@@ -73,7 +77,15 @@ class PairSource(seqio.DataSource):
         del split
 
     def num_pairs(self, split: str) -> int:
-        return Pairs.of_split(self.shop, split).num_pairs
+        return self._pairs(split).num_pairs
+
+    def _pairs(self, split: str) -> Pairs:
+        if self._is_whole(split):
+            return Pairs.of_last(self.shop.train)
+        return Pairs.of_split(self.shop, split)
+
+    def _is_whole(self, split: str) -> bool:
+        return self.whole_histories and split == "train"
 
     def list_shards(self, split: str) -> list[str]:
         return [split]
@@ -87,7 +99,7 @@ class PairSource(seqio.DataSource):
         **unused: Any,
     ) -> tf.data.Dataset:
         """One epoch of a split, or a host's share of it; InputError if it is empty."""
-        pairs = Pairs.of_split(self.shop, split)
+        pairs = self._pairs(split)
         if not pairs.num_pairs:
             raise InputError(
                 f"the {split} split has no examples: no history is long enough"
@@ -96,7 +108,8 @@ class PairSource(seqio.DataSource):
         hashes = self.shop.user_hashes[pairs.users].astype(np.int64)
         arrays = {**vars(pairs), "user_hashes": hashes}
         tensors = SimpleNamespace(**{n: tf.constant(a) for n, a in arrays.items()})
-        make_epoch = functools.partial(_make_epoch, tensors, shard)
+        is_whole = self._is_whole(split)
+        make_epoch = functools.partial(_make_epoch, tensors, shard, is_whole)
         if not shuffle:
             return make_epoch(None).with_options(_options())
         # One more draw of this generator every time the data set is repeated.
@@ -107,7 +120,10 @@ class PairSource(seqio.DataSource):
 
 @as_written
 def _make_epoch(
-    pairs: SimpleNamespace, shard: seqio.ShardInfo, shuffle_seed: tf.Tensor | None
+    pairs: SimpleNamespace,
+    shard: seqio.ShardInfo,
+    is_whole: bool,
+    shuffle_seed: tf.Tensor | None,
 ) -> tf.data.Dataset:
     """One epoch; `pairs` has the arrays of `Pairs` and `user_hashes` as tensors."""
     num_pairs = pairs.pair_offsets[-1]
@@ -124,11 +140,15 @@ def _make_epoch(
             )
         search = functools.partial(tf.searchsorted, out_type=tf.int64)
         row, start, target = locate(pairs, pair, take=tf.gather, searchsorted=search)
-        return {
+        block = {
             "user_hash": tf.gather(pairs.user_hashes, row),
             "history": tf.gather(pairs.items, tf.ragged.range(start, target)),
             "target": tf.gather(pairs.items, target),
         }
+        if is_whole:
+            after = tf.ragged.range(start + 1, target + 1)
+            block["next"] = tf.gather(pairs.items, after)
+        return block
 
     positions = tf.data.Dataset.range(shard.index, num_pairs, shard.num_shards)
     return positions.batch(BLOCK_SIZE).map(gather_block)

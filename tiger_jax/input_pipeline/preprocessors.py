@@ -15,8 +15,12 @@ from tiger_jax.semantic_ids.token_ids import TokenLayout
 Preprocessor = Callable[..., tf.data.Dataset]
 
 
-def feature_lengths(layout: TokenLayout, num_items: int = 20) -> dict[str, int]:
+def feature_lengths(
+    layout: TokenLayout, num_items: int = 20, *, whole_histories: bool = False
+) -> dict[str, int]:
     """Tokens in a task's features: a history of `num_items`, and one item.
+
+    In training on whole histories, there is a target for each item of the history.
 
     Example:
         >>> feature_lengths(TokenLayout((256, 256, 256, 256), num_user_tokens=2000))
@@ -24,7 +28,8 @@ def feature_lengths(layout: TokenLayout, num_items: int = 20) -> dict[str, int]:
     """
     length = layout.semantic_id_length
     user = 1 if layout.num_user_tokens else 0
-    return {"inputs": user + num_items * length, "targets": length}
+    targets = num_items * length if whole_histories else length
+    return {"inputs": user + num_items * length, "targets": targets}
 
 
 def make_preprocessors(shop: Shop, *, num_items: int = 20) -> list[Preprocessor]:
@@ -60,7 +65,8 @@ def keep_last_items(
 
     @as_written
     def keep(block: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        return {**block, "history": block["history"][:, -num_items:]}
+        ragged = {"history", "next"} & block.keys()
+        return {**block, **{name: block[name][:, -num_items:] for name in ragged}}
 
     return dataset.map(keep)
 
@@ -80,11 +86,14 @@ def split_blocks(dataset: tf.data.Dataset, *, shop: Shop) -> tf.data.Dataset:
             inputs = tf.concat([tf.cast(user, tf.int32)[:, None], inputs], axis=1)
             lengths += 1
         targets = tf.gather(item_tokens, block["target"])
+        if "next" in block:  # one per item of the history, which has no user token
+            targets = tf.gather(item_tokens, block["next"]).merge_dims(1, 2).to_tensor()
         return {"inputs": inputs, "length": lengths, "targets": targets}
 
     @as_written
     def trim(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         inputs = example["inputs"][: example["length"]]
-        return {"inputs": inputs, "targets": example["targets"]}
+        # One item's tokens are no more than a history's.
+        return {"inputs": inputs, "targets": example["targets"][: example["length"]]}
 
     return dataset.map(encode).unbatch().map(trim)

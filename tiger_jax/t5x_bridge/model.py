@@ -22,9 +22,17 @@ from flax.linen.partitioning import AxisMetadata
 from jaxtyping import Array, Float, Int
 
 from tiger_jax.decoding.trie import Trie
+from tiger_jax.errors import InputError
 from tiger_jax.input_pipeline.quiet_tensorflow import seqio
-from tiger_jax.models.generator import Params, init_params, make_loss_fn
-from tiger_jax.models.tiger import Tiger, TigerConfig
+from tiger_jax.models.generator import (
+    GeneratorConfig,
+    Params,
+    build_model,
+    init_params,
+    make_loss_fn,
+    needs_content,
+)
+from tiger_jax.models.tiger import TigerConfig
 from tiger_jax.recommending.searcher import Queries, Searcher, Settings
 
 Batch = Mapping[str, Array]
@@ -43,7 +51,7 @@ class T5xTiger:
     def __init__(
         self,
         task: str,
-        config: TigerConfig | None = None,
+        config: GeneratorConfig | None = None,
         optimizer_def: Any = None,
         num_beams: int = 20,
         num_microbatches: int = 1,
@@ -59,7 +67,13 @@ class T5xTiger:
         """
         self._task = seqio.get_mixture_or_task(task)
         layout = self._task.output_features["targets"].vocabulary.layout
-        self.module = Tiger(config or TigerConfig(), layout)
+        config = config or TigerConfig()
+        if needs_content(config):
+            raise InputError(
+                "t5x's batches hold no content vectors: turn reads_content and "
+                "dense_head off, or train by run.py"
+            )
+        self.module = build_model(config, layout)
         self.optimizer_def = optimizer_def
         self._num_beams = num_beams
         self._num_microbatches = num_microbatches
