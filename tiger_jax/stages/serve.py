@@ -1,11 +1,12 @@
 """Stage `serve`: a bundle behind HTTP, until it is stopped; writes no folder."""
 
+import contextlib
 import os
 import signal
 
 import gin
 
-from tiger_jax.errors import InputError
+from tiger_jax.errors import InputError, LockedError
 from tiger_jax.progress import say
 from tiger_jax.recommending.bundle import BUNDLE
 from tiger_jax.recommending.recommender import load_with_versions
@@ -94,7 +95,8 @@ def serve(
     logs.start_logging(log_format)
     folder = path_of(bundle) if bundle else context.workdir / BUNDLE
     if not folder.exists() and folder.with_name(folder.name + ".old").exists():
-        with hold_workdir(folder.parent):  # who exchanged it was killed half-way
+        # Who was exchanging it was killed, or is at it and will have done so soon.
+        with contextlib.suppress(LockedError), hold_workdir(folder.parent):
             recover_all(folder.parent)
     found = hash_file(folder / MANIFEST) if (folder / MANIFEST).is_file() else "none"
     if expected_hash not in (None, found):
