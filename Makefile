@@ -79,7 +79,7 @@ COMPILE = uv pip compile -q --generate-hashes --no-emit-index-url --no-annotate 
 
 requirements:  ## Resolve requirements/*.in again (needs uv, and UV_FIND_LINKS with torch's CPU build).
 	$(COMPILE) requirements/test.in -o requirements/test.txt
-	for name in core demo; do \
+	for name in build core demo; do \
 	  $(COMPILE) -c requirements/test.txt requirements/$$name.in -o requirements/$$name.txt; \
 	done
 	$(COMPILE) --no-emit-find-links --no-emit-package torch -c requirements/test.txt \
@@ -93,13 +93,14 @@ $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tiger_jax needs Python 3.11 or newer; try make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 
-$(BIN)/.demo: requirements/demo.txt setup.cfg | $(BIN)/python
-	$(BIN)/python -m pip install -q --require-hashes -r requirements/demo.txt
+$(BIN)/.demo: requirements/build.txt requirements/demo.txt setup.cfg | $(BIN)/python
+	$(BIN)/python -m pip install -q --require-hashes -r requirements/build.txt
+	$(BIN)/python -m pip install -q --require-hashes --no-build-isolation -r requirements/demo.txt
 	$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
 	touch $@
 
 $(BIN)/.test: requirements/test.txt $(BIN)/.demo
-	$(BIN)/python -m pip install -q --require-hashes -r requirements/test.txt
+	$(BIN)/python -m pip install -q --require-hashes --no-build-isolation -r requirements/test.txt
 	touch $@
 
 $(BIN)/.text: requirements/torch.txt requirements/text.txt $(BIN)/.test

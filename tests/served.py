@@ -20,11 +20,10 @@ from tiger_jax.recommending.programs import Shapes
 from tiger_jax.recommending.recommender import Recommender
 from tiger_jax.recommending.searcher import Found, SearchConfig
 from tiger_jax.recommending.versions import CatalogueVersions
-from tiger_jax.serving.app import create_app
-from tiger_jax.serving.protocol import with_limits
-from tiger_jax.serving.server import listen
+from tiger_jax.serving.server import Proxy, listen, make_server
 from tiger_jax.serving.service import Service
 from tiger_jax.serving.settings import Limits
+from tiger_jax.serving.tokens import Tokens
 
 
 class DrawnPrograms:
@@ -131,20 +130,12 @@ def run_in_thread(
 ) -> Iterator[Running]:
     """Serves until the block ends."""
     limits = limits or Limits()
-    hosts = options.pop("hosts", ())
-    service = Service(*tiny, limits, **options)
+    hosts, proxy = options.pop("hosts", ()), options.pop("proxy", Proxy())
+    tokens = Tokens(options.pop("token", None), options.pop("admin_token", None))
+    options.setdefault("poll_seconds", 0.05)
+    service = Service(*tiny, limits, tokens=tokens, **options)
     listener = listen("127.0.0.1", 0)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            create_app(service, page=page, hosts=hosts),
-            http=with_limits(limits),
-            ws="none",
-            loop="asyncio",
-            lifespan="on",
-            log_config=None,
-            timeout_graceful_shutdown=10,
-        )
-    )
+    server = make_server(service, page=page, hosts=hosts, proxy=proxy)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     running = Running(service, server, listener.getsockname()[1])

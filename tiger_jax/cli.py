@@ -35,9 +35,10 @@ from absl import flags
 from tiger_jax import stage_table
 from tiger_jax.config import NAMES, fits, say_type
 from tiger_jax.errors import InputError, UserFacingError, is_text, storage_problem
-from tiger_jax.progress import say
+from tiger_jax.progress import printable, say
 from tiger_jax.stage_table import ON_REQUEST, PIPELINE, STAGES
 from tiger_jax.stages.context import RunContext
+from tiger_jax.workdir.artifacts import recover_all
 from tiger_jax.workdir.lock import hold_workdir
 from tiger_jax.workdir.reading import path_of
 
@@ -64,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
         return _run(argv)
     except UserFacingError as error:
         # Gin adds lines about the call to a message that passes through it.
-        print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
+        print(printable(f"error: {str(error).splitlines()[0]}"), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("stopped: the same command resumes", file=sys.stderr)
@@ -119,6 +120,8 @@ def _run(argv: Sequence[str]) -> int:
     # their own: stages can run beside it.
     is_server = stages == ("serve",)
     with contextlib.nullcontext() if is_server else hold_workdir(context.workdir):
+        if not is_server:
+            recover_all(context.workdir)
         for stage in stages:
             stage_function(stage)(context)
         _warn_of_unused_bindings(stages, _bound_by_user(gin_files, gin_bindings))

@@ -1,11 +1,23 @@
 """What a run says while it works: plain lines, and bars on a terminal."""
 
 import importlib.util
+import re
 import sys
 import time
 
 SECONDS_BETWEEN_LINES = 10.0
 _SLOW_START = 2.0
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def printable(text: str) -> str:
+    r"""Shows what a terminal would obey: a shop's texts may hold anything.
+
+    Example:
+        >>> printable("a \x1b[2J b")
+        'a \\x1b[2J b'
+    """
+    return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def say(text: str) -> None:
@@ -15,6 +27,7 @@ def say(text: str) -> None:
     """
     if sys.stdout is None:  # closed by who started the process
         return
+    text = printable(text)
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     text = text.encode(encoding, "backslashreplace").decode(encoding)
     if "tqdm" in sys.modules:

@@ -1,10 +1,22 @@
 """The table's lines, in order."""
 
-from faults import bombs, fuzzing, http_bodies, invariants, kills, lengths, storage
+from faults import (
+    bombs,
+    fuzzing,
+    http_bodies,
+    invariants,
+    kills,
+    lengths,
+    power,
+    serving,
+    storage,
+)
 
 FAULTS = [
     *kills.FAULTS,
     *storage.FAULTS,
+    *power.FAULTS,
+    *serving.FAULTS,
     *fuzzing.FAULTS,
     *http_bodies.FAULTS,
     *bombs.FAULTS,

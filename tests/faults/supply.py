@@ -12,7 +12,7 @@ from faults.campaign import REPOSITORY
 
 DOCUMENT = REPOSITORY / "docs" / "licences.md"
 # What users install, what only tests need, and what is installed on request.
-HASHED = ("core", "demo", "test", "text", "torch")
+HASHED = ("core", "demo", "build", "test", "text", "torch")
 # Licences whose terms allow to depend on a package from code under Apache-2.0, by
 # what packages call them. MPL-2.0 binds the package's own files alone.
 _NAMES = {

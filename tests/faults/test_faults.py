@@ -2,7 +2,7 @@
 
 import pytest
 
-from faults import http_bodies
+from faults import http_bodies, serving
 from faults.campaign import try_once
 from faults.every_fault import FAULTS
 
@@ -11,6 +11,7 @@ from faults.every_fault import FAULTS
 def _nothing_left_running():
     yield
     http_bodies.close()
+    serving.close()
 
 
 QUICK = [fault for fault in FAULTS if fault.quick]

@@ -1,11 +1,17 @@
 """New items' texts become vectors and codes as the training's did."""
 
+import importlib.machinery
+import sys
+import types
+from typing import ClassVar
+
 import numpy as np
+import pyarrow as pa
 import pytest
 from joining import HISTORIES
 
 from tiger_jax.data.item_text import ItemTextConfig
-from tiger_jax.embedding.encoders import TfidfEncoder
+from tiger_jax.embedding.encoders import SentenceTransformerEncoder, TfidfEncoder
 from tiger_jax.errors import InputError
 from tiger_jax.recommending.item_encoder import ItemCoder, ItemEncoder
 from tiger_jax.recommending.updates import update
@@ -56,3 +62,42 @@ def test_an_encoder_reads_back_and_a_damaged_one_does_not(encoder, tmp_path):
     (tmp_path / "idf.npy").unlink()
     with pytest.raises(InputError, match="can't be read"):
         ItemEncoder.load(tmp_path)
+
+
+class _Library:
+    """Stands in for Sentence-Transformers: counts loads, embeds by length."""
+
+    loads: ClassVar[list] = []
+
+    def __init__(self, name, **options):
+        self.loads.append((name, options))
+
+    def encode(self, texts, **_):
+        return np.array([[len(text)] * 6 for text in texts], np.float32)
+
+
+def test_a_sentence_encoder_is_loaded_once_from_this_machine(tmp_path, monkeypatch):
+    library = types.SimpleNamespace(SentenceTransformer=_Library)
+    library.__spec__ = importlib.machinery.ModuleSpec("sentence_transformers", None)
+    monkeypatch.setitem(sys.modules, "sentence_transformers", library)
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "weights").write_bytes(b"1")
+    sentence = SentenceTransformerEncoder(name=str(model))
+    ItemEncoder(TEMPLATE, sentence, sentence.hashes()["model"]).save(tmp_path / "own")
+    again = ItemEncoder.load(tmp_path / "own")
+    rows = pa.table({"item_id": ["a"], "title": ["Soap"], "brand": [""]})
+    for _ in range(3):
+        assert again.encode(rows).shape == (1, 6)
+    ((name, options),) = _Library.loads
+    assert (name, options["local_files_only"]) == (str(model), True)
+    (model / "weights").write_bytes(b"2")
+    with pytest.raises(InputError, match="items were embedded by"):
+        ItemEncoder.load(tmp_path / "own").encode(rows)
+    (model / "weights").unlink()
+    model.rmdir()
+    with pytest.raises(InputError, match="folder .* is missing, and"):
+        ItemEncoder.load(tmp_path / "own").encode(rows)
+    with pytest.raises(InputError, match="is missing: put it back"):
+        sentence.prepare([], seed=0)
+    assert len(_Library.loads) == 1

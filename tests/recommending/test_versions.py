@@ -1,6 +1,7 @@
 """What the catalogue becomes is kept on disk, whole, in order, and can be undone."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,9 +9,14 @@ from joining import HISTORIES, new_items
 from trained_workdir import make_trained_workdir
 
 from tiger_jax.errors import InputError
+from tiger_jax.recommending import versions as versions_module
 from tiger_jax.recommending.bundle import Bundle
 from tiger_jax.recommending.recommender import Recommender
-from tiger_jax.recommending.versions import CatalogueVersions
+from tiger_jax.recommending.versions import (
+    CatalogueVersions,
+    ConflictError,
+    UnconfirmedError,
+)
 from tiger_jax.stages.context import RunContext
 from tiger_jax.stages.export import export
 from tiger_jax.workdir import artifacts
@@ -77,13 +83,107 @@ def test_going_back_gives_the_earlier_answers_under_a_new_number(versions, live)
         live.roll_back(versions, 1)
 
 
-def test_two_writers_cannot_lose_each_others_changes(versions, live, recommender):
-    live.update(versions, add=new_items(1))
+def test_a_change_is_made_to_what_another_process_left(versions, live, recommender):
+    other = CatalogueVersions(versions.bundle, versions.folder)
+    live.update(versions, add=new_items(1), remove=["item-2"])
     second = recommender.fork()
-    with pytest.raises(InputError, match="another process changes it too"):
-        second.update(versions, remove=["item-1"])
-    assert second.catalogue.version == 0
-    assert versions.load().num_items == 51
+    with pytest.raises(ConflictError, match="version 1 by now.*no item 'item-2'"):
+        second.update(other, remove=["item-2"])
+    assert second.update(other, remove=["item-1"]).version == 2
+    assert live.follow(versions)
+    assert not live.follow(versions)
+    for both in (live, second):
+        assert both.catalogue.version == 2
+        assert both.catalogue.num_items == 49
+
+
+def test_a_version_put_in_anothers_place_is_noticed(versions, live):
+    """Moved away, and another written under its number."""
+    live.update(versions, remove=["item-1"])
+    (versions.folder / "version_000001").rename(versions.folder / "away")
+    other = CatalogueVersions(versions.bundle, versions.folder)
+    other.change(other.load(), remove=["item-2", "item-3"])
+    assert live.follow(versions)
+    assert live.catalogue.num_items == 48
+
+
+def test_old_versions_that_cannot_be_removed_stop_nothing(versions, live, monkeypatch):
+    for n in range(3):
+        live.update(versions, remove=[f"item-{n}"])
+    # As NFS does with a file that another process has open.
+    monkeypatch.setattr(versions_module.shutil, "rmtree", lambda *_, **__: None)
+    for n in range(3, 7):
+        assert live.update(versions, remove=[f"item-{n}"]).version == n + 1
+    assert [info.version for info in versions.kept()] == [0, 5, 6, 7]
+    monkeypatch.undo()
+    live.update(versions, remove=["item-7"])
+    assert not list(versions.folder.glob("*.gone"))
+
+    def fail(*_):
+        raise OSError("stale file handle")
+
+    monkeypatch.setattr(Path, "rename", fail)
+    versions.prune()
+
+
+def test_a_failure_after_the_commit_is_told_as_such(versions, live, monkeypatch):
+    real = artifacts.sync
+
+    def fail(path):
+        if path == versions.folder:
+            raise OSError(5, "Input/output error")
+        real(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(artifacts, "sync", fail)
+        with pytest.raises(UnconfirmedError, match="version 1 is in force"):
+            live.update(versions, remove=["item-1"])
+    assert live.update(versions, remove=["item-2"]).version == 2
+    assert live.catalogue.num_items == 48
+
+
+def test_reading_changes_nothing(versions, live):
+    """Half-made and half-exchanged folders of a writer at work are left to it."""
+    live.update(versions, remove=["item-1"])
+    first = versions.folder / "version_000001"
+    for suffix in (".partial", ".old"):
+        shutil.copytree(first, first.with_name(first.name + suffix))
+    before = sorted(versions.folder.rglob("*"))
+    artifacts.load_manifest(first)
+    versions.load()
+    versions.kept()
+    assert sorted(versions.folder.rglob("*")) == before
+
+
+def test_a_link_is_no_lock(versions, live, tmp_path):
+    versions.folder.mkdir()
+    (tmp_path / "precious").write_text("precious")
+    (versions.folder / ".lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(InputError, match="is a link"):
+        live.update(versions, remove=["item-1"])
+    assert (tmp_path / "precious").read_text() == "precious"
+
+
+def test_a_bundle_exported_anew_while_it_is_read_is_read_whole(folder, tmp_path):
+    """The folder goes away and comes back between two of the reader's steps."""
+    copy, away = tmp_path / "bundle", tmp_path / "away"
+    shutil.copytree(folder, copy)
+    real, looks = Bundle.load, []
+
+    def load(path):
+        looks.append(path)
+        if len(looks) == 1:
+            copy.rename(away)
+            try:
+                return real(path)
+            finally:
+                shutil.copytree(away, copy)
+        return real(path)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Bundle, "load", load)
+        assert Recommender.load(copy).catalogue.num_items == 50
+    assert len(looks) == 2
 
 
 def test_a_version_killed_before_its_renaming_was_never_there(versions, live):
@@ -146,8 +246,9 @@ def test_a_version_of_another_bundle_is_named(folder, tmp_path):
     assert Recommender.load(copy).catalogue.num_items == 51
     bundle = Bundle.load(copy)
     other = type(bundle)(copy, bundle.parts, bundle.shapes, "f" * 64)
+    assert CatalogueVersions(other).load().version == 0, "it has versions of its own"
     with pytest.raises(InputError, match="version_000001 belongs to the bundle"):
-        CatalogueVersions(other).load()
+        CatalogueVersions(other, versions.folder).load()
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ TOKEN = "a token of some length"
 @pytest.fixture(scope="module")
 def served(tiny):
     limits = Limits(read_seconds=0.5, body_bytes=20_000, waiting_exact=2, connections=8)
-    with run_in_thread(tiny, limits) as running:
+    with run_in_thread(tiny, limits, poll_seconds=3600.0) as running:
         yield running
 
 

@@ -127,8 +127,11 @@ def test_a_manifest_lists_nothing_outside_its_folder(tmp_path):
     fields = read_json(path)
     for name in ("../secret", "/etc/passwd", "a/../../b"):
         listed = {**fields["files"], name: {"sha256": "0", "bytes": 0}}
-        changed = {**fields, "files": listed, "seal": ""}
-        write_json(path, changed)
+        changed = {**fields, "files": listed}
+        write_json(path, {**changed, "seal": ""})
+        with pytest.raises(InputError, match="isn't what was written"):
+            artifacts.load_manifest(tmp_path / "data")
+        write_json(path, {**changed, "seal": artifacts.seal(changed)})
         with pytest.raises(InputError, match="outside"):
             artifacts.load_manifest(tmp_path / "data")
 
@@ -272,6 +275,7 @@ def test_a_kill_at_any_point_of_the_swap_leaves_a_whole_folder(tmp_path):
             text=True,
             check=False,
         )
+        artifacts.recover_all(workdir)
         manifest = artifacts.load_manifest(workdir / "data")
         values = np.load(workdir / "data" / "values.npy")
         assert (values == manifest.config["new"]).all()

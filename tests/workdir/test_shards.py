@@ -6,6 +6,7 @@ import pyarrow as pa
 import pytest
 
 from tiger_jax.errors import InputError
+from tiger_jax.workdir import artifacts
 from tiger_jax.workdir.shards import Shards, ShardWriter, cut_evenly, recipe_of, rows_of
 
 
@@ -82,7 +83,7 @@ def test_damage_is_found(tmp_path):
         Shards.load(tmp_path, verify=True)
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     manifest["files"]["../../etc/passwd"] = manifest["files"].popitem()[1]
-    manifest["seal"] = ""
+    manifest["seal"] = artifacts.seal(manifest)
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(InputError, match="which is outside"):
         Shards.load(tmp_path)

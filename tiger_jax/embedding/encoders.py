@@ -3,6 +3,7 @@
 Each encoder is its own config: a frozen dataclass to choose and set in gin.
 """
 
+import contextlib
 import dataclasses
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,7 @@ from tiger_jax.extensions import class_name, find_class
 from tiger_jax.progress import say
 from tiger_jax.vectors import to_unit_length
 from tiger_jax.workdir.hashing import hash_file, hash_json
+from tiger_jax.workdir.json_files import ADDED_LATER, canonical
 
 EncodeFn = Callable[[Sequence[str]], np.ndarray]
 """Texts -> float32[len(texts), E]."""
@@ -126,12 +128,16 @@ class SentenceTransformerEncoder:
         name: A name on the Hugging Face hub, or a folder with a model.
         texts_per_chunk: An interrupted run goes on after the last whole chunk.
         device: "cpu", "cuda", "mps"; the best there is if None.
+        revision: A commit of the hub's model; the newest if None.
+        is_local: Take what this machine has, and ask no hub.
     """
 
     name: str = "sentence-t5-base"
     batch_size: int = 32
     texts_per_chunk: int = 512
     device: str | None = None
+    revision: str | None = dataclasses.field(default=None, metadata=ADDED_LATER)
+    is_local: bool = dataclasses.field(default=False, metadata=ADDED_LATER)
 
     def describe(self) -> str:
         return f"Sentence-Transformers model {self.name}"
@@ -144,6 +150,30 @@ class SentenceTransformerEncoder:
         files = sorted(p for p in folder.rglob("*") if p.is_file())
         names = {str(path.relative_to(folder)): hash_file(path) for path in files}
         return {"model": hash_json(names)}
+
+    def cached_revision(self) -> str | None:
+        """The commit of the hub's model that this machine has, if it has one."""
+        if importlib.util.find_spec("huggingface_hub") is None:
+            return None
+        from huggingface_hub import try_to_load_from_cache
+
+        name = self.name if "/" in self.name else f"sentence-transformers/{self.name}"
+        with contextlib.suppress(ValueError):  # no name of a hub
+            found = try_to_load_from_cache(name, "config.json", revision=self.revision)
+            return Path(found).parent.name if isinstance(found, str) else None
+        return None
+
+    def check_local(self, model_hash: str) -> None:
+        """Refuses, by an InputError, a folder that isn't there or isn't the one."""
+        if not model_hash:
+            return
+        found = self.hashes().get("model", "missing")
+        if found != model_hash:
+            raise InputError(
+                f"the encoder's folder {self.name} is {found[:12]}, and the "
+                f"catalogue's items were embedded by {model_hash[:12]}: put that "
+                "folder back, or give new items their embeddings"
+            )
 
     def prepare(self, texts: Sequence[str], *, seed: int) -> EncodeFn:
         """Loads the model, from a folder or the hub; InputError if there is none."""
@@ -158,10 +188,20 @@ class SentenceTransformerEncoder:
                 "install 'tiger_jax[text]', or choose encoders.TfidfEncoder, or bring "
                 "ready vectors with --embeddings"
             )
+        is_path = self.name.startswith(("/", ".", "~")) or self.name.count("/") > 1
+        if is_path and not Path(self.name).is_dir():
+            raise InputError(
+                f"the encoder's folder {self.name} is missing: put it back"
+            )
         from sentence_transformers import SentenceTransformer
 
         try:
-            model: Any = SentenceTransformer(self.name, device=self.device)
+            model: Any = SentenceTransformer(
+                self.name,
+                device=self.device,
+                revision=self.revision,
+                local_files_only=self.is_local,
+            )
         except Exception as error:
             # Hub, network, file system and model code each have their own errors.
             reason = " ".join(str(error).split())[:300]
@@ -190,7 +230,9 @@ _OURS = {cls.__name__: cls for cls in (TfidfEncoder, SentenceTransformerEncoder)
 def encoder_facts(encoder: Encoder) -> dict[str, Any]:
     """What `encoder_from_facts` reads: an encoder's class and settings, for JSON."""
     cls = type(encoder)
-    facts = {"kind": cls.__name__, "settings": dataclasses.asdict(encoder)}  # type: ignore[call-overload]
+    settings = canonical(encoder)
+    del settings["class"]
+    facts = {"kind": cls.__name__, "settings": settings}
     if _OURS.get(cls.__name__) is not cls:
         facts["class"] = class_name(cls)
     return facts

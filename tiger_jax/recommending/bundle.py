@@ -53,14 +53,19 @@ from tiger_jax.workdir.json_files import read_json, write_json
 from tiger_jax.workdir.reading import reading
 
 FORMAT = 3
+_READABLE = (2, FORMAT)  # 2 has no hash of its trie
 BUNDLE = "bundle"
 # What another export of the same recommender may have otherwise.
 _SHAPED = ("shapes", "trie", "programs")
 _FACTS, _PROGRAMS = "bundle.json", "programs"
 
 
-def save_bundle(folder: Path, parts: Parts, shapes: Shapes) -> None:
-    """Writes every part of a bundle; the manifest is the artifact's to write."""
+def save_bundle(folder: Path, parts: Parts, shapes: Shapes) -> str:
+    """Writes every part of a bundle; the manifest is the artifact's to write.
+
+    Returns:
+        The bundle's content hash.
+    """
     from safetensors.numpy import save
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -100,21 +105,24 @@ def save_bundle(folder: Path, parts: Parts, shapes: Shapes) -> None:
                 )
             )
             programs[program_name(kind, size)] = hash_file(path)
-    write_json(
-        folder / _FACTS,
-        {
-            "format": FORMAT,
-            "model": settings_of(parts.model.config, TigerConfig),
-            "layout": parts.model.layout.to_json(),
-            "max_items": parts.max_items,
-            "collaborative_dims": parts.collaborative_dims,
-            **parts.content_facts,
-            "shapes": dataclasses.asdict(shapes),
-            "parts": parts.part_hashes,
-            "trie": _hash_trie(trie),
-            "programs": programs,
-        },
-    )
+    facts = {
+        "format": FORMAT,
+        "model": settings_of(parts.model.config, TigerConfig),
+        "layout": parts.model.layout.to_json(),
+        "max_items": parts.max_items,
+        "collaborative_dims": parts.collaborative_dims,
+        **parts.content_facts,
+        "shapes": dataclasses.asdict(shapes),
+        "parts": parts.part_hashes,
+        "trie": _hash_trie(trie),
+        "programs": programs,
+    }
+    write_json(folder / _FACTS, facts)
+    return _content_hash(facts)
+
+
+def _content_hash(facts: Mapping[str, Any]) -> str:
+    return hash_json({k: v for k, v in facts.items() if k not in _SHAPED})
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -150,15 +158,15 @@ class Bundle:
                 )
         with reading(folder):
             facts = read_json(folder / _FACTS)
-            if facts["format"] != FORMAT:
+            if facts["format"] not in _READABLE:
                 raise InputError(
                     f"{folder} has format {facts['format']}, this version reads "
-                    f"{FORMAT}: export it again"
+                    f"{' and '.join(map(str, _READABLE))}: export it again, or serve "
+                    "it by the version of tiger_jax that its manifest names"
                 )
             parts, shapes, trie = _read_parts(folder, facts)
         _check_hashes(folder, facts, parts, trie)
-        named = {key: value for key, value in facts.items() if key not in _SHAPED}
-        return cls(folder, parts, shapes, hash_json(named))
+        return cls(folder, parts, shapes, _content_hash(facts))
 
     def programs(self) -> compiled.ExportedPrograms:
         """Reads the exported programs; InputError if they are for other platforms."""
@@ -218,7 +226,8 @@ def _check_hashes(
     again = "put the bundle's own back, or export it again"
     found = parts.part_hashes
     found["trie"] = _hash_trie(trie)
-    for name, expected in {**facts["parts"], "trie": facts["trie"]}.items():
+    trie_hash = {"trie": facts["trie"]} if facts["format"] > 2 else {}
+    for name, expected in {**facts["parts"], **trie_hash}.items():
         if found.get(name) != expected:
             raise InputError(
                 f"{folder / name} is {found.get(name, 'missing')[:12]}, but {_FACTS} "

@@ -79,6 +79,7 @@ class Catalogue:
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         self.sharding = sharding or device
         self._indexes: dict[str, dict[str, list[int]]] = {}
+        self._numbers: dict[str, np.ndarray] = {}
         self.slots = FilterSlots(
             self.host_trie,
             sort_prefixes(table.codes, table.codebook_sizes),
@@ -100,6 +101,16 @@ class Catalogue:
         """For scoring every item; its shapes follow from the plan alone."""
         walk = CatalogueWalk.build(self.host_trie, fills_plan=True)
         return jax.device_put(walk, self.sharding)
+
+    @functools.cached_property
+    def by_popularity(self) -> list[int]:
+        """All items, the best known first."""
+        return (-self.popularity).argsort(kind="stable").tolist()
+
+    @functools.cached_property
+    def lengths(self) -> Float32[np.ndarray, " N"]:
+        """Of the embeddings."""
+        return np.linalg.norm(self.embeddings, axis=1)
 
     @functools.cached_property
     def titles(self) -> list[str]:
@@ -186,7 +197,10 @@ class Catalogue:
     def _in_range(
         self, field: str, ends: Mapping[str, float]
     ) -> Bool[np.ndarray, " N"]:
-        numbers = np.array([_as_number(v) for v in self.column(field)])
+        if field not in self._numbers:
+            values = [_as_number(v) for v in self.column(field)]
+            self._numbers[field] = np.array(values)
+        numbers = self._numbers[field]
         low, high = ends.get("min", -np.inf), ends.get("max", np.inf)
         return (numbers >= low) & (numbers <= high)  # unknown (NaN) never passes
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, UInt32
 
 from tiger_jax.decoding.trie import SortedPrefixes, Trie
 from tiger_jax.decoding.trie.attributes import EVERY_ITEM, bits_of_items, bits_of_nodes
@@ -94,7 +94,7 @@ class FilterSlots:
         self._words = np.zeros((len(prefixes.order), 1), np.uint32)
         self._slots: OrderedDict[str, int] = OrderedDict()
         self._lock = threading.Lock()
-        self._trie = self._with_bits(jax.device_put(trie, sharding))
+        self._trie = self._with_bits(jax.device_put(trie, sharding), self._words)
 
     def assign(
         self, masks: Mapping[str, Callable[[], Bool[np.ndarray, " N"]]]
@@ -108,31 +108,34 @@ class FilterSlots:
                 `NUM_SLOTS` others.
         """
         with self._lock:
-            is_changed = False
-            for name, make in masks.items():
-                if name and name not in self._slots:
-                    slot = self._free_slot(masks)
-                    self._slots[name] = slot
-                    bit = np.uint32(1 << slot)
-                    self._words[:, 0] &= ~bit
-                    self._words[make(), 0] |= bit
-                    is_changed = True
-                elif name:
-                    self._slots.move_to_end(name)
-            if is_changed:
-                self._trie = self._with_bits(self._trie)
-            bits = {n: np.uint32(1 << self._slots[n]) for n in masks if n}
-            return self._trie, {"": EVERY_ITEM, **bits}
+            slots, words, trie = self._slots.copy(), self._words, self._trie
+            for name in filter(None, masks):
+                if name in slots:
+                    slots.move_to_end(name)
+                    continue
+                if words is self._words:
+                    words = words.copy()
+                slot = _take_slot(slots, masks)
+                slots[name], bit = slot, np.uint32(1 << slot)
+                words[:, 0] &= ~bit
+                words[masks[name](), 0] |= bit
+            if words is not self._words:
+                trie = self._with_bits(trie, words)
+            # Only now: what failed before this line has changed nothing.
+            self._slots, self._words, self._trie = slots, words, trie
+            bits = {n: np.uint32(1 << slots[n]) for n in masks if n}
+            return trie, {"": EVERY_ITEM, **bits}
 
-    def _free_slot(self, needed: Mapping[str, Any]) -> int:
-        unused = set(range(NUM_SLOTS)) - set(self._slots.values())
-        if unused:
-            return min(unused)
-        oldest = next(name for name in self._slots if name not in needed)
-        return self._slots.pop(oldest)
-
-    def _with_bits(self, trie: Trie) -> Trie:
-        own = bits_of_items(self._words, None, len(self._words))
+    def _with_bits(self, trie: Trie, words: UInt32[np.ndarray, "N 1"]) -> Trie:
+        own = bits_of_items(words, None, len(words))
         bits = bits_of_nodes(own, self._prefixes, trie.plan)
-        bits = jax.device_put(bits, self._sharding)
+        # A copy to the device that fails shows here, not in a later search.
+        bits = jax.block_until_ready(jax.device_put(bits, self._sharding))
         return dataclasses.replace(trie, attributes=bits)
+
+
+def _take_slot(slots: OrderedDict[str, int], needed: Mapping[str, Any]) -> int:
+    """A free bit, or that of the mask not asked for longest."""
+    if unused := set(range(NUM_SLOTS)) - set(slots.values()):
+        return min(unused)
+    return slots.pop(next(name for name in slots if name not in needed))

@@ -1,6 +1,7 @@
 """From a new item to its embedding and codewords, by what the training left frozen."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,10 +31,16 @@ _TOLERANCE = 1e-3
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ItemEncoder:
-    """The text template, and a fitted TF-IDF or an encoder that is loaded at use."""
+    """The text template and the encoder, frozen.
+
+    Attributes:
+        encoder: A fitted TF-IDF, or another encoder, which is loaded at first use.
+        model_hash: Of the folder that holds the encoder's model, if one does.
+    """
 
     text: ItemTextConfig
     encoder: FrozenTfidf | encoders.Encoder
+    model_hash: str = ""
 
     def encode(self, items: pa.Table) -> Float32[np.ndarray, "N E"]:
         """Embeds rows of the catalogue's columns; InputError if one has no text."""
@@ -46,10 +53,19 @@ class ItemEncoder:
                 )
         if isinstance(self.encoder, FrozenTfidf):
             return self.encoder.encode(texts)
-        encode = self.encoder.prepare(texts, seed=0)
         size = self.encoder.batch_size
-        parts = [encode(texts[i : i + size]) for i in range(0, len(texts), size)]
+        parts = [self._encode(texts[i : i + size]) for i in range(0, len(texts), size)]
         return np.concatenate(parts).astype(np.float32)
+
+    @functools.cached_property
+    def _encode(self) -> encoders.EncodeFn:
+        """Loads the encoder, once, from this machine alone."""
+        assert not isinstance(self.encoder, FrozenTfidf)
+        encoder = self.encoder
+        if isinstance(encoder, encoders.SentenceTransformerEncoder):
+            encoder.check_local(self.model_hash)
+            encoder = dataclasses.replace(encoder, is_local=True)
+        return encoder.prepare([], seed=0)
 
     @property
     def content_hash(self) -> str:
@@ -61,6 +77,7 @@ class ItemEncoder:
             facts["arrays"] = hash_arrays(arrays)
         else:
             facts["encoder"] = self.encoder
+            facts |= {"model_hash": self.model_hash} if self.model_hash else {}
         return hash_json(facts)
 
     def save(self, folder: Path) -> None:
@@ -72,6 +89,7 @@ class ItemEncoder:
             facts["kind"] = "TfidfEncoder"
         else:
             facts |= encoders.encoder_facts(self.encoder)
+            facts["model_hash"] = self.model_hash
         write_json(folder / _FACTS, facts)
 
     @classmethod
@@ -82,7 +100,8 @@ class ItemEncoder:
             text = _read_template(facts["text"])
             if facts["kind"] == "TfidfEncoder":
                 return cls(text, FrozenTfidf.load(folder))
-            return cls(text, encoders.encoder_from_facts(facts, folder / _FACTS))
+            encoder = encoders.encoder_from_facts(facts, folder / _FACTS)
+            return cls(text, encoder, facts.get("model_hash", ""))
 
 
 def _read_template(text: Mapping[str, Any]) -> ItemTextConfig:
@@ -102,7 +121,9 @@ def freeze_encoder(folder: Path, embeddings: np.ndarray) -> ItemEncoder | None:
     text = _read_template(facts["text"])
     encoder = encoders.encoder_from_facts(facts, path)
     if isinstance(encoder, encoders.SentenceTransformerEncoder):
-        return ItemEncoder(text, encoder)
+        revision = encoder.revision or encoder.cached_revision()
+        encoder = dataclasses.replace(encoder, revision=revision)
+        return ItemEncoder(text, encoder, encoder.hashes().get("model", ""))
     texts = pq.read_table(folder / "texts.parquet")["text"].to_pylist()
     sample = np.linspace(0, len(texts) - 1, min(SAMPLE, len(texts))).astype(int)
     sampled = [texts[row] for row in sample]

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float32, Int32, UInt32
 from tiger_jax.data.prepared import hash_user_ids
 from tiger_jax.errors import InputError
 from tiger_jax.evaluation.recommend_fn import top_k
-from tiger_jax.progress import Progress
+from tiger_jax.progress import Progress, say
 from tiger_jax.recommending.catalogue import Catalogue
 from tiger_jax.recommending.filters import NUM_SLOTS
 from tiger_jax.recommending.parts import Parts
@@ -40,6 +40,8 @@ from tiger_jax.recommending.searcher import (
 from tiger_jax.recommending.updates import UpdateReport
 from tiger_jax.recommending.versions import CatalogueVersions
 from tiger_jax.semantic_ids.encoder_inputs import encode_histories
+from tiger_jax.workdir import artifacts
+from tiger_jax.workdir.reading import read_unchanged
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -58,6 +60,7 @@ class Recommender:
         max_items: Most recent items of a history that the model reads.
         user_hashes: Sorted; of the users that the training knew.
         dense_weight: Of log p(item) beside log p(codes), with a dense head.
+        model: The beginning of its bundle's hash, named in every answer.
     """
 
     searcher: Searcher
@@ -66,6 +69,7 @@ class Recommender:
     max_items: int
     user_hashes: UInt32[np.ndarray, " U"]
     dense_weight: float = 0.0
+    model: str = ""
 
     def __post_init__(self) -> None:
         self._change_lock = threading.Lock()
@@ -88,9 +92,20 @@ class Recommender:
                 version isn't kept.
         """
         if not isinstance(source, CatalogueVersions):
-            source = CatalogueVersions.open(Path(source))
+            return load_with_versions(Path(source), version=version)[0]
         bundle, catalogue = source.bundle, source.load(version)
-        return cls.of_parts(bundle.parts, bundle.shapes, catalogue, bundle.programs())
+        try:
+            programs: Programs | None = bundle.programs()
+        except InputError as error:
+            made = artifacts.load_manifest(bundle.folder, verify=False).made
+            exported = made.get("packages", {}).get("jax", "another version")
+            programs = None
+            say(
+                f"note: {error} (exported under JAX {exported}, and this is "
+                f"{jax.__version__}): the searches are compiled from the model's code"
+            )
+        recommender = cls.of_parts(bundle.parts, bundle.shapes, catalogue, programs)
+        return dataclasses.replace(recommender, model=bundle.content_hash[:12])
 
     @classmethod
     def of_parts(
@@ -143,6 +158,7 @@ class Recommender:
         with self._change_lock:
             catalogue, report = versions.change(self.catalogue, **changes)
             self.swap(catalogue)
+        versions.prune()
         return report
 
     def roll_back(self, versions: CatalogueVersions, version: int) -> UpdateReport:
@@ -150,7 +166,17 @@ class Recommender:
         with self._change_lock:
             catalogue, report = versions.roll_back(self.catalogue, version)
             self.swap(catalogue)
+        versions.prune()
         return report
+
+    def follow(self, versions: CatalogueVersions) -> bool:
+        """Changes to what other processes made of the catalogue; whether they did."""
+        with self._change_lock:
+            newest = versions.newest_after(self.catalogue)
+            is_newer = newest is not self.catalogue
+            if is_newer:
+                self.swap(newest)
+        return is_newer
 
     @overload
     def recommend(
@@ -232,7 +258,7 @@ class Recommender:
                 for row, listed in zip(part, lists, strict=True):
                     found[row.index, row.group] = listed
         normalize = self.searcher.settings.normalize
-        return [
+        answers = (
             _merge(
                 resolved,
                 {g: found[i, g] for g in resolved.request.groups},
@@ -241,7 +267,8 @@ class Recommender:
             if len(resolved.known)
             else _popular(resolved)
             for i, resolved in enumerate(requests)
-        ]
+        )
+        return [dataclasses.replace(answer, model=self.model) for answer in answers]
 
     def similar_items(
         self,
@@ -269,7 +296,7 @@ class Recommender:
         shared = np.logical_and.accumulate(codes == codes[number], axis=1).sum(1)
         cosine = np.zeros(catalogue.num_items, np.float32)
         if vectors is not None:
-            lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(vectors[number])
+            lengths = catalogue.lengths * catalogue.lengths[number]
             cosine = vectors @ vectors[number] / np.maximum(lengths, 1e-30)
         elif by == "embedding":
             raise InputError("this catalogue has no embeddings to compare items by")
@@ -370,6 +397,27 @@ class Recommender:
             is_known=is_known,
             with_items=bool(self.shapes.content_items),
         )
+
+
+def load_with_versions(
+    folder: Path, *, version: int | None = None
+) -> tuple[Recommender, CatalogueVersions]:
+    """Loads a bundle, even while another process exports it anew.
+
+    Raises:
+        InputError: See `Recommender.load`.
+    """
+
+    stamp = functools.partial(artifacts.stamp, folder)
+
+    def load() -> tuple[Recommender, CatalogueVersions]:
+        before, versions = stamp(), CatalogueVersions.open(folder)
+        recommender = Recommender.load(versions, version=version)
+        if stamp() != before:
+            raise InputError(f"{folder} is being exported again and again: wait")
+        return recommender, versions
+
+    return read_unchanged(stamp, load)[1]
 
 
 _List = tuple[Int32[np.ndarray, " M"], Float32[np.ndarray, " M"]]

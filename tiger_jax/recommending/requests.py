@@ -228,6 +228,7 @@ class Answer:
         merged: Of an epsilon's two groups: "score", or "share" where each group's
             probabilities sum to 1, so that their scores can't be compared: each is in
             its own order, and the new items are spread evenly through the list.
+        model: The beginning of the bundle's hash; "" for parts of no bundle.
     """
 
     items: tuple[RecommendedItem, ...]
@@ -235,3 +236,4 @@ class Answer:
     by: Literal["tiger", "popularity"]
     version: int
     merged: Literal["score", "share"] = "score"
+    model: str = ""

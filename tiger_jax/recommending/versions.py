@@ -13,16 +13,21 @@ size is that of the changes:
     attributes.json   values set by hand, by field and item id
 
 Each folder has a manifest with the SHA-256 of every file; it is written beside and
-renamed, so a version is there whole or not at all. The newest one is in force. To go
-back is to write an old one's content as the next version: numbers never come twice.
+renamed when the disk has it all, so a version is there whole or not at all. The newest
+one is in force. To go back is to write an old one's content as the next version:
+numbers never come twice. Several processes may change one bundle's catalogue: each
+makes its change to the newest version while it holds ``.lock``.
+
+Where another bundle's versions lie in that folder, as after a retrain, these lie in a
+folder in it that is named by the beginning of the bundle's hash.
 """
 
 import dataclasses
-import fcntl
+import functools
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +35,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
-from tiger_jax.errors import InputError
+from tiger_jax.errors import InputError, LockedError, UserFacingError
 from tiger_jax.recommending.bundle import Bundle
 from tiger_jax.recommending.catalogue import Catalogue
+from tiger_jax.recommending.item_encoder import ItemCoder
 from tiger_jax.recommending.updates import JoinedRows, UpdateReport, change_rows, update
 from tiger_jax.workdir import artifacts
 from tiger_jax.workdir.arrays import load_arrays, save_arrays
+from tiger_jax.workdir.durable import make_folder
 from tiger_jax.workdir.json_files import read_json, write_json
-from tiger_jax.workdir.reading import reading
+from tiger_jax.workdir.lock import hold_file
+from tiger_jax.workdir.reading import read_unchanged, reading
 
 SUFFIX = ".catalogue"
 KEEP = 10
@@ -45,6 +53,15 @@ _FORMAT = 1
 _FACTS, _ATTRIBUTES = "version.json", "attributes.json"
 _REMOVED, _ITEMS = "removed.parquet", "items.parquet"
 _ARRAYS = ("codes", "embeddings", "joined")
+_LOCK_SECONDS = 60.0
+
+
+class ConflictError(InputError):
+    """Another process changed the catalogue, and now a change fits no more."""
+
+
+class UnconfirmedError(UserFacingError):
+    """A change is in force, but the disk hasn't confirmed that it will stay."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,9 +100,9 @@ class CatalogueVersions:
         """
         if keep < 1:
             raise InputError(f"at least one version must be kept, not {keep}")
-        own = bundle.folder.resolve()
-        self.folder = folder or own.with_name(own.name + SUFFIX)
+        self.folder = folder or _folder_of(bundle)
         self.bundle, self._keep = bundle, keep
+        self._seen: tuple[int, int] | None = None
 
     @classmethod
     def open(
@@ -100,8 +117,32 @@ class CatalogueVersions:
         return max(self._numbers(), default=0)
 
     def load(self, version: int | None = None) -> Catalogue:
-        """Reads a version, by default the newest; InputError if it isn't kept whole."""
-        version = self.newest if version is None else version
+        """Reads a version, the newest by default.
+
+        Raises:
+            InputError: That version isn't kept, is damaged, or is of another bundle.
+        """
+        if version is None:
+            self._seen, newest = read_unchanged(
+                self._stamp, lambda: self._read(self.newest)
+            )
+            return newest
+        return self._read(version)
+
+    def newest_after(self, catalogue: Catalogue) -> Catalogue:
+        """A catalogue, where it still is the newest version, or else that one."""
+        stamp = self._stamp()
+        is_newest = stamp[0] == catalogue.version and self._seen in (None, stamp)
+        return catalogue if is_newest else self.load()
+
+    def _stamp(self) -> tuple[int, int]:
+        """Tells the newest version from any other, one of its own number too."""
+        newest = self.newest
+        with suppress(FileNotFoundError):
+            return newest, self._path(newest).stat().st_mtime_ns
+        return newest, 0
+
+    def _read(self, version: int) -> Catalogue:
         exported = self.bundle.parts.catalogue()
         if version == 0:
             return exported
@@ -124,64 +165,122 @@ class CatalogueVersions:
     def change(
         self, catalogue: Catalogue, **changes: Any
     ) -> tuple[Catalogue, UpdateReport]:
-        """Writes the version after `catalogue`, the newest one; see `updates.update`.
+        """Writes the version after the newest one.
 
-        InputError if the change makes no sense, or `catalogue` isn't the newest
-        version by now; nothing is written.
+        Args:
+            catalogue: What the newest version was when it was last looked at.
+            **changes: add, remove and attributes; see `updates.update`.
+
+        Raises:
+            InputError: The change makes no sense; nothing is written. It is a
+                `ConflictError` where another process wrote a version meanwhile.
+            UnconfirmedError: The version is in force, but may not outlast the power.
         """
-        changed, report = update(catalogue, self.bundle.parts.coder(), **changes)
-        numbers = len(report.added), len(report.removed), report.attributes_set
-        counts = zip(numbers, ("added", "removed", "set"), strict=True)
-        self._save(changed, ", ".join(f"{n} {what}" for n, what in counts if n))
+        with self._hold():
+            newest = self.newest_after(catalogue)
+            try:
+                changed, report = update(newest, self.coder, **changes)
+            except InputError as error:
+                if newest is catalogue:
+                    raise
+                raise ConflictError(
+                    f"the catalogue is at version {newest.version} by now, by another "
+                    f"process, and there: {error}"
+                ) from error
+            numbers = len(report.added), len(report.removed), report.attributes_set
+            counts = zip(numbers, ("added", "removed", "set"), strict=True)
+            self._save(changed, ", ".join(f"{n} {what}" for n, what in counts if n))
         return changed, report
+
+    @functools.cached_property
+    def coder(self) -> ItemCoder:
+        """Gives new items their codes; what it loads, it loads once."""
+        return self.bundle.parts.coder()
 
     def roll_back(
         self, catalogue: Catalogue, version: int
     ) -> tuple[Catalogue, UpdateReport]:
-        """Writes an earlier version's content as the version after `catalogue`.
+        """Writes an earlier version's content as the version after the newest.
 
-        InputError as of `load`, or if `catalogue` isn't the newest version by now.
+        Raises:
+            InputError: That version isn't kept, or is damaged.
+            UnconfirmedError: See `change`.
         """
-        old = self.load(version)
-        number = catalogue.version + 1
-        again = change_rows(
-            old,
-            np.ones(old.num_items, bool),
-            JoinedRows.none(old),
-            attributes=old.attributes,
-            version=number,
-        )
-        what = f"back to version {version}"
-        self._save(again, what)
+        with self._hold():
+            old = self.load(version)
+            number = self.newest_after(catalogue).version + 1
+            again = change_rows(
+                old,
+                np.ones(old.num_items, bool),
+                JoinedRows.none(old),
+                attributes=old.attributes,
+                version=number,
+            )
+            what = f"back to version {version}"
+            self._save(again, what)
         report = UpdateReport(number, again.num_items, again.capacity, notes=(what,))
         return again, report
 
+    def start_from(
+        self, exported: Catalogue, what: str, **changes: Any
+    ) -> UpdateReport:
+        """Writes a change to the bundle's own catalogue as the next version.
+
+        Raises:
+            InputError: The change makes no sense.
+            UnconfirmedError: See `change`.
+        """
+        with self._hold():
+            changed, report = update(exported, self.coder, **changes)
+            changed.version = self.newest + 1
+            self._save(changed, what)
+        return dataclasses.replace(report, version=changed.version)
+
     def _save(self, catalogue: Catalogue, what: str) -> None:
-        """Writes a version; the one before it must be the newest on disk."""
-        with _hold(self.folder):
-            if catalogue.version != self.newest + 1:
-                raise InputError(
-                    f"{self.folder} has version {self.newest} by now, so another "
-                    f"process changes it too: version {catalogue.version} was not "
-                    "written; load the newest and try again"
-                )
-            path = self._path(catalogue.version)
-            # What was killed before its renaming has never been in force.
-            shutil.rmtree(path.with_name(path.name + ".partial"), ignore_errors=True)
-            run = artifacts.begin(
-                self.folder,
-                path.name,
-                stage="update_catalogue",
-                config={"version": catalogue.version},
-                external={"bundle": self.bundle.content_hash},
-            )
-            _write_parts(run.folder, catalogue, self.bundle)
+        """Writes the version after the newest, while the lock is held."""
+        path = self._path(catalogue.version)
+        # What was killed before its renaming has never been in force.
+        partial = path.with_name(path.name + ".partial")
+        if partial.exists():
+            shutil.rmtree(partial)
+        run = artifacts.begin(
+            self.folder,
+            path.name,
+            stage="update_catalogue",
+            config={"version": catalogue.version},
+            external={"bundle": self.bundle.content_hash},
+        )
+        _write_parts(run.folder, catalogue, self.bundle)
+        try:
             run.commit(summary={"items": catalogue.num_items, "what": what})
+        except OSError as error:
+            if path.is_dir():
+                raise UnconfirmedError(
+                    f"version {catalogue.version} is in force, but {self.folder} did "
+                    f"not confirm it ({error}): see to the disk before more changes"
+                ) from error
+            raise
+        self._seen = self._stamp()
+
+    def prune(self) -> None:
+        """Removes all but the newest versions; what can't be now, is the next time."""
+        with suppress(OSError, LockedError), self._hold():
             for number in sorted(self._numbers())[: -self._keep]:
-                shutil.rmtree(self._path(number))
+                path = self._path(number)
+                with suppress(OSError):  # NFS keeps files that somebody reads
+                    path.rename(path.with_name(path.name + ".gone"))
+            for gone in self.folder.glob("*.gone"):
+                shutil.rmtree(gone, ignore_errors=True)
 
     def _path(self, version: int) -> Path:
         return self.folder / f"version_{version:06d}"
+
+    @contextmanager
+    def _hold(self) -> Iterator[None]:
+        """Lets one process write at a time; the kernel lets go of a dead one's lock."""
+        make_folder(self.folder)
+        with hold_file(self.folder / ".lock", seconds=_LOCK_SECONDS):
+            yield
 
     def _numbers(self) -> set[int]:
         if not self.folder.is_dir():
@@ -191,13 +290,15 @@ class CatalogueVersions:
         return {int(number[1]) for number in found if number}
 
 
-@contextmanager
-def _hold(folder: Path) -> Iterator[None]:
-    """Lets one process write at a time; the kernel lets go of a dead one's lock."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "a", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def _folder_of(bundle: Bundle) -> Path:
+    """Where a bundle's versions lie, by default."""
+    own, short = bundle.folder.resolve(), bundle.content_hash[:12]
+    root = own.with_name(own.name.removesuffix(f"-{short}") + SUFFIX)
+    owners = set()
+    for facts in root.glob(f"version_*/{_FACTS}"):
+        with suppress(OSError, ValueError, LookupError, TypeError):  # told by `load`
+            owners.add(read_json(facts)["bundle"])
+    return root if owners <= {bundle.content_hash} else root / short
 
 
 def _write_parts(folder: Path, catalogue: Catalogue, bundle: Bundle) -> None:

@@ -1,20 +1,18 @@
 """The routes: what can be asked of a recommender over HTTP."""
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Collection
 from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI, Query, Response
 from fastapi.responses import HTMLResponse
-from prometheus_client import generate_latest
 
 from tiger_jax import __version__
 from tiger_jax.errors import InputError
 from tiger_jax.recommending.requests import Answer, ShownItem
 from tiger_jax.serving import schemas
 from tiger_jax.serving.api_page import describe_api
-from tiger_jax.serving.catalogue_routes import catalogue_routes
+from tiger_jax.serving.catalogue_routes import catalogue_routes, model_routes
 from tiger_jax.serving.errors import ErrorAnswer, answer_errors
 from tiger_jax.serving.guard import Guard
 from tiger_jax.serving.service import Service, number_of
@@ -41,12 +39,9 @@ def create_app(service: Service, *, page: str, hosts: Collection[str] = ()) -> F
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        service.batcher.start()
-        warming = asyncio.create_task(service.warm_up())
+        service.start()
         yield
-        service.status = "stopping"
-        await service.batcher.close()
-        await warming
+        await service.close()
 
     app = FastAPI(
         title="tiger_jax",
@@ -61,6 +56,7 @@ def create_app(service: Service, *, page: str, hosts: Collection[str] = ()) -> F
     app.include_router(_recommend_routes(service))
     app.include_router(_item_routes(service))
     app.include_router(catalogue_routes(service))
+    app.include_router(model_routes(service))
     app.include_router(_operations_routes(service, page))
 
     @app.get("/docs", include_in_schema=False)
@@ -71,7 +67,8 @@ def create_app(service: Service, *, page: str, hosts: Collection[str] = ()) -> F
         Guard,
         limits=service.limits,
         metrics=service.metrics,
-        token=service.token,
+        tokens=service.tokens,
+        traces=service.traces,
         hosts=hosts,
     )
     return app
@@ -100,41 +97,50 @@ def _item_routes(service: Service) -> APIRouter:
     router = APIRouter(route_class=StrictRoute, tags=["items"])
 
     @router.get("/items", response_model=schemas.ItemList)
-    def search_items(query: Annotated[schemas.ItemSearch, Query()]) -> Response:
+    async def search_items(query: Annotated[schemas.ItemSearch, Query()]) -> Response:
         """Finds items by words of their titles; lists the most popular without."""
         catalogue = service.recommender.catalogue
-        if query.q.strip():
-            numbers = catalogue.search(query.q)
-        else:
-            numbers = (-catalogue.popularity).argsort(kind="stable").tolist()
-        shown = numbers[query.offset : query.offset + query.limit]
-        items = [ShownItem.of(catalogue, number) for number in shown]
-        return json_response(
-            {"items": items, "total": len(numbers), "version": catalogue.version}
-        )
+
+        def search() -> Response:
+            is_asked = query.q.strip()
+            numbers = catalogue.search(query.q) if is_asked else catalogue.by_popularity
+            shown = numbers[query.offset : query.offset + query.limit]
+            items = [ShownItem.of(catalogue, number) for number in shown]
+            return json_response(
+                {"items": items, "total": len(numbers), "version": catalogue.version}
+            )
+
+        return await service.read(search)
 
     @router.get("/items/{item_id:path}/similar", response_model=schemas.SimilarList)
-    def similar_items(
+    async def similar_items(
         item_id: str, query: Annotated[schemas.SimilarSearch, Query()]
     ) -> Response:
         """Lists the items most like one, by Semantic ID or by embedding."""
         catalogue = service.recommender.catalogue
         number_of(catalogue, item_id)
-        items = service.recommender.similar_items(item_id, query.k, by=query.by)
+        items = await service.read(
+            lambda: service.recommender.similar_items(item_id, query.k, by=query.by)
+        )
         return json_response({"items": items, "version": catalogue.version})
 
     @router.get("/items/{item_id:path}", response_model=ShownItem)
-    def get_item(item_id: str) -> Response:
+    async def get_item(item_id: str) -> Response:
         """Shows one item."""
         catalogue = service.recommender.catalogue
         number = number_of(catalogue, item_id)
-        return json_response(ShownItem.of(catalogue, number))
+        return json_response(
+            await service.read(lambda: ShownItem.of(catalogue, number))
+        )
 
     @router.get("/catalogue", response_model=schemas.CatalogueAnswer)
-    def get_catalogue() -> Response:
+    async def get_catalogue() -> Response:
         """Says what is being recommended from, and what filters can name."""
         recommender = service.recommender
         catalogue = recommender.catalogue
+        fields = await service.read(
+            lambda: {f: {"values": catalogue.values_of(f)} for f in catalogue.fields}
+        )
         return json_response(
             {
                 "version": catalogue.version,
@@ -145,9 +151,7 @@ def _item_routes(service: Service) -> APIRouter:
                 "most_k": recommender.shapes.num_beams,
                 "most_history": recommender.max_items,
                 "most_requests": service.limits.requests,
-                "fields": {
-                    f: {"values": catalogue.values_of(f)} for f in catalogue.fields
-                },
+                "fields": fields,
             }
         )
 
@@ -174,7 +178,7 @@ def _operations_routes(service: Service, page: str) -> APIRouter:
 
     @router.get("/metrics", include_in_schema=False)
     async def get_metrics() -> Response:
-        text = generate_latest(service.metrics.registry)
-        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+        kind = "text/plain; version=0.0.4; charset=utf-8"
+        return Response(service.metrics.text(), media_type=kind)
 
     return router

@@ -10,15 +10,17 @@ import concurrent.futures
 import dataclasses
 import itertools
 import logging
+import math
 import time
 from collections.abc import Sequence
 
 from tiger_jax.errors import InputError
 from tiger_jax.recommending.recommender import Recommender
 from tiger_jax.recommending.requests import Answer, Request, Resolved
-from tiger_jax.serving.errors import ApiError
+from tiger_jax.serving.errors import ApiError, internal_error
 from tiger_jax.serving.metrics import Metrics
 from tiger_jax.serving.settings import Limits
+from tiger_jax.serving.traces import Traces
 
 _LOG = logging.getLogger(__name__)
 _Answers = list[Answer] | Exception
@@ -30,6 +32,7 @@ class _Job:
 
     requests: Sequence[Request]
     future: "asyncio.Future[list[Answer]]"
+    since: float = dataclasses.field(default_factory=time.perf_counter)
 
     @property
     def rows(self) -> int:
@@ -50,6 +53,8 @@ class _Lane:
         self.jobs: list[_Job] = []
         self.seconds_a_row = 0.05
         self.filled = asyncio.Event()
+        self.failures = 0  # batches in a row
+        self.begun: float | None = None  # when the one in progress was
         self.thread = concurrent.futures.ThreadPoolExecutor(1, f"recommend-{name}")
 
     @property
@@ -89,9 +94,14 @@ class Batcher:
     """
 
     def __init__(
-        self, recommender: Recommender, limits: Limits, metrics: Metrics
+        self,
+        recommender: Recommender,
+        limits: Limits,
+        metrics: Metrics,
+        traces: Traces,
     ) -> None:
         self._recommender, self._limits, self._metrics = recommender, limits, metrics
+        self._traces = traces
         most = recommender.shapes.batch_sizes[-1]
         self._lanes = (
             _Lane("search", limits.waiting, most),
@@ -99,6 +109,7 @@ class Batcher:
         )
         self._workers: list[asyncio.Task[None]] = []
         self._is_closed = False
+        self.last_failure = ""
 
     def start(self) -> None:
         """Begins to take requests; call it in the event loop that will wait."""
@@ -107,11 +118,28 @@ class Batcher:
     async def close(self) -> None:
         """Answers what was taken, and takes nothing more."""
         self._is_closed = True
-        while any(lane.jobs for lane in self._lanes):
-            await asyncio.sleep(0.01)
+        end = time.monotonic() + self._limits.shutdown_seconds
         for worker, lane in zip(self._workers, self._lanes, strict=True):
+            while (lane.jobs or lane.begun) and not worker.done():
+                if time.monotonic() > end:
+                    break
+                await asyncio.sleep(0.01)
             worker.cancel()
-            await asyncio.to_thread(lane.thread.shutdown)
+            lane.thread.shutdown(wait=False)
+
+    @property
+    def problem(self) -> str:
+        """Why it isn't to be relied on; "" if it is."""
+        limits = self._limits
+        for worker, lane in zip(self._workers, self._lanes, strict=True):
+            if worker.done() and not self._is_closed:
+                return f"the worker of the lane {lane.name} is dead"
+            if lane.failures >= limits.failed_batches:
+                return f"{lane.failures} batches in a row failed: {self.last_failure}"
+            seconds = time.perf_counter() - (lane.begun or math.inf)
+            if seconds > limits.stuck_seconds:
+                return f"a batch has been searched for {seconds:.0f} seconds"
+        return ""
 
     @property
     def waiting(self) -> int:
@@ -147,7 +175,7 @@ class Batcher:
                 retry_after=lane.waiting * lane.seconds_a_row,
             )
         lane.put(job)
-        self._metrics.waiting.labels(lane.name).set(lane.waiting)
+        self._note(lane)
         try:
             async with asyncio.timeout(self._limits.deadline_seconds):
                 return await job.future
@@ -159,8 +187,12 @@ class Batcher:
                 f"no answer within {self._limits.deadline_seconds:g} seconds",
                 retry_after=lane.waiting * lane.seconds_a_row,
             ) from None
-        finally:
+        finally:  # also where the client has gone
             lane.remove(job)
+            self._note(lane)
+
+    def _note(self, lane: _Lane) -> None:
+        self._metrics.waiting.labels(lane.name).set(lane.waiting)
 
     async def _work(self, lane: _Lane) -> None:
         loop = asyncio.get_running_loop()
@@ -170,22 +202,48 @@ class Batcher:
                 lane.filled.clear()
                 continue
             jobs = lane.take()
-            self._metrics.waiting.labels(lane.name).set(lane.waiting)
-            start = time.perf_counter()
+            self._note(lane)
+            lane.begun = start = time.perf_counter()
+            for job in jobs:
+                self._metrics.queue_seconds.labels(lane.name).observe(start - job.since)
             asked = [job.requests for job in jobs]
-            answered = await loop.run_in_executor(lane.thread, self._answer_all, asked)
-            seconds = time.perf_counter() - start
             rows = sum(job.rows for job in jobs)
+            try:
+                with self._traces.span("batch", lane=lane.name, rows=rows):
+                    answered = await loop.run_in_executor(
+                        lane.thread, self._answer_all, asked
+                    )
+            except Exception as error:
+                answered = [error] * len(jobs)
+            lane.begun = None
+            seconds = time.perf_counter() - start
+            self._note_failures(lane, answered)
             lane.seconds_a_row += 0.2 * (seconds / rows - lane.seconds_a_row)
             self._metrics.batch_rows.labels(lane.name).observe(rows)
             self._metrics.batch_seconds.labels(lane.name).observe(seconds)
             for job, answers in zip(jobs, answered, strict=True):
                 if job.future.done():
                     continue  # its deadline has passed
-                if isinstance(answers, Exception):
+                if isinstance(answers, InputError):
                     job.future.set_exception(answers)
+                elif isinstance(answers, Exception):
+                    job.future.set_exception(internal_error())
                 else:
                     job.future.set_result(answers)
+
+    def _note_failures(self, lane: _Lane, answered: Sequence[_Answers]) -> None:
+        """Counts and logs, once a batch, what is the server's fault."""
+        faults = [e for e in answered if isinstance(e, Exception)]
+        faults = [e for e in faults if not isinstance(e, InputError)]
+        if len(faults) < len(answered):
+            lane.failures = 0
+        if faults:
+            first = faults[0]
+            lane.failures += len(faults) == len(answered)
+            self.last_failure = f"{type(first).__name__}: {first}"[:200]
+            self._metrics.failed_batches.labels(lane.name).inc()
+            what = "%d of the %d requests of a batch failed"
+            _LOG.error(what, len(faults), len(answered), exc_info=first)
 
     def _answer_all(self, asked: Sequence[Sequence[Request]]) -> list[_Answers]:
         """Answers several jobs from one catalogue; a wrong one spoils no other."""
@@ -196,13 +254,12 @@ class Batcher:
         for i, requests in enumerate(asked):
             try:
                 good[i] = [recommender.resolve(r, catalogue) for r in requests]
-            except InputError as error:
+            except Exception as error:
                 answered[i] = error
         try:
             flat = iter(recommender.answer_resolved([*itertools.chain(*good.values())]))
             answered |= {i: [*itertools.islice(flat, len(good[i]))] for i in good}
         except Exception as error:
-            _LOG.exception("a batch of %d requests failed", len(good))
             if len(good) == 1:
                 answered |= dict.fromkeys(good, error)
             else:  # find the culprit

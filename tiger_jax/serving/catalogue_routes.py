@@ -2,21 +2,27 @@
 
 import asyncio
 import concurrent.futures
+import dataclasses
+import logging
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, Field, StringConstraints
 
+from tiger_jax.errors import InputError, UserFacingError
 from tiger_jax.recommending.catalogue import ALL_ITEMS
 from tiger_jax.recommending.new_items import MAX_ATTRIBUTES, MAX_CHARACTERS
+from tiger_jax.recommending.recommender import Recommender
 from tiger_jax.recommending.updates import UpdateReport
-from tiger_jax.recommending.versions import VersionInfo
+from tiger_jax.recommending.versions import CatalogueVersions, VersionInfo
+from tiger_jax.serving import schemas
 from tiger_jax.serving.errors import ApiError
 from tiger_jax.serving.schemas import Integer, ItemId, Strict, with_examples
 from tiger_jax.serving.service import Service, number_of
 from tiger_jax.serving.strict_json import StrictRoute, json_response
 
+AUDIT = logging.getLogger("tiger_jax.audit")
 MAX_CHANGED, MAX_WAITING, MAX_DIMS = 1000, 8, 1 << 16
 
 _Text = Annotated[str, StringConstraints(max_length=MAX_CHARACTERS)]
@@ -82,11 +88,23 @@ class RollBack(Strict):
     version: int = Field(ge=0, le=1 << 53, description="0 is the bundle's own.")
 
 
+class ServeBundle(Strict):
+    """A bundle's folder beside the one served, and what part it gets."""
+
+    model_config = with_examples({"bundle": "bundle-1f3a90c2b7de", "share": 0.1})
+
+    bundle: str = Field(pattern=r"^[\w-][\w.-]*$", max_length=200)
+    share: float = Field(ge=0, le=1, description="1 takes the other's place.")
+
+
 class KeptVersions(BaseModel):
     """All of them, the oldest first."""
 
     version: int = Field(description="The one in force.")
     versions: list[VersionInfo]
+
+
+Change = Callable[[Recommender, CatalogueVersions], UpdateReport]
 
 
 class Changes:
@@ -96,77 +114,154 @@ class Changes:
         self._service, self._waiting = service, 0
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "change-catalogue")
 
-    async def do(self, change: Callable[[], UpdateReport]) -> Response:
+    async def do(self, request: Request, change: Change) -> Response:
         """Makes a change, or none of it, and says what it did; 429 if too many wait."""
         if self._waiting >= MAX_WAITING:
             message = f"{MAX_WAITING} changes are waiting already"
             raise ApiError(429, "busy", message, retry_after=1.0)
+        # It goes on, and is noted, even where the client has gone.
+        return json_response(await asyncio.shield(self._do(request, change)))
+
+    async def _do(self, request: Request, change: Change) -> UpdateReport:
         self._waiting += 1
+        result, done = "failed", "nothing"
         try:
             loop = asyncio.get_running_loop()
-            report = await loop.run_in_executor(self._thread, change)
+            report = await loop.run_in_executor(self._thread, self._change_all, change)
+            result, done = "made", f"version {report.version}"
+        except UserFacingError as error:
+            result, done = "refused", str(error)[:200]
+            raise
         finally:
             self._waiting -= 1
+            self._service.metrics.changes.labels(result).inc()
+            who = request.client.host if request.client else "a socket"
+            what = f"{request.method} {request.url.path[:200]}"
+            AUDIT.info("%s by %s: %s, %s", what, who, result, done)
         self._service.note_catalogue()
-        return json_response(report)
+        return report
+
+    def _change_all(self, change: Change) -> UpdateReport:
+        """Changes what is served, and then the candidate, if there is one."""
+        main, *others = self._service.engines
+        report = change(main.recommender, main.versions)
+        for other in others:
+            try:
+                change(other.recommender, other.versions)
+            except UserFacingError as error:
+                note = f"not so the catalogue of {other.folder.name}: {error}"
+                report = dataclasses.replace(report, notes=(*report.notes, note))
+        return report
 
 
 def catalogue_routes(service: Service) -> APIRouter:
-    """Adding, removing, changing, and going back; only for bearers of the token."""
+    """Adding, removing, changing, and going back; only for administrators."""
     changes = Changes(service)
-    versions, recommender = service.versions, service.recommender
-
-    def check_allowed() -> None:
-        if service.token is None:
-            raise ApiError(
-                403,
-                "no_token_set",
-                "the catalogue can be changed only where the server has a token: start "
-                "it with TIGER_SERVE_TOKEN or serve.token_file",
-            )
 
     router = APIRouter(
         prefix="/catalogue",
         route_class=StrictRoute,
         tags=["catalogue"],
-        dependencies=[Depends(check_allowed)],
+        dependencies=[Depends(service.tokens.check_admin)],
     )
 
     @router.post("/items", response_model=UpdateReport)
-    async def add_items(request: AddItems) -> Response:
+    async def add_items(request: Request, wanted: AddItems) -> Response:
         """Adds items, which can be recommended at once."""
-        new = [item.to_json() for item in request.items]
-        return await changes.do(lambda: recommender.update(versions, add=new))
+        new = [item.to_json() for item in wanted.items]
+        return await changes.do(request, lambda r, v: r.update(v, add=new))
 
     @router.delete("/items/{item_id:path}", response_model=UpdateReport)
-    async def remove_item(item_id: str) -> Response:
+    async def remove_item(request: Request, item_id: str) -> Response:
         """Removes an item; it is unknown from then on."""
-        number_of(recommender.catalogue, item_id)
-        return await changes.do(lambda: recommender.update(versions, remove=[item_id]))
+
+        def remove(recommender: Recommender, versions: CatalogueVersions) -> Any:
+            _check_item(recommender, versions, item_id)
+            return recommender.update(versions, remove=[item_id])
+
+        return await changes.do(request, remove)
 
     @router.put("/items/{item_id:path}/attributes", response_model=UpdateReport)
-    async def set_attributes(item_id: str, request: SetAttributes) -> Response:
+    async def set_attributes(
+        request: Request, item_id: str, wanted: SetAttributes
+    ) -> Response:
         """Sets values that are shown and filtered by; the Semantic ID stays.
 
         Item * stands for all that have no value of their own.
         """
-        if item_id != ALL_ITEMS:
-            number_of(recommender.catalogue, item_id)
-        wanted = {item_id: request.attributes}
-        return await changes.do(lambda: recommender.update(versions, attributes=wanted))
+
+        def change(recommender: Recommender, versions: CatalogueVersions) -> Any:
+            if item_id != ALL_ITEMS:
+                _check_item(recommender, versions, item_id)
+            attributes = {item_id: wanted.attributes}
+            return recommender.update(versions, attributes=attributes)
+
+        return await changes.do(request, change)
 
     @router.post("/rollback", response_model=UpdateReport)
-    async def roll_back(request: RollBack) -> Response:
+    async def roll_back(request: Request, wanted: RollBack) -> Response:
         """Makes an earlier version's content the newest version."""
-        return await changes.do(
-            lambda: recommender.roll_back(versions, request.version)
-        )
+
+        def go_back(recommender: Recommender, versions: CatalogueVersions) -> Any:
+            if recommender is not service.recommender:
+                raise InputError("its versions have other numbers")
+            return recommender.roll_back(versions, wanted.version)
+
+        return await changes.do(request, go_back)
+
+    @router.post("/reload", response_model=schemas.CatalogueVersion)
+    async def reload() -> Response:
+        """Takes over at once what other processes made of the catalogue."""
+        await service.reload()
+        return json_response({"version": service.recommender.catalogue.version})
 
     @router.get("/versions", response_model=KeptVersions)
     def list_versions() -> Response:
         """Lists the versions that are kept."""
-        return json_response(
-            {"version": recommender.catalogue.version, "versions": versions.kept()}
-        )
+        version = service.recommender.catalogue.version
+        return json_response({"version": version, "versions": service.versions.kept()})
 
     return router
+
+
+def model_routes(service: Service) -> APIRouter:
+    """Which bundles answer, and exchanging them; the latter for administrators."""
+    router = APIRouter(prefix="/models", route_class=StrictRoute, tags=["models"])
+    lock = asyncio.Lock()
+
+    @router.get("", response_model=schemas.ServedModels)
+    async def list_models() -> Response:
+        """Lists the bundles that answer, the main one first."""
+        shares = (1 - service.share, service.share)
+        models = [
+            schemas.ServedModel(
+                bundle=engine.folder.name,
+                model=engine.model,
+                version=engine.recommender.catalogue.version,
+                share=share,
+            )
+            for engine, share in zip(service.engines, shares, strict=False)
+        ]
+        return json_response(schemas.ServedModels(models=models))
+
+    @router.post(
+        "",
+        response_model=schemas.ServedModels,
+        dependencies=[Depends(service.tokens.check_admin)],
+    )
+    async def serve_bundle(request: Request, wanted: ServeBundle) -> Response:
+        """Gives a bundle beside the one served a share of the requests, or all."""
+        async with lock:
+            await asyncio.shield(service.serve_bundle(wanted.bundle, wanted.share))
+        AUDIT.info("%s of the requests go to %s", wanted.share, wanted.bundle)
+        return await list_models()
+
+    return router
+
+
+def _check_item(
+    recommender: Recommender, versions: CatalogueVersions, item_id: str
+) -> None:
+    """Refuses by 404 an item that isn't in the newest version, whoever wrote it."""
+    recommender.follow(versions)
+    number_of(recommender.catalogue, item_id)

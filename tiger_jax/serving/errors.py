@@ -15,7 +15,8 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.responses import JSONResponse, Response
 
-from tiger_jax.errors import InputError
+from tiger_jax.errors import InputError, LockedError
+from tiger_jax.recommending.versions import ConflictError, UnconfirmedError
 
 MAX_DETAILS, MAX_CHARACTERS = 5, 120
 
@@ -82,7 +83,8 @@ def answer_errors(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(StarletteHTTPException, _http)
     app.add_exception_handler(InputError, _input)
-    app.add_exception_handler(Exception, _fault)
+    app.add_exception_handler(LockedError, _locked)
+    app.add_exception_handler(UnconfirmedError, _unconfirmed)
 
 
 def describe_problems(errors: Sequence[Any]) -> list[Problem]:
@@ -123,9 +125,20 @@ async def _http(request: Request, error: Exception) -> Response:
 
 
 async def _input(_: Request, error: Exception) -> Response:
+    if isinstance(error, ConflictError):
+        return ApiError(409, "conflict", str(error)[:500]).response()
     return ApiError(422, "invalid_request", str(error)[:500]).response()
 
 
-async def _fault(_: Request, __: Exception) -> Response:
+async def _locked(_: Request, error: Exception) -> Response:
+    return ApiError(503, "busy", str(error)[:500], retry_after=5.0).response()
+
+
+async def _unconfirmed(_: Request, error: Exception) -> Response:
+    return ApiError(500, "unconfirmed", str(error)[:500]).response()
+
+
+def internal_error() -> ApiError:
+    """What is answered to a fault of ours, when it has been logged."""
     message = "a fault of this server, which its log describes"
-    return ApiError(500, "internal", message).response()
+    return ApiError(500, "internal", message)

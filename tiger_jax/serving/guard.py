@@ -1,24 +1,32 @@
 """What every request passes through before it reaches a route.
 
 Hosts, the token, the size of the body and the time it takes to arrive are looked at
-here; a request that gets further is whole, and its answer has a deadline.
+here; a request that gets further is whole, and its answer has a deadline. Work for a
+client that has gone is given up. A fault of ours is logged, answered and counted once.
 """
 
 import asyncio
 import contextlib
-import hmac
+import logging
+import re
+import secrets
 import time
-from collections.abc import Collection
+from collections.abc import Awaitable, Collection
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tiger_jax.serving.errors import ApiError
+from tiger_jax.serving.errors import ApiError, internal_error
+from tiger_jax.serving.logs import REQUEST_ID
 from tiger_jax.serving.metrics import Metrics
 from tiger_jax.serving.settings import Limits
+from tiger_jax.serving.tokens import Tokens
+from tiger_jax.serving.traces import Traces
 
 OPEN_PATHS = ("/", "/docs", "/healthz", "/readyz", "/openapi.json")
 """What anyone may read who reaches the server, token or not."""
+
+_LOG = logging.getLogger(__name__)
 
 _SECURITY = [
     (b"x-content-type-options", b"nosniff"),
@@ -37,49 +45,62 @@ class Guard:
         *,
         limits: Limits,
         metrics: Metrics,
-        token: str | None,
+        tokens: Tokens,
+        traces: Traces,
         hosts: Collection[str],
     ) -> None:
         """Takes what to guard.
 
         Args:
-            token: That requests must bear; None: reading is free, and the routes
-                that change something refuse.
+            tokens: One of which requests must bear, to read and to change.
             hosts: Names under which the server may be addressed, so that a web page
                 can't reach it under a name of its own; empty: any.
         """
         self._app, self._limits, self._metrics = app, limits, metrics
-        self._token, self._hosts = token, frozenset(hosts)
+        self._tokens, self._hosts = tokens, frozenset(hosts)
+        self._traces = traces
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        start = time.perf_counter()
-        status = 0
+        start, status = time.perf_counter(), "gone"
+        request_id = _request_id(Headers(scope=scope))
+        REQUEST_ID.set(request_id)
+        own = [*_SECURITY, (b"x-request-id", request_id.encode())]
 
         async def send_and_note(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
-                message["headers"] = [*message.get("headers", ()), *_SECURITY]
+                status = str(message["status"])
+                message["headers"] = [*message.get("headers", ()), *own]
             await send(message)
 
+        if scope["method"] == "HEAD":  # the protocol leaves the body out
+            scope = {**scope, "method": "GET"}
         try:
-            try:
+            with self._traces.span(scope["method"], scope, request_id=request_id):
                 body = await self._admit(scope, receive)
-            except ApiError as error:
-                await error.response()(scope, receive, send_and_note)
-                return
-            await self._app(scope, _replay(body, receive), send_and_note)
+                await _while_connected(
+                    self._app(scope, _replay(body, receive), send_and_note), receive
+                )
+        except ApiError as error:
+            await error.response()(scope, receive, send_and_note)
+        except Exception:
+            _LOG.exception("%s %s failed", scope["method"], scope["path"][:200])
+            if status == "gone":
+                await internal_error().response()(scope, receive, send_and_note)
         finally:
             route = getattr(scope.get("route"), "path", "other")
-            self._metrics.requests.labels(route, str(status)).inc()
+            self._metrics.requests.labels(route, status).inc()
             self._metrics.seconds.labels(route).observe(time.perf_counter() - start)
 
     async def _admit(self, scope: Scope, receive: Receive) -> bytes:
         """Checks what can be checked before a route is known; reads the body."""
         headers = Headers(scope=scope)
-        refusal = self._refusal(scope["path"], headers)
+        if {"content-length", "transfer-encoding"} <= {*headers}:  # RFC 9112, 6.1
+            message = "a body has one length: Content-Length or chunks"
+            raise ApiError(400, "two_lengths", message, close=True)
+        refusal = self._refusal(scope, headers)
         if refusal is not None and "expect" in headers:
             raise refusal  # the client waits for leave to send its body
         body = await self._read(receive, refusal)
@@ -89,20 +110,15 @@ class Guard:
             raise ApiError(415, "not_json", message)
         return body
 
-    def _refusal(self, path: str, headers: Headers) -> ApiError | None:
+    def _refusal(self, scope: Scope, headers: Headers) -> ApiError | None:
         if self._hosts and _host_name(headers.get("host", "")) not in self._hosts:
             message = "this server isn't addressed by that name: start it with "
             message += "--gin.serve.hosts='(\"NAME\",)'"
             return ApiError(421, "unknown_host", message)
-        if self._token is not None and path not in OPEN_PATHS:
-            scheme, _, given = headers.get("authorization", "").partition(" ")
-            # In a time that doesn't tell how much of it was right.
-            is_right = hmac.compare_digest(
-                given.strip().encode("latin-1", "replace"), self._token.encode()
-            )
-            if scheme.lower() != "bearer" or not is_right:
-                message = "send the token: Authorization: Bearer TOKEN"
-                return ApiError(401, "unauthorized", message)
+        refusal = self._tokens.refusal(scope, headers.get("authorization", ""))
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        if refusal is not None and path not in OPEN_PATHS:
+            return refusal
         announced = headers.get("content-length", "0")
         return self._too_large() if int(announced) > self._limits.body_bytes else None
 
@@ -133,6 +149,32 @@ class Guard:
                         return bytes(body)
         late = f"no whole request in {self._limits.read_seconds:g} seconds"
         raise ApiError(408, "too_slow", late, close=True)
+
+
+async def _while_connected(answer: Awaitable[None], receive: Receive) -> None:
+    """Answers, unless the client goes before."""
+    answering = asyncio.ensure_future(answer)
+    leaving = asyncio.ensure_future(_wait_for_end(receive))
+    try:
+        await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not answering.done():
+            answering.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await answering
+    finally:
+        answering.cancel()
+        leaving.cancel()
+
+
+async def _wait_for_end(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _request_id(headers: Headers) -> str:
+    """The client's own name for its request, where it is one, or a new one."""
+    given = headers.get("x-request-id", "")
+    return given if re.fullmatch(r"[\w.-]{1,64}", given, re.A) else secrets.token_hex(8)
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -1,17 +1,25 @@
 """What the server counts, for Prometheus."""
 
+import os
 from typing import Any
 
+import jax
 from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,
     Histogram,
     ProcessCollector,
+    generate_latest,
 )
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from tiger_jax.workdir.provenance import code_version, package_versions
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
+FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+"""Where several workers keep what they count; the library reads it when imported."""
 
 
 class Metrics:
@@ -21,6 +29,8 @@ class Metrics:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         common: dict[str, Any] = {"registry": self.registry, "namespace": "tiger"}
+        seconds = common | {"buckets": _SECONDS}
+        lane, least = ("lane",), common | {"multiprocess_mode": "livemin"}
         self.requests = Counter(
             "requests", "HTTP requests answered.", ("path", "status"), **common
         )
@@ -28,19 +38,62 @@ class Metrics:
             "request_seconds",
             "From a request's first byte to the end of its answer.",
             ("path",),
-            buckets=_SECONDS,
-            **common,
+            **seconds,
         )
         self.shed = Counter("shed", "Requests refused under load.", ("why",), **common)
         self.waiting = Gauge(
-            "waiting", "Histories that wait for a batch.", ("lane",), **common
+            "waiting",
+            "Histories that wait for a batch.",
+            lane,
+            multiprocess_mode="livesum",
+            **common,
+        )
+        self.queue_seconds = Histogram(
+            "queue_seconds", "That a request waited for its batch.", lane, **seconds
         )
         self.batch_rows = Histogram(
-            "batch_rows", "Searches a batch.", ("lane",), buckets=_ROWS, **common
+            "batch_rows", "Searches a batch.", lane, buckets=_ROWS, **common
         )
         self.batch_seconds = Histogram(
-            "batch_seconds", "Seconds a batch.", ("lane",), buckets=_SECONDS, **common
+            "batch_seconds", "Seconds a batch.", lane, **seconds
         )
-        self.ready = Gauge("ready", "1 once all searches are compiled.", **common)
-        self.version = Gauge("catalogue_version", "Of the catalogue.", **common)
-        self.items = Gauge("catalogue_items", "Items in the catalogue.", **common)
+        self.failed_batches = Counter(
+            "failed_batches", "Batches with a fault of ours.", lane, **common
+        )
+        self.answers = Counter(
+            "answers", "Histories answered, by model.", ("model",), **common
+        )
+        self.changes = Counter(
+            "catalogue_changes", "Changes, by what came of them.", ("result",), **common
+        )
+        self.ready = Gauge("ready", "1 if /readyz says so.", **least)
+        self.version = Gauge("catalogue_version", "Of the catalogue.", **least)
+        self.items = Gauge("catalogue_items", "Items in the catalogue.", **least)
+        self.memory = Gauge(
+            "device_bytes",
+            "Memory in use on the device.",
+            multiprocess_mode="livesum",
+            **common,
+        )
+        names = ("version", "jax", "platform", "model")
+        self.build = Gauge("build_info", "What is running.", names, **least)
+
+    def note_build(self, model: str) -> None:
+        """Says what is running."""
+        self.build.labels(
+            code_version(),
+            package_versions().get("jax", ""),
+            jax.default_backend(),
+            model,
+        ).set(1)
+
+    def text(self) -> bytes:
+        """All of it as Prometheus reads it; of all workers, where there are several."""
+        used = (jax.local_devices()[0].memory_stats() or {}).get("bytes_in_use")
+        if used is not None:
+            self.memory.set(used)
+        if FOLDER_VARIABLE not in os.environ:
+            return generate_latest(self.registry)
+        together = CollectorRegistry()
+        MultiProcessCollector(together)
+        return generate_latest(together)

@@ -188,7 +188,28 @@ class CatalogueAnswer(BaseModel):
     fields: dict[str, FieldValues]
 
 
+class CatalogueVersion(BaseModel):
+    """Of the catalogue that is recommended from."""
+
+    version: int
+
+
+class ServedModel(BaseModel):
+    """A bundle that answers."""
+
+    bundle: str = Field(description="Its folder's name.")
+    model: str = Field(description="The beginning of its hash, as answers name it.")
+    version: int = Field(description="Of its catalogue.")
+    share: float = Field(description="Of the requests.")
+
+
+class ServedModels(BaseModel):
+    """The main one, and the candidate where there is one."""
+
+    models: list[ServedModel]
+
+
 class Health(BaseModel):
     """How the server is."""
 
-    status: Literal["ok", "compiling", "stopping"]
+    status: Literal["ok", "compiling", "draining", "stopping"]

@@ -1,56 +1,73 @@
 """Runs the app until it is told to stop."""
 
 import asyncio
+import dataclasses
 import ipaddress
-import logging
 import os
 import signal
 import socket
+import stat
+import sys
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import uvicorn
 
 from tiger_jax.errors import InputError
 from tiger_jax.progress import say
-from tiger_jax.serving.app import Service, create_app
+from tiger_jax.serving.app import create_app
 from tiger_jax.serving.protocol import with_limits
+from tiger_jax.serving.service import NotReadyError, Service
+from tiger_jax.serving.tokens import Tokens
 from tiger_jax.workdir.reading import path_of
 
-TOKEN_VARIABLE = "TIGER_SERVE_TOKEN"
-MIN_TOKEN = 16
+UNIX = "unix:"
 
 
-def read_token(file: str | None) -> str | None:
-    """Takes the token from a file, or else from the environment; None if neither.
+@dataclasses.dataclass(frozen=True)
+class Proxy:
+    """How the server is reached through others; the fields of uvicorn's options.
 
-    Never from the command line, which every user of a machine can read.
-
-    Raises:
-        InputError: The file can't be read, or the token is no good one.
+    Attributes:
+        root_path: The path under which a proxy shows it, such as "/shop".
+        trusted: Addresses whose X-Forwarded-For and -Proto are believed.
+        certificate, key: PEM files, to speak TLS.
     """
-    if file is not None:
-        try:
-            token = path_of(file).read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            message = f"serve.token_file={file} can't be read: {error}"
-            raise InputError(message) from error
-    else:
-        token = os.environ.get(TOKEN_VARIABLE, "").strip()
-        if not token:
-            return None
-    if len(token) < MIN_TOKEN or not token.isascii() or " " in token:
-        raise InputError(
-            f"a token has at least {MIN_TOKEN} ASCII characters and no spaces: "
-            "make one with `openssl rand -hex 32`"
-        )
-    return token
+
+    root_path: str = ""
+    trusted: tuple[str, ...] = ()
+    certificate: str | None = None
+    key: str | None = None
+
+    def options(self) -> dict[str, Any]:
+        """As uvicorn takes them; InputError if a file isn't there."""
+        for name, file in (("certificate", self.certificate), ("key", self.key)):
+            if file is not None and not path_of(file).is_file():
+                raise InputError(f"serve.{name}={file} is not a file")
+        if (self.certificate is None) != (self.key is None):
+            raise InputError("serve.certificate and serve.key go together: give both")
+        return {
+            "root_path": self.root_path.rstrip("/"),
+            "proxy_headers": bool(self.trusted),
+            "forwarded_allow_ips": list(self.trusted),
+            "ssl_certfile": self.certificate,
+            "ssl_keyfile": self.key,
+        }
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Opens the port; InputError if it is taken or the address isn't this machine's."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    """Opens the port, or the socket file of "unix:PATH".
+
+    Raises:
+        InputError: It is taken, or the address isn't this machine's.
+    """
     try:
+        if host.startswith(UNIX):
+            return _listen_unix(path_of(host.removeprefix(UNIX)))
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=1024)
     except (OSError, OverflowError) as error:
         raise InputError(
@@ -59,9 +76,21 @@ def listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
+def _listen_unix(path: Path) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX)
+    if path.exists() and stat.S_ISSOCK(path.stat().st_mode):
+        if listener.connect_ex(str(path)) == 0:
+            raise OSError("another server listens there")
+        path.unlink()  # a dead one's
+        listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen(1024)
+    return listener
+
+
 def default_hosts(host: str, more: Collection[str]) -> tuple[str, ...]:
     """Names the server goes by: on loopback only its own, elsewhere those given."""
-    if is_loopback(host):
+    if is_loopback(host) and not host.startswith(UNIX):
         return ("localhost", "127.0.0.1", "::1", host.lower(), *more)
     return tuple(name.lower() for name in more)
 
@@ -69,53 +98,111 @@ def default_hosts(host: str, more: Collection[str]) -> tuple[str, ...]:
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach an address."""
     try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+        is_named = host == "localhost" or host.startswith(UNIX)
+        return is_named or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
 
 
+def say_where(host: str, listener: socket.socket, tokens: Tokens, proxy: Proxy) -> None:
+    """Says where to ask, and what may be wrong with that."""
+    scheme = "http" if proxy.certificate is None else "https"
+    if host.startswith(UNIX):
+        say(f"serve: {host}")
+    else:
+        name = f"[{host}]" if ":" in host else host
+        say(f"serve: {scheme}://{name}:{listener.getsockname()[1]}")
+    has_token = tokens.reader is not None or tokens.admin is not None
+    if is_loopback(host):
+        return
+    if tokens.reader is None:
+        say("note: no token is set, so whoever reaches this address may ask")
+    if has_token and proxy.certificate is None:
+        say(
+            "note: tokens travel in the clear to this address: give serve.certificate "
+            "and serve.key, or put a proxy with TLS before it"
+        )
+
+
+class _Server(uvicorn.Server):
+    """Says on /readyz that it will stop before its listener closes."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service, self._closes_at = service, float("inf")
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._service.status == "compiling":  # nobody waits for anything
+            say("serve: stopped")
+            os._exit(0)
+        is_first = self._service.status == "ok"
+        if is_first and self._service.limits.drain_seconds and sig != signal.SIGUSR1:
+            self._service.status = "draining"
+            self._closes_at = time.monotonic() + self._service.limits.drain_seconds
+        else:
+            super().handle_exit(sig, frame)
+
+    async def on_tick(self, counter: int) -> bool:
+        self.should_exit |= time.monotonic() >= self._closes_at
+        return await super().on_tick(counter)
+
+
+def make_server(
+    service: Service, *, page: str, hosts: Collection[str] = (), proxy: Proxy = Proxy()
+) -> uvicorn.Server:
+    """The server of a service, which doesn't listen yet."""
+    limits = service.limits
+    config = uvicorn.Config(
+        create_app(service, page=page, hosts=hosts),
+        http=with_limits(limits),
+        ws="none",
+        loop="asyncio",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=int(max(1, limits.idle_seconds)),
+        timeout_graceful_shutdown=int(max(1, limits.shutdown_seconds)),
+        **proxy.options(),
+    )
+    return _Server(config, service)
+
+
 def run_server(
-    service: Service, listener: socket.socket, *, page: str, hosts: Collection[str]
+    server: uvicorn.Server,
+    service: Service,
+    listener: socket.socket,
+    on_ready: Callable[[], None] = lambda: None,
 ) -> None:
     """Serves until SIGINT or SIGTERM, then answers what it has taken and returns.
 
+    On SIGHUP, a bundle that was exported anew takes the place of the one served.
+
     Raises what kept the searches from being compiled.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
-    logging.getLogger("uvicorn.error").addFilter(_is_no_noise)
-    limits = service.limits
-    app = create_app(service, page=page, hosts=hosts)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app,
-            http=with_limits(limits),
-            ws="none",
-            loop="asyncio",
-            lifespan="on",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            timeout_keep_alive=int(max(1, limits.idle_seconds)),
-            timeout_graceful_shutdown=int(max(1, limits.shutdown_seconds)),
-        )
-    )
     failure: list[Exception] = []
+    started = time.monotonic()
 
     def stop(error: Exception) -> None:
+        if isinstance(error, NotReadyError):
+            # A search that never ends would keep the process for ever.
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            os._exit(error.exit_code)
         failure.append(error)
         server.should_exit = True
 
-    started = time.monotonic()
-    service.on_failure = stop
-    service.on_ready = lambda: say(
-        f"serve: ready after {time.monotonic() - started:.0f} seconds"
-    )
+    def note_ready() -> None:
+        say(f"serve: ready after {time.monotonic() - started:.0f} seconds")
+        asyncio.get_running_loop().add_signal_handler(
+            signal.SIGHUP, service.reload_bundle
+        )
+        on_ready()
+
+    service.on_failure, service.on_ready = stop, note_ready
     # uvicorn raises again, when it is done, the signal that stopped it.
-    before = {
-        number: signal.signal(number, lambda *_: None)
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
+    ours = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda *_: None) for number in ours}
+    signal.signal(signal.SIGUSR1, server.handle_exit)
     try:
         asyncio.run(server.serve(sockets=[listener]))
     finally:
@@ -125,10 +212,3 @@ def run_server(
     if failure:
         raise failure[0]
     say("serve: stopped")
-
-
-def _is_no_noise(record: logging.LogRecord) -> bool:
-    """What clients do wrong is answered to them, and counted, not logged."""
-    return not record.getMessage().startswith(
-        ("Invalid HTTP request", "Unsupported upgrade", "No supported WebSocket")
-    )

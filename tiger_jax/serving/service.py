@@ -1,11 +1,20 @@
 """A recommender and what stands between it and its clients."""
 
 import asyncio
+import contextlib
+import dataclasses
 import logging
+import random
+import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
 
+from tiger_jax.errors import UserFacingError
+from tiger_jax.recommending.carry import carry_over
 from tiger_jax.recommending.catalogue import Catalogue
-from tiger_jax.recommending.recommender import Recommender
+from tiger_jax.recommending.recommender import Recommender, load_with_versions
 from tiger_jax.recommending.requests import Answer, Request
 from tiger_jax.recommending.versions import CatalogueVersions
 from tiger_jax.serving import schemas
@@ -13,8 +22,60 @@ from tiger_jax.serving.batching import Batcher
 from tiger_jax.serving.errors import ApiError
 from tiger_jax.serving.metrics import Metrics
 from tiger_jax.serving.settings import Limits
+from tiger_jax.serving.tokens import Tokens
+from tiger_jax.serving.traces import Traces
+from tiger_jax.workdir import artifacts
 
 _LOG = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class NotReadyError(UserFacingError):
+    """The searches have failed for so long that another process should try."""
+
+
+class Engine:
+    """One bundle that is served: its recommender, its versions, its queues."""
+
+    def __init__(
+        self,
+        recommender: Recommender,
+        versions: CatalogueVersions,
+        limits: Limits,
+        metrics: Metrics,
+        traces: Traces,
+    ) -> None:
+        self.recommender, self.versions = recommender, versions
+        self.folder = versions.bundle.folder.resolve()
+        self.stamp = artifacts.stamp(self.folder)
+        self.batcher = Batcher(recommender, limits, metrics, traces)
+        self.complaint = ""  # about the newest version, said once
+
+    @property
+    def model(self) -> str:
+        return self.recommender.model
+
+    @property
+    def probe(self) -> Request:
+        """Something that can always be answered."""
+        catalogue = self.recommender.catalogue
+        return Request([catalogue.item_ids[int(catalogue.popularity.argmax())]], 1)
+
+    def warm_up(self) -> None:
+        """Compiles everything; the model's code where an exported search can't run."""
+        try:
+            self.recommender.warm_up()
+        except Exception:
+            searcher = self.recommender.searcher
+            if searcher.programs is None:
+                raise
+            _LOG.exception("an exported search can't run: compiling the model's code")
+            self.recommender.searcher = dataclasses.replace(searcher, programs=None)
+            self.recommender.warm_up()
+        exact = Request(self.probe.history, 1, exact=True)
+        for request in (exact, self.probe):
+            self.recommender.answer([request])
+        self.recommender.catalogue.search("a")
 
 
 class Service:
@@ -26,43 +87,77 @@ class Service:
         versions: CatalogueVersions,
         limits: Limits,
         *,
-        token: str | None = None,
+        tokens: Tokens | None = None,
+        poll_seconds: float = 1.0,
+        traces: Traces | None = None,
     ) -> None:
         """Takes a recommender; nothing is compiled yet.
 
         Args:
-            token: See `guard.Guard`.
+            tokens: None for none: all may read, and nobody change anything.
+            poll_seconds: Between looks for what other processes did to the catalogue.
         """
-        self.recommender, self.versions = recommender, versions
-        self.limits, self.token = limits, token
+        self.limits, self.poll_seconds = limits, poll_seconds
+        self.tokens, self.traces = tokens or Tokens(), traces or Traces()
         self.metrics = Metrics()
-        self.batcher = Batcher(recommender, limits, self.metrics)
+        self.main = self._engine(recommender, versions)
+        self.candidate: Engine | None = None
+        self.share = 0.0  # of the requests, that the candidate answers
         self.status = "compiling"
         self.on_ready: Callable[[], None] = lambda: None
         self.on_failure: Callable[[Exception], None] = lambda error: None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._reads, self._reading = ThreadPoolExecutor(1, "read"), 0
 
-    async def warm_up(self) -> None:
-        """Compiles everything, then says that it is ready."""
+    def _engine(self, recommender: Recommender, versions: CatalogueVersions) -> Engine:
+        return Engine(recommender, versions, self.limits, self.metrics, self.traces)
+
+    @property
+    def recommender(self) -> Recommender:
+        return self.main.recommender
+
+    @property
+    def versions(self) -> CatalogueVersions:
+        return self.main.versions
+
+    @property
+    def batcher(self) -> Batcher:
+        return self.main.batcher
+
+    @property
+    def engines(self) -> list[Engine]:
+        """The main one, and the candidate where there is one."""
+        return [self.main, *filter(None, [self.candidate])]
+
+    def start(self) -> None:
+        """Begins to compile, to watch and to follow, in the running event loop."""
+        self.batcher.start()
+        for work in (self._warm_up, self._watch, self._follow):
+            self._tasks.append(asyncio.create_task(work()))
+
+    async def close(self) -> None:
+        """Answers what was taken, and takes nothing more."""
+        self.status = "stopping"
+        for engine in self.engines:
+            await engine.batcher.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._reads.shutdown(wait=False, cancel_futures=True)
+
+    async def _warm_up(self) -> None:
         try:
-            await asyncio.to_thread(self._warm_up)
+            await asyncio.to_thread(self.main.warm_up)
         except Exception as error:
             _LOG.exception("compiling the searches failed")
             self.on_failure(error)
             return
+        self.metrics.note_build(self.main.model)
+        self.note_catalogue()
         if self.status == "compiling":
             self.status = "ok"
             self.metrics.ready.set(1)
             self.on_ready()
-
-    def _warm_up(self) -> None:
-        catalogue = self.recommender.catalogue
-        self.recommender.warm_up()
-        some = int(catalogue.popularity.argmax())
-        history = [catalogue.item_ids[some]]
-        self.recommender.answer([Request(history, 1, exact=True)])
-        self.recommender.answer([Request(history, 1)])
-        catalogue.search("a")
-        self.note_catalogue()
 
     def note_catalogue(self) -> None:
         """Tells the metrics which catalogue is being served."""
@@ -70,16 +165,159 @@ class Service:
         self.metrics.version.set(catalogue.version)
         self.metrics.items.set(catalogue.num_items)
 
+    async def _watch(self) -> None:
+        """Tells whether the searches work, tries whether they do again, gives up."""
+        since: float | None = None
+        while True:
+            await asyncio.sleep(min(0.5, self.limits.unready_seconds / 4))
+            problem = self.problem
+            self.metrics.ready.set(self.status == "ok" and not problem)
+            if not problem:
+                since = None
+                continue
+            since = since or time.monotonic()
+            seconds = time.monotonic() - since
+            if seconds > self.limits.unready_seconds:
+                message = f"not ready for {seconds:.0f} seconds ({problem}): giving up"
+                self.on_failure(NotReadyError(message))
+                return
+            for engine in self.engines:
+                if engine.batcher.problem:
+                    with contextlib.suppress(Exception):
+                        await engine.batcher.answer([engine.probe])
+
+    @property
+    def problem(self) -> str:
+        """Why searches can't be relied on; "" if they can."""
+        return next(filter(None, (e.batcher.problem for e in self.engines)), "")
+
+    async def _follow(self) -> None:
+        """Takes over what other processes make of the catalogue, and new tokens."""
+        while True:
+            await asyncio.sleep(self.poll_seconds)
+            try:
+                self.tokens.read_again()
+            except UserFacingError as error:
+                _LOG.error("the tokens stay as they are: %s", error)
+            with contextlib.suppress(UserFacingError, OSError):
+                await self.reload()
+
+    async def reload(self) -> None:
+        """Changes to the newest versions on disk, by whomever they are.
+
+        Raises:
+            InputError, OSError: It can't be read; what was served is served on.
+        """
+        for engine in self.engines:
+            try:
+                follow = engine.recommender.follow
+                if await asyncio.to_thread(follow, engine.versions):
+                    version = engine.recommender.catalogue.version
+                    _LOG.warning("version %d, by another process", version)
+                    self.metrics.changes.labels("followed").inc()
+            except Exception as error:
+                if str(error) != engine.complaint:
+                    _LOG.error("the newest version can't be read: %s", error)
+                engine.complaint = str(error)
+                raise
+            engine.complaint = ""
+        self.note_catalogue()
+
+    async def serve_bundle(self, name: str, share: float) -> None:
+        """Gives a bundle a share of the requests, beside the one served.
+
+        Args:
+            name: Its folder, beside that of the bundle served.
+            share: 1 puts it in the other's place, which answers what it has taken; 0
+                sends it away again.
+
+        Raises:
+            ApiError: It is the main one already.
+            InputError: There is no such bundle, or it isn't whole.
+        """
+        folder, before = self.main.folder.parent / name, self.engines
+        loaded = (e for e in before if e.folder == folder)
+        now = artifacts.stamp(folder)  # another one where it was exported again
+        engine = next((e for e in loaded if e.stamp == now), None)
+        if engine is self.main and share < 1:
+            raise ApiError(409, "conflict", f"{name} is the one that others stand by")
+        if engine is None and share:
+            engine = await asyncio.to_thread(self._load_beside, folder)
+            engine.batcher.start()
+        if share == 1 and engine is not None:
+            self.main, self.candidate, self.share = engine, None, 0.0
+        else:
+            self.candidate, self.share = engine if share else None, share
+        _LOG.warning("serving %s", {e.folder.name: e.model for e in self.engines})
+        self.metrics.note_build(self.main.model)
+        self.note_catalogue()
+        for old in before:
+            if old not in self.engines:
+                await old.batcher.close()
+
+    def reload_bundle(self) -> None:
+        """Begins to exchange the bundle for what its folder holds by now."""
+
+        async def reload() -> None:
+            try:
+                await self.serve_bundle(self.main.folder.name, 1.0)
+            except UserFacingError as error:
+                _LOG.error("the bundle stays as it is: %s", error)
+
+        self._tasks.append(asyncio.create_task(reload()))
+
+    def _load_beside(self, folder: Path) -> Engine:
+        recommender, versions = load_with_versions(folder)
+        if carry_over(self.versions, versions) is not None:
+            recommender.follow(versions)
+        engine = self._engine(recommender, versions)
+        engine.warm_up()
+        return engine
+
+    def choose(self) -> Engine:
+        """Draws who answers the next request."""
+        if self.candidate is not None and random.random() < self.share:
+            return self.candidate
+        return self.main
+
     async def answer(self, asked: Sequence[schemas.RecommendRequest]) -> list[Answer]:
         """Answers requests together; ApiError if not now, InputError if one is bad."""
-        self.check_ready()
-        return await self.batcher.answer([one.to_request() for one in asked])
+        if self.status not in ("ok", "draining"):
+            self.check_ready()
+        engine = self.choose()
+        answers = await engine.batcher.answer([one.to_request() for one in asked])
+        self.metrics.answers.labels(engine.model).inc(len(answers))
+        return answers
+
+    async def read(self, work: Callable[[], T]) -> T:
+        """Does what takes long and is no search, in a thread that has only this.
+
+        Raises:
+            ApiError: 429 if too much of it waits, 503 where the deadline has passed.
+        """
+        if self._reading >= self.limits.waiting_reads:
+            self.metrics.shed.labels("reads").inc()
+            message = f"{self._reading} such requests are waiting already"
+            raise ApiError(429, "busy", message, retry_after=1.0)
+        self._reading += 1
+        try:
+            async with asyncio.timeout(self.limits.deadline_seconds):
+                loop = asyncio.get_running_loop()
+                return await loop.run_in_executor(self._reads, work)
+        except TimeoutError:
+            self.metrics.shed.labels("deadline").inc()
+            message = f"no answer within {self.limits.deadline_seconds:g} seconds"
+            raise ApiError(503, "deadline", message, retry_after=1.0) from None
+        finally:
+            self._reading -= 1
 
     def check_ready(self) -> None:
-        """Refuses by 503 while the searches are being compiled, and at the end."""
+        """Refuses by 503 while searches are compiled or fail, and at the end."""
         if self.status != "ok":
             message = f"this server is {self.status}"
             raise ApiError(503, self.status, message, retry_after=5.0)
+        if problem := self.problem:
+            raise ApiError(503, "failing", problem, retry_after=5.0)
 
 
 def number_of(catalogue: Catalogue, item_id: str) -> int:

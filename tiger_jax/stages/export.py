@@ -1,13 +1,20 @@
 """Stage `export`: everything a recommender needs -> `bundle/`, one folder to serve."""
 
+import os
+import shutil
+from pathlib import Path
+
 import gin
 
 from tiger_jax.errors import InputError
 from tiger_jax.progress import say
 from tiger_jax.recommending import bundle, programs, searcher
+from tiger_jax.recommending.carry import carry_over
 from tiger_jax.recommending.parts import Parts
+from tiger_jax.recommending.versions import CatalogueVersions
 from tiger_jax.stages.context import RunContext
 from tiger_jax.workdir import artifacts
+from tiger_jax.workdir.durable import sync
 
 
 @gin.configurable(module="stages")
@@ -19,6 +26,7 @@ def export(
     batch_sizes: tuple[int, ...] = (1, 4, 16),
     max_excluded: int = 64,
     room: float = 1.5,
+    carry: bool = True,
 ) -> None:
     """Writes the bundle that `Recommender.load` reads.
 
@@ -28,6 +36,8 @@ def export(
         batch_sizes: Queries that a program takes at once; others are filled up.
         max_excluded: Excluded items per request that cost nothing extra.
         room: Factor by which the catalogue can grow before a new export is due.
+        carry: Do again, to the new model's catalogue, what the shop did to that of the
+            bundle before, which is kept as `bundle-HASH`.
     """
     rising = sorted(set(batch_sizes))
     if not rising or rising[0] < 1 or list(batch_sizes) != rising:
@@ -56,10 +66,41 @@ def export(
     parts = Parts.of_workdir(context.workdir, room=room)
     shapes = programs.Shapes.for_parts(parts, search, batch_sizes, max_excluded)
     say(f"export: {2 * len(batch_sizes)} programs for CPU, GPU and TPU")
-    bundle.save_bundle(run.folder, parts, shapes)
+    content_hash = bundle.save_bundle(run.folder, parts, shapes)
+    new = bundle.Bundle(run.final, parts, shapes, content_hash)
+    if carry and run.final.exists():
+        _carry_over(run.final, CatalogueVersions(new))
     manifest = run.commit(summary={"items": parts.table.num_items})
     size = sum(file["bytes"] for file in manifest.files.values())
     say(
         f"export: {run.final}, {size / 1e6:.1f} MB, {parts.table.num_items:,} items, "
         f"room for {parts.plan.item_capacity:,}"
     )
+
+
+def _carry_over(folder: Path, new: CatalogueVersions) -> None:
+    """Keeps the bundle before under a name of its own, and its shop's changes."""
+    try:
+        old = CatalogueVersions.open(folder)
+    except InputError as error:
+        say(f"note: nothing is carried over from the bundle before: {error}")
+        return
+    if old.bundle.content_hash == new.bundle.content_hash:
+        return  # another shape of the same
+    kept = folder.with_name(f"{folder.name}-{old.bundle.content_hash[:12]}")
+    if not kept.exists():
+        half = folder.with_name(f".{kept.name}.copy")
+        shutil.rmtree(half, ignore_errors=True)
+        shutil.copytree(folder, half, copy_function=os.link)
+        for path in (*half.rglob("*"), half):
+            sync(path)
+        half.rename(kept)
+        sync(kept.parent)
+    say(f"export: the bundle before is kept, with its versions, as {kept}")
+    report = carry_over(old, new)
+    if report is not None:
+        say(
+            f"export: carried over, as version {report.version}: "
+            f"{len(report.added):,} items joined, {len(report.removed):,} removed, "
+            f"{report.attributes_set:,} values set"
+        )

@@ -1,15 +1,21 @@
 """Stage `serve`: a bundle behind HTTP, until it is stopped; writes no folder."""
 
+import contextlib
+import os
+import signal
+
 import gin
 
-from tiger_jax.errors import InputError
+from tiger_jax.errors import InputError, LockedError
 from tiger_jax.progress import say
 from tiger_jax.recommending.bundle import BUNDLE
-from tiger_jax.recommending.recommender import Recommender
-from tiger_jax.recommending.versions import CatalogueVersions
+from tiger_jax.recommending.recommender import load_with_versions
 from tiger_jax.reporting.page import build_demo_page
 from tiger_jax.serving.settings import Limits
 from tiger_jax.stages.context import RunContext
+from tiger_jax.workdir.artifacts import MANIFEST, recover_all
+from tiger_jax.workdir.hashing import hash_file
+from tiger_jax.workdir.lock import hold_workdir
 from tiger_jax.workdir.reading import path_of
 
 
@@ -21,7 +27,17 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     token_file: str | None = None,
+    admin_token_file: str | None = None,
     hosts: tuple[str, ...] = (),
+    workers: int = 1,
+    poll_seconds: float = 1.0,
+    log_format: str = "text",
+    traces: bool = False,
+    root_path: str = "",
+    trusted_proxies: tuple[str, ...] = (),
+    certificate: str | None = None,
+    key: str | None = None,
+    expected_hash: str | None = None,
     limits: Limits = Limits(),
 ) -> None:
     """Answers over HTTP until SIGINT or SIGTERM.
@@ -29,39 +45,82 @@ def serve(
     Args:
         bundle: The bundle's folder; that of the work directory by default.
         host: The address to listen on; others than loopback reach other machines.
+            "unix:PATH" makes a socket file.
         port: 0 takes any free one.
         token_file: A file with the token that requests must bear; without it, the
             variable TIGER_SERVE_TOKEN. Without either, whoever reaches the server
-            may ask, and nobody may change the catalogue.
+            may ask. The file is read again when it changes, as is the next.
+        admin_token_file: The same for who may change the catalogue, or
+            TIGER_SERVE_ADMIN_TOKEN; without it, whoever bears the first token may,
+            and without both, nobody.
         hosts: Further names that the server is addressed by. On loopback, all others
             are refused; elsewhere, any name will do if this is empty.
+        workers: Processes behind one listener: each with the bundle in memory, its
+            part of the cores, or an accelerator of its own.
+        poll_seconds: Between looks for what other processes did to the catalogue.
+        log_format: "text" or "json", on standard error.
+        traces: Make spans of requests and batches for OpenTelemetry.
+        root_path: Under which a proxy shows the server, such as "/shop".
+        trusted_proxies: Addresses whose X-Forwarded-For and -Proto are believed.
+        certificate: A PEM file, to speak TLS; together with `key`.
+        expected_hash: The SHA-256 of the bundle's manifest, as noted where it was
+            exported: any other is refused.
         limits: How much it takes on.
     """
     try:
-        from tiger_jax.serving import server
-        from tiger_jax.serving.app import Service
+        from tiger_jax.serving import logs, server
+        from tiger_jax.serving import workers as processes
+        from tiger_jax.serving.service import Service
+        from tiger_jax.serving.tokens import Tokens
+        from tiger_jax.serving.traces import Traces
     except ModuleNotFoundError as error:
         raise InputError(
             f"serving needs the package {error.name}: pip install -e '.[serve]'"
         ) from error
     if not 0 <= port < 1 << 16:
         raise InputError(f"serve.port is {port}: it must lie in 0 … 65535")
-    token = server.read_token(token_file)
+    if log_format not in ("text", "json"):
+        raise InputError(f"serve.log_format is {log_format!r}: choose text or json")
+    if workers < 1 or poll_seconds <= 0:
+        raise InputError("serve.workers and serve.poll_seconds must be positive")
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # until it answers
+    proxy = server.Proxy(root_path, trusted_proxies, certificate, key)
+    tokens = Tokens.read(token_file, admin_token_file)
+    listener = processes.inherited_listener()
+    if listener is None and workers > 1:
+        listener = server.listen(host, port)
+        server.say_where(host, listener, tokens, proxy)
+        processes.supervise(listener, workers)
+        return
+    logs.start_logging(log_format)
     folder = path_of(bundle) if bundle else context.workdir / BUNDLE
-    versions = CatalogueVersions.open(folder)
-    recommender = Recommender.load(versions)
-    service = Service(recommender, versions, limits, token=token)
-    listener = server.listen(host, port)
-    name = f"[{host}]" if ":" in host else host
+    if not folder.exists() and folder.with_name(folder.name + ".old").exists():
+        # Who was exchanging it was killed, or is at it and will have done so soon.
+        with contextlib.suppress(LockedError), hold_workdir(folder.parent):
+            recover_all(folder.parent)
+    found = hash_file(folder / MANIFEST) if (folder / MANIFEST).is_file() else "none"
+    if expected_hash not in (None, found):
+        raise InputError(
+            f"{folder / MANIFEST} has the SHA-256 {found}, not serve.expected_hash: "
+            "this is another bundle, or another's"
+        )
+    recommender, versions = load_with_versions(folder)
     say(
-        f"serve: http://{name}:{listener.getsockname()[1]}, "
-        f"{recommender.catalogue.num_items:,} items; compiling the searches"
+        f"serve: {folder}, model {recommender.model}, version "
+        f"{recommender.catalogue.version}, {recommender.catalogue.num_items:,} items; "
+        "compiling the searches"
     )
-    if token is None and not server.is_loopback(host):
-        say("note: no token is set, so whoever reaches this address may ask")
-    server.run_server(
-        service,
-        listener,
-        page=build_demo_page(),
-        hosts=server.default_hosts(host, hosts),
+    if listener is None:
+        listener = server.listen(host, port)
+        server.say_where(host, listener, tokens, proxy)
+    service = Service(
+        recommender,
+        versions,
+        limits,
+        tokens=tokens,
+        poll_seconds=poll_seconds,
+        traces=Traces(traces),
     )
+    hosts = server.default_hosts(host, hosts)
+    made = server.make_server(service, page=build_demo_page(), hosts=hosts, proxy=proxy)
+    server.run_server(made, service, listener, processes.tell_parent_ready)

@@ -69,6 +69,7 @@ def update_catalogue(
             remove=_read_ids(remove or (), files),
             attributes=_read_attributes(attributes or {}, files),
         )
+    versions.prune()
     _tell(report, versions)
 
 

@@ -18,7 +18,6 @@ import contextlib
 import dataclasses
 import datetime
 import fnmatch
-import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +26,7 @@ from typing import Any
 
 from tiger_jax.errors import InputError
 from tiger_jax.progress import say
+from tiger_jax.workdir.durable import make_folder, sync
 from tiger_jax.workdir.hashing import hash_arrays, hash_file, hash_json, hash_values
 from tiger_jax.workdir.json_files import canonical, read_json, write_json
 from tiger_jax.workdir.provenance import describe_environment
@@ -96,7 +96,8 @@ class StageRun:
             contents: Arrays (or trees of them) that name the content of opaque
                 paths, such as a checkpoint's parameters.
         """
-        (self.folder / _FINGERPRINT).unlink(missing_ok=True)
+        for name in (_FINGERPRINT, f"{MANIFEST}.tmp"):
+            (self.folder / name).unlink(missing_ok=True)
         finished = datetime.datetime.now(datetime.UTC)
         manifest = write_manifest(
             self.folder,
@@ -150,7 +151,8 @@ def begin(
             what the work directory now holds; both hashes are named.
     """
     final = workdir / name
-    _recover(final)
+    for own in (name, *inputs):
+        recover(workdir / own)
     manifests = {i: load_manifest(workdir / i, needed_by=stage) for i in inputs}
     for i, manifest in manifests.items():
         _check_inputs_of(workdir, i, manifest, stage)
@@ -178,7 +180,7 @@ def begin(
     if may_grow and made_of and _fits(made_of, record, may_grow):
         say(f"{stage}: going on from {final}")
         shutil.copytree(final, run.folder, ignore=shutil.ignore_patterns(MANIFEST))
-    run.folder.mkdir(parents=True, exist_ok=True)
+    make_folder(run.folder)
     write_json(run.folder / _FINGERPRINT, record)
     return run
 
@@ -187,6 +189,8 @@ def load_manifest(
     folder: Path, *, needed_by: str | None = None, verify: bool = True
 ) -> Manifest:
     """Reads a finished folder's manifest and checks its files against it.
+
+    Reads, and changes nothing: another process may be writing here.
 
     Args:
         verify: Compare every file's SHA-256; otherwise only that it is there, with
@@ -197,7 +201,6 @@ def load_manifest(
             is missing or damaged.
     """
     folder = Path(folder)
-    _recover(folder)
     how = f"{how_to_make(folder)} first"
     needs = f"{needed_by} needs " if needed_by else ""
     if not folder.exists():
@@ -211,7 +214,7 @@ def load_manifest(
     try:
         fields = read_json(path)
         manifest = Manifest(**fields)
-        if manifest.seal not in ("", seal(fields)):
+        if "seal" in fields and manifest.seal != seal(fields):
             raise ValueError("it isn't what was written")
         for name in manifest.files:
             if name.startswith("/") or ".." in name.split("/"):
@@ -229,6 +232,15 @@ def load_manifest(
     return manifest
 
 
+def stamp(folder: Path) -> tuple[int, int] | None:
+    """Tells a finished folder from those before and after; None if there is none."""
+    try:
+        found = (folder / MANIFEST).stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
 def count_test_reads(folder: Path) -> int:
     """How often the test split has been read for a folder that will be replaced."""
     if not (folder / MANIFEST).is_file():
@@ -237,10 +249,16 @@ def count_test_reads(folder: Path) -> int:
 
 
 def write_manifest(folder: Path, **fields: Any) -> Manifest:
-    """Seals a manifest of these fields and writes it into the folder."""
+    """Seals a manifest of these fields and writes it into the folder.
+
+    First the disk gets all else in it: a manifest never outlives its files.
+    """
     manifest = Manifest(**fields)
     manifest = dataclasses.replace(manifest, seal=seal(vars(manifest)))
+    for path in (*folder.rglob("*"), folder):
+        sync(path)
     write_json(folder / MANIFEST, vars(manifest))
+    sync(folder)
     return manifest
 
 
@@ -325,21 +343,20 @@ def _work_done(folder: Path) -> str:
 
 
 def _swap_into_place(final: Path) -> None:
-    """Renames a complete partial folder to `final`; `_recover` can finish this."""
+    """Renames a complete partial folder to `final`; `recover` can finish this."""
     partial, old = _partial(final), _old(final)
-    _sync_folder(partial)
     if final.exists():
         final.rename(old)
     partial.rename(final)
-    _sync_folder(final.parent)
+    sync(final.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _recover(final: Path) -> None:
-    """Finishes a swap that was killed halfway."""
+def recover(final: Path) -> None:
+    """Finishes a swap that was killed halfway; for who holds the work directory."""
     partial, old = _partial(final), _old(final)
     if old.exists() and final.exists():
-        shutil.rmtree(old)
+        shutil.rmtree(old, ignore_errors=True)
     if (partial / MANIFEST).is_file():
         # Killed after the manifest was written: the new folder is whole. If the
         # old one still stands at `final`, the first of the two renames is due too.
@@ -348,12 +365,10 @@ def _recover(final: Path) -> None:
         old.rename(final)
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def recover_all(workdir: Path) -> None:
+    """Finishes every swap that was killed halfway in a work directory."""
+    for path in (*workdir.glob("*.partial"), *workdir.glob("*.old")):
+        recover(path.with_suffix(""))
 
 
 def _check_inputs_of(workdir: Path, name: str, manifest: Manifest, stage: str) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import errno
 import fcntl
 import json
 import os
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from tiger_jax.errors import InputError, LockedError, UserFacingError
+from tiger_jax.workdir.durable import make_folder
 
 LOCK_FILE = ".lock"
 _LOOKS, _SECONDS_BETWEEN_LOOKS = 20, 0.05
@@ -29,16 +31,9 @@ def hold_workdir(workdir: Path) -> Iterator[None]:
         InputError: The block failed, and the work directory is no longer there.
             Libraries then complain of whatever they missed first, in words of theirs.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
+    make_folder(workdir)
     path = workdir / LOCK_FILE
-    with open(path, "a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise LockedError(
-                f"{workdir} is in use by {_describe_holder(path)}: wait for it, stop "
-                "it, or choose another --workdir"
-            ) from error
+    with hold_file(path) as file:
         holder = {
             "process": os.getpid(),
             "host": os.uname().nodename,
@@ -63,6 +58,38 @@ def hold_workdir(workdir: Path) -> Iterator[None]:
             ) from error
         finally:
             file.truncate(0)
+
+
+@contextlib.contextmanager
+def hold_file(path: Path, *, seconds: float = 0.0) -> Iterator[IO[str]]:
+    """Holds a lock file, and makes it if need be, until the block ends.
+
+    Raises:
+        LockedError: Another process holds it for so many seconds.
+        InputError: It is a link, which could lead to a file that is worth something.
+    """
+    try:
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(path, flags, 0o644)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise InputError(f"{path} is a link, and a lock is none: remove it") from error
+    end = time.monotonic() + seconds
+    with open(descriptor, "r+", encoding="utf-8") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() < end:
+                    time.sleep(0.01)
+                    continue
+                raise LockedError(
+                    f"{path.parent} is in use by {_describe_holder(path)}: wait for "
+                    "it, stop it, or choose another --workdir"
+                ) from error
+        yield file
 
 
 def _is_there(path: Path, file: IO[str]) -> bool:

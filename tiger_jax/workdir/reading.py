@@ -2,12 +2,15 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
 from tiger_jax.errors import InputError, UserFacingError
 from tiger_jax.stage_table import MADE_BY
 
+T = TypeVar("T")
 _UNREADABLE = (OSError, EOFError, LookupError, TypeError, ValueError)
 
 
@@ -39,6 +42,25 @@ def reading(path: Path | str, remedy: str | None = None) -> Iterator[None]:
         remedy = remedy or f"{how_to_make(Path(path))} again"
         what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise InputError(f"{path} can't be read ({what}): {remedy}") from error
+
+
+def read_unchanged(stamp: Callable[[], Any], read: Callable[[], T]) -> tuple[Any, T]:
+    """Reads what other processes may replace: begins again where they did.
+
+    Args:
+        stamp: Names the state on disk; another one after a failure excuses it.
+
+    Returns:
+        The stamp before reading, and what was read.
+    """
+    while True:
+        before = stamp()
+        try:
+            return before, read()
+        except (OSError, InputError):
+            time.sleep(0.05)  # longer than a replacement takes
+            if stamp() == before:
+                raise
 
 
 def how_to_make(path: Path) -> str:

@@ -24,7 +24,7 @@ async function call(path, body) {
     options.headers["Content-Type"] = "application/json";
     options.body = JSON.stringify(body);
   }
-  const response = await fetch(path, options);
+  const response = await fetch(path.slice(1), options);
   const content = await response.json().catch(() => ({}));
   if (response.ok) return content;
   const error = new Error(content.error ? content.error.message : `the server answered ${response.status}`);

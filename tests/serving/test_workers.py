@@ -1,0 +1,119 @@
+"""The command as it is run: several processes, and signals at any moment."""
+
+import contextlib
+import http.client
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tiger_jax.errors import InputError
+from tiger_jax.serving import workers
+
+ROOT = Path(__file__).resolve().parents[2]
+TOKEN = "a-token-of-some-length"
+
+
+class Command:
+    """`run.py --stage=serve`, and what it says."""
+
+    def __init__(self, bundle, tmp_path, **options):
+        bound = {"bundle": f"'{bundle}'", "port": 0, "log_format": "'json'", **options}
+        self.log = open(tmp_path / "log", "w+", encoding="utf-8")
+        self.process = subprocess.Popen(
+            [sys.executable, "run.py", "--stage=serve", f"--workdir={tmp_path}"]
+            + [f"--gin.serve.{name}={value}" for name, value in bound.items()],
+            cwd=ROOT,
+            stdout=self.log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "JAX_PLATFORMS": "cpu", "TIGER_SERVE_TOKEN": TOKEN},
+        )
+
+    @property
+    def said(self):
+        return Path(self.log.name).read_text(encoding="utf-8")
+
+    def wait_for(self, text, seconds=240.0):
+        end = time.monotonic() + seconds
+        while not (found := re.findall(text, self.said)):
+            assert time.monotonic() < end, self.said
+            assert self.process.poll() is None, self.said
+            time.sleep(0.05)
+        return found
+
+    def ask(self, method, path, body=None):
+        (port, *_) = self.wait_for(r"http://127.0.0.1:(\d+)")
+        one = http.client.HTTPConnection("127.0.0.1", int(port), timeout=60)
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        headers |= {"Content-Type": "application/json"} if body else {}
+        with contextlib.closing(one):
+            one.request(method, path, body and json.dumps(body), headers)
+            reply = one.getresponse()
+            return reply.status, reply.read().decode()
+
+
+@pytest.mark.slow  # starts five processes
+def test_workers_share_a_listener_and_follow_each_other(folder, tmp_path):
+    own = shutil.copytree(folder, tmp_path / "bundle")
+    served = Command(own, tmp_path, workers=2, poll_seconds=0.2)
+    try:
+        while len(served.wait_for("serve: ready")) < 2:
+            time.sleep(0.2)
+        question = {"history": ["item-1"], "k": 3}
+        answers = [served.ask("POST", "/recommend", question) for _ in range(20)]
+        assert {status for status, _ in answers} == {200}
+        text = served.ask("GET", "/metrics")[1]
+        counted = r'tiger_requests_total{path="/recommend",status="200"} (\d+)'
+        assert re.findall(counted, text) == ["20"]
+        assert served.ask("DELETE", "/catalogue/items/item-7")[0] == 200
+        time.sleep(1.0)
+        gone = [served.ask("GET", "/items/item-7")[0] for _ in range(20)]
+        assert set(gone) == {404}
+        parent = served.process.pid
+        children = Path(f"/proc/{parent}/task/{parent}/children").read_text()
+        os.kill(int(children.split()[0]), signal.SIGKILL)
+        served.wait_for("worker . ended with -9")
+        while len(served.wait_for("serve: ready")) < 3:
+            time.sleep(0.2)
+        served.process.send_signal(signal.SIGHUP)
+        statuses = set()
+        while len(served.wait_for("serve: ready")) < 5:
+            statuses.add(served.ask("POST", "/recommend", question)[0])
+        assert statuses == {200}
+        served.process.terminate()
+        assert served.process.wait(60) == 0
+        assert "Traceback" not in served.said
+    finally:
+        served.process.kill()
+
+
+@pytest.mark.slow  # starts a process twice
+def test_a_signal_ends_it_at_once_while_it_compiles(folder, tmp_path):
+    for moment in ("compiling the searches", "http://"):
+        served = Command(folder, tmp_path)
+        try:
+            served.wait_for(moment)
+            start = time.monotonic()
+            served.process.terminate()
+            assert served.process.wait(30) == 0
+            assert time.monotonic() - start < 2
+        finally:
+            served.process.kill()
+
+
+def test_each_worker_has_an_accelerator_of_its_own(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    found = [workers._device_of(n, 2)["CUDA_VISIBLE_DEVICES"] for n in range(2)]
+    assert found == ["3", "5"]
+    with pytest.raises(InputError, match="serve.workers is 3, and there are 2"):
+        workers._device_of(2, 3)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert workers._device_of(2, 3) == {}
