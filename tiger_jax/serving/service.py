@@ -5,9 +5,11 @@ import logging
 from collections.abc import Callable, Sequence
 
 from tiger_jax.recommending.catalogue import Catalogue
+from tiger_jax.recommending.explanation import Explanation, explain
 from tiger_jax.recommending.recommender import Recommender
 from tiger_jax.recommending.requests import Answer, Request
 from tiger_jax.recommending.versions import CatalogueVersions
+from tiger_jax.semantic_ids.code_tree import pack_tree
 from tiger_jax.serving import schemas
 from tiger_jax.serving.batching import Batcher
 from tiger_jax.serving.errors import ApiError
@@ -37,6 +39,8 @@ class Service:
         self.limits, self.token = limits, token
         self.metrics = Metrics()
         self.batcher = Batcher(recommender, limits, self.metrics)
+        self._explaining = asyncio.Lock()
+        self._tree: tuple[Catalogue, bytes] | None = None
         self.status = "compiling"
         self.on_ready: Callable[[], None] = lambda: None
         self.on_failure: Callable[[Exception], None] = lambda error: None
@@ -74,6 +78,34 @@ class Service:
         """Answers requests together; ApiError if not now, InputError if one is bad."""
         self.check_ready()
         return await self.batcher.answer([one.to_request() for one in asked])
+
+    async def explain(self, asked: schemas.RecommendRequest) -> Explanation:
+        """Explains one list at a time; ApiError (429) while it explains another."""
+        self.check_ready()
+        if self._explaining.locked():
+            message = "another list is being explained"
+            raise ApiError(429, "busy", message, retry_after=1.0)
+        async with self._explaining:
+            request = asked.to_request()
+            return await asyncio.to_thread(explain, self.recommender, request)
+
+    def packed_tree(self) -> bytes:
+        """The catalogue's tree, packed once for each version."""
+        catalogue = self.recommender.catalogue
+        if self._tree is None or self._tree[0] is not catalogue:
+            table = catalogue.table
+            packed = pack_tree(
+                table.codes,
+                table.num_levels,
+                table.codebook_sizes,
+                item_ids=catalogue.item_ids,
+                titles=catalogue.titles,
+                categories=catalogue.categories,
+                counts=catalogue.popularity,
+                vectors=catalogue.embeddings,
+            )
+            self._tree = (catalogue, packed)
+        return self._tree[1]
 
     def check_ready(self) -> None:
         """Refuses by 503 while the searches are being compiled, and at the end."""

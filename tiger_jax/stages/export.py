@@ -6,6 +6,7 @@ from tiger_jax.errors import InputError
 from tiger_jax.progress import say
 from tiger_jax.recommending import bundle, programs, searcher
 from tiger_jax.recommending.parts import Parts
+from tiger_jax.reporting.model_card import build_model_card
 from tiger_jax.stages.context import RunContext
 from tiger_jax.workdir import artifacts
 
@@ -50,6 +51,7 @@ def export(
             "max_excluded": max_excluded,
             "room": room,
         },
+        opaque=(bundle.CARD,),
     )
     if run.is_current:
         return
@@ -57,6 +59,8 @@ def export(
     shapes = programs.Shapes.for_parts(parts, search, batch_sizes, max_excluded)
     say(f"export: {2 * len(batch_sizes)} programs for CPU, GPU and TPU")
     bundle.save_bundle(run.folder, parts, shapes)
+    card = build_model_card(context.workdir, parts)
+    (run.folder / bundle.CARD).write_text(card, encoding="utf-8")
     manifest = run.commit(summary={"items": parts.table.num_items})
     size = sum(file["bytes"] for file in manifest.files.values())
     say(

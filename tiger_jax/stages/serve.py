@@ -5,12 +5,12 @@ import gin
 from tiger_jax.errors import InputError
 from tiger_jax.progress import say
 from tiger_jax.recommending.bundle import BUNDLE
+from tiger_jax.recommending.hub import bundle_at
 from tiger_jax.recommending.recommender import Recommender
 from tiger_jax.recommending.versions import CatalogueVersions
 from tiger_jax.reporting.page import build_demo_page
 from tiger_jax.serving.settings import Limits
 from tiger_jax.stages.context import RunContext
-from tiger_jax.workdir.reading import path_of
 
 
 @gin.configurable(module="stages")
@@ -47,7 +47,7 @@ def serve(
     if not 0 <= port < 1 << 16:
         raise InputError(f"serve.port is {port}: it must lie in 0 … 65535")
     token = server.read_token(token_file)
-    folder = path_of(bundle) if bundle else context.workdir / BUNDLE
+    folder = bundle_at(bundle) if bundle else context.workdir / BUNDLE
     versions = CatalogueVersions.open(folder)
     recommender = Recommender.load(versions)
     service = Service(recommender, versions, limits, token=token)
