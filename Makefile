@@ -17,7 +17,7 @@ BEAUTY_EMBEDDINGS ?= $(DATA)/embeddings/beauty_minilm_f16.npy
 SEED ?= 0
 BEAUTY_RUN ?= runs/beauty_best_$(SEED)
 
-.PHONY: help demo test test-slow test-text test-beam faults licences check format bench scale reproduce-beauty requirements clean
+.PHONY: help demo test test-slow test-text test-beam faults licences check docs format bench scale reproduce-beauty requirements clean
 
 help:  ## Show this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -43,11 +43,14 @@ faults: $(BIN)/.test  ## Run the campaigns of faults, or go on with them (hours)
 licences: $(BIN)/.test  ## List the licences of what is pinned in docs/licences.md.
 	PYTHONPATH=.:tests $(BIN)/python -m faults.supply
 
-check: $(BIN)/.test  ## Lint, type-check, and hold the import contract.
+check: $(BIN)/.test docs  ## Lint, type-check, hold the import contract, and build the site.
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(BIN)/.test  ## Build the documentation site into build/site, offline; warnings are errors.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 format: $(BIN)/.test  ## Format the code.
 	$(BIN)/ruff format .

@@ -4,6 +4,8 @@
     python run.py --data_dir=my_shop --workdir=runs/my_shop
     python run.py --stage=evaluate --workdir=runs/my_shop
     python run.py --gin_file=experiments/cpu_quick.gin --gin.train_recommender.seed=1
+    python run.py --seeds=0,1,2 --workdir=runs/demo
+    python run.py --stage=compare --runs=runs/a,runs/b --workdir=runs/compared
 
 Each stage reads and writes folders under --workdir, is skipped when its folder is
 up to date, and goes on where it stopped when it was interrupted. What a stage does
@@ -36,13 +38,15 @@ from tiger_jax import stage_table
 from tiger_jax.config import NAMES, fits, say_type
 from tiger_jax.errors import InputError, UserFacingError, is_text, storage_problem
 from tiger_jax.progress import printable, say
+from tiger_jax.seeds import parse_seeds, plan, summarize
 from tiger_jax.stage_table import ON_REQUEST, PIPELINE, STAGES
 from tiger_jax.stages.context import RunContext
 from tiger_jax.workdir.artifacts import recover_all
 from tiger_jax.workdir.lock import hold_workdir
 from tiger_jax.workdir.reading import path_of
 
-GIN_CONFIGS = Path(__file__).resolve().parent.parent / "gin_configs"
+# In the package, as a wheel needs it: a link to the folder in a checkout.
+GIN_CONFIGS = (Path(__file__).parent / "gin_configs").resolve()
 DEMO_GIN, OWN_DATA_GIN = "demo.gin", "experiments/own_data.gin"
 # Configs that gin may bind, of modules that no stage imports until it needs them.
 CONFIG_MODULES = (
@@ -104,30 +108,62 @@ def _run(argv: Sequence[str]) -> int:
         raise _usage_error(str(error)) from error
     if len(rest) > 1:
         raise _usage_error(f"unexpected argument {rest[1]!r}")
-    stages = _choose_stages(given.stage)
-    context = _build_context(given)
+    runs = given.runs.split(",") if given.runs else ()
+    run_stages(
+        choose_stages(given.stage.split(",") if given.stage else ()),
+        make_context(given.workdir, given.data_dir, given.embeddings, runs),
+        given.gin_file,
+        gin_bindings,
+        parse_seeds(given.seeds),
+    )
+    return 0
+
+
+def run_stages(
+    stages: Sequence[str],
+    context: RunContext,
+    gin_files: Sequence[str],
+    gin_bindings: Sequence[str],
+    seeds: Sequence[int] = (),
+) -> None:
+    """Binds gin and runs stages in the work directory, alone in it.
+
+    Args:
+        seeds: Run them under each of these, in work directories of their own.
+    """
     from tiger_jax.training import partitioning  # JAX: not for --help
 
     partitioning.initialize_distributed()  # before a device is touched
     if set(stages) <= {*stage_table.names("pipeline", "comparison")}:
         partitioning.use_cpu_cores()
-    gin_bindings += os.environ.get("TIGER_GIN", "").splitlines()
     default = DEMO_GIN if context.data_dir is None else OWN_DATA_GIN
-    gin_files = given.gin_file or [default]
-    parse_gin(gin_files, gin_bindings)
+    files = gin_files or [default]
+    bindings = [*gin_bindings, *os.environ.get("TIGER_GIN", "").splitlines()]
+    parse_gin(files, bindings)
+    named = _bound_by_user(files, bindings)
 
     # A server reads its bundle once, and versions of the catalogue have a lock of
     # their own: stages can run beside it.
-    is_server = stages == ("serve",)
+    is_server = tuple(stages) == ("serve",)
     with contextlib.nullcontext() if is_server else hold_workdir(context.workdir):
         if not is_server:
             recover_all(context.workdir)
-        for stage in stages:
-            stage_function(stage)(context)
-        _warn_of_unused_bindings(stages, _bound_by_user(gin_files, gin_bindings))
-    if "report" in stages and len(stages) > 1:
+        if not seeds:
+            _run_bound(stages, context, named)
+        for part, own, seed in plan(stages, context, seeds) if seeds else ():
+            is_shared = own is context
+            with contextlib.nullcontext() if is_shared else hold_workdir(own.workdir):
+                parse_gin(files, [*bindings, *seed])
+                _run_bound(part, own, named)
+        summarize(context.workdir, seeds)
+    if "report" in stages and len(stages) > 1 and not seeds:
         say(f"done: open {context.workdir / 'report' / 'index.html'}")
-    return 0
+
+
+def _run_bound(stages: Sequence[str], context: RunContext, named: set[str]) -> None:
+    for stage in stages:
+        stage_function(stage)(context)
+    _warn_of_unused_bindings(stages, named)
 
 
 def _flags() -> flags.FlagValues:
@@ -147,6 +183,13 @@ def _flags() -> flags.FlagValues:
         "or MovieLens); empty: a generated shop.",
     )
     define("embeddings", "", "Ready-made item embeddings (.npy), in items-file order.")
+    define(
+        "seeds",
+        "",
+        "Run under each of these seeds, as in 0,1,2, in WORKDIR/seeds/; the data and "
+        "the items' vectors are shared.",
+    )
+    define("runs", "", "Work directories that --stage=compare compares, with commas.")
     flags.DEFINE_multi_string(
         "gin_file",
         [],
@@ -172,8 +215,9 @@ def _take_gin_bindings(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     return bindings, rest
 
 
-def _choose_stages(stage: str) -> tuple[str, ...]:
-    chosen = tuple(stage.split(",")) if stage else PIPELINE
+def choose_stages(names: Sequence[str]) -> tuple[str, ...]:
+    """The stages of these names, or the pipeline; InputError if one is unknown."""
+    chosen = tuple(names) or PIPELINE
     for name in chosen:
         if name not in STAGES:
             known = ", ".join(STAGES)
@@ -186,18 +230,25 @@ def stage_function(stage: str) -> Callable[[Any], None]:
     return getattr(importlib.import_module(f"tiger_jax.stages.{stage}"), stage)
 
 
-def _build_context(given: Any) -> RunContext:
-    data_dir, embeddings = (
-        path_of(v) if v else None for v in (given.data_dir, given.embeddings)
+def make_context(
+    workdir: Any, data_dir: Any = "", embeddings: Any = "", runs: Sequence[Any] = ()
+) -> RunContext:
+    """Looks at the paths of a run; InputError if one is not what it should be."""
+    work, data, vectors = (
+        path_of(os.fspath(path)) if path else None
+        for path in (workdir, data_dir, embeddings)
     )
-    if data_dir is not None and not data_dir.is_dir():
-        raise _usage_error(f"--data_dir={data_dir} is not a folder")
-    if embeddings is not None and not embeddings.is_file():
-        raise _usage_error(f"--embeddings={embeddings} is not a file")
-    workdir = path_of(given.workdir)
-    if workdir.exists() and not workdir.is_dir():
+    if data is not None and not data.is_dir():
+        raise _usage_error(f"--data_dir={data} is not a folder")
+    if vectors is not None and not vectors.is_file():
+        raise _usage_error(f"--embeddings={vectors} is not a file")
+    if work is None or (work.exists() and not work.is_dir()):
         raise _usage_error(f"--workdir={workdir} is not a folder")
-    return RunContext(workdir=workdir, data_dir=data_dir, embeddings=embeddings)
+    compared = tuple(path_of(os.fspath(run)) for run in runs)
+    for run in compared:
+        if not run.is_dir():
+            raise _usage_error(f"--runs names {run}, which is not a folder")
+    return RunContext(work, data_dir=data, embeddings=vectors, runs=compared)
 
 
 def parse_gin(files: Sequence[str], bindings: Sequence[str]) -> None:
@@ -313,4 +364,6 @@ def _warn_of_unused_bindings(stages: Sequence[str], named: set[str]) -> None:
 
 
 def _usage_error(message: str) -> InputError:
-    return InputError(f"{message} (see python run.py --help)")
+    is_installed = Path(sys.argv[0]).name == "tiger-jax"
+    command = "tiger-jax" if is_installed else "python run.py"
+    return InputError(f"{message} (see {command} --help)")

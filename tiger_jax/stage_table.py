@@ -43,6 +43,7 @@ _TABLE: tuple[tuple[str, Kind, str | None, str], ...] = (
     ("list_candidates", "comparison", "candidates", f"{_TRAINED} evaluation"),
     ("fuse", "comparison", "fusion", f"{_TRAINED} rqvae sasrec candidates evaluation"),
     ("report", "pipeline", "report", _SHOWN),
+    ("compare", "request", "compare", ""),
     ("recommend", "request", None, f"{_TRAINED} bundle"),
     ("export", "request", "bundle", f"{_TRAINED} rqvae"),
     ("update_catalogue", "request", "bundle.catalogue", "bundle"),

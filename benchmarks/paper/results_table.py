@@ -1,8 +1,9 @@
-"""Writes the README's results from rows that `benchmarks.paper.results_rows` collected.
+"""Writes the results from rows that `benchmarks.paper.results_rows` collected.
 
     python -m benchmarks.paper.results_table --rows=docs/results.jsonl --write
 
-Nothing is typed in: our cells come from the rows, published ones from
+All of them go into docs/results.md, those of `HEADLINE` into the README too. Nothing is
+typed in: our cells come from the rows, published ones from
 `tiger_jax.reporting.paper_rows`, and why a recipe has no cell from the header of its
 gin file. Runs that differ in their seed alone become one row, with their mean and the
 95 % interval of that mean. Without --write the table is printed.
@@ -13,17 +14,28 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from benchmarks import lib
 from benchmarks.lib import ROOT, Row
 from benchmarks.paper.results_rows import SPLITS
 from tiger_jax.errors import InputError
 from tiger_jax.evaluation.baselines.known import TITLES
 from tiger_jax.reporting import paper_rows
+from tiger_jax.reporting.tables import format_mean
 
 METRICS = paper_rows.METRICS
 ORDER = (*TITLES, "", "tiger", "fusion")  # "": baselines of one's own
+
+# The README's rows: what a method and an experiment are called there, before a
+# published row.
+HEADLINE_DATA, HEADLINE_PAPER = "amazon2014_beauty", "TIGER, mean"
+HEADLINE = {
+    ("item_cooccurrence", ""): "Item co-occurrence",
+    ("sasrec", "beauty_longer"): "SASRec, full softmax",
+    ("tiger", "beauty_best, max_minutes=None"): "**TIGER**, `beauty_best`",
+    ("tiger", "beauty_longer"): "**TIGER**, `beauty_longer`: trained on from there",
+    ("fusion", "beauty_longer"): "**Fusion** of TIGER and three others",
+}
+_HEADLINE_METRICS = ("recall@10", "ndcg@10")
 
 
 def build_results(rows: Sequence[Row]) -> str:
@@ -38,10 +50,44 @@ def build_results(rows: Sequence[Row]) -> str:
             parts.append(f"**{known.title}**: *not run: {_why_not(known.name)}*.")
     parts.append(
         "Made by `python -m benchmarks.paper.results_table` from "
-        "[docs/results.jsonl](docs/results.jsonl), which "
+        "[results.jsonl](results.jsonl), which "
         "`python -m benchmarks.paper.results_rows` collects."
     )
     return "\n\n".join(parts)
+
+
+def build_headline(rows: Sequence[Row]) -> str:
+    """The README's table: the rows of `HEADLINE`, then the paper's.
+
+    Raises:
+        InputError: There is no row of one of them.
+    """
+    titles = ["", "seeds", *_HEADLINE_METRICS]
+    titles += [f"{metric}, masked" for metric in _HEADLINE_METRICS]
+    cells = []
+    for (method, experiment), name in HEADLINE.items():
+        own = [
+            row
+            for row in rows
+            if (row["data"], row["method"]) == (HEADLINE_DATA, method)
+            and row["experiment"] == experiment
+        ]
+        if not own:
+            raise InputError(f"there is no row of {method} {experiment!r} for {name}")
+        seeds = {row["seed"] for row in own}
+        values = [
+            _mean([row["metrics"][metric] for row in own if row["split"] == split])
+            for split in SPLITS
+            for metric in _HEADLINE_METRICS
+        ]
+        cells.append([name, "–" if seeds == {None} else len(seeds), *values])
+    known = _known([row for row in rows if row["data"] == HEADLINE_DATA])
+    assert known is not None
+    for row in paper_rows.PUBLISHED[known.name]:
+        if row.method == HEADLINE_PAPER:
+            shown = (lib.format_short(row.metrics[m]) for m in _HEADLINE_METRICS)
+            cells.append([f"*{row.method}* ({row.source})", "", *shown, "–", "–"])
+    return "\n".join(lib.markdown_table(titles, cells, "|---|--:|"))
 
 
 def _section(rows: Sequence[Row]) -> str:
@@ -63,7 +109,7 @@ def _section(rows: Sequence[Row]) -> str:
             name += f" (`{experiment}`)"
         seeds = {row["seed"] for row in own}
         means = (
-            format_mean([r["metrics"][metric] for r in own if r["split"] == split])
+            _mean([r["metrics"][metric] for r in own if r["split"] == split])
             for split in SPLITS
             for metric in METRICS
         )
@@ -123,23 +169,8 @@ def _name(method: str, experiment: str, row: Row) -> str:
     return row["name"]
 
 
-def format_mean(values: Sequence[float]) -> str:
-    """A mean over seeds, with the half width of its 95 % t interval from two on.
-
-    Example:
-        >>> format_mean([0.0665]), format_mean([0.0660, 0.0670, 0.0665])
-        ('.0665', '.0665 ± .0012')
-    """
-    if not values:
-        return "*not run*"
-    mean = f"{np.mean(values):.4f}".removeprefix("0")
-    if len(values) < 2:
-        return mean
-    from scipy import stats
-
-    error = np.std(values, ddof=1) / np.sqrt(len(values))
-    half = stats.t.ppf(0.975, len(values) - 1) * error
-    return f"{mean} ± {half:.4f}".replace("± 0", "± ")
+def _mean(values: Sequence[float]) -> str:
+    return format_mean(values) if values else "*not run*"
 
 
 def _published(name: str) -> list[str]:
@@ -201,16 +232,17 @@ def _notes(name: str, rows: Sequence[Row]) -> list[str]:
 
 
 def main() -> None:
-    """Prints the table, or puts it between the README's marks."""
+    """Prints the tables, or puts them between the documents' marks."""
     parser = lib.make_parser(__doc__)
     parser.add_argument("--rows", type=Path, default=ROOT / "docs" / "results.jsonl")
-    parser.add_argument("--write", action="store_true", help="into README.md")
+    parser.add_argument("--write", action="store_true", help="into the documents")
     options = parser.parse_args()
-    text = build_results(lib.read_rows(options.rows))
+    rows = lib.read_rows(options.rows)
     if options.write:
-        lib.write_between(ROOT / "README.md", "results", f"## Results\n\n{text}")
+        lib.write_between(ROOT / "README.md", "results", build_headline(rows))
+        lib.write_between(ROOT / "docs/results.md", "results", build_results(rows))
     else:
-        print(text)
+        print(build_results(rows))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from tiger_jax.evaluation.lists import SavedLists
 from tiger_jax.models.two_level import TwoLevelConfig
 from tiger_jax.recommending import numbered_recommender
 from tiger_jax.recommending.numbered_recommender import load_numbered_recommender
-from tiger_jax.recommending.recommender import Recommender
+from tiger_jax.recommending.recommender import UNEXPORTED_EXCLUDED, Recommender
 from tiger_jax.recommending.requests import Request
 from tiger_jax.recommending.searcher import SearchConfig
 from tiger_jax.recommending.trained_model import (
@@ -72,7 +72,7 @@ def workdir(request, tmp_path_factory, one_device):
     users = {"max_users": B, "max_validation_users": 1}
     config = CandidatesConfig(depth=K, batch_size=B, reuse=False, **users)
     list_candidates(RunContext(made), config=config, search=SEARCH)
-    options = {"batch_sizes": (B,), "max_excluded": recommend_stage.MAX_EXCLUDED}
+    options = {"batch_sizes": (B,), "max_excluded": UNEXPORTED_EXCLUDED}
     # Room to grow is rows to sum over, and with them another order of the sums.
     export(RunContext(made), num_beams=K, room=1.0, **options)
     return made
@@ -152,7 +152,8 @@ def test_a_bundle_answers_with_what_evaluation_ranks(served, lists):
 def test_recommend_writes_what_the_bundle_answers(
     workdir, requests, served, data, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(recommend_stage, "BATCH_SIZES", (B,))
+    batches = "tiger_jax.recommending.recommender.UNEXPORTED_BATCHES"
+    monkeypatch.setattr(batches, (B,))
     lines = [{"user": one.user, "history": one.history} for one in requests]
     path, lists = tmp_path / "histories.jsonl", tmp_path / "lists.parquet"
     path.write_text("\n".join(map(json.dumps, lines)))

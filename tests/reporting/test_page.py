@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import hashlib
 import io
 import re
 
@@ -13,7 +14,7 @@ from tiger_jax.data.prepared import PreparedData, hash_user_ids
 from tiger_jax.data.splits import Splits
 from tiger_jax.data.statistics import compute_statistics
 from tiger_jax.histories import Histories
-from tiger_jax.reporting import data_pictures, figures, result_pictures, sections
+from tiger_jax.reporting import figures, result_pictures, sections
 from tiger_jax.reporting.page import build_report, write_report
 from tiger_jax.reporting.workdir_parts import FOLDERS, WorkdirParts
 from tiger_jax.semantic_ids.table import SemanticIdTable
@@ -185,7 +186,13 @@ def page(whole):
 
 def test_nothing_from_the_data_becomes_html(page):
     text = page.html
-    assert "<script" not in text
+    scripts = re.findall(r"<script([^>]*)>(.*?)</script>", text, re.DOTALL)
+    (packed, (kind, script)) = scripts  # the tree's data, and the one that runs
+    assert packed[0] == ' type="application/octet-stream" id="tree-data"'
+    assert re.fullmatch(r"[\w+/=]+", packed[1])
+    assert kind == ""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in text
     assert "&lt;script&gt;" in text
     assert "{{ 7 * 7 }}" in text  # a title is no template either
     assert " 49 " not in text
@@ -211,7 +218,6 @@ def test_every_picture_is_on_the_page_and_can_be_read(page, tmp_path):
         "popularity",
         "codebook_use",
         "categories_by_first_code",
-        "categories_by_second_code",
         "rqvae_training",
         "recommender_training",
         "results_test",
@@ -285,7 +291,9 @@ def test_a_difference_within_its_interval_is_called_none(whole):
 
 def test_samples_show_titles_and_mark_the_hit(whole):
     samples = sections.choose_samples(whole, seed=0)
-    assert [s["how"] for s in samples].count("drawn at random") == 4
+    assert len(samples) == len(whole.predictions)
+    hows = [sample["how"] for sample in samples]
+    assert hows[:6] == ["drawn at random"] * 4 + ["drawn from the hits"] * 2
     for sample in samples:
         hits = [item["is_hit"] for item in sample["recommended"]]
         assert hits == ([False, True] if sample["place"] == 2 else [False, False])
@@ -305,11 +313,6 @@ def test_codes_are_described_without_the_collision_level():
     assert (
         sections.describe_table(_table(), None)["levels"][0]["category_purity"] is None
     )
-
-
-def test_the_narrowest_category_ends_the_path():
-    found = data_pictures.narrowest_categories(_data())
-    assert found[:3] == ["Box 0", "Box 1", "Box 2"]
 
 
 def test_durations_and_days_are_readable(page):
@@ -332,3 +335,12 @@ def test_panels_gather_the_levels_of_a_metric():
     assert result_pictures.find_panels(curves, result_pictures.RQVAE_PANELS) == [
         ("Share of codewords used", {"level 0": curve, "level 1": curve})
     ]
+
+
+def test_where_a_baseline_wins_the_next_step_is_named(whole):
+    assert sections.next_step(whole) is None
+    row = {**whole.details["differences"][0], "low": -0.06, "high": -0.04}
+    worse = dataclasses.replace(whole, details={**whole.details, "differences": [row]})
+    assert sections.next_step(worse).startswith("popularity does better here")
+    text = build_report(worse, shown_items=20, seed=0).html
+    assert "--stage=list_candidates, then --stage=fuse" in text

@@ -1,5 +1,6 @@
 """The page, used in a real browser as a visitor would."""
 
+import math
 import re
 
 import browser
@@ -45,7 +46,7 @@ def test_a_visitor_searches_clicks_a_history_and_turns_the_knobs(
                 item.title,
                 list(item.semantic_id),
                 item.category,
-                f"{item.score:.2f}".replace("-", "\u2212"),
+                f"{100 * math.exp(item.score):.0f} %",
             ]
             for item in answer.items
         ]

@@ -9,8 +9,16 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import seqio
-import tensorflow as tf
+from tiger_jax.errors import InputError
+
+try:
+    import seqio
+    import tensorflow as tf
+except ModuleNotFoundError as error:
+    raise InputError(
+        f"what this reads or streams goes through seqio, which needs {error.name}: "
+        "pip install 'tiger_jax[seqio]'"
+    ) from error
 
 tf.config.set_visible_devices([], "GPU")
 tf.config.set_visible_devices([], "TPU")

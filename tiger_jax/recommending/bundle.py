@@ -3,6 +3,7 @@
 ==================  ==============================================================
 part                what
 ==================  ==============================================================
+README.md           what it is, for people; Hugging Face's hub shows it
 bundle.json         model sizes, token layout, shapes, and the hash of every part
 params.safetensors  the parameters, by their paths
 programs/           the searches as StableHLO, one file a kind and batch size
@@ -40,6 +41,7 @@ from tiger_jax.models.generator import build_model
 from tiger_jax.models.tiger import TigerConfig
 from tiger_jax.quantizers.store import load_quantizer, save_quantizer
 from tiger_jax.recommending import programs as compiled
+from tiger_jax.recommending.hub import fetch_bundle
 from tiger_jax.recommending.item_encoder import ItemEncoder
 from tiger_jax.recommending.parts import PARAMS, Parts
 from tiger_jax.recommending.programs import KINDS, SUFFIX, Shapes, program_name
@@ -54,7 +56,7 @@ from tiger_jax.workdir.reading import reading
 
 FORMAT = 3
 _READABLE = (2, FORMAT)  # 2 has no hash of its trie
-BUNDLE = "bundle"
+BUNDLE, CARD = "bundle", "README.md"
 # What another export of the same recommender may have otherwise.
 _SHAPED = ("shapes", "trie", "programs")
 _FACTS, _PROGRAMS = "bundle.json", "programs"
@@ -141,9 +143,13 @@ class Bundle:
     content_hash: str
 
     @classmethod
-    def load(cls, folder: Path) -> "Bundle":
-        """Reads all parts and checks them; InputError says which one is wrong."""
-        folder = Path(folder)
+    def load(cls, source: str | Path) -> "Bundle":
+        """Reads all parts and checks them; InputError says which one is wrong.
+
+        Args:
+            source: The bundle's folder, or an address that `fetch_bundle` takes.
+        """
+        folder = fetch_bundle(source)
         if not folder.is_dir():
             raise InputError(
                 f"{folder} is no bundle's folder: make one with run.py --stage=export"

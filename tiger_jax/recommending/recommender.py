@@ -19,6 +19,7 @@ from tiger_jax.evaluation.recommend_fn import top_k
 from tiger_jax.progress import Progress, say
 from tiger_jax.recommending.catalogue import Catalogue
 from tiger_jax.recommending.filters import NUM_SLOTS
+from tiger_jax.recommending.hub import fetch_bundle
 from tiger_jax.recommending.parts import Parts
 from tiger_jax.recommending.programs import KINDS, Shapes, embed_catalogue
 from tiger_jax.recommending.requests import (
@@ -35,6 +36,7 @@ from tiger_jax.recommending.searcher import (
     Found,
     ItemTable,
     Programs,
+    SearchConfig,
     Searcher,
 )
 from tiger_jax.recommending.updates import UpdateReport
@@ -42,6 +44,9 @@ from tiger_jax.recommending.versions import CatalogueVersions
 from tiger_jax.semantic_ids.encoder_inputs import encode_histories
 from tiger_jax.workdir import artifacts
 from tiger_jax.workdir.reading import read_unchanged
+
+# Of a recommender that is compiled when it is asked: rows of a batch, listed items.
+UNEXPORTED_BATCHES, UNEXPORTED_EXCLUDED = (1, 31), 64
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -74,7 +79,7 @@ class Recommender:
     def __post_init__(self) -> None:
         self._change_lock = threading.Lock()
         self._tables: MutableMapping[Catalogue, Any] = weakref.WeakKeyDictionary()
-        self._items_of(self.catalogue)
+        self.items_of(self.catalogue)
 
     @classmethod
     def load(
@@ -83,7 +88,9 @@ class Recommender:
         """Loads a bundle that `run.py --stage=export` wrote, checking every hash.
 
         Args:
-            source: The bundle's folder, or the versions beside one that was read.
+            source: The bundle's folder; ``hf://owner/name``, with ``@revision`` if
+                wanted, for one on the Hugging Face hub; or the versions beside one
+                that was read.
             version: Of the catalogue: the newest kept beside the bundle if None, 0
                 for the bundle's own.
 
@@ -92,7 +99,7 @@ class Recommender:
                 version isn't kept.
         """
         if not isinstance(source, CatalogueVersions):
-            return load_with_versions(Path(source), version=version)[0]
+            return load_with_versions(fetch_bundle(source), version=version)[0]
         bundle, catalogue = source.bundle, source.load(version)
         try:
             programs: Programs | None = bundle.programs()
@@ -106,6 +113,21 @@ class Recommender:
             )
         recommender = cls.of_parts(bundle.parts, bundle.shapes, catalogue, programs)
         return dataclasses.replace(recommender, model=bundle.content_hash[:12])
+
+    @classmethod
+    def of_workdir(
+        cls, workdir: str | Path, search: SearchConfig | None = None
+    ) -> "Recommender":
+        """The recommender that a work directory holds, compiled when first asked.
+
+        Raises:
+            InputError: A part can't be read, or the parts don't belong together.
+        """
+        parts = Parts.of_workdir(Path(workdir), for_new_items=False)
+        shapes = Shapes.for_parts(
+            parts, search or SearchConfig(), UNEXPORTED_BATCHES, UNEXPORTED_EXCLUDED
+        )
+        return cls.of_parts(parts, shapes)
 
     @classmethod
     def of_parts(
@@ -141,7 +163,7 @@ class Recommender:
         """Changes to another catalogue; InputError if its plan is another."""
         if catalogue.host_trie.plan != self.catalogue.host_trie.plan:
             raise InputError("the new catalogue's trie has another plan than the old")
-        self._items_of(catalogue)  # before a request waits for it
+        self.items_of(catalogue)  # before a request waits for it
         self.catalogue = catalogue
 
     def update(self, versions: CatalogueVersions, **changes: Any) -> UpdateReport:
@@ -241,7 +263,7 @@ class Recommender:
     def answer_resolved(self, requests: Sequence[Resolved]) -> list[Answer]:
         """Answers requests that `resolve` has looked up in one catalogue."""
         rows = [
-            _Row(i, group, resolved)
+            Row(i, group, resolved)
             for i, resolved in enumerate(requests)
             if len(resolved.known)
             for group in resolved.request.groups
@@ -323,7 +345,7 @@ class Recommender:
                 jax.block_until_ready(getattr(self.searcher, kind)(trie, queries))
                 bar.advance()
 
-    def _run(self, kind: str, rows: Sequence["_Row"]) -> list["_List"]:
+    def _run(self, kind: str, rows: Sequence["Row"]) -> list["_List"]:
         shapes, catalogue = self.shapes, rows[0].resolved.catalogue
         queries = shapes.empty_queries(shapes.batch_size_for(len(rows)))
         # A longer exclusion is no list for the search, but part of the mask.
@@ -340,7 +362,7 @@ class Recommender:
         trie = self._with_items(trie, catalogue)
         for empty, own in zip(
             jax.tree.leaves(queries.inputs),
-            jax.tree.leaves(self._encode(rows)),
+            jax.tree.leaves(self.encode(rows)),
             strict=True,
         ):
             empty[: len(rows)], empty[len(rows) :] = own, own[-1]
@@ -355,11 +377,11 @@ class Recommender:
         found: Found = jax.device_get(getattr(self.searcher, kind)(trie, queries))
         return [(found.item_numbers[i], found.scores[i]) for i in range(len(rows))]
 
-    def _score(self, rows: Sequence["_Row"]) -> list["_List"]:
+    def _score(self, rows: Sequence["Row"]) -> list["_List"]:
         """Scores every item; the longest list wanted is cut for the others."""
         allowed = np.stack([row.mask(with_exclusion=True) for row in rows])
         allowed &= np.stack([row.resolved.fits_prefix for row in rows])
-        catalogue, inputs = rows[0].resolved.catalogue, self._encode(rows)
+        catalogue, inputs = rows[0].resolved.catalogue, self.encode(rows)
         walk = self._with_items(catalogue.walk, catalogue)
         k = max(row.request.k for row in rows)
         found = self.searcher.search_exactly(walk, inputs, allowed, k)
@@ -367,17 +389,18 @@ class Recommender:
 
     def _with_items(self, searched: Any, catalogue: Catalogue) -> Any:
         """What is searched, with the items' content beside it if the model's."""
-        table = self._items_of(catalogue)
+        table = self.items_of(catalogue)
         return searched if table is None else table.over(searched)
 
-    def _items_of(self, catalogue: Catalogue) -> ItemTable | None:
+    def items_of(self, catalogue: Catalogue) -> ItemTable | None:
         """Embedded once per catalogue; its shapes follow from the plan alone."""
         if catalogue not in self._tables:
             table = embed_catalogue(self.searcher, catalogue, self.dense_weight)
             self._tables[catalogue] = jax.device_put(table, catalogue.sharding)
         return self._tables[catalogue]
 
-    def _encode(self, rows: Sequence["_Row"]) -> Any:
+    def encode(self, rows: Sequence["Row"]) -> Any:
+        """The rows' histories as the model reads them."""
         histories = np.full((len(rows), self.max_items), -1, np.int32)
         for i, row in enumerate(rows):
             last = row.resolved.known[-self.max_items :]
@@ -424,7 +447,7 @@ _List = tuple[Int32[np.ndarray, " M"], Float32[np.ndarray, " M"]]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Row:
+class Row:
     """One search: a request, or the part of it that is for one group of items."""
 
     index: int
@@ -461,7 +484,7 @@ def _popular(resolved: Resolved) -> Answer:
     """The stated fallback: what is allowed, by its number of interactions."""
     lists: dict[Group, _List] = {}
     for group in resolved.request.groups:
-        allowed = _Row(0, group, resolved).mask() & resolved.fits_prefix
+        allowed = Row(0, group, resolved).mask() & resolved.fits_prefix
         counts = np.where(allowed, resolved.catalogue.popularity, -np.inf)
         items, scores = top_k(
             counts[None].astype(np.float32), resolved.exclude[None], resolved.request.k

@@ -106,7 +106,7 @@ class CatalogueVersions:
 
     @classmethod
     def open(
-        cls, bundle: Path, folder: Path | None = None, *, keep: int = KEEP
+        cls, bundle: str | Path, folder: Path | None = None, *, keep: int = KEEP
     ) -> "CatalogueVersions":
         """Reads a bundle's folder, or raises InputError, and finds its versions."""
         return cls(Bundle.load(bundle), folder, keep=keep)

@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 MAX_LENGTH_SHOWN = 60
 MAX_CATEGORIES = 10  # with a colour of their own; the others are one grey
 OTHER = "other"
-MAX_FIRST_CODES = 4  # whose second codes are shown
-MAX_SECOND_CODES = 16
-MAX_PANEL_CATEGORIES = 5
 FEW_BARS = 80
 
 
@@ -82,28 +79,7 @@ def code_pictures(table: SemanticIdTable, data: PreparedData | None) -> list[Pic
             "quantizer as such.",
         )
     )
-    if table.num_levels > 1:
-        pictures.append(
-            render(
-                "categories_by_second_code",
-                _draw_categories_by_second_code,
-                codes,
-                np.asarray(narrowest_categories(data), str),
-                height=5.8,
-                below=0.09,
-                between=0.26,
-                alt="Stacked bars: the categories behind second codes",
-                caption="The four fullest first codes; one bar is one of their second "
-                "codes (the fullest ones), coloured by its items' narrowest category.",
-            )
-        )
     return pictures
-
-
-def narrowest_categories(data: PreparedData) -> list[str]:
-    """The last name on each item's first path; "" where it has none."""
-    paths = data.items["categories"].to_pylist()
-    return [path[0][-1] if path and path[0] else "" for path in paths]
 
 
 def _draw_history_lengths(
@@ -187,33 +163,6 @@ def _draw_categories_by_first_code(
         "share of items",
     )
     _legend(axes, columns=4, width=24)
-
-
-def _draw_categories_by_second_code(
-    figure: "Figure",
-    theme: Theme,
-    codes: Int32[np.ndarray, "N T"],
-    categories: np.ndarray,
-) -> None:
-    """For the fullest first codes, the mix behind each of their second codes.
-
-    Each panel gives its own most frequent categories a colour.
-    """
-    first_codes, second_codes = codes[:, 0], codes[:, 1]
-    fullest = np.argsort(-np.bincount(first_codes), kind="stable")[:MAX_FIRST_CODES]
-    grid = figure.subplots(2, 2, sharey=True).ravel()
-    for axes, first in zip(grid, fullest, strict=False):
-        rows = first_codes == first
-        second, counts = np.unique(second_codes[rows], return_counts=True)
-        kept = second[np.argsort(-counts, kind="stable")[:MAX_SECOND_CODES]]
-        shown = rows & np.isin(second_codes, kept)
-        counted = _count(second_codes[shown], categories[shown], MAX_PANEL_CATEGORIES)
-        _stack(axes, theme, *counted)
-        label(axes, f"({first}, ·): {counts.sum()} items, {len(second)} second codes")
-        # Room for it is made by hand: the layout would shrink plots to its width.
-        _legend(axes, columns=2, width=23).set_in_layout(False)
-    for axes in grid[len(fullest) :]:
-        axes.set_visible(False)
 
 
 def _count(

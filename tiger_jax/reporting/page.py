@@ -24,8 +24,8 @@ def build_report(parts: WorkdirParts, *, shown_items: int, seed: int) -> Report:
     """Draws every picture that the parts allow and fills in the page.
 
     What a stage that hasn't run would have shown is named as not run. Titles and
-    ids come from whoever made the data: the template escapes them, and the page
-    forbids scripts and anything from outside.
+    ids come from whoever made the data: the template escapes them, its script sets
+    them as text, and the page forbids other scripts and anything from outside.
 
     Args:
         shown_items: Items of a history that the recommender sees.
@@ -42,8 +42,13 @@ def build_report(parts: WorkdirParts, *, shown_items: int, seed: int) -> Report:
     quality = None
     if table is not None:
         quality = sections.describe_table(table, data, seed)
-    template = make_environment().get_template("report.html")
-    html = template.render(
+    environment = make_environment()
+    script, digest = inline_script(environment, "code_tree.js", "report.js")
+    html = environment.get_template("report.html").render(
+        script=script,
+        script_hash=digest,
+        tree=sections.pack_tree_of(parts),
+        next_step=sections.next_step(parts),
         title=known.title if known else data.name if data else "TIGER",
         folders=FOLDERS,
         manifests=parts.manifests,
@@ -89,12 +94,17 @@ def make_environment() -> Any:
 def build_demo_page() -> str:
     """The page at a server's `/`, which fetches from that server alone."""
     environment = make_environment()
-    # Inlined as it is: the hash in the page's policy is that of these very bytes, so
-    # that its own script is the only one that runs.
-    script, _, _ = environment.loader.get_source(environment, "demo.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    script, digest = inline_script(environment, "code_tree.js", "demo.js")
     template = environment.get_template("demo.html")
     return template.render(script=script, script_hash=digest)
+
+
+def inline_script(environment: Any, *names: str) -> tuple[str, str]:
+    """Scripts as one, and its hash, by which a page's policy lets it alone run."""
+    sources = (environment.loader.get_source(environment, name)[0] for name in names)
+    script = "\n".join(sources)
+    digest = hashlib.sha256(script.encode()).digest()
+    return script, base64.b64encode(digest).decode()
 
 
 def write_report(report: Report, folder: Any) -> None:

@@ -30,6 +30,8 @@ RECOMMENDER_PANELS = {
     "Codeword accuracy in training": {r"train/correct_level_(\d+)": r"level \1"},
     "Examples per second": {r"train/examples_per_s": "examples/s"},
 }
+SHARES = ("Share of codewords used", "Codeword accuracy in training")
+LOGARITHMIC = ("Loss", "Loss in training", "Loss on validation", "Reconstruction error")
 MARKED = ("recall@10", "ndcg@10")  # curves whose largest value has a dot
 
 
@@ -63,6 +65,34 @@ def training_pictures(
             ),
         )
         if panels
+    ]
+
+
+def compare_curves(runs: Mapping[str, Mapping[str, Curve]]) -> list[Picture]:
+    """The recommenders' losses and what they were chosen by, a line a run."""
+    panels = []
+    for title, metric in (
+        ("Loss in training", "train/loss"),
+        ("Loss on validation", "validation/loss"),
+        ("Recall@10 on validation", "validation/recall@10"),
+        ("NDCG@10 on validation", "validation/ndcg@10"),
+    ):
+        named = {
+            name: curves[metric] for name, curves in runs.items() if metric in curves
+        }
+        if named:
+            panels.append((title, named))
+    if not panels:
+        return []
+    return [
+        render(
+            "curves",
+            _draw_curves,
+            panels,
+            height=2.5 * -(-len(panels) // 2),
+            alt="Training curves of the runs",
+            caption="Each run by the steps of its own recommender's training.",
+        )
     ]
 
 
@@ -118,9 +148,11 @@ def result_pictures(
                 _draw_groups,
                 [f"{name}\n({size:,} users)" for name, size in sized],
                 {**values, "TIGER": groups["tiger"]},
-                height=3.0,
+                groups["sizes"],
+                height=3.4,
                 alt="Recall@10 of each method for rare and for popular targets",
-                caption="Rare items are where recommenders differ most.",
+                caption="Rare items are where recommenders differ most. Lines are 95 % "
+                "intervals for so many users.",
             )
         )
     return pictures
@@ -142,7 +174,12 @@ def _draw_curves(figure: "Figure", theme: Theme, panels: Panels) -> None:
                 mark_best(axes, theme, color, (steps, values))
         label(axes, title, "step")
         thousands(axes.xaxis)
-        if axes.get_ylim()[1] >= 1000:
+        if title in SHARES:
+            axes.set_ylim(0, 1.02)
+            axes.set_yticks([0, 0.5, 1], ["0 %", "50 %", "100 %"])
+        elif title in LOGARITHMIC and all(min(v) > 0 for _, v in named.values()):
+            axes.set_yscale("log")
+        elif axes.get_ylim()[1] >= 1000:
             thousands(axes.yaxis)
         if len(named) > 1:
             axes.legend()
@@ -197,6 +234,7 @@ def _draw_groups(
     theme: Theme,
     groups: Sequence[str],
     values: Mapping[str, Sequence[float]],
+    sizes: Sequence[int],
 ) -> None:
     """One group of bars per kind of target, one bar per method; the last is ours."""
     axes = figure.subplots()
@@ -205,10 +243,23 @@ def _draw_groups(
     for i, (name, heights) in enumerate(values.items()):
         color = theme.accent if i == len(values) - 1 else quiet[i]
         place = np.arange(len(groups)) + (i - (len(values) - 1) / 2) * width
-        axes.bar(place, heights, width * 0.92, color=color, label=name)
+        share = np.asarray(heights)
+        error = 1.96 * np.sqrt(share * (1 - share) / np.asarray(sizes))
+        error = np.stack([np.minimum(error, share), error])
+        axes.bar(
+            place,
+            heights,
+            width * 0.92,
+            color=color,
+            label=name,
+            yerr=error,
+            ecolor=theme.ink,
+            error_kw={"elinewidth": 1.0},
+        )
     axes.set_xticks(range(len(groups)), groups)
     axes.grid(axis="x", visible=False)
-    axes.legend(ncols=2)
+    # Under the plot: nothing lies on the bars.
+    axes.legend(ncols=3, loc="upper left", bbox_to_anchor=(0, -0.3))
     label(
         axes,
         "Recall@10 by how often the target occurs in training",

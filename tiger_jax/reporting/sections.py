@@ -1,5 +1,6 @@
 """What each section of the report says, as plain values for the template."""
 
+import base64
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from tiger_jax.data.prepared import PreparedData
 from tiger_jax.evaluation.record import title_of
 from tiger_jax.reporting import paper_rows, tables
 from tiger_jax.reporting.workdir_parts import WorkdirParts
+from tiger_jax.semantic_ids.code_tree import pack_tree
 from tiger_jax.semantic_ids.quality import MINIMUM_USE
 from tiger_jax.semantic_ids.table import SemanticIdTable
 
@@ -28,7 +30,7 @@ SPLITS = {
         "The item before the last, by which the checkpoint was chosen.",
     ),
 }
-NUM_RANDOM_SAMPLES, NUM_FOUND_SAMPLES = 4, 2
+NUM_RANDOM_SAMPLES, NUM_FOUND_SAMPLES, NUM_SAMPLES = 4, 2, 60
 HISTORY_SHOWN, RECOMMENDED_SHOWN = 6, 10
 
 
@@ -118,6 +120,55 @@ def warnings(parts: WorkdirParts, quality: Mapping[str, Any] | None) -> list[str
     return found
 
 
+def pack_tree_of(parts: WorkdirParts) -> str | None:
+    """The tree of Semantic IDs for the page, as base64; None without data and codes."""
+    table, data = parts.table, parts.data
+    if table is None or data is None or data.num_items != table.num_items:
+        return None
+    titles = data.items["title"].to_pylist()
+    packed = pack_tree(
+        table.codes,
+        table.num_levels,
+        table.codebook_sizes,
+        item_ids=data.item_ids,
+        titles=[
+            title or f"(no title) {item}"
+            for title, item in zip(titles, data.item_ids, strict=True)
+        ],
+        categories=data.category_of_items(),
+        counts=np.bincount(data.histories.items, minlength=data.num_items),
+        vectors=parts.vectors,
+    )
+    return base64.b64encode(packed).decode()
+
+
+def next_step(parts: WorkdirParts) -> str | None:
+    """What to try where a simple method does better; None where none does."""
+    if parts.metrics is None:
+        return None
+    better = [
+        title_of(parts.metrics, row["baseline"])
+        for row in (parts.details or {}).get("differences", ())
+        if row["split"] == "test" and row["high"] < 0
+    ]
+    if not better:
+        return None
+    tried = parts.fusion is not None
+    advice = (
+        "the fusion in the table above is what both find together"
+        if tried
+        else "--stage=list_candidates, then --stage=fuse sums their lists with weights "
+        "from validation"
+    )
+    names = _join([in_a_sentence(name) for name in better])
+    return (
+        f"{names} {'does' if len(better) == 1 else 'do'} better here: {advice}. If the "
+        "curve on validation still rises at its end, train longer "
+        "(--gin.loop.LoopConfig.total_steps); where data is scarce, codes that know "
+        "what is taken together help (--gin_file=experiments/own_data_best.gin)."
+    )
+
+
 def describe_table(
     table: SemanticIdTable, data: PreparedData | None, seed: int = 0
 ) -> dict[str, Any]:
@@ -129,10 +180,10 @@ def describe_table(
 
 
 def choose_samples(parts: WorkdirParts, seed: int) -> list[dict[str, Any]]:
-    """A few users: their last items, what was recommended, and what they took.
+    """Some users: their last items, what was recommended, and what they took.
 
-    Most are drawn at random; a couple more are drawn from those whose item was
-    found, and say so.
+    The first few are drawn at random, a couple more from those whose item was found,
+    and say so; the others, which a reader has to search for, are drawn at random too.
     """
     if parts.data is None or not parts.predictions:
         return []
@@ -140,7 +191,12 @@ def choose_samples(parts: WorkdirParts, seed: int) -> list[dict[str, Any]]:
     order = [parts.predictions[i] for i in key.permutation(len(parts.predictions))]
     at_random, others = order[:NUM_RANDOM_SAMPLES], order[NUM_RANDOM_SAMPLES:]
     hits = [p for p in others if p["rank"] is not None and p["rank"] < 10]
-    items = _describe_items(parts.data)
+    hits = hits[:NUM_FOUND_SAMPLES]
+    others = [p for p in others if p not in hits]
+    items = describe_items(parts.data)
+    chosen = [(prediction, "drawn at random") for prediction in at_random]
+    chosen += [(prediction, "drawn from the hits") for prediction in hits]
+    chosen += [(prediction, "drawn at random") for prediction in others]
     return [
         {
             "user": prediction["user"],
@@ -155,15 +211,11 @@ def choose_samples(parts: WorkdirParts, seed: int) -> list[dict[str, Any]]:
                 for one in prediction["recommended"][:RECOMMENDED_SHOWN]
             ],
         }
-        for how, chosen in (
-            ("drawn at random", at_random),
-            ("drawn from the hits", hits[:NUM_FOUND_SAMPLES]),
-        )
-        for prediction in chosen
+        for prediction, how in chosen[:NUM_SAMPLES]
     ]
 
 
-def _describe_items(data: PreparedData) -> dict[str, dict[str, Any]]:
+def describe_items(data: PreparedData) -> dict[str, dict[str, Any]]:
     """A title to show and a category, by item id."""
     titles = data.items["title"].to_pylist()
     described = zip(data.item_ids, titles, data.category_of_items(), strict=True)

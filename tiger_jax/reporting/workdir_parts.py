@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float32
 
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.evaluation.record import DETAILS, PREDICTIONS, read_record
@@ -14,6 +15,7 @@ from tiger_jax.reporting.result_pictures import Curve
 from tiger_jax.semantic_ids.table import SemanticIdTable
 from tiger_jax.stage_table import MADE_BY, STAGES
 from tiger_jax.workdir import artifacts
+from tiger_jax.workdir.arrays import load_arrays
 from tiger_jax.workdir.reading import reading
 
 # In the order of the pipeline.
@@ -29,6 +31,7 @@ class WorkdirParts:
         manifests: Of the finished folders, by name, in the pipeline's order.
         reconstruction_errors: What the quantizer missed, by level, if it says so.
         predictions: Some lines of ``evaluation/predictions.jsonl``, at random.
+        vectors: The items' embeddings.
     """
 
     manifests: dict[str, artifacts.Manifest]
@@ -41,6 +44,7 @@ class WorkdirParts:
     details: dict[str, Any] | None = None
     fusion: dict[str, Any] | None = None
     predictions: Sequence[dict[str, Any]] = ()
+    vectors: Float32[np.ndarray, "N E"] | None = None
 
 
 def finished_folders(workdir: Path) -> tuple[str, ...]:
@@ -68,7 +72,12 @@ def read_parts(
             details=read_record(folders.get("evaluation"), DETAILS),
             fusion=read_record(folders.get("fusion")),
             predictions=_read_predictions(folders.get("evaluation"), seed),
+            vectors=_read_vectors(folders.get("embeddings")),
         )
+
+
+def _read_vectors(folder: Path | None) -> Float32[np.ndarray, "N E"] | None:
+    return None if folder is None else load_arrays(folder, ["embeddings"])["embeddings"]
 
 
 def _read_errors(folder: Path | None) -> list[float]:

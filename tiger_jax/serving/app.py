@@ -9,6 +9,7 @@ from fastapi.responses import HTMLResponse
 
 from tiger_jax import __version__
 from tiger_jax.errors import InputError
+from tiger_jax.recommending.explanation import Explanation
 from tiger_jax.recommending.requests import Answer, ShownItem
 from tiger_jax.serving import schemas
 from tiger_jax.serving.api_page import describe_api
@@ -90,6 +91,11 @@ def _recommend_routes(service: Service) -> APIRouter:
             raise InputError(f"requests: {given} are too many; at most {most}")
         return json_response({"answers": await service.answer(batch.requests)})
 
+    @router.post("/explain", response_model=Explanation)
+    async def explain_list(request: schemas.RecommendRequest) -> Response:
+        """Recommends, and shows the beams of each level and what each item added."""
+        return json_response(await service.explain(request))
+
     return router
 
 
@@ -154,6 +160,13 @@ def _item_routes(service: Service) -> APIRouter:
                 "fields": fields,
             }
         )
+
+    @router.get("/catalogue/tree", response_class=Response)
+    async def get_tree() -> Response:
+        """The tree of Semantic IDs, for the page to draw."""
+        packed = await service.read(service.packed_tree)
+        headers = {"Content-Encoding": "gzip"}
+        return Response(packed, media_type="application/json", headers=headers)
 
     return router
 

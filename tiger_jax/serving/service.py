@@ -14,9 +14,11 @@ from typing import TypeVar
 from tiger_jax.errors import UserFacingError
 from tiger_jax.recommending.carry import carry_over
 from tiger_jax.recommending.catalogue import Catalogue
+from tiger_jax.recommending.explanation import Explanation, explain
 from tiger_jax.recommending.recommender import Recommender, load_with_versions
 from tiger_jax.recommending.requests import Answer, Request
 from tiger_jax.recommending.versions import CatalogueVersions
+from tiger_jax.semantic_ids.code_tree import pack_tree
 from tiger_jax.serving import schemas
 from tiger_jax.serving.batching import Batcher
 from tiger_jax.serving.errors import ApiError
@@ -103,6 +105,8 @@ class Service:
         self.main = self._engine(recommender, versions)
         self.candidate: Engine | None = None
         self.share = 0.0  # of the requests, that the candidate answers
+        self._explaining = asyncio.Lock()
+        self._tree: tuple[Catalogue, bytes] | None = None
         self.status = "compiling"
         self.on_ready: Callable[[], None] = lambda: None
         self.on_failure: Callable[[Exception], None] = lambda error: None
@@ -310,6 +314,34 @@ class Service:
             raise ApiError(503, "deadline", message, retry_after=1.0) from None
         finally:
             self._reading -= 1
+
+    async def explain(self, asked: schemas.RecommendRequest) -> Explanation:
+        """Explains one list at a time; ApiError (429) while it explains another."""
+        self.check_ready()
+        if self._explaining.locked():
+            message = "another list is being explained"
+            raise ApiError(429, "busy", message, retry_after=1.0)
+        async with self._explaining:
+            request = asked.to_request()
+            return await asyncio.to_thread(explain, self.recommender, request)
+
+    def packed_tree(self) -> bytes:
+        """The catalogue's tree, packed once for each version."""
+        catalogue = self.recommender.catalogue
+        if self._tree is None or self._tree[0] is not catalogue:
+            table = catalogue.table
+            packed = pack_tree(
+                table.codes,
+                table.num_levels,
+                table.codebook_sizes,
+                item_ids=catalogue.item_ids,
+                titles=catalogue.titles,
+                categories=catalogue.categories,
+                counts=catalogue.popularity,
+                vectors=catalogue.embeddings,
+            )
+            self._tree = (catalogue, packed)
+        return self._tree[1]
 
     def check_ready(self) -> None:
         """Refuses by 503 while searches are compiled or fail, and at the end."""

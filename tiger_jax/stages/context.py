@@ -12,8 +12,10 @@ class RunContext:
         workdir: The work directory; each stage writes one folder in it.
         data_dir: A folder with a shop's raw data; the synthetic shop if absent.
         embeddings: Ready-made item embeddings (.npy), in items-file order.
+        runs: Work directories to compare.
     """
 
     workdir: Path
     data_dir: Path | None = None
     embeddings: Path | None = None
+    runs: tuple[Path, ...] = ()

@@ -12,6 +12,7 @@ from tiger_jax.recommending import bundle, programs, searcher
 from tiger_jax.recommending.carry import carry_over
 from tiger_jax.recommending.parts import Parts
 from tiger_jax.recommending.versions import CatalogueVersions
+from tiger_jax.reporting.model_card import build_model_card
 from tiger_jax.stages.context import RunContext
 from tiger_jax.workdir import artifacts
 from tiger_jax.workdir.durable import sync
@@ -60,6 +61,7 @@ def export(
             "max_excluded": max_excluded,
             "room": room,
         },
+        opaque=(bundle.CARD,),
     )
     if run.is_current:
         return
@@ -67,6 +69,8 @@ def export(
     shapes = programs.Shapes.for_parts(parts, search, batch_sizes, max_excluded)
     say(f"export: {2 * len(batch_sizes)} programs for CPU, GPU and TPU")
     content_hash = bundle.save_bundle(run.folder, parts, shapes)
+    card = build_model_card(context.workdir, parts)
+    (run.folder / bundle.CARD).write_text(card, encoding="utf-8")
     new = bundle.Bundle(run.final, parts, shapes, content_hash)
     if carry and run.final.exists():
         _carry_over(run.final, CatalogueVersions(new))

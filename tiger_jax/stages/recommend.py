@@ -11,8 +11,7 @@ from tiger_jax.data.prepared import PreparedData
 from tiger_jax.errors import InputError
 from tiger_jax.progress import Progress, say
 from tiger_jax.recommending import histories_wanted
-from tiger_jax.recommending.parts import Parts
-from tiger_jax.recommending.programs import Shapes
+from tiger_jax.recommending.hub import bundle_at
 from tiger_jax.recommending.recommender import Recommender
 from tiger_jax.recommending.requests import Answer, Request
 from tiger_jax.recommending.result_files import to_json, write_recommendations
@@ -23,7 +22,6 @@ from tiger_jax.workdir import artifacts
 from tiger_jax.workdir.reading import path_of
 
 OUTPUTS = ("table", "jsonl")
-BATCH_SIZES, MAX_EXCLUDED = (1, 31), 64
 # Requests answered between two looks at the progress.
 AT_A_TIME = 310
 
@@ -122,13 +120,11 @@ def _load(
 ) -> tuple[Recommender, PreparedData | None]:
     """A bundle's recommender, or the one that it would hold, compiled for this."""
     if bundle is not None:
-        return Recommender.load(path_of(bundle)), None
+        return Recommender.load(bundle_at(bundle)), None
     for name in ("data", "semantic_ids", "recommender"):
         artifacts.load_manifest(workdir / name, needed_by="recommend")
-    parts = Parts.of_workdir(workdir, for_new_items=False)
-    shapes = Shapes.for_parts(parts, search, BATCH_SIZES, MAX_EXCLUDED)
-    data = PreparedData.load(workdir / "data")
-    return Recommender.of_parts(parts, shapes), data
+    recommender = Recommender.of_workdir(workdir, search)
+    return recommender, PreparedData.load(workdir / "data")
 
 
 def _answer(recommender: Recommender, requests: Sequence[Request]) -> list[Answer]:

@@ -9,6 +9,7 @@ import gin
 from tiger_jax.errors import InputError, LockedError
 from tiger_jax.progress import say
 from tiger_jax.recommending.bundle import BUNDLE
+from tiger_jax.recommending.hub import bundle_at, fetch_bundle
 from tiger_jax.recommending.recommender import load_with_versions
 from tiger_jax.reporting.page import build_demo_page
 from tiger_jax.serving.settings import Limits
@@ -16,7 +17,6 @@ from tiger_jax.stages.context import RunContext
 from tiger_jax.workdir.artifacts import MANIFEST, recover_all
 from tiger_jax.workdir.hashing import hash_file
 from tiger_jax.workdir.lock import hold_workdir
-from tiger_jax.workdir.reading import path_of
 
 
 @gin.configurable(module="stages")
@@ -93,7 +93,7 @@ def serve(
         processes.supervise(listener, workers)
         return
     logs.start_logging(log_format)
-    folder = path_of(bundle) if bundle else context.workdir / BUNDLE
+    folder = fetch_bundle(bundle_at(bundle)) if bundle else context.workdir / BUNDLE
     if not folder.exists() and folder.with_name(folder.name + ".old").exists():
         # Who was exchanging it was killed, or is at it and will have done so soon.
         with contextlib.suppress(LockedError), hold_workdir(folder.parent):

@@ -11,6 +11,7 @@ from tiger_jax.errors import InputError
 from tiger_jax.progress import say
 from tiger_jax.recommending import new_items, updates
 from tiger_jax.recommending.bundle import BUNDLE
+from tiger_jax.recommending.hub import bundle_at
 from tiger_jax.recommending.versions import KEEP, CatalogueVersions
 from tiger_jax.stages.context import RunContext
 from tiger_jax.workdir.arrays import load_array
@@ -48,7 +49,7 @@ def update_catalogue(
         bundle: The bundle's folder; the work directory's if None.
         keep: Newest versions that stay on disk.
     """
-    folder = path_of(bundle) if bundle else context.workdir / BUNDLE
+    folder = bundle_at(bundle) if bundle else context.workdir / BUNDLE
     versions = CatalogueVersions.open(folder, keep=keep)
     changes = (add, remove, attributes)
     if roll_back is not None and any(change is not None for change in changes):

@@ -1,4 +1,4 @@
-"""Training curves as JSON lines, and as TensorBoard event files."""
+"""Training curves as JSON lines, for TensorBoard, and for trackers that are wanted."""
 
 import contextlib
 import importlib.util
@@ -11,6 +11,7 @@ from typing import IO, Any
 import jax
 
 from tiger_jax.progress import say
+from tiger_jax.training.trackers import open_trackers
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -32,6 +33,8 @@ class MetricWriter(contextlib.AbstractContextManager):
         path = folder / METRICS_FILE
         _drop_rows_after(path, -1 if resume_from_step is None else resume_from_step)
         self._lines: IO[str] = open(path, "a", encoding="utf-8")
+        is_resumed = resume_from_step is not None
+        self._trackers = open_trackers(folder, is_resumed=is_resumed)
         self._events: Any = None
         if importlib.util.find_spec("tensorboardX") is None:
             say("tensorboardX is not installed: curves are in metrics.jsonl alone")
@@ -56,11 +59,16 @@ class MetricWriter(contextlib.AbstractContextManager):
             for name, value in values.items():
                 self._events.add_scalar(name, value, step)
             self._events.flush()
+        finite = {name: value for name, value in row.items() if value is not None}
+        for tracker in self._trackers:
+            tracker.log(step, finite)
 
     def close(self) -> None:
         if self._is_open:
             self._is_open = False
             self._lines.close()
+            for tracker in self._trackers:
+                tracker.close()
             if self._events is not None:
                 self._events.close()
 

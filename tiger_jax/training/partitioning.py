@@ -109,7 +109,9 @@ def use_cpu_cores() -> None:
     )
     if not is_set:
         cores = min(_usable_cores(), 8)
-        jax.config.update("jax_num_cpu_devices", 2 ** (cores.bit_length() - 1))
+        # Called from a program that has used JAX before: its devices are what it has.
+        with contextlib.suppress(RuntimeError):
+            jax.config.update("jax_num_cpu_devices", 2 ** (cores.bit_length() - 1))
 
 
 def check_hosts_agree(text: str, what: str = "config") -> None:

@@ -324,7 +324,7 @@ def _fits(
     was: Mapping[str, Any], record: Mapping[str, Any], may_grow: Sequence[str]
 ) -> bool:
     """Whether a folder holds the first part of what is to be made."""
-    before, after = dict(_flatten(was)), dict(_flatten(record))
+    before, after = dict(flatten(was)), dict(flatten(record))
     for key in (before.keys() | after.keys()) - {"fingerprint"}:
         old, new = before.get(key), after.get(key)
         is_free = key.removeprefix("config.") in may_grow and old is not None
@@ -391,8 +391,8 @@ def _what_changed(old: Mapping[str, Any], record: Mapping[str, Any]) -> str:
         return "which ones, an earlier version did not note"
     changes = []
     for kind in ("config", "inputs", "external"):
-        before = dict(_flatten(old[kind]))
-        after = dict(_flatten(record[kind]))
+        before = dict(flatten(old[kind]))
+        after = dict(flatten(record[kind]))
         for key in sorted(before.keys() | after.keys()):
             if before.get(key) != after.get(key):
                 size = 60 if kind == "config" else 12  # a hash's start will do
@@ -403,12 +403,13 @@ def _what_changed(old: Mapping[str, Any], record: Mapping[str, Any]) -> str:
     return shown + (f"; and {len(changes) - 3} more" if len(changes) > 3 else "")
 
 
-def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """A config's values by their dotted names."""
     if isinstance(value, list) and any(isinstance(v, Mapping) for v in value):
         value = dict(enumerate(value))
     if isinstance(value, Mapping) and value:
         for key, inner in value.items():
-            yield from _flatten(inner, f"{prefix}.{key}" if prefix else str(key))
+            yield from flatten(inner, f"{prefix}.{key}" if prefix else str(key))
     else:
         yield prefix, value
 

@@ -1,4 +1,4 @@
-"""The README's results are what the rows say."""
+"""The results in the documents are what the rows say."""
 
 import json
 from pathlib import Path
@@ -8,14 +8,26 @@ import pytest
 from benchmarks.lib import read_rows
 from benchmarks.paper import results_table
 from benchmarks.paper.results_rows import KEY
+from tiger_jax.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[3]
 ROWS = read_rows(ROOT / "docs" / "results.jsonl")
 
 
-def test_the_readme_has_the_table_that_the_rows_give():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert results_table.build_results(ROWS) in readme
+def test_the_documents_have_the_tables_that_the_rows_give():
+    for name, build in (
+        ("README.md", results_table.build_headline),
+        ("docs/results.md", results_table.build_results),
+    ):
+        assert build(ROWS) in (ROOT / name).read_text(encoding="utf-8"), name
+
+
+def test_the_headline_has_six_rows_and_misses_none():
+    lines = results_table.build_headline(ROWS).splitlines()
+    assert len(lines) == 2 + 6
+    without = [row for row in ROWS if row["method"] != "sasrec"]
+    with pytest.raises(InputError, match="no row of sasrec"):
+        results_table.build_headline(without)
 
 
 def test_every_row_says_what_made_it():

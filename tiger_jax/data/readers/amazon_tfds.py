@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
 
 from tiger_jax.data.raw_shop import RawShop
 from tiger_jax.data.readers import amazon
@@ -18,6 +17,13 @@ from tiger_jax.data.readers.amazon import CATEGORIES, Metadata, Reviews
 from tiger_jax.errors import InputError
 from tiger_jax.workdir.hashing import hash_file
 from tiger_jax.workdir.json_files import read_json, write_json
+
+try:
+    import tensorflow_datasets as tfds
+except ModuleNotFoundError as error:
+    raise InputError(
+        f"a download needs the package {error.name}: pip install 'tiger_jax[seqio]'"
+    ) from error
 
 HOST = "https://snap.stanford.edu/data/amazon/productGraph/categoryFiles/"
 _CHECKSUMS = "amazon2014_checksums.json"

@@ -123,6 +123,7 @@ function showHistory() {
     if (place < skipped) entry.classList.add("unread");
     return entry;
   }));
+  lightTree();
   $("clear").hidden = !state.history.length;
   $("history-note").textContent = !state.history.length ? "Click items to add them, oldest first."
     : skipped ? `The model reads the last ${read}.` : "Oldest first; the last counts most.";
@@ -209,6 +210,9 @@ async function recommend() {
     $("recommended").replaceChildren(make("li", { className: "empty", text: "Nothing to go by yet: add an item on the left, or see what is popular." },
       make("br"), make("button", { text: "Show what is popular", className: "quiet", onclick: () => ask(++state.asked) })));
     $("timing").textContent = $("note").textContent = "";
+    state.recommended = [];
+    lightTree();
+    for (const id of ["beams", "contributions", "explained-note"]) $(id).replaceChildren();
     return;
   }
   await ask(turn);
@@ -231,7 +235,18 @@ async function ask(turn) {
   }
 }
 
+// A probability from its logarithm, as people read it.
+function chance(logProb) {
+  const p = Math.exp(logProb);
+  if (p >= 0.1) return `${(100 * p).toFixed(0)} %`;
+  if (p >= 0.0005) return `${(100 * p).toPrecision(2)} %`;
+  return `1 in ${Number((1 / p).toPrecision(2)).toLocaleString("en")}`;
+}
+
 function show(answer) {
+  state.recommended = answer.items.map((item) => item.item_id);
+  lightTree();
+  explain();
   const notes = [];
   if (answer.by === "popularity") notes.push("No known item in the history: these are the most popular ones.");
   if (answer.unknown_items.length) notes.push(`Not in the catalogue, left out: ${answer.unknown_items.slice(0, 5).join(", ")}.`);
@@ -249,13 +264,123 @@ function show(answer) {
     const fill = make("i");
     const share = isCount ? item.score / Math.max(best, 1) : Math.exp(item.score - best);
     fill.style.setProperty("--w", `${Math.max(2, 100 * share).toFixed(1)}%`);
-    const score = make("span", { className: "score", text: isCount ? `${item.score}×` : item.score.toFixed(2).replace("-", "\u2212"),
-      title: isCount ? "Interactions in the training data" : "Log-probability of the Semantic ID; the bar compares probabilities with the best" },
+    const score = make("span", { className: "score", text: isCount ? `${item.score}×` : chance(item.score),
+      title: isCount ? "Interactions in the training data" : `Probability of the Semantic ID, its logarithm ${item.score.toFixed(2)}; the bar compares it with the best` },
       make("span", { className: "bar" }, fill));
     return make("li", {}, make("span", { text: String(place + 1), className: "place" }), what, score,
       make("button", { text: "+", className: "add", label: `Add to the history: ${item.title}`, title: "Add to the history", onclick: () => add(item) }),
       chips(item.semantic_id, true));
   }));
+}
+
+// The tree and the search -----------------------------------------------------
+
+let shownTree = null;
+
+async function showTree() {
+  $("show-tree").hidden = true;
+  $("tree").replaceChildren(make("p", { className: "faint", text: "Loading …" }));
+  try {
+    shownTree = codeTree.show($("tree"), await call("/catalogue/tree"), {
+      onPrefix: (prefix) => { state.prefix = prefix; showPills(); recommend(); $("recommended").scrollIntoView({ block: "center" }); },
+      onItem: async (id) => add(await call(`/items/${encodeURIComponent(id)}`)),
+    });
+    window.shownTree = shownTree;
+    lightTree();
+  } catch (error) {
+    $("tree").replaceChildren();
+    $("show-tree").hidden = false;
+    tellError(error);
+  }
+}
+
+function lightTree() {
+  if (shownTree) shownTree.light(state.history.map((item) => item.item_id), state.recommended || []);
+}
+
+async function explain() {
+  const turn = state.asked;
+  if (!$("explained").open) return;
+  const { exact, temperature: _, seed, epsilon: __, ...asked } = options();
+  const isOther = exact || temperature() > 0 || epsilon() >= 0;
+  $("explained-note").textContent = "Searching once more, level by level …";
+  try {
+    const found = await call("/explain", asked);
+    if (turn !== state.asked) return;
+    $("explained-note").textContent = found.levels.length
+      ? `${isOther ? "Of the search by beams, without temperature, ε and exact scoring. " : ""}Each level keeps the likeliest prefixes; the faint ones lead to no item of the list. Percentages are probabilities of the prefix.`
+      : "Nothing was searched: these are the most popular items.";
+    drawBeams(found);
+    showContributions(found);
+  } catch (error) {
+    if (turn === state.asked) $("explained-note").textContent = error.message;
+  }
+}
+
+function drawing(tag, attributes, ...children) {
+  const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  made.append(...children);
+  return made;
+}
+
+function drawBeams(found) {
+  const FAINT = 4, ROW = 26, TOP = 30, WIDTH = 900;
+  if (!found.levels.length) { $("beams").replaceChildren(); return; }
+  const items = found.answer.items.slice(0, 10);
+  // What is shown of a level: whatever leads to an item shown, and the likeliest of the rest.
+  const leads = (prefix) => items.some((item) => prefix.every((codeword, i) => item.semantic_id[i] === codeword));
+  const levels = found.levels.map((beams) => {
+    const on = beams.filter((beam) => leads(beam.prefix)), off = beams.filter((beam) => !leads(beam.prefix)).slice(0, FAINT);
+    return [...on, ...off].map((beam) => ({ key: beam.prefix.join(), above: beam.prefix.slice(0, -1).join(), isOn: on.includes(beam), text: `${beam.prefix.at(-1)}`, p: beam.log_prob }));
+  });
+  levels.push(items.map((item) => ({ key: item.semantic_id.join(), above: item.semantic_id.slice(0, -1).join(), isOn: true, text: item.title, p: item.score })));
+  const places = [new Map([["", 0]])];
+  for (const level of levels) {
+    level.sort((a, b) => (places.at(-1).get(a.above) ?? 1e9) - (places.at(-1).get(b.above) ?? 1e9) || b.p - a.p);
+    places.push(new Map(level.map((node, i) => [node.key, i])));
+  }
+  const rows = Math.max(...levels.map((level) => level.length));
+  const height = TOP + rows * ROW + 6, narrow = 118, gap = 34;
+  const x = (depth) => depth * (narrow + gap);
+  const y = (depth, i) => TOP + ((rows - levels[depth].length) / 2 + i) * ROW;
+  const svg = drawing("svg", { viewBox: `0 0 ${WIDTH} ${height}`, role: "img", "aria-label": "Prefixes kept at each level and the items they end in" });
+  levels.forEach((level, depth) => {
+    const width = depth === levels.length - 1 ? WIDTH - x(depth) - 2 : narrow;
+    const kept = depth < found.levels.length ? found.levels[depth].length : found.answer.items.length;
+    const head = drawing("text", { x: x(depth), y: 14, class: "head" });
+    head.textContent = depth < found.levels.length ? `level ${depth}: ${kept} kept` : "items";
+    svg.append(head);
+    level.forEach((node, i) => {
+      const at = y(depth, i), above = depth ? places[depth].get(node.above) : undefined;
+      if (above !== undefined) {
+        const from = y(depth - 1, above) + 10, start = x(depth) - gap;
+        svg.append(drawing("path", { d: `M${start} ${from}C${start + gap / 2} ${from} ${start + gap / 2} ${at + 10} ${x(depth)} ${at + 10}`, class: node.isOn ? "on" : "off", "stroke-width": (0.8 + 5 * Math.exp(node.p - levels[depth].reduce((m, n) => Math.max(m, n.p), -1e9))).toFixed(1) }));
+      }
+      const text = drawing("text", { x: x(depth) + 7, y: at + 14.5 }), score = drawing("text", { x: x(depth) + width - 7, y: at + 14.5, "text-anchor": "end" });
+      const most = Math.floor((width - 76) / 6.4);
+      text.textContent = node.text.length > most ? `${node.text.slice(0, most - 1)}…` : node.text;
+      score.textContent = chance(node.p);
+      const title = drawing("title", {});
+      title.textContent = `${node.key.replace(/,/g, " ")}: ${node.text}`;
+      svg.append(drawing("g", { class: node.isOn ? "on" : "off" }, drawing("rect", { x: x(depth), y: at, width, height: 21, rx: 5 }), text, score, title));
+    });
+  });
+  $("beams").replaceChildren(svg);
+}
+
+function showContributions(found) {
+  if (!found.contributions.length) { $("contributions").replaceChildren(); return; }
+  const titles = new Map(state.history.map((item) => [item.item_id, item.title]));
+  const factor = (x) => x >= 0 ? `×${Math.exp(x).toPrecision(2)}` : `÷${Math.exp(-x).toPrecision(2)}`;
+  const head = make("tr", {}, make("th", { text: "How many times likelier with this item in the history than without" }), ...found.history.map((id) => make("th", { text: titles.get(id) || id })));
+  const rows = found.answer.items.slice(0, 10).map((item, i) => make("tr", {}, make("td", { text: item.title }), ...found.contributions[i].map((x) => {
+    const cell = make("td", { text: factor(x) });
+    const strength = Math.min(45, 18 * Math.abs(x)).toFixed(0);
+    cell.style.background = `color-mix(in srgb, ${x >= 0 ? "var(--accent)" : "hsl(210 70% 50%)"} ${strength}%, transparent)`;
+    return cell;
+  })));
+  $("contributions").replaceChildren(make("table", {}, head, ...rows));
 }
 
 // Start -----------------------------------------------------------------------
@@ -311,6 +436,8 @@ function debounced(action, milliseconds) {
 }
 
 const recommendSoon = debounced(recommend, 200);
+$("show-tree").addEventListener("click", showTree);
+$("explained").addEventListener("toggle", explain);
 $("query").addEventListener("input", debounced(() => search(), 150));
 $("more").addEventListener("click", () => search(state.found));
 $("clear").addEventListener("click", () => { state.history = []; showHistory(); recommend(); });

@@ -1,0 +1,105 @@
+"""The tree and the search on the page, against what the API says."""
+
+import gzip
+import json
+
+import browser
+import pytest
+from served import run_in_thread
+
+from tiger_jax.recommending.recommender import Recommender
+from tiger_jax.recommending.versions import CatalogueVersions
+from tiger_jax.reporting.page import build_demo_page
+
+needs_browser = pytest.mark.skipif(
+    not browser.is_installed(), reason="needs chromium and chromedriver"
+)
+
+
+def texts(window, selector):
+    found = f"[...document.querySelectorAll({selector!r})]"
+    return window.run(f"return {found}.map(x => x.textContent)")
+
+
+@pytest.fixture(scope="module")
+def served(folder):
+    versions = CatalogueVersions.open(folder)
+    recommender = Recommender.load(versions)
+    with run_in_thread((recommender, versions), page=build_demo_page()) as running:
+        yield running
+
+
+def test_the_tree_is_sent_packed(served):
+    reply = served.ask("GET", "/catalogue/tree")
+    assert reply.headers["content-encoding"] == "gzip"
+    tree = json.loads(gzip.decompress(reply.content))
+    assert tree["num_items"] == len(set(tree["ids"])) == 50
+    assert served.ask("GET", "/catalogue/tree").content == reply.content
+
+
+def test_a_search_is_explained(served):
+    asked = {"history": ["item-1", "item-2"], "k": 5}
+    found = served.ask("POST", "/explain", asked).json
+    assert found["answer"] == served.ask("POST", "/recommend", asked).json
+    assert [len(row) for row in found["contributions"]] == [2] * 5
+    refused = served.ask("POST", "/explain", {**asked, "temperature": 1.0})
+    assert refused.status == 422
+    assert "no beams to show" in refused.json["error"]["message"]
+
+
+def test_the_first_load_is_small():
+    assert len(build_demo_page().encode()) < 300_000
+
+
+@needs_browser
+def test_a_visitor_walks_through_tree_and_search(served):
+    with browser.open_browser() as window:
+        window.resize(1280, 900)
+        window.open(served.url)
+        window.wait_for("document.querySelectorAll('#results li').length === 20")
+        for name in ("number 12", "number 30"):
+            window.run("query.value = ''")
+            window.type("#query", name)
+            window.wait_for("found.textContent.startsWith('1 item found')")
+            window.click("#results button")
+        window.wait_for("document.querySelectorAll('#recommended li').length === 10")
+
+        window.click("#explained summary")
+        window.wait_for(
+            "document.querySelectorAll('#beams g.on').length > 12", seconds=90
+        )
+        history = ["item-12", "item-30"]
+        found = served.ask("POST", "/explain", {"history": history}).json
+        heads = texts(window, "#beams .head")
+        kept = [f"level {i}: {len(b)} kept" for i, b in enumerate(found["levels"])]
+        assert heads == [*kept, "items"]
+        titles = texts(window, "#beams g title")
+        for item in found["answer"]["items"]:
+            code = " ".join(map(str, item["semantic_id"]))
+            assert f"{code}: {item['title']}" in titles
+        rows = "document.querySelectorAll('#contributions tr')"
+        assert window.run(f"return {rows}.length") == 11
+
+        window.click("#show-tree")
+        window.wait_for("window.shownTree")
+        tree = json.loads(gzip.decompress(served.ask("GET", "/catalogue/tree").content))
+        lit = window.run("return shownTree.state.lit.history")
+        assert [tree["ids"][i] for i in lit] == history
+        window.click(".tree-children button")  # the largest first codeword
+        (prefix,) = map(int, texts(window, ".tree-path button:last-child"))
+        listed = texts(window, ".tree-items li span")
+        below = served.ask(
+            "POST", "/recommend", {"history": history, "k": 10, "prefix": [prefix]}
+        ).json["items"]
+        assert {item["title"] for item in below} <= set(listed)
+        window.click("[data-action=prefix]")
+        chips = (
+            "[...document.querySelectorAll('#recommended li')].map(li => "
+            "Number(li.querySelector('.chip').textContent))"
+        )
+        window.wait_for(f"{chips}.length === {len(below)}")
+        assert window.run(f"return {chips}") == [prefix] * len(below)
+        # What is typed lights up the items that have it.
+        window.type(".tree-bar input", "number 4")
+        window.wait_for("shownTree.state.lit.found.length === 11")
+        assert not window.log()

@@ -1,0 +1,143 @@
+"""What the documents name is there: files, headings, flags, stages and bindings."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import gin
+import pytest
+
+from tiger_jax import cli
+from tiger_jax.stage_table import STAGES
+
+ROOT = Path(__file__).resolve().parent.parent
+TRACKED = subprocess.run(
+    ["git", "ls-files", "*.md"], cwd=ROOT, capture_output=True, text=True, check=False
+).stdout.split()
+DOCUMENTS = TRACKED or [
+    path.relative_to(ROOT).as_posix()
+    for folder in (".", "docs", "docs/reference", "tasks", "benchmarks")
+    for path in (ROOT / folder).glob("*.md")
+]
+FENCE = re.compile(r"^ *```([^\n]*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"(?:\]\(|(?:src|srcset|href)=\")([^)\"\s]+)[)\"]")
+
+
+def read(name):
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def anchors(name):
+    """Headings as GitHub turns them into anchors."""
+    headings = re.findall(r"^#+ (.*)$", FENCE.sub("", read(name)), re.MULTILINE)
+    words = (re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings)
+    return {heading.strip().replace(" ", "-") for heading in words}
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_every_link_leads_somewhere(name):
+    for link in LINK.findall(FENCE.sub("", read(name))):
+        if re.match(r"\w+:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (ROOT / name).parent / path if path else ROOT / name
+        assert target.exists(), f"{name} links to {link}"
+        if anchor and target.suffix == ".md":
+            found = anchors(target.resolve().relative_to(ROOT).as_posix())
+            assert anchor in found, f"{name} links to {link}"
+
+
+def commands(text):
+    """Arguments of each call of the command line in a shell block."""
+    joined = text.replace("\\\n", " ")
+    for line in joined.splitlines():
+        found = re.search(r"(?:run\.py|tiger-jax)\s+(-.*)$", line)
+        if found and "…" not in line:
+            # The command may itself be quoted for a shell elsewhere.
+            call = found[1].partition("; done")[0]
+            if any(call.count(mark) % 2 for mark in "'\""):
+                call = call.rstrip(" '\"")
+            words = [
+                word for word in shlex.split(call, comments=True) if "$" not in word
+            ]
+            yield [word for word in words if word.startswith("-")]
+
+
+BLOCKS = [
+    (name, words)
+    for name in DOCUMENTS
+    if name not in ("CHANGELOG.md",)
+    for kind, body in FENCE.findall(read(name))
+    if kind.strip() in ("", "sh")
+    for words in commands(body)
+]
+
+
+def test_there_are_commands_to_check():
+    assert len(BLOCKS) > 20, BLOCKS
+
+
+@pytest.mark.parametrize(("name", "words"), BLOCKS, ids=str)
+def test_a_documented_command_is_one_that_there_is(name, words):
+    bindings, rest = cli._take_gin_bindings(["run.py", *words])
+    given = cli._flags()
+    if "--help" in rest:
+        return
+    left = given(list(rest))
+    assert len(left) == 1
+    stages = cli.choose_stages(given.stage.split(",") if given.stage else ())
+    assert set(stages) <= set(STAGES)
+    # A module of one's own stands beside the gin file that the document shows.
+    files = [file for file in given.gin_file if not file.startswith("my_")]
+    try:
+        cli.parse_gin(files, bindings)
+    finally:
+        gin.clear_config()
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/python.md", "docs/scale.md"])
+def test_python_in_the_documents_compiles(name):
+    kinds = [kind for kind, _ in FENCE.findall(read(name))]
+    assert any(kind.startswith("python") for kind in kinds)
+    for kind, body in FENCE.findall(read(name)):
+        if kind.startswith("python"):
+            compile(body, name, "exec")
+
+
+def test_the_first_python_of_the_guide_runs(tmp_path):
+    (body,) = (
+        b for kind, b in FENCE.findall(read("docs/python.md")) if kind == "python"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", body],
+        cwd=tmp_path,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines()[-1].endswith("['data', 'embeddings']")
+
+
+def test_the_readme_is_one_that_is_read():
+    assert len(read("README.md").splitlines()) <= 110
+    for picture in re.findall(r"docs/images/[\w-]+\.\w+", read("README.md")):
+        assert (ROOT / picture).stat().st_size < 300_000, picture
+
+
+def test_both_pipelines_show_the_same():
+    light, dark = (
+        re.sub(r"<style>.*?</style>", "", read(f"docs/images/pipeline-{theme}.svg"))
+        for theme in ("light", "dark")
+    )
+    assert light == dark
+
+
+def test_the_reference_has_every_stage():
+    named = re.findall(
+        r"::: tiger_jax\.stages\.(\w+)\.\1$", read("docs/reference/stages.md"), re.M
+    )
+    assert named == list(STAGES)

@@ -1,0 +1,19 @@
+"""The command `tiger-jax`, and `python -m tiger_jax`: the same as `run.py`."""
+
+import os
+import sys
+
+from tiger_jax.cpu_allocator import use_fast_cpu_allocator
+
+
+def main() -> int:
+    """Runs the command line after what must be set before JAX is imported."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    use_fast_cpu_allocator()
+    from tiger_jax import cli
+
+    return cli.main(sys.argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
