@@ -124,6 +124,8 @@ def on_chip():
     """Makes the shapes of arguments that lie on a chip of a slice that isn't here."""
     pytest.importorskip("libtpu", reason="the TPU compiler isn't installed (libtpu)")
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # no metadata server to ask
+    # Other workers of the test session may have the compiler loaded too.
+    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
     slice_ = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2")
     chip = jax.sharding.SingleDeviceSharding(slice_.devices[0])
     return lambda tree: jax.tree.map(
