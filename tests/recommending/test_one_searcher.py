@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from served import run_in_thread
+from shared_folder import made_once
 from trained_workdir import MAX_ITEMS, NUM_ITEMS, make_trained_workdir
 
 from tasks.tiger import register_tiger_task
@@ -46,13 +47,15 @@ def one_device():
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory, one_device):
-    made = make_trained_workdir(tmp_path_factory.mktemp("one"))
-    users = {"max_users": B, "max_validation_users": 1}
-    config = CandidatesConfig(depth=K, batch_size=B, reuse=False, **users)
-    list_candidates(RunContext(made), config=config, search=SEARCH)
-    options = {"batch_sizes": (B,), "max_excluded": recommend_stage.MAX_EXCLUDED}
-    export(RunContext(made), num_beams=K, **options)
-    return made
+    def make(folder):
+        context = RunContext(make_trained_workdir(folder))
+        users = {"max_users": B, "max_validation_users": 1}
+        config = CandidatesConfig(depth=K, batch_size=B, reuse=False, **users)
+        list_candidates(context, config=config, search=SEARCH)
+        options = {"batch_sizes": (B,), "max_excluded": recommend_stage.MAX_EXCLUDED}
+        export(context, num_beams=K, **options)
+
+    return made_once(tmp_path_factory, "one_searcher", make)
 
 
 @pytest.fixture(scope="module")
