@@ -2,6 +2,7 @@
 
 import pytest
 from served import make_recommender
+from shared_folder import made_once
 from trained_workdir import make_trained_workdir
 
 from tiger_jax.recommending.bundle import Bundle
@@ -13,9 +14,12 @@ from tiger_jax.stages.export import export
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
     """A bundle's folder; nobody writes to it."""
-    workdir = make_trained_workdir(tmp_path_factory.mktemp("work"), with_quantizer=True)
-    export(RunContext(workdir), num_beams=50, batch_sizes=(1, 2))
-    return workdir / "bundle"
+
+    def make(workdir):
+        make_trained_workdir(workdir, with_quantizer=True)
+        export(RunContext(workdir), num_beams=50, batch_sizes=(1, 2))
+
+    return made_once(tmp_path_factory, "exported", make) / "bundle"
 
 
 @pytest.fixture(scope="session")

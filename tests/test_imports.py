@@ -9,8 +9,6 @@ import sys
 import textwrap
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).resolve().parent.parent
 
 CORE = "models training decoding semantic_ids evaluation".split()
@@ -51,13 +49,14 @@ def run_in_bare_process(code: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("room", CORE)
-def test_every_core_module_imports_on_a_bare_machine(room):
+def test_every_core_module_imports_on_a_bare_machine():
     run_in_bare_process(
         f"""
-        package = importlib.import_module("tiger_jax.{room}")
-        for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
-            importlib.import_module(module.name)
+        for room in {CORE!r}:
+            package = importlib.import_module("tiger_jax." + room)
+            name = package.__name__ + "."
+            for module in pkgutil.walk_packages(package.__path__, name):
+                importlib.import_module(module.name)
         """
     )
 

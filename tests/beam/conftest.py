@@ -1,6 +1,7 @@
 """One small shop, locally and through the pipelines; tests that change it copy it."""
 
 import pytest
+from shared_folder import made_once
 
 
 @pytest.fixture(scope="session")
@@ -11,7 +12,9 @@ def small(tmp_path_factory):
 
     from tiger_jax.data.interactions import InteractionsConfig
 
-    folder = tmp_path_factory.mktemp("small")
-    interactions = InteractionsConfig(k_core=5, tie_order="item")
-    local = LocalShop(small_shop(), folder, interactions=interactions, unseen_share=0.1)
-    return local, ShardedShop(local, folder / "run" / "shards", shards=4, workers=2)
+    def make(folder):
+        core = InteractionsConfig(k_core=5, tie_order="item")
+        local = LocalShop(small_shop(), folder, interactions=core, unseen_share=0.1)
+        return local, ShardedShop(local, folder / "run" / "shards", shards=4, workers=2)
+
+    return make(made_once(tmp_path_factory, "pipelines", make))  # finds all finished

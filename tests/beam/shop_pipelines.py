@@ -50,10 +50,11 @@ class LocalShop:
         self.embeddings = embed_texts(texts, ENCODER, folder / "chunks", seed=SEED)
         config = quantizer or ResidualKMeans((4, 4), max_iterations=5)
         fitted = config.fit(self.embeddings, seed=SEED)
-        (folder / "work").mkdir()
+        (folder / "work").mkdir(exist_ok=True)
         run = artifacts.begin(folder / "work", "rqvae", stage="train_rqvae", config={})
-        save_quantizer(fitted, run.folder)
-        run.commit()
+        if not run.is_current:
+            save_quantizer(fitted, run.folder)
+            run.commit()
         self.rqvae = folder / "work" / "rqvae"
         codes = fitted.encode(self.embeddings)
         full = add_collision_level(codes, self.data.item_ids)

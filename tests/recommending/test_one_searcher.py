@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from served import run_in_thread
+from shared_folder import made_once
 from trained_workdir import MAX_ITEMS, NUM_ITEMS, make_trained_workdir
 
 from tasks.tiger import register_tiger_task
@@ -68,14 +69,16 @@ MODELS = {
 
 @pytest.fixture(scope="module", params=MODELS)
 def workdir(request, tmp_path_factory, one_device):
-    made = make_trained_workdir(tmp_path_factory.mktemp("one"), **MODELS[request.param])
-    users = {"max_users": B, "max_validation_users": 1}
-    config = CandidatesConfig(depth=K, batch_size=B, reuse=False, **users)
-    list_candidates(RunContext(made), config=config, search=SEARCH)
-    options = {"batch_sizes": (B,), "max_excluded": UNEXPORTED_EXCLUDED}
-    # Room to grow is rows to sum over, and with them another order of the sums.
-    export(RunContext(made), num_beams=K, room=1.0, **options)
-    return made
+    def make(folder):
+        context = RunContext(make_trained_workdir(folder, **MODELS[request.param]))
+        users = {"max_users": B, "max_validation_users": 1}
+        config = CandidatesConfig(depth=K, batch_size=B, reuse=False, **users)
+        list_candidates(context, config=config, search=SEARCH)
+        options = {"batch_sizes": (B,), "max_excluded": UNEXPORTED_EXCLUDED}
+        # Room to grow is rows to sum over, and with them another order of the sums.
+        export(context, num_beams=K, room=1.0, **options)
+
+    return made_once(tmp_path_factory, f"one_searcher_{request.param}", make)
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from shared_folder import made_once
 from trained_workdir import NUM_ITEMS, NUM_USERS, make_trained_workdir
 
 from tiger_jax.data.prepared import PreparedData
@@ -23,9 +24,11 @@ CONFIG = EvaluateConfig(batch_size=16, guard_users=16)
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    made = make_trained_workdir(tmp_path_factory.mktemp("work"))
-    evaluate(RunContext(made), config=CONFIG)
-    return made
+    return made_once(
+        tmp_path_factory,
+        "evaluated",
+        lambda f: evaluate(RunContext(make_trained_workdir(f)), config=CONFIG),
+    )
 
 
 def _read(workdir):

@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
+from shared_folder import made_once
 from trained_workdir import NUM_ITEMS, NUM_USERS, make_trained_workdir
 
 from tiger_jax.data.prepared import PreparedData
@@ -28,14 +29,12 @@ FUSION = FusionConfig(normalizations=("z_score", "reciprocal_rank"), depth=30)
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    made = make_trained_workdir(
-        tmp_path_factory.mktemp("fuse") / "work",
-        with_quantizer=True,
-        collaborative_dims=4,
-    )
-    list_candidates(RunContext(made), config=CANDIDATES, search=SEARCH)
-    fuse(RunContext(made), config=FUSION)
-    return made
+    def make(folder):
+        make_trained_workdir(folder, with_quantizer=True, collaborative_dims=4)
+        list_candidates(RunContext(folder), config=CANDIDATES, search=SEARCH)
+        fuse(RunContext(folder), config=FUSION)
+
+    return made_once(tmp_path_factory, "fused", make)
 
 
 def _load(workdir, split):

@@ -5,6 +5,7 @@ import signal
 
 import numpy as np
 import pytest
+from shared_folder import made_once
 from trained_workdir import NUM_ITEMS, make_trained_workdir
 
 from benchmarks.lib import merge_rows
@@ -51,9 +52,11 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    made = make_trained_workdir(tmp_path_factory.mktemp("sasrec") / "work")
-    train_sasrec(RunContext(made), **SETTINGS)
-    return made
+    return made_once(
+        tmp_path_factory,
+        "sasrec",
+        lambda f: train_sasrec(RunContext(make_trained_workdir(f)), **SETTINGS),
+    )
 
 
 def test_the_best_step_is_what_is_loaded(workdir):
