@@ -39,7 +39,12 @@ KEY = ("data", "method", "experiment", "seed", "split")
 SPLITS = ("test", "test_masked")
 UPDATES_LOOKED_AT = 200
 # Which folder holds what was trained for a method; the others are only counted.
-TRAINED = {"tiger": "recommender", "sasrec": "sasrec", "fusion": "fusion"}
+TRAINED = {
+    "tiger": "recommender",
+    "codes_alone": "recommender",
+    "sasrec": "sasrec",
+    "fusion": "fusion",
+}
 # A row of a method that the evaluation measured too is taken from there.
 ONLY_FUSED = ("dense_knn", "sasrec")
 

@@ -23,7 +23,7 @@ from tiger_jax.reporting import paper_rows
 from tiger_jax.reporting.tables import format_mean
 
 METRICS = paper_rows.METRICS
-ORDER = (*TITLES, "", "tiger", "fusion")  # "": baselines of one's own
+ORDER = (*TITLES, "", "tiger", "codes_alone", "fusion")  # "": baselines of one's own
 
 # The README's rows: what a method and an experiment are called there, before a
 # published row.
@@ -157,8 +157,9 @@ def _known(rows: Sequence[Row]) -> paper_rows.KnownData | None:
 
 
 def _name(method: str, experiment: str, row: Row) -> str:
-    if method == "tiger":
-        return f"**TIGER, `{experiment}`**"
+    if method in ("tiger", "codes_alone"):
+        alone = ", codes alone" if method == "codes_alone" else ""
+        return f"**TIGER, `{experiment}`{alone}**"
     if method == "fusion":
         parts = [
             "TIGER" if part == "tiger" else TITLES.get(part, part)
