@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import gin
 
@@ -22,6 +22,7 @@ VARIABLE = "TIGER_TRACKERS"
 _IDS = Path("tensorboard", "trackers.json")  # no part of what the folder is named by
 
 
+@runtime_checkable
 class Tracker(Protocol):
     """What a training tells of itself.
 
