@@ -293,13 +293,13 @@ def _number_nodes(
     """Finds each level's children and each node's first."""
     length = len(columns)
 
-    def leaves_of(depth: int) -> Int32[np.ndarray, " nodes"]:
-        return np.flatnonzero(difference < depth).astype(np.int32)
-
     # The first leaf of each node, by depth. Most catalogues have as many nodes at the
     # deeper levels as leaves: then that is all of them, as they stand.
     inner = range(1, 1 + min(length - 1, int(difference.max(initial=0))))
-    leaf = dict(zip(inner, _on_all_cores(leaves_of, inner), strict=True))
+    leaves = _on_all_cores(
+        lambda depth: np.flatnonzero(difference < depth).astype(np.int32), inner
+    )
+    leaf = dict(zip(inner, leaves, strict=True))
 
     def number(level: int) -> tuple[np.ndarray, np.ndarray]:
         at = leaf.get(level + 1)
