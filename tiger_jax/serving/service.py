@@ -149,16 +149,22 @@ class Service:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._reads.shutdown(wait=False, cancel_futures=True)
 
+    def warm_up(self) -> None:
+        """Compiles before anything is accepted, where others answer meanwhile."""
+        self.main.warm_up()
+        self.status = "ok"
+
     async def _warm_up(self) -> None:
         try:
-            await asyncio.to_thread(self.main.warm_up)
+            if self.status == "compiling":
+                await asyncio.to_thread(self.main.warm_up)
         except Exception as error:
             _LOG.exception("compiling the searches failed")
             self.on_failure(error)
             return
         self.metrics.note_build(self.main.model)
         self.note_catalogue()
-        if self.status == "compiling":
+        if self.status in ("compiling", "ok"):
             self.status = "ok"
             self.metrics.ready.set(1)
             self.on_ready()

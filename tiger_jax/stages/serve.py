@@ -110,9 +110,6 @@ def serve(
         f"{recommender.catalogue.version}, {recommender.catalogue.num_items:,} items; "
         "compiling the searches"
     )
-    if listener is None:
-        listener = server.listen(host, port)
-        server.say_where(host, listener, tokens, proxy)
     service = Service(
         recommender,
         versions,
@@ -121,6 +118,11 @@ def serve(
         poll_seconds=poll_seconds,
         traces=Traces(traces),
     )
+    if listener is None:
+        listener = server.listen(host, port)
+        server.say_where(host, listener, tokens, proxy)
+    else:
+        service.warm_up()
     hosts = server.default_hosts(host, hosts)
     made = server.make_server(service, page=build_demo_page(), hosts=hosts, proxy=proxy)
     server.run_server(made, service, listener, processes.tell_parent_ready)
