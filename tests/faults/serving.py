@@ -36,7 +36,7 @@ _TARGETS: list[tuple[Any, str, bool]] = [
     *((os, name, False) for name in _SYSTEM),
     (jax, "device_put", True),
     (jax, "device_get", True),
-    (FilterSlots, "_with_bits", True),
+    (FilterSlots, "_with_bits", False),  # of filters that have their bits, none
     (Searcher, "_run", True),
 ]
 _QUESTIONS = [
