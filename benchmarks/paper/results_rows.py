@@ -33,8 +33,12 @@ from tiger_jax.training.partitioning import Partitioner
 from tiger_jax.workdir import artifacts
 from tiger_jax.workdir.json_files import read_json
 
-# Bindings that leave an experiment the same: its seed, and where a start lies.
-_SAME_RECIPE = ("--gin.SEED=", "--gin.train_recommender.starts_from=")
+# Bindings that leave what an experiment trains the same.
+_SAME_RECIPE = (
+    "--gin.SEED=",
+    "--gin.train_recommender.starts_from=",
+    "--gin.evaluate.",
+)
 KEY = ("data", "method", "experiment", "seed", "split")
 SPLITS = ("test", "test_masked")
 UPDATES_LOOKED_AT = 200

@@ -28,11 +28,15 @@ ORDER = (*TITLES, "", "tiger", "codes_alone", "fusion")  # "": baselines of one'
 # The README's rows: what a method and an experiment are called there, before a
 # published row.
 HEADLINE_DATA, HEADLINE_PAPER = "amazon2014_beauty", "TIGER, mean"
+_TWO_LEVEL = (
+    "beauty_two_level, checkpoint_every=250, evaluate_every=500, total_steps=2500"
+)
 HEADLINE = {
     ("item_cooccurrence", ""): "Item co-occurrence",
     ("sasrec", "beauty_longer"): "SASRec, full softmax",
-    ("tiger", "beauty_best, max_minutes=None"): "**TIGER**, `beauty_best`",
-    ("tiger", "beauty_longer"): "**TIGER**, `beauty_longer`: trained on from there",
+    ("tiger", "beauty_best, max_minutes=None"): "**TIGER**, encoder–decoder",
+    ("codes_alone", _TWO_LEVEL): "**Two-level generator**, by its codes alone",
+    ("tiger", _TWO_LEVEL): "**Two-level generator** with its dense head",
     ("fusion", "beauty_longer"): "**Fusion** of TIGER and three others",
 }
 _HEADLINE_METRICS = ("recall@10", "ndcg@10")
