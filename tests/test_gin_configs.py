@@ -12,7 +12,7 @@ from gin.config import _REGISTRY
 
 from tiger_jax.cli import CONFIG_MODULES, GIN_CONFIGS, parse_gin, stage_function
 from tiger_jax.errors import InputError
-from tiger_jax.models.generator import GeneratorConfig, init_params
+from tiger_jax.models.generator import GeneratorConfig, build_model, init_params
 from tiger_jax.semantic_ids.token_ids import TokenLayout
 from tiger_jax.stage_table import STAGES
 from tiger_jax.training.optimizers import make_optimizer
@@ -108,7 +108,8 @@ def test_a_config_that_refuses_its_values_is_one_line():
 @functools.cache
 def _shapes(config, num_user_tokens):
     """Most experiments train one of a few models: each is traced once."""
-    model = config.build(TokenLayout((256, 256, 256, 256), num_user_tokens))
+    layout = TokenLayout((256, 256, 256, 256), num_user_tokens)
+    model = build_model(config, layout, content_dims=8)
     return jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
 
 

@@ -1,6 +1,7 @@
 """Stage recommend over a bundle: no work directory, the newest catalogue."""
 
 import json
+import re
 
 import pytest
 from joining import new_items
@@ -27,7 +28,7 @@ def test_new_items_are_recommended_and_marked(
     assert sum(item_id.startswith("new-0-") for item_id in found) == 2
     stage.recommend(context, k=5, **options)
     out = capsys.readouterr().out
-    assert out.count(" + Novelty") == 2
+    assert len(re.findall(r"^ +\d+ \+ .* Novelty", out, re.MULTILINE)) == 2
     assert "hasn't seen" in out
     with pytest.raises(InputError, match="no test users"):
         stage.recommend(context, bundle=str(folder))

@@ -153,7 +153,7 @@ def test_other_semantic_ids_than_those_of_training_are_refused(tmp_path, workdir
 
 
 def test_too_few_beams_for_the_metrics_are_refused(workdir):
-    with pytest.raises(InputError, match="at least 21"):
+    with pytest.raises(InputError, match="num_beams=21"):
         evaluate(RunContext(workdir), search=SearchConfig(num_beams=20))
 
 

@@ -166,7 +166,7 @@ def test_a_start_that_does_not_fit_is_refused(finished, tmp_path, changes, messa
 
 
 def test_an_unknown_input_is_refused(tmp_path):
-    with pytest.raises(InputError, match="choose 'resident', or 'seqio'"):
+    with pytest.raises(InputError, match="binds what 'seqio' needs"):
         run(tmp_path, input="tfds")
 
 

@@ -124,7 +124,7 @@ def test_files_that_do_not_fit_are_refused(workdir):
     path = workdir / "shards" / "tokens" / "train" / "manifest.json"
     manifest = read_json(path)
     manifest["summary"]["semantic_ids"] = "another table's"
-    write_json(path, {**manifest, "seal": ""})
+    write_json(path, {**manifest, "seal": artifacts.seal(manifest)})
     with pytest.raises(InputError, match="were made of other Semantic IDs"):
         run(workdir)
     shutil.rmtree(workdir / "shards" / "tokens" / "validation")

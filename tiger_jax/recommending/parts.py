@@ -88,8 +88,10 @@ class Parts:
         card, table = load_card_and_table(workdir, data)
         _, _, model, params = load_recommender(workdir / "recommender")
         embeddings = encoder = quantizer = None
-        if for_new_items and (workdir / "embeddings").exists():
+        is_read = for_new_items or needs_content(card.config)
+        if is_read and (workdir / "embeddings").exists():
             embeddings = load_embeddings(workdir / "embeddings", data.num_items)
+        if for_new_items and embeddings is not None:
             encoder = freeze_encoder(workdir / "embeddings", embeddings)
         collaborative, collaborative_dims = None, 0
         ids = artifacts.load_manifest(workdir / "semantic_ids", verify=False)

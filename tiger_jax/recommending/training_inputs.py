@@ -128,7 +128,7 @@ def open_histories(workdir: Path, recipe: Recipe) -> TrainingInputs:
     elif content is not None:
         raise InputError(
             f"{type(model).__name__} with content vectors trains on whole histories: "
-            "set train_recommender.resident = @packed_histories.PackedConfig()"
+            "--gin.train_recommender.resident='@packed_histories.PackedConfig()'"
         )
     elif isinstance(config, ResidentConfig):
         examples = ResidentInput(

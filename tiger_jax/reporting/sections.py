@@ -192,7 +192,8 @@ def choose_samples(parts: WorkdirParts, seed: int) -> list[dict[str, Any]]:
     at_random, others = order[:NUM_RANDOM_SAMPLES], order[NUM_RANDOM_SAMPLES:]
     hits = [p for p in others if p["rank"] is not None and p["rank"] < 10]
     hits = hits[:NUM_FOUND_SAMPLES]
-    others = [p for p in others if p not in hits]
+    shown = {id(p) for p in hits}
+    others = [p for p in others if id(p) not in shown]
     items = describe_items(parts.data)
     chosen = [(prediction, "drawn at random") for prediction in at_random]
     chosen += [(prediction, "drawn from the hits") for prediction in hits]

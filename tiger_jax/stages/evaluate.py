@@ -12,10 +12,7 @@ from tiger_jax.evaluation.baselines.baseline import Baseline
 from tiger_jax.evaluation.baselines.known import resolve
 from tiger_jax.evaluation.baselines.sasrec import TrainedSasRec
 from tiger_jax.progress import say
-from tiger_jax.recommending.numbered_recommender import (
-    CodesAlone,
-    load_numbered_recommender,
-)
+from tiger_jax.recommending import numbered_recommender
 from tiger_jax.recommending.searcher import SearchConfig
 from tiger_jax.reporting import tables
 from tiger_jax.stages.context import RunContext
@@ -103,11 +100,11 @@ def evaluate(
     if run.is_current:
         return
     data = PreparedData.load(workdir / "data")
-    ours = load_numbered_recommender(workdir, data, search)
+    ours = numbered_recommender.load_numbered_recommender(workdir, data, search)
     by_codes = ours
     if ours.dense_weight:
         by_codes = ours.by_codes_alone()
-        baselines += (CodesAlone(by_codes),)
+        baselines += (numbered_recommender.CodesAlone(by_codes),)
     max_validation = config.max_validation_users or config.max_users
     users = comparison.draw_users(data, config.max_users, max_validation, seed=seed)
     checks = guards.check_recommender(

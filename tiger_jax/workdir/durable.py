@@ -1,5 +1,6 @@
 """What a power loss leaves: bytes and names that the disk was asked to confirm."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -15,6 +16,8 @@ def sync(path: Path) -> None:
 
 def make_folder(folder: Path) -> None:
     """Makes a folder and those above it, each of them to stay."""
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
     if not folder.is_dir():
         make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
