@@ -4,10 +4,14 @@ import math
 
 import numpy as np
 import pytest
+from trained_workdir import make_trained_workdir
 
 from tiger_jax.errors import InputError
+from tiger_jax.models.two_level import TwoLevelConfig
 from tiger_jax.recommending.explanation import explain
+from tiger_jax.recommending.recommender import Recommender
 from tiger_jax.recommending.requests import Request
+from tiger_jax.recommending.searcher import SearchConfig
 
 HISTORY = ["item-1", "item-2", "item-3"]
 
@@ -93,3 +97,36 @@ def test_without_a_known_item_nothing_was_searched(recommender):
 def test_other_ways_to_list_have_no_beams(recommender, options):
     with pytest.raises(InputError, match="no beams to show"):
         explain(recommender, Request(HISTORY, 5, **options))
+
+
+def test_a_dense_head_orders_what_the_beams_found(tmp_path):
+    """Beams are ranked by their codewords, the list by content too."""
+    model = TwoLevelConfig(
+        num_layers=1,
+        num_depth_layers=1,
+        d_model=8,
+        num_heads=2,
+        mlp_dim=16,
+        reads_content=True,
+        dense_head=True,
+    )
+    workdir = make_trained_workdir(
+        tmp_path / "work",
+        model=model,
+        num_user_tokens=0,
+        dense_weight=0.5,
+        with_quantizer=True,
+    )
+    recommender = Recommender.of_workdir(workdir, SearchConfig(num_beams=50))
+    found = explain(recommender, Request(HISTORY, 5))
+    assert found.answer == recommender.recommend(HISTORY, k=5)
+    for item in found.answer.items:
+        for depth, beams in enumerate(found.levels):
+            prefix = tuple(item.semantic_id[: depth + 1])
+            assert [b.goes_on for b in beams if b.prefix == prefix] == [True]
+    recommender.dense_weight = 0.0
+    by_codes = explain(recommender.fork(), Request(HISTORY, 5))
+    assert found.levels[0]
+    own, other = ([b.log_prob for b in x.levels[0]] for x in (found, by_codes))
+    assert own == other
+    assert all(math.isfinite(x) for row in found.contributions for x in row)

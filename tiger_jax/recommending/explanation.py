@@ -1,6 +1,7 @@
 """How a list came about: the beams of each level, and what each history item added."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -52,20 +53,15 @@ def explain(recommender: Recommender, request: Request) -> Explanation:
 
     The beams of a level are found by the same search over the tree cut off below it;
     contributions by searching, for each history with one item left out, among the
-    answer's items alone.
+    answer's items alone. A dense head orders what the beams have found; they are shown
+    as the codewords alone rank them, since no prefix has content.
 
     Raises:
-        InputError: The list is drawn, split or scored exactly, or the model ranks by
-            more than codewords: that is no such search.
+        InputError: The list is drawn, split or scored exactly: that is no such search.
     """
     if request.exact or request.temperature is not None or request.epsilon is not None:
         raise InputError(
             "exact, temperature and epsilon have no beams to show: leave them out"
-        )
-    if recommender.items_of(recommender.catalogue) is not None:
-        raise InputError(
-            "this model ranks items by their content too, which no prefix has: its "
-            "search can't be shown level by level"
         )
     (answer,) = recommender.answer([request])
     if answer.by == "popularity" or not answer.items:
@@ -79,13 +75,17 @@ def explain(recommender: Recommender, request: Request) -> Explanation:
         resolved.catalogue.capacity,
     )
     inputs = recommender.encode([row])
+    table = recommender.items_of(resolved.catalogue)
     found = []
     for depth in range(1, len(sizes)):
         prefixes = np.unique(codes[:, :depth], axis=0)
         plan = make_plan(worst_case(sizes[:depth], capacity))
         trie = Trie.build(prefixes, sizes[:depth], plan=plan, exclusion=False)
         searcher = dataclasses.replace(recommender.searcher, programs=None)
-        numbers, scores = jax.device_get(searcher.search(trie, Queries(inputs)))
+        searched: Any = trie
+        if table is not None:
+            searched = table._replace(weight=np.float32(0)).over(trie)
+        numbers, scores = jax.device_get(searcher.search(searched, Queries(inputs)))
         is_beam = numbers[0] >= 0
         beams = prefixes[numbers[0][is_beam]].tolist()
         found.append(
