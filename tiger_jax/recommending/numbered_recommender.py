@@ -263,7 +263,7 @@ class CodesAlone(Baseline):
 
     recommender: NumberedRecommender
 
-    name, title = "codes_alone", "the same model, by its codes alone"
+    name, title = "codes_alone", "TIGER by its codes alone"
 
     def build(self, data: PreparedData, workdir: Path) -> NumberedRecommender:
         """The recommender, which has been loaded already."""
