@@ -17,6 +17,8 @@ each repeats the last items of the one before, so that its first targets are pre
 from more than one item.
 """
 
+from typing import ClassVar
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float32, Int, Int32, Int64
@@ -49,6 +51,8 @@ class PackedConfig:
     microbatch_size: int = 16
     max_items: int = 50
     repeated_items: int = 10
+
+    bucket_items: ClassVar[tuple[int, ...]] = ()  # rows have one length
 
     def __post_init__(self) -> None:
         """Refuses sizes that don't fit each other, by an InputError."""
@@ -95,7 +99,7 @@ class PackedHistories(ShuffledEpochs):
         constants = {"tokens": tokens}  # [total T]
         if content is not None:
             constants |= {"items": histories.items, "content": content}
-        self._ranks_items, self._rows = ranks_items, config
+        self._ranks_items = ranks_items
         examples = _cut_into_windows(
             histories.lengths,
             histories.offsets,
@@ -107,7 +111,7 @@ class PackedHistories(ShuffledEpochs):
         # No packing takes fewer; the one made takes a few more.
         self.num_rows = int(-(-examples["length"].sum() // config.max_items))
         super().__init__(
-            _Bucketless,
+            config,
             constants,
             examples,
             lengths="length",
@@ -117,7 +121,7 @@ class PackedHistories(ShuffledEpochs):
         )
 
     def __next__(self) -> Update:
-        size, width = self._rows.batch_size, self._rows.max_items
+        size, width = self._config.batch_size, self._config.max_items
         windows, row = self._draw_rows(size)  # [W]
         length = self._examples["length"][windows]
         before = np.cumsum(length) - length  # positions of the windows before
@@ -131,7 +135,7 @@ class PackedHistories(ShuffledEpochs):
         window[at] = np.repeat(np.arange(1, len(windows) + 1), length)
         is_target = np.zeros(size * width, bool)
         is_target[at] = place >= np.repeat(self._examples["repeated"][windows], length)
-        shape = (-1, self._rows.microbatch_size, width)
+        shape = (-1, self._config.microbatch_size, width)
         arrays = {"read": read, "window": window, "is_target": is_target}
         arrays = {name: array.reshape(shape) for name, array in arrays.items()}
         return Update(
@@ -153,7 +157,7 @@ class PackedHistories(ShuffledEpochs):
                 rng = np.random.default_rng((self._seed, epoch))
                 order = rng.permutation(self.num_examples)
                 lengths = self._examples["length"][order]
-                row = _pack(lengths, self._rows.max_items)
+                row = _pack(lengths, self._config.max_items)
                 by_row = np.argsort(row, kind="stable")
                 self._epoch, self._order = epoch, order[by_row]
                 self._offsets = np.append(0, np.cumsum(np.bincount(row)))
@@ -213,12 +217,6 @@ class PackedHistories(ShuffledEpochs):
             "ranked_content": content[ranked],
             "log_share": jnp.log(num_items / len(ranked)),
         }
-
-
-class _Bucketless:
-    """Rows have one length, and so one bucket."""
-
-    bucket_items: tuple[int, ...] = ()
 
 
 def _cut_into_windows(

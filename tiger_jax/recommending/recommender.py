@@ -112,7 +112,9 @@ class Recommender:
                 f"{jax.__version__}): the searches are compiled from the model's code"
             )
         recommender = cls.of_parts(bundle.parts, bundle.shapes, catalogue, programs)
-        return dataclasses.replace(recommender, model=bundle.content_hash[:12])
+        # A copy would embed the catalogue's items once more.
+        recommender.model = bundle.content_hash[:12]
+        return recommender
 
     @classmethod
     def of_workdir(

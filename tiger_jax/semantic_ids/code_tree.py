@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 
 _WORD = re.compile(r"[^\W\d_]{3,}")
 _STOP = frozenset("and for the with from new per der die das und pack set size".split())
-WORDS_SHOWN, MOST_TITLE = 3, 90
+WORDS_SHOWN, MAX_TITLE = 3, 90
 _NO_CATEGORY = 0xFFFF
 
 
@@ -56,7 +56,7 @@ def pack_tree(
         "sizes": [int(size) for size in codebook_sizes],
         "codes": _encode(codes, "<u2" if max(codebook_sizes) <= 1 << 16 else "<u4"),
         "ids": [item_ids[n] for n in order],
-        "titles": [title[:MOST_TITLE] for title in titles],
+        "titles": [title[:MAX_TITLE] for title in titles],
         "categories": found[by_size].tolist(),
         "category": _encode(np.minimum(category, _NO_CATEGORY), "<u2"),
         "counts": _encode(counts[order], "<u4"),
