@@ -20,13 +20,15 @@ from tiger_jax.models.generator import (
     make_decode_fns,
     make_loss_fn,
 )
-from tiger_jax.models.two_level import TwoLevelConfig
+from tiger_jax.models.two_level import CausalBlock, TwoLevelConfig
 from tiger_jax.semantic_ids.encoder_inputs import ItemInputs
 from tiger_jax.semantic_ids.token_ids import TokenLayout
 
 LAYOUT = TokenLayout((5, 4, 3))
 NUM_ITEMS = 30
-SMALL = TwoLevelConfig(d_model=16, num_heads=2, mlp_dim=24, max_distance=4)
+SMALL = TwoLevelConfig(
+    d_model=16, num_heads=2, mlp_dim=24, max_distance=4, smoothing_share=0.4
+)
 EVERY = np.array(
     [(a, b, c) for a in range(5) for b in range(4) for c in range(3)], np.int32
 )
@@ -38,7 +40,8 @@ TOKENS = np.concatenate([LAYOUT.tokens_of(CODES), [[0, 0, 0]]])  # the last is p
 def trained():
     """A model away from its start, where the distance biases are still zero."""
     model = SMALL.build(LAYOUT)
-    params = nn.unbox(init_params(model, jax.random.key(1)))
+    init = jax.jit(functools.partial(init_params, model))
+    params = nn.unbox(init(jax.random.key(1)))
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(2), len(leaves))
     noisy = [
@@ -79,6 +82,32 @@ def test_a_state_depends_on_no_later_item(trained):
     np.testing.assert_allclose(states[0, :2], states[1, :2], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(states[0, :2], states[2, :2], rtol=1e-5, atol=1e-6)
     assert np.abs(states[0, 2] - states[1, 2]).max() > 1e-3
+
+
+def test_a_share_of_each_block_is_an_average_of_the_items_so_far():
+    """Before training: an even one, and with `unsmoothed` = 1 the item itself."""
+    x = jax.random.normal(jax.random.key(0), (1, 4, 16))
+    is_seen = jnp.tril(jnp.ones((4, 4), bool))[None]
+
+    def mixed(params, share):
+        block = CausalBlock(dataclasses.replace(SMALL, smoothing_share=share))
+        run = jax.jit(functools.partial(block.apply, is_training=False))
+        return run({"params": params}, x, is_seen) - x
+
+    params = nn.unbox(
+        jax.jit(functools.partial(CausalBlock(SMALL).init, is_training=False))(
+            jax.random.key(1), x, is_seen
+        )
+    )["params"]
+    params["wo"] *= 0  # the block's second half adds nothing
+    normed = np.asarray(x / np.sqrt((x**2).mean(-1, keepdims=True)))
+    attended = mixed(params, 0.0)
+    average = np.cumsum(normed, 1) / np.arange(1, 5)[None, :, None]
+    for unsmoothed, expected in ((0.0, average), (1.0, normed)):
+        params["unsmoothed"] = jnp.full(16, unsmoothed)
+        np.testing.assert_allclose(
+            mixed(params, 0.4), 0.6 * attended + 0.4 * expected, atol=1e-4
+        )
 
 
 def test_decoding_step_by_step_gives_the_spelled_logits(trained):
@@ -145,7 +174,8 @@ def test_what_follows_what_is_learned():
     """Item i is followed by item i + 1; sixty steps are enough to know."""
     config = dataclasses.replace(SMALL, dropout_rate=0.0, depth_dropout_rate=0.0)
     model = config.build(LAYOUT)
-    params = nn.unbox(init_params(model, jax.random.key(0)))
+    init = jax.jit(functools.partial(init_params, model))
+    params = nn.unbox(init(jax.random.key(0)))
     loss_fn, optimizer = make_loss_fn(model), optax.adam(0.02)
     first = np.arange(NUM_ITEMS - 5)[:, None] + np.arange(5)
     batch = batch_of(first, first + 1)
@@ -191,7 +221,8 @@ DENSE = dataclasses.replace(
 @pytest.fixture(scope="module")
 def dense():
     model = build_model(DENSE, LAYOUT, CONTENT.shape[1])
-    return model, nn.unbox(init_params(model, jax.random.key(3)))
+    init = jax.jit(functools.partial(init_params, model))
+    return model, nn.unbox(init(jax.random.key(3)))
 
 
 def dense_batch(histories, targets, ranked):
@@ -212,7 +243,8 @@ def item_log_probs(model, params, histories):
     histories = np.asarray(histories)
     table = model.apply({"params": params}, CONTENT, method="embed_items")
     inputs = ItemInputs(tokens_of(histories), table.read[histories.clip(0)])
-    states = model.apply({"params": params}, inputs, is_training=False, method="encode")
+    encode = functools.partial(model.apply, is_training=False, method="encode")
+    states = jax.jit(encode)({"params": params}, inputs)
     user = np.asarray(states @ params["user"])
     item = np.asarray(CONTENT @ params["content_out"])
     cosine = (user / np.linalg.norm(user, axis=-1, keepdims=True)) @ (
@@ -225,9 +257,10 @@ def test_the_dense_loss_is_the_items_cross_entropy(dense):
     model, params = dense
     histories, targets = [[3, 7, 9], [4, 2, -1]], [[7, 9, 1], [2, 5, -1]]
     batch = dense_batch(histories, targets, np.arange(NUM_ITEMS))
-    loss, sums = make_loss_fn(model)(params, batch, None)
+    loss_fn = jax.jit(make_loss_fn(model))
+    loss, sums = loss_fn(params, batch, None)
     codes_alone = {k: v for k, v in batch.items() if not k.startswith("ranked")}
-    of_codes, _ = make_loss_fn(model)(params, codes_alone, None)
+    of_codes, _ = loss_fn(params, codes_alone, None)
     log_probs = item_log_probs(model, params, histories)
     nll = -sum(
         log_probs[row, place, item]
@@ -242,7 +275,7 @@ def test_the_dense_loss_is_the_items_cross_entropy(dense):
 def test_a_sampled_softmax_estimates_the_whole_one(dense):
     model, params = dense
     histories, targets = [[3, 7, 9]], [[7, 9, 1]]
-    loss_fn, rng = make_loss_fn(model), np.random.default_rng(0)
+    loss_fn, rng = jax.jit(make_loss_fn(model)), np.random.default_rng(0)
     whole = loss_fn(
         params, dense_batch(histories, targets, np.arange(NUM_ITEMS)), None
     )[1]["item_nll"]
@@ -264,9 +297,9 @@ def test_content_is_read_and_missing_content_is_refused(dense):
     read = model.apply(
         {"params": params}, CONTENT[jnp.array([[3, 7, 9]])], method="read_content"
     )
-    given = {"is_training": False, "method": "encode"}
-    states = model.apply({"params": params}, ItemInputs(tokens, read), **given)
-    others = model.apply({"params": params}, ItemInputs(tokens, 0 * read), **given)
+    encode = jax.jit(functools.partial(model.apply, is_training=False, method="encode"))
+    states = encode({"params": params}, ItemInputs(tokens, read))
+    others = encode({"params": params}, ItemInputs(tokens, 0 * read))
     assert np.abs(states - others).max() > 1e-3
     with pytest.raises(InputError, match="run --stage=embed_items"):
         build_model(DENSE, LAYOUT)
