@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from tiger_jax.errors import InputError, UserFacingError
+from tiger_jax.progress import outlive_readers
 from tiger_jax.workdir.provenance import code_version, package_versions
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -72,6 +73,7 @@ def numbers(text: str) -> list[int]:
 
 def run(main: Callable[[], None]) -> None:
     """Runs a command; a failure for its user is one line, and its exit code."""
+    outlive_readers()
     try:
         main()
     except UserFacingError as error:

@@ -18,7 +18,7 @@ from tiger_jax.data.prepared import PreparedData
 from tiger_jax.errors import UserFacingError
 from tiger_jax.input_pipeline.preprocessors import feature_lengths
 from tiger_jax.input_pipeline.quiet_tensorflow import seqio
-from tiger_jax.progress import say
+from tiger_jax.progress import outlive_readers, say
 
 
 def main(argv: Sequence[str]) -> int:
@@ -97,4 +97,5 @@ def _texts_of_items(shop: object, vocabulary: seqio.Vocabulary) -> dict[str, str
 
 
 if __name__ == "__main__":
+    outlive_readers()
     sys.exit(main(sys.argv[1:]))

@@ -81,6 +81,7 @@ class Running:
     service: Service
     server: uvicorn.Server
     port: int
+    operations_port: int | None = None
 
     @property
     def url(self) -> str:
@@ -126,6 +127,7 @@ def run_in_thread(
     limits: Limits | None = None,
     *,
     page="<p>page",
+    has_operations=False,
     **options,
 ) -> Iterator[Running]:
     """Serves until the block ends."""
@@ -134,15 +136,25 @@ def run_in_thread(
     tokens = Tokens(options.pop("token", None), options.pop("admin_token", None))
     options.setdefault("poll_seconds", 0.05)
     service = Service(*tiny, limits, tokens=tokens, **options)
-    listener = listen("127.0.0.1", 0)
-    server = make_server(service, page=page, hosts=hosts, proxy=proxy)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    listeners = [listen("127.0.0.1", 0)]
+    if has_operations:
+        listeners.append(listen("127.0.0.1", 0))
+    server = make_server(
+        service,
+        page=page,
+        hosts=hosts,
+        proxy=proxy,
+        operations=listeners[1] if has_operations else None,
+    )
+    thread = threading.Thread(target=server.run, kwargs={"sockets": listeners})
     thread.start()
-    running = Running(service, server, listener.getsockname()[1])
+    ports = [listener.getsockname()[1] for listener in listeners]
+    running = Running(service, server, *ports)
     try:
         running.wait_until(lambda: service.status == "ok", 300)
         yield running
     finally:
         server.should_exit = True
         thread.join()
-        listener.close()
+        for listener in listeners:
+            listener.close()

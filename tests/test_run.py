@@ -36,6 +36,34 @@ def test_help_says_what_the_flags_are_and_exits_with_0():
 
 
 @pytest.mark.parametrize(
+    "command",
+    [
+        ["-m", "tiger_jax", "--help"],
+        ["run.py", "--stage=prepare_data", "--workdir={}"],
+        ["-m", "benchmarks", "--help"],
+        ["-m", "faults", "--list"],
+    ],
+)
+def test_without_a_reader_it_ends_quietly_and_keeps_results(command, tmp_path):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [word.replace("{}", str(tmp_path)) for word in command]
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT,
+        stdout=writer,
+        stderr=writer,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": paths},
+        check=False,
+    )
+    os.close(writer)
+    assert done.returncode == 0
+    if "--stage=prepare_data" in command:
+        assert (tmp_path / "data" / "manifest.json").is_file()
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--stage=fly"], "there is no stage 'fly'"),

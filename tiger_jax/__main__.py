@@ -4,12 +4,14 @@ import os
 import sys
 
 from tiger_jax.cpu_allocator import use_fast_cpu_allocator
+from tiger_jax.progress import outlive_readers
 
 
 def main() -> int:
     """Runs the command line after what must be set before JAX is imported."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     use_fast_cpu_allocator()
+    outlive_readers()
     from tiger_jax import cli
 
     return cli.main(sys.argv)

@@ -13,6 +13,8 @@ is decided by gin: files named by --gin_file (a path, or relative to gin_configs
 then single bindings --gin.NAME=VALUE, the last of which win. Lines of bindings in
 the variable TIGER_GIN win over both.
 
+Where nobody reads the output any more (`| head`), the run goes on in silence.
+
 Exit codes: 0 done, 1 a fault of this program, 2 bad input or usage, 3 the work
 directory is in use, 4 stopped by a signal after saving (the same command resumes).
 """

@@ -1,9 +1,12 @@
 """What a run says while it works: plain lines, and bars on a terminal."""
 
 import importlib.util
+import io
+import os
 import re
 import sys
 import time
+from typing import Any
 
 SECONDS_BETWEEN_LINES = 10.0
 _SLOW_START = 2.0
@@ -35,6 +38,38 @@ def say(text: str) -> None:
     else:
         print(text)
     sys.stdout.flush()
+
+
+class _Output(io.FileIO):
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
+            return memoryview(data).nbytes
+
+
+def outlive_readers() -> None:
+    """Has the process go on in silence where nobody reads its output any more.
+
+    As with `| head`: what a run makes is kept on disk. For a program's entrance.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        # Not what tests and notebooks put in their place.
+        if stream is None or stream is not getattr(sys, f"__{name}__"):
+            continue
+        output = io.BufferedWriter(_Output(stream.fileno(), "wb", closefd=False))
+        text = io.TextIOWrapper(
+            output,
+            stream.encoding,
+            stream.errors,
+            line_buffering=stream.line_buffering,
+            write_through=stream.write_through,
+        )
+        setattr(sys, name, text)
 
 
 class Progress:

@@ -39,6 +39,7 @@ from faults.campaign import (
 )
 from faults.every_fault import FAULTS
 from tiger_jax.errors import LockedError
+from tiger_jax.progress import outlive_readers
 from tiger_jax.workdir.lock import hold_workdir
 
 DOCUMENT = REPOSITORY / "docs" / "reliability.md"
@@ -202,4 +203,5 @@ def _no_longer_than(seconds: float) -> Iterator[None]:
 
 if __name__ == "__main__":
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    outlive_readers()
     sys.exit(main(sys.argv[1:]))

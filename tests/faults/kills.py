@@ -13,6 +13,7 @@ from pathlib import Path
 from faults import shop
 from faults.campaign import FINE, REPOSITORY, Fault, Outcome
 from tiger_jax.stage_table import PIPELINE
+from tiger_jax.workdir import artifacts
 from tiger_jax.workdir.lock import LOCK_FILE
 
 # What a process that was asked to end may answer: it died of the signal, or saved
@@ -157,13 +158,17 @@ def changed_setting(number: int, folder: Path) -> Outcome:
     whole = shop.whole_run(folder.parent, "train_recommender")
     rng, workdir = CHANGED.random(number), folder / WORK
     shop.copy_before("train_recommender", whole, workdir)
-    other = "--gin.resident.ResidentConfig.batch_size=64"
-    for bindings in ((), (other,), (), (other,)):
+    other = "--gin.packed_histories.PackedConfig.batch_size=4"
+    own = workdir / "recommender.partial" / artifacts.FINGERPRINT
+    for place, bindings in enumerate([(), (other,), (), (other,)]):
+        is_changed = place == 1 and own.exists()
         running = shop.Stage("train_recommender", workdir, *bindings)
-        running.wait_until(rng.uniform(0, 0.9) * whole.cpu_seconds["train_recommender"])
+        moment = rng.uniform(0.4 if is_changed else 0, 0.9)
+        running.wait_until(moment * whole.cpu_seconds["train_recommender"])
         running.signal(rng.choice([signal.SIGKILL, signal.SIGTERM]))
         ended = running.end()
-        if ended.code not in (-9, -15, 4, 0):
+        is_told = not is_changed or "batch_size" in ended.output
+        if ended.code not in (-9, -15, 4, 0) or not is_told:
             return Outcome(wrong=1, note=ended.output[-300:])
         if ended.code == 0:
             return FINE  # done before its moment came

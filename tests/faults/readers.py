@@ -57,7 +57,7 @@ class Reader:
 
     def prepare(self, folder: Path) -> None:
         """Writes the files beside."""
-        folder.mkdir(parents=True, exist_ok=True)
+        (folder / self.file).parent.mkdir(parents=True, exist_ok=True)
         for name, content in self.others:
             (folder / name).write_bytes(content)
 
@@ -276,6 +276,17 @@ _MAPS = (
 )
 
 
+_REVIEW_2018 = (
+    b'{"overall": 5.0, "verified": true, "reviewTime": "09 1, 2016", "reviewerID": '
+    b'"U1", "asin": "B1", "style": {"Size:": " S"}, "unixReviewTime": 1472688000}\n'
+)
+_META_2018 = (
+    b'{"category": ["Beauty", "Nails"], "title": "Nail", "brand": "O", "price": '
+    b'"$4.50", "asin": "B1"}\n{"category": [], "title": "var aPageStart = (new Date())'
+    b'.getTime();", "price": ".a-box-inner{}", "asin": "B2"}\n'
+)
+
+
 def _gzip(content: bytes) -> bytes:
     return gzip.compress(content, 1, mtime=0)
 
@@ -394,6 +405,17 @@ READERS = (
         (("interactions.csv", b"user_id,item_id,timestamp\nu,a,1\n"),),
     ),
     Reader(
+        "Parquet parts",
+        "items.parquet/part-00001.parquet",
+        _PARQUET_ITEMS[:1],
+        _check_any,
+        (
+            ("items.parquet/part-00000.parquet", _PARQUET_ITEMS[0]),
+            ("items.parquet/_SUCCESS", b""),
+            ("interactions.csv", b"user_id,item_id,timestamp\nu,a,1\n"),
+        ),
+    ),
+    Reader(
         "CSV dialects",
         "items.csv",
         _DIALECTS,
@@ -429,7 +451,17 @@ READERS = (
     Reader(
         "histories CSV",
         "histories.csv",
-        (b"user_id,item_id\nu,a\nu,b\n", b"item_id\na\n", b"user_id;item_id\nu;a\n"),
+        (
+            b"user_id,item_id\nu,a\nu,b\n",
+            b"item_id\na\n",
+            b"Customer;SKU;date\nu;a;2024-1-2\n",
+        ),
+        _check_histories,
+    ),
+    Reader(
+        "histories Parquet",
+        "histories.parquet",
+        (_parquet({"user": ["u", "v"], "sku": [1, 2], "time": [3.5, 1.0]}),),
         _check_histories,
     ),
     Reader("new items CSV", "new.csv", (ITEMS_CSV, *_DIALECTS), _check_new_items),
@@ -488,6 +520,21 @@ READERS = (
         (_INTER,),
         _check_recbole,
         (("s.item", _ITEM), ("s.train.inter", _INTER), ("s.test.inter", _INTER)),
+    ),
+    Reader(
+        "Amazon reviews of 2018",
+        "Beauty_5.json",
+        (_REVIEW_2018,),
+        _check_any,
+        (("meta_Beauty.json", _META_2018),),
+    ),
+    Reader(
+        "Amazon metadata of 2018",
+        "meta_Beauty.json",
+        (_META_2018,),
+        _check_any,
+        (("Beauty_5.json", _REVIEW_2018),),
+        (b"getTime", b'"$1,299.00"', b"null", b"[[]]", b'"asin": "B1"'),
     ),
     Reader(
         "Amazon's CSV of 2023",

@@ -1,8 +1,10 @@
 """A bundle answers as the work directory does, and tells when a part isn't its own."""
 
+import dataclasses
 import re
 import shutil
 
+import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from tiger_jax.errors import InputError
 from tiger_jax.recommending.bundle import Bundle
+from tiger_jax.recommending.recommender import Recommender
 from tiger_jax.workdir import artifacts
 from tiger_jax.workdir.hashing import hash_file
 from tiger_jax.workdir.json_files import read_json, write_json
@@ -93,6 +96,19 @@ def test_every_damaged_file_is_named(folder, tmp_path):
         Bundle.load(copy)
 
 
+def test_only_the_expected_bundle_is_read(folder, tmp_path):
+    """Another's bundle may be whole, and have hashes that fit."""
+    expected = hash_file(folder / "manifest.json")
+    assert Recommender.load(folder, expected_hash=["0" * 64, expected]).model
+    copy = shutil.copytree(folder, tmp_path / "bundle")
+    manifest = read_json(copy / "manifest.json")
+    manifest["made"]["by"] = "somebody else"
+    write_json(copy / "manifest.json", {**manifest, "seal": artifacts.seal(manifest)})
+    Bundle.load(copy)
+    with pytest.raises(InputError, match="not the expected_hash"):
+        Recommender.load(copy, expected_hash=expected)
+
+
 def _change_array(path):
     array = np.load(path)
     np.save(path, ~array if array.dtype == bool else array + array.dtype.type(1))
@@ -135,15 +151,66 @@ def test_a_part_of_another_bundle_is_named(folder, tmp_path, name, change, part)
     copy = tmp_path / "bundle"
     shutil.copytree(folder, copy)
     change(copy / name)
-    manifest = read_json(copy / "manifest.json")
-    manifest["files"][name] = {
-        "sha256": hash_file(copy / name),
-        "bytes": (copy / name).stat().st_size,
-    }
-    manifest["seal"] = artifacts.seal(manifest)
-    write_json(copy / "manifest.json", manifest)
+    _seal(copy)
     with pytest.raises(InputError, match=part):
         Bundle.load(copy)
+
+
+def _to_format_2(copy):
+    """As it was written before the trie had a hash."""
+    facts = read_json(copy / "bundle.json")
+    kept = "model layout max_items collaborative_dims shapes parts programs".split()
+    old = {name: facts[name] for name in kept}
+    del old["shapes"]["content_items"]
+    write_json(copy / "bundle.json", {"format": 2, **old})
+    _seal(copy)
+
+
+def test_a_bundle_of_format_2_answers_as_it_did(folder, tmp_path, recommender):
+    copy = shutil.copytree(folder, tmp_path / "bundle")
+    _to_format_2(copy)
+    found = Recommender.load(copy).recommend(HISTORY, k=10)
+    expected = recommender.recommend(HISTORY, k=10)
+    assert [i.item_id for i in found.items] == [i.item_id for i in expected.items]
+
+
+def _of_an_older_convention(exported):
+    return dataclasses.replace(exported, calling_convention_version=8)
+
+
+def _of_a_newer_dialect(exported):
+    return dataclasses.replace(exported, mlir_module_serialized=b"ML\xefR later")
+
+
+@pytest.mark.parametrize("change", [_of_an_older_convention, _of_a_newer_dialect])
+def test_programs_of_another_jax_are_compiled_anew(
+    folder, tmp_path, recommender, capsys, change
+):
+    copy = shutil.copytree(folder, tmp_path / "bundle")
+    facts = read_json(copy / "bundle.json")
+    for path in (copy / "programs").iterdir():
+        exported = change(jax.export.deserialize(bytearray(path.read_bytes())))
+        path.write_bytes(exported.serialize())
+        facts["programs"][path.stem] = hash_file(path)
+    write_json(copy / "bundle.json", facts)
+    _seal(copy, jax="0.9.9")
+    own = Recommender.load(copy)
+    assert "exported under JAX 0.9.9, and this is" in capsys.readouterr().out
+    found = own.recommend(HISTORY, k=10)
+    expected = recommender.recommend(HISTORY, k=10)
+    assert [i.item_id for i in found.items] == [i.item_id for i in expected.items]
+
+
+def _seal(copy, **packages):
+    """Writes the manifest that fits what the folder holds."""
+    manifest = read_json(copy / "manifest.json")
+    for name in manifest["files"]:
+        path = copy / name
+        size = path.stat().st_size
+        manifest["files"][name] = {"sha256": hash_file(path), "bytes": size}
+    manifest["made"]["packages"].update(packages)
+    manifest["seal"] = artifacts.seal(manifest)
+    write_json(copy / "manifest.json", manifest)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,12 @@
 """Files of histories."""
 
+import gzip
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from tiger_jax.data.readers.files import FilesConfig
 from tiger_jax.errors import InputError
 from tiger_jax.recommending.histories_wanted import read_histories
 
@@ -30,6 +35,44 @@ def test_users_are_named_or_their_line_is(tmp_path):
 def test_the_delimiter_of_a_table_is_found(tmp_path, name, mark):
     text = f"\ufeffuser_id{mark}item_id\nu{mark}a\nv{mark}b\nu{mark}c\n"
     assert read(tmp_path, name, text) == [("u", ["a", "c"]), ("v", ["b"])]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        (
+            "h.csv",
+            "Customer;SKU;Event_Time\nu;b;2024-01-02\nv;c;1.1.2024\nu;a;2024-01-01\n",
+        ),
+        ("h.csv.gz", ",visitor_id,product_id,time\n0,u,b,9\n1,v,c,7\n2,u,a,8\n"),
+        ("h.tsv", "sku\tuid\tts\nb\tu\t9\nc\tv\t7\na\tu\t8\n"),
+    ],
+)
+def test_tables_go_by_the_names_that_shops_use(tmp_path, name, text):
+    content = text.encode("utf-8-sig")
+    (tmp_path / name).write_bytes(
+        gzip.compress(content) if name.endswith(".gz") else content
+    )
+    found = [(w.user, w.history) for w in read_histories(tmp_path / name)]
+    assert found == [("u", ("a", "b")), ("v", ("c",))]
+
+
+def test_a_table_of_one_user_and_named_columns(tmp_path):
+    pq.write_table(pa.table({"art": [7, 8], "n": [1, 2]}), tmp_path / "h.parquet")
+    with pytest.raises(
+        InputError, match="no column 'item_id'.*FilesConfig.interaction_item_id="
+    ):
+        read_histories(tmp_path / "h.parquet")
+    (one,) = read_histories(
+        tmp_path / "h.parquet", FilesConfig(interaction_item_id="art")
+    )
+    assert one.history == ("7", "8")
+
+
+def test_a_time_under_an_unknown_name_is_not_overlooked(tmp_path):
+    (tmp_path / "h.csv").write_text("user_id,item_id,zeit\nu,a,2024-01-02\n")
+    (one,) = read_histories(tmp_path / "h.csv")
+    assert "files.FilesConfig.timestamp=zeit" in one.notes[0]
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from joining import new_items
 from served import make_recommender, read_reply, run_in_thread
 
 from tiger_jax.errors import InputError
+from tiger_jax.recommending.recommender import Recommender
 from tiger_jax.recommending.versions import CatalogueVersions
 from tiger_jax.serving import server as server_module
 from tiger_jax.serving import service as service_module
@@ -199,13 +200,16 @@ def test_head_is_a_get_without_its_body(live):
 
 
 def test_draining_shows_before_the_listener_closes(live):
-    with run_in_thread(live, Limits(drain_seconds=1.0)) as served:
+    with run_in_thread(live, Limits(drain_seconds=600.0)) as served:
         served.server.handle_exit(signal.SIGTERM, None)
         reply = served.ask("GET", "/readyz")
         assert (reply.status, reply.json["error"]["code"]) == (503, "draining")
         assert served.ask("GET", "/healthz").json == {"status": "draining"}
         assert served.ask("POST", "/recommend", HISTORY).status == 200
-        served.wait_until(lambda: served.server.should_exit, 3)
+        assert 500 < served.server._closes_at - time.monotonic() < 600
+        assert not served.server.should_exit
+        served.server._closes_at = time.monotonic()
+        served.wait_until(lambda: served.server.should_exit)
 
 
 def test_a_body_has_one_length(live):
@@ -300,6 +304,75 @@ def test_two_servers_and_a_command_lose_no_change(tiny, tmp_path):
             assert served.ask("GET", "/catalogue").json["num_items"] == 20
 
 
+@pytest.mark.slow  # a thousand versions, and searches beside them
+@pytest.mark.timeout(1800)
+def test_a_thousand_changes_at_once_fit_every_answer(tmp_path):
+    """Two servers and a command line change stocks; each answer is of its version."""
+    drawn, made = make_recommender(tmp_path / "shop")
+    python = Recommender.of_parts(made.bundle.parts, drawn.shapes)
+    kept = [CatalogueVersions(made.bundle, tmp_path / "v", keep=9999) for _ in "1234"]
+    kept[3].change(kept[3].load(), attributes={"*": {"in_stock": True}})
+    question = {"history": ["item-1"], "k": 5, "filter": {"in_stock": True}}
+    count, is_over, token = 1000, threading.Event(), bearing(ADMIN)
+    versions, wrong, answers, last = [], [], set(), {}
+    with contextlib.ExitStack() as stack:
+        servers = [
+            stack.enter_context(
+                run_in_thread((python.fork(one.load()), one), admin_token=ADMIN)
+            )
+            for one in kept[:2]
+        ]
+
+        def change(place):
+            for n in range(place, count, 3):
+                item, values = f"item-{n % 48}", {"in_stock": n % 7 < 4}
+                if place < 2:
+                    path = f"/catalogue/items/{item}/attributes"
+                    body = {"attributes": values}
+                    reply = servers[place].ask("PUT", path, body, **token)
+                    if reply.status != 200:
+                        wrong.append(reply.content)
+                        continue
+                    versions.append(reply.json["version"])
+                else:
+                    wanted = {item: values}
+                    _, report = kept[2].change(kept[2].load(), attributes=wanted)
+                    versions.append(report.version)
+                last[item] = values["in_stock"]
+
+        def ask(served):
+            while not is_over.is_set():
+                reply = served.ask("POST", "/recommend", question)
+                if reply.status != 200:
+                    wrong.append(reply.content)
+                listed = tuple(item["item_id"] for item in reply.json["items"])
+                answers.add((reply.json["version"], listed))
+
+        asking = [threading.Thread(target=ask, args=(one,)) for one in servers]
+        changing = [threading.Thread(target=change, args=(n,)) for n in range(3)]
+        for thread in (*asking, *changing):
+            thread.start()
+        for thread in changing:
+            thread.join()
+        is_over.set()
+        for thread in asking:
+            thread.join()
+        for served in servers:
+            served.wait_until(
+                lambda s=served: s.service.recommender.catalogue.version == count + 1
+            )
+    assert not wrong
+    assert sorted(versions) == list(range(2, count + 2))
+    stock = kept[3].load().attributes["in_stock"]
+    assert {item: stock[item] for item in last} == last
+    assert len(answers) > 20
+    options = {name: question[name] for name in ("k", "filter")}
+    for version, listed in answers:
+        own = python.fork(kept[3].load(version))
+        expected = own.recommend(question["history"], **options)
+        assert listed == tuple(item.item_id for item in expected.items), version
+
+
 def test_each_change_has_a_line_of_who_and_what(live, caplog):
     caplog.set_level(logging.INFO, "tiger_jax.audit")
     with run_in_thread(live, token=READER, admin_token=ADMIN) as served:
@@ -365,6 +438,39 @@ def test_tokens_are_read_again_from_their_files(live, tmp_path):
         assert served.ask("GET", "/items", **new).status == 200
 
 
+def test_operators_have_an_address_of_their_own(live):
+    options = {"token": READER, "admin_token": ADMIN, "has_operations": True}
+    with (
+        run_in_thread(live, Limits(connections=2), **options) as served,
+        contextlib.ExitStack() as open_ones,
+    ):
+        theirs = dataclasses.replace(served, port=served.operations_port)
+        for method, path in (
+            ("GET", "/metrics"),
+            ("GET", "/models"),
+            ("POST", "/catalogue/reload"),
+            ("DELETE", "/catalogue/items/item-3"),
+        ):
+            assert served.ask(method, path, **bearing(ADMIN)).status == 404, path
+            assert theirs.ask(method, path, **bearing(ADMIN)).status == 200, path
+        assert theirs.ask("GET", "/metrics").status == 401
+        for path in ("/readyz", "/catalogue", "/items/item-4"):
+            for address in (served, theirs):
+                assert address.ask("GET", path, **bearing(READER)).status == 200, path
+        for _ in range(2):
+            kept = open_ones.enter_context(contextlib.closing(served.connect()))
+            kept.request("GET", "/healthz")
+            read_reply(kept)
+        assert served.ask("GET", "/healthz").status == 503  # too many connections
+        assert theirs.ask("GET", "/metrics", **bearing(READER)).status == 200
+
+
+@pytest.mark.parametrize("address", ["9000", ":9000", "127.0.0.1:x", "127.0.0.1:8000"])
+def test_the_operators_address_is_another_one(address):
+    with pytest.raises(InputError, match="must be ADDRESS:PORT"):
+        server_module.listen_for_operators(address, 8000)
+
+
 # --- Bundles exchanged and compared -----------------------------------------------
 
 
@@ -374,7 +480,8 @@ def second(tmp_path, monkeypatch):
     recommender, versions = make_recommender(tmp_path / "second")
     recommender = dataclasses.replace(recommender, model="second")
 
-    def load(folder):
+    def load(folder, expected):
+        assert not expected
         if folder.name != "newer":
             raise InputError(f"{folder} is no bundle's folder")
         bundle = dataclasses.replace(versions.bundle, folder=folder)
@@ -411,6 +518,19 @@ def test_a_bundle_takes_the_others_place_without_a_lost_request(live, second):
             assert reply.status == status, name
     assert statuses == {200}
     assert models == {"first", "second"}
+
+
+def test_only_an_expected_bundle_takes_anothers_place(live, monkeypatch):
+    def load(folder, expected):
+        raise InputError(f"{folder} has another hash than {expected}")
+
+    monkeypatch.setattr(service_module, "load_with_versions", load)
+    with run_in_thread(live, admin_token=ADMIN, expected=("9f2c",)) as served:
+        wanted = {"bundle": "newer", "share": 1}
+        reply = served.ask("POST", "/models", wanted, **bearing(ADMIN))
+        assert reply.status == 422
+        assert "another hash than ('9f2c',)" in reply.json["error"]["message"]
+        assert served.ask("POST", "/recommend", HISTORY).json["model"] == "first"
 
 
 def test_a_candidate_answers_its_share_and_has_the_changes_too(live, second):

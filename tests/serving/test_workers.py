@@ -18,17 +18,19 @@ from tiger_jax.errors import InputError
 from tiger_jax.serving import workers
 
 ROOT = Path(__file__).resolve().parents[2]
+AS_FIRST = ("unshare", "--pid", "--fork", "--kill-child")
 TOKEN = "a-token-of-some-length"
 
 
 class Command:
     """`run.py --stage=serve`, and what it says."""
 
-    def __init__(self, bundle, tmp_path, **options):
+    def __init__(self, bundle, tmp_path, before=(), **options):
         bound = {"bundle": f"'{bundle}'", "port": 0, "log_format": "'json'", **options}
         self.log = open(tmp_path / "log", "w+", encoding="utf-8")
         self.process = subprocess.Popen(
-            [sys.executable, "run.py", "--stage=serve", f"--workdir={tmp_path}"]
+            [*before, sys.executable, "run.py", "--stage=serve"]
+            + [f"--workdir={tmp_path}"]
             + [f"--gin.serve.{name}={value}" for name, value in bound.items()],
             cwd=ROOT,
             stdout=self.log,
@@ -39,6 +41,10 @@ class Command:
     @property
     def said(self):
         return Path(self.log.name).read_text(encoding="utf-8")
+
+    def children(self):
+        parent = self.process.pid
+        return Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
 
     def wait_for(self, text, seconds=240.0):
         end = time.monotonic() + seconds
@@ -76,9 +82,7 @@ def test_workers_share_a_listener_and_follow_each_other(folder, tmp_path):
         time.sleep(1.0)
         gone = [served.ask("GET", "/items/item-7")[0] for _ in range(20)]
         assert set(gone) == {404}
-        parent = served.process.pid
-        children = Path(f"/proc/{parent}/task/{parent}/children").read_text()
-        os.kill(int(children.split()[0]), signal.SIGKILL)
+        os.kill(int(served.children()[0]), signal.SIGKILL)
         served.wait_for("worker . ended with -9")
         while len(served.wait_for("serve: ready")) < 3:
             time.sleep(0.2)
@@ -106,6 +110,33 @@ def test_a_signal_ends_it_at_once_while_it_compiles(folder, tmp_path):
             assert time.monotonic() - start < 2
         finally:
             served.process.kill()
+
+
+def _why_not_first():
+    try:
+        subprocess.run([*AS_FIRST, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        return f"no namespace of processes can be made: {error}"
+    return ""
+
+
+@pytest.mark.slow  # starts a process for each
+@pytest.mark.skipif(bool(_why_not_first()), reason=_why_not_first())
+@pytest.mark.parametrize(
+    ("workers", "moment"),
+    [(1, "compiling the searches"), (1, "http://"), (1, "ready"), (2, "ready")],
+)
+def test_as_process_1_it_obeys_sigterm(folder, tmp_path, workers, moment):
+    """The kernel spares process 1 of a container the signals without a handler."""
+    served = Command(folder, tmp_path, AS_FIRST, workers=workers)
+    try:
+        served.wait_for(moment)
+        (first,) = served.children()
+        os.kill(int(first), signal.SIGTERM)
+        assert served.process.wait(30) == 0
+        assert "Traceback" not in served.said
+    finally:
+        served.process.kill()
 
 
 def test_each_worker_has_an_accelerator_of_its_own(monkeypatch):

@@ -111,8 +111,8 @@ def test_without_a_request_test_users_are_shown(workdir, capsys):
         ("h.jsonl", '["item-1"]\n{"history": "item-1"}\n', "line 2"),
         ("h.jsonl", '["item-1"\n', "line 1: not JSON"),
         ("h.jsonl", "\n", "no history"),
-        ("h.csv", "user,item\na,b\n", "no column item_id"),
-        ("h.txt", "item-1\n", "must be .jsonl or .csv"),
+        ("h.csv", "who,what\na,b\n", "no column 'item_id'"),
+        ("h.txt", "item-1\n", "must be .jsonl, .csv or"),
     ],
 )
 def test_a_bad_file_is_named_with_its_line(workdir, tmp_path, name, text, message):

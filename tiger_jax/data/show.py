@@ -15,7 +15,7 @@ from tiger_jax.data.item_text import ItemTextConfig, build_item_texts
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.data.statistics import describe_statistics
 from tiger_jax.errors import InputError, UserFacingError
-from tiger_jax.progress import say
+from tiger_jax.progress import outlive_readers, say
 
 _USERS_IN_SUMMARY = 3
 _USERS_OF_ITEM = 10
@@ -94,6 +94,7 @@ def _find(kind: str, wanted: str, ids: tuple[str, ...]) -> int:
 
 
 if __name__ == "__main__":
+    outlive_readers()
     try:
         main()
     except UserFacingError as error:

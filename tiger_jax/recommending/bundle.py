@@ -24,7 +24,7 @@ StableHLO, the rest JSON.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -143,16 +143,23 @@ class Bundle:
     content_hash: str
 
     @classmethod
-    def load(cls, source: str | Path) -> "Bundle":
+    def load(cls, source: str | Path, expected: Sequence[str] = ()) -> "Bundle":
         """Reads all parts and checks them; InputError says which one is wrong.
 
         Args:
             source: The bundle's folder, or an address that `fetch_bundle` takes.
+            expected: SHA-256 of manifests, one of which it must have; empty: any.
         """
         folder = fetch_bundle(source)
         if not folder.is_dir():
             raise InputError(
                 f"{folder} is no bundle's folder: make one with run.py --stage=export"
+            )
+        path = folder / artifacts.MANIFEST
+        if expected and path.is_file() and (found := hash_file(path)) not in expected:
+            raise InputError(
+                f"{path} has the SHA-256 {found}, not the expected_hash: this is "
+                "another bundle, or another's"
             )
         manifest = artifacts.load_manifest(folder)
         listed = {*manifest.files, artifacts.MANIFEST}

@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 
 from tiger_jax.data.prepared import PreparedData
+from tiger_jax.data.readers.files import FilesConfig
 from tiger_jax.data.tables import text_files
-from tiger_jax.data.tables.table import read_table
 from tiger_jax.errors import InputError
 from tiger_jax.recommending.catalogue import Catalogue
 
 FORMS = (
     'JSON lines such as {"user": "u1", "history": ["item 1", "item 2"]} or '
-    '["item 1", "item 2"], or a CSV file with the columns item_id and, if there are '
-    "several users, user_id"
+    '["item 1", "item 2"], or a CSV or Parquet file with a column item_id and, if '
+    "there are several users, user_id"
 )
 
 
@@ -39,21 +39,29 @@ class Wanted:
     notes: tuple[str, ...] = ()
 
 
-def read_histories(path: Path) -> list[Wanted]:
-    """Reads histories from JSON lines or CSV; InputError names the malformed line."""
-    if not path.is_file():
+def read_histories(path: Path, files: FilesConfig | None = None) -> list[Wanted]:
+    """Reads histories from JSON lines or a table of interactions.
+
+    InputError names the malformed line.
+    """
+    if not path.exists():
         raise InputError(f"recommend.histories: {str(path)!r} is not a file")
-    if path.suffix in (".jsonl", ".json", ".ndjson"):
+    suffix = Path(path.name.removesuffix(".gz")).suffix
+    notes: list[str] = []
+    if suffix in (".jsonl", ".json", ".ndjson"):
         found = _read_json_lines(path)
-    elif path.suffix in (".csv", ".tsv"):
-        found = _read_csv(path)
+    elif suffix in (".csv", ".tsv", ".parquet"):
+        histories, notes = (files or FilesConfig()).read_histories(path)
+        found = [(user or "somebody new", items) for user, items in histories.items()]
     else:
         raise InputError(
-            f"{path}: the ending must be .jsonl or .csv; histories come as {FORMS}"
+            f"{path}: the ending must be .jsonl, .csv or .parquet; histories come as "
+            f"{FORMS}"
         )
     if not found:
         raise InputError(f"{path} holds no history: write {FORMS}")
-    return [Wanted(user, tuple(items), user_id=user) for user, items in found]
+    wanted = [Wanted(user, tuple(items), user_id=user) for user, items in found]
+    return [dataclasses.replace(wanted[0], notes=tuple(notes)), *wanted[1:]]
 
 
 def search_titles(text: str, catalogue: Catalogue) -> Wanted:
@@ -129,17 +137,3 @@ def _read_json_lines(path: Path) -> list[tuple[str, list[str]]]:
                 ) from error
             found.append((user, items))
     return found
-
-
-def _read_csv(path: Path) -> list[tuple[str, list[str]]]:
-    table = read_table(path).table
-    names = table.column_names
-    if "item_id" not in names:
-        raise InputError(
-            f"{path} has no column item_id (it has {', '.join(names)}): write {FORMS}"
-        )
-    found: dict[str, list[str]] = {}
-    for row in table.to_pylist():
-        user = row.get("user_id", "somebody new")
-        found.setdefault(user, []).append(row["item_id"])
-    return list(found.items())

@@ -190,8 +190,17 @@ def _flat(params: Params, trie: Any, queries: Queries) -> tuple[Any, ...]:
 def _read_program(path: Path) -> Any:
     try:
         exported = jax.export.deserialize(bytearray(path.read_bytes()))
+        exported.mlir_module()  # in a dialect that this XLA reads
     except Exception as error:  # flatbuffers and XLA each have errors of their own
         raise InputError(f"{path} is no exported program ({error})") from error
+    convention = exported.calling_convention_version
+    oldest = jax.export.minimum_supported_calling_convention_version
+    newest = jax.export.maximum_supported_calling_convention_version
+    if not oldest <= convention <= newest:
+        raise InputError(
+            f"{path} was exported with the calling convention {convention}, and this "
+            f"JAX has {oldest} to {newest}"
+        )
     platform = jax.default_backend()
     named = {"gpu": "cuda"}.get(platform, platform)
     if named not in exported.platforms:

@@ -83,7 +83,11 @@ class Recommender:
 
     @classmethod
     def load(
-        cls, source: str | Path | CatalogueVersions, *, version: int | None = None
+        cls,
+        source: str | Path | CatalogueVersions,
+        *,
+        version: int | None = None,
+        expected_hash: str | Sequence[str] = (),
     ) -> "Recommender":
         """Loads a bundle that `run.py --stage=export` wrote, checking every hash.
 
@@ -93,13 +97,17 @@ class Recommender:
                 that was read.
             version: Of the catalogue: the newest kept beside the bundle if None, 0
                 for the bundle's own.
+            expected_hash: The SHA-256 of the bundle's manifest, or several, one of
+                which it must have.
 
         Raises:
             InputError: A part is missing, damaged, or of another bundle, or that
                 version isn't kept.
         """
         if not isinstance(source, CatalogueVersions):
-            return load_with_versions(fetch_bundle(source), version=version)[0]
+            given = [expected_hash] if isinstance(expected_hash, str) else expected_hash
+            folder = fetch_bundle(source)
+            return load_with_versions(folder, version=version, expected=given)[0]
         bundle, catalogue = source.bundle, source.load(version)
         try:
             programs: Programs | None = bundle.programs()
@@ -425,7 +433,7 @@ class Recommender:
 
 
 def load_with_versions(
-    folder: Path, *, version: int | None = None
+    folder: Path, *, version: int | None = None, expected: Sequence[str] = ()
 ) -> tuple[Recommender, CatalogueVersions]:
     """Loads a bundle, even while another process exports it anew.
 
@@ -436,7 +444,8 @@ def load_with_versions(
     stamp = functools.partial(artifacts.stamp, folder)
 
     def load() -> tuple[Recommender, CatalogueVersions]:
-        before, versions = stamp(), CatalogueVersions.open(folder)
+        before = stamp()
+        versions = CatalogueVersions.open(folder, expected=expected)
         recommender = Recommender.load(versions, version=version)
         if stamp() != before:
             raise InputError(f"{folder} is being exported again and again: wait")

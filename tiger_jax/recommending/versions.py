@@ -26,7 +26,7 @@ import dataclasses
 import functools
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -106,10 +106,15 @@ class CatalogueVersions:
 
     @classmethod
     def open(
-        cls, bundle: str | Path, folder: Path | None = None, *, keep: int = KEEP
+        cls,
+        bundle: str | Path,
+        folder: Path | None = None,
+        *,
+        keep: int = KEEP,
+        expected: Sequence[str] = (),
     ) -> "CatalogueVersions":
         """Reads a bundle's folder, or raises InputError, and finds its versions."""
-        return cls(Bundle.load(bundle), folder, keep=keep)
+        return cls(Bundle.load(bundle, expected), folder, keep=keep)
 
     @property
     def newest(self) -> int:

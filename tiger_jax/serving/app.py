@@ -15,7 +15,7 @@ from tiger_jax.serving import schemas
 from tiger_jax.serving.api_page import describe_api
 from tiger_jax.serving.catalogue_routes import catalogue_routes, model_routes
 from tiger_jax.serving.errors import ErrorAnswer, answer_errors
-from tiger_jax.serving.guard import Guard
+from tiger_jax.serving.guard import Guard, Operations
 from tiger_jax.serving.service import Service, number_of
 from tiger_jax.serving.strict_json import StrictRoute, json_response
 
@@ -30,7 +30,13 @@ _FAILURES: dict[int | str, dict[str, Any]] = {
 }
 
 
-def create_app(service: Service, *, page: str, hosts: Collection[str] = ()) -> FastAPI:
+def create_app(
+    service: Service,
+    *,
+    page: str,
+    hosts: Collection[str],
+    operations: Operations,
+) -> FastAPI:
     """Makes the ASGI app.
 
     Args:
@@ -71,6 +77,7 @@ def create_app(service: Service, *, page: str, hosts: Collection[str] = ()) -> F
         tokens=service.tokens,
         traces=service.traces,
         hosts=hosts,
+        operations=operations,
     )
     return app
 

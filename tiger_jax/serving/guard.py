@@ -7,6 +7,7 @@ client that has gone is given up. A fault of ours is logged, answered and counte
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import re
 import secrets
@@ -28,6 +29,31 @@ OPEN_PATHS = ("/", "/docs", "/healthz", "/readyz", "/openapi.json")
 
 _LOG = logging.getLogger(__name__)
 
+
+@dataclasses.dataclass(frozen=True)
+class Operations:
+    """The address that is the operators' alone, if there is one.
+
+    Attributes:
+        hosts: Names under which it may be addressed; empty: any.
+    """
+
+    port: int | None = None
+    hosts: frozenset[str] = frozenset()
+
+    def is_asked(self, scope: Scope) -> bool:
+        """Whether a request came by it."""
+        _, port = scope.get("server") or (None, None)
+        return self.port is not None and port == self.port
+
+    def has_alone(self, scope: Scope, path: str) -> bool:
+        """Whether a request is for what no other address has beside it."""
+        is_change = scope["method"] not in ("GET", "HEAD", "OPTIONS")
+        is_theirs = path.rstrip("/") in ("/metrics", "/models")
+        is_theirs |= path.startswith("/catalogue") and is_change
+        return self.port is not None and is_theirs
+
+
 _SECURITY = [
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
@@ -48,6 +74,7 @@ class Guard:
         tokens: Tokens,
         traces: Traces,
         hosts: Collection[str],
+        operations: Operations = Operations(),
     ) -> None:
         """Takes what to guard.
 
@@ -58,7 +85,7 @@ class Guard:
         """
         self._app, self._limits, self._metrics = app, limits, metrics
         self._tokens, self._hosts = tokens, frozenset(hosts)
-        self._traces = traces
+        self._traces, self._operations = traces, operations
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -111,12 +138,16 @@ class Guard:
         return body
 
     def _refusal(self, scope: Scope, headers: Headers) -> ApiError | None:
-        if self._hosts and _host_name(headers.get("host", "")) not in self._hosts:
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        is_operators = self._operations.is_asked(scope)
+        if self._operations.has_alone(scope, path) and not is_operators:
+            return ApiError(404, "not_found", f"there is nothing at {path[:120]}")
+        hosts = self._operations.hosts if is_operators else self._hosts
+        if hosts and _host_name(headers.get("host", "")) not in hosts:
             message = "this server isn't addressed by that name: start it with "
             message += "--gin.serve.hosts='(\"NAME\",)'"
             return ApiError(421, "unknown_host", message)
         refusal = self._tokens.refusal(scope, headers.get("authorization", ""))
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
         if refusal is not None and path not in OPEN_PATHS:
             return refusal
         announced = headers.get("content-length", "0")

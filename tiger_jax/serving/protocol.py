@@ -24,12 +24,14 @@ class PatientProtocol(H11Protocol):
     """One connection; `with_limits` makes the class for a server."""
 
     limits: ClassVar[Limits]
+    operations_port: ClassVar[int | None]
     _reading: asyncio.TimerHandle | None = None
     _writing: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        if len(self.connections) > self.limits.connections:
+        is_operators = (self.server or ("", -1))[1] == self.operations_port
+        if len(self.connections) > self.limits.connections and not is_operators:
             message = f"{self.limits.connections} connections are open already"
             self._refuse(
                 ApiError(503, "too_many_connections", message, retry_after=1.0)
@@ -113,6 +115,9 @@ class PatientProtocol(H11Protocol):
         self._watch_writing()
 
 
-def with_limits(limits: Limits) -> type[PatientProtocol]:
+def with_limits(
+    limits: Limits, operations_port: int | None = None
+) -> type[PatientProtocol]:
     """The protocol of a server with these limits."""
-    return type("LimitedProtocol", (PatientProtocol,), {"limits": limits})
+    own = {"limits": limits, "operations_port": operations_port}
+    return type("LimitedProtocol", (PatientProtocol,), own)

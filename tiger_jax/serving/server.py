@@ -9,7 +9,7 @@ import socket
 import stat
 import sys
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -19,6 +19,7 @@ import uvicorn
 from tiger_jax.errors import InputError
 from tiger_jax.progress import say
 from tiger_jax.serving.app import create_app
+from tiger_jax.serving.guard import Operations
 from tiger_jax.serving.protocol import with_limits
 from tiger_jax.serving.service import NotReadyError, Service
 from tiger_jax.serving.tokens import Tokens
@@ -58,7 +59,24 @@ class Proxy:
         }
 
 
-def listen(host: str, port: int) -> socket.socket:
+def listen_for_operators(address: str, port: int) -> socket.socket:
+    """Opens "ADDRESS:PORT", and says so; the other address has another port.
+
+    Raises:
+        InputError: It is no such address, or see `listen`.
+    """
+    host, _, number = address.rpartition(":")
+    if not host or not number.isdecimal() or int(number) == port > 0:
+        raise InputError(
+            f"serve.operations is {address!r}: it must be ADDRESS:PORT, such as "
+            "127.0.0.1:9000, with another port than serve.port"
+        )
+    listener = listen(host.strip("[]"), int(number), "operations")
+    say(f"serve: operations at {host}:{listener.getsockname()[1]}")
+    return listener
+
+
+def listen(host: str, port: int, option: str = "port") -> socket.socket:
     """Opens the port, or the socket file of "unix:PATH".
 
     Raises:
@@ -72,7 +90,7 @@ def listen(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         raise InputError(
             f"can't listen on {host} port {port} ({error}): choose another with "
-            "--gin.serve.port=PORT"
+            f"--gin.serve.{option}={option.upper()}"
         ) from error
 
 
@@ -148,13 +166,21 @@ class _Server(uvicorn.Server):
 
 
 def make_server(
-    service: Service, *, page: str, hosts: Collection[str] = (), proxy: Proxy = Proxy()
+    service: Service,
+    *,
+    page: str,
+    hosts: Collection[str] = (),
+    proxy: Proxy = Proxy(),
+    operations: socket.socket | None = None,
 ) -> uvicorn.Server:
     """The server of a service, which doesn't listen yet."""
-    limits = service.limits
+    limits, theirs = service.limits, Operations()
+    if operations is not None:
+        address, port, *_ = operations.getsockname()
+        theirs = Operations(port, frozenset(default_hosts(address, ())))
     config = uvicorn.Config(
-        create_app(service, page=page, hosts=hosts),
-        http=with_limits(limits),
+        create_app(service, page=page, hosts=hosts, operations=theirs),
+        http=with_limits(limits, theirs.port),
         ws="none",
         loop="asyncio",
         lifespan="on",
@@ -171,7 +197,7 @@ def make_server(
 def run_server(
     server: uvicorn.Server,
     service: Service,
-    listener: socket.socket,
+    listeners: Sequence[socket.socket],
     on_ready: Callable[[], None] = lambda: None,
 ) -> None:
     """Serves until SIGINT or SIGTERM, then answers what it has taken and returns.
@@ -204,11 +230,12 @@ def run_server(
     before = {number: signal.signal(number, lambda *_: None) for number in ours}
     signal.signal(signal.SIGUSR1, server.handle_exit)
     try:
-        asyncio.run(server.serve(sockets=[listener]))
+        asyncio.run(server.serve(sockets=[*listeners]))
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        listener.close()
+        for listener in listeners:
+            listener.close()
     if failure:
         raise failure[0]
     say("serve: stopped")

@@ -92,16 +92,19 @@ class Service:
         tokens: Tokens | None = None,
         poll_seconds: float = 1.0,
         traces: Traces | None = None,
+        expected: Sequence[str] = (),
     ) -> None:
         """Takes a recommender; nothing is compiled yet.
 
         Args:
             tokens: None for none: all may read, and nobody change anything.
             poll_seconds: Between looks for what other processes did to the catalogue.
+            expected: SHA-256 of the manifests of bundles that may be loaded beside;
+                empty: any.
         """
         self.limits, self.poll_seconds = limits, poll_seconds
         self.tokens, self.traces = tokens or Tokens(), traces or Traces()
-        self.metrics = Metrics()
+        self.metrics, self._expected = Metrics(), expected
         self.main = self._engine(recommender, versions)
         self.candidate: Engine | None = None
         self.share = 0.0  # of the requests, that the candidate answers
@@ -277,7 +280,7 @@ class Service:
         self._tasks.append(asyncio.create_task(reload()))
 
     def _load_beside(self, folder: Path) -> Engine:
-        recommender, versions = load_with_versions(folder)
+        recommender, versions = load_with_versions(folder, expected=self._expected)
         if carry_over(self.versions, versions) is not None:
             recommender.follow(versions)
         engine = self._engine(recommender, versions)

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from prometheus_client.multiprocess import mark_process_dead
@@ -25,13 +26,14 @@ from tiger_jax.serving.metrics import FOLDER_VARIABLE
 LISTENER_VARIABLE, READY_VARIABLE = "TIGER_SERVE_LISTENER", "TIGER_SERVE_READY"
 _SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD}
 _STOPS = {signal.SIGTERM, signal.SIGINT}
+Listeners = Sequence[socket.socket]
 _MAX_DEATHS = 3  # of workers that never were ready, in a row
 
 
-def inherited_listener() -> socket.socket | None:
-    """The listener, in a worker; None in a process that has no parent of this kind."""
-    number = os.environ.get(LISTENER_VARIABLE)
-    return None if number is None else socket.socket(fileno=int(number))
+def inherited_listeners() -> list[socket.socket]:
+    """The listeners, in a worker; none in a process that has no parent of this kind."""
+    numbers = os.environ.get(LISTENER_VARIABLE, "").split()
+    return [socket.socket(fileno=int(number)) for number in numbers]
 
 
 def tell_parent_ready() -> None:
@@ -43,18 +45,19 @@ def tell_parent_ready() -> None:
 class Worker:
     """One process that serves."""
 
-    def __init__(self, listener: socket.socket, number: int, count: int) -> None:
+    def __init__(self, listeners: Listeners, number: int, count: int) -> None:
         self.number, (self.ready, ready) = number, os.pipe()
         os.set_blocking(self.ready, False)
+        inherited = [listener.fileno() for listener in listeners]
         environment = {
-            LISTENER_VARIABLE: str(listener.fileno()),
+            LISTENER_VARIABLE: " ".join(map(str, inherited)),
             READY_VARIABLE: str(ready),
             **_device_of(number, count),
         }
         self.process = subprocess.Popen(
             [sys.executable, *sys.orig_argv[1:]],
             env=os.environ | environment,
-            pass_fds=(listener.fileno(), ready),
+            pass_fds=(*inherited, ready),
             preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS),
         )
         os.close(ready)
@@ -81,7 +84,7 @@ class Worker:
         return code
 
 
-def supervise(listener: socket.socket, count: int) -> None:
+def supervise(listeners: Listeners, count: int) -> None:
     """Serves by `count` workers until SIGINT or SIGTERM.
 
     Raises:
@@ -92,10 +95,10 @@ def supervise(listener: socket.socket, count: int) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     with tempfile.TemporaryDirectory(prefix="tiger_serve_") as folder:
         os.environ[FOLDER_VARIABLE] = folder
-        workers = [Worker(listener, n, count) for n in range(count)]
+        workers = [Worker(listeners, n, count) for n in range(count)]
         leaving: list[Worker] = []
         try:
-            _watch(workers, leaving, listener)
+            _watch(workers, leaving, listeners)
         finally:
             workers += leaving
             for worker in workers:
@@ -106,9 +109,7 @@ def supervise(listener: socket.socket, count: int) -> None:
     say("serve: stopped, with all workers")
 
 
-def _watch(
-    workers: list[Worker], leaving: list[Worker], listener: socket.socket
-) -> None:
+def _watch(workers: list[Worker], leaving: list[Worker], listeners: Listeners) -> None:
     deaths, exchanges = 0, list[int]()
     while True:
         info = signal.sigtimedwait(_SIGNALS, 0.5)
@@ -131,14 +132,14 @@ def _watch(
                     "own messages are above"
                 )
             time.sleep(min(deaths, 5))
-            workers[place] = Worker(listener, worker.number, len(workers))
+            workers[place] = Worker(listeners, worker.number, len(workers))
         if leaving and workers[exchanges[0]].is_ready:
             leaving.pop().end(signal.SIGUSR1)
             exchanges.pop(0)
         elif exchanges and not leaving:
             place = exchanges[0]
             leaving.append(workers[place])
-            workers[place] = Worker(listener, place, len(workers))
+            workers[place] = Worker(listeners, place, len(workers))
 
 
 def _device_of(number: int, count: int) -> dict[str, str]:

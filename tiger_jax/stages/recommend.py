@@ -1,5 +1,6 @@
 """Recommendations on request: printed, or written to a file of the user's choice."""
 
+import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import gin
 
 from tiger_jax.data.prepared import PreparedData
+from tiger_jax.data.readers.files import FilesConfig
 from tiger_jax.errors import InputError
 from tiger_jax.progress import Progress, say
 from tiger_jax.recommending import histories_wanted
@@ -42,6 +44,7 @@ def recommend(
     filter: Any = None,
     epsilon: float | None = None,
     temperature: float | None = None,
+    files: FilesConfig = FilesConfig(),
 ) -> None:
     """Recommends for histories from a file, for titles, or for test users.
 
@@ -51,8 +54,9 @@ def recommend(
     Args:
         seed: Of the choice of test users, and of draws at a temperature.
         histories: A file of histories: JSON lines (a list of item ids per line, or
-            {"user": ..., "history": [...]}) or CSV (item_id, and user_id if there
-            are several users), oldest item first.
+            {"user": ..., "history": [...]}), oldest item first, or a table of
+            interactions, as in a shop's folder (item_id, and user_id if there are
+            several users).
         title: Words of an item's title, to be continued; several by semicolons.
         output: "table" to read, "jsonl" to process; or a file to write, whose ending
             is .parquet, or .inter for RecBole's form.
@@ -65,6 +69,7 @@ def recommend(
             {"category": ["Shampoo"], "price": {"max": 20}}.
         epsilon: Share of each list that is kept for items the training hasn't seen.
         temperature: Draw items rather than take the best.
+        files: How a table of interactions is read.
     """
     if histories is not None and title is not None:
         raise InputError("give recommend.histories or recommend.title, not both")
@@ -80,7 +85,7 @@ def recommend(
     recommender, data = _load(context.workdir, bundle, search)
     catalogue = recommender.catalogue
     if histories is not None:
-        wanted = histories_wanted.read_histories(path_of(histories))
+        wanted = histories_wanted.read_histories(path_of(histories), files)
     elif title is not None:
         wanted = [histories_wanted.search_titles(title, catalogue)]
     elif data is not None:
@@ -103,7 +108,7 @@ def recommend(
         )
         for number, one in enumerate(wanted)
     ]
-    answers = _answer(recommender, requests)
+    answers = _answer(recommender, requests, is_shown=output != "jsonl")
     if is_file:
         write_recommendations(path_of(output), wanted, answers)
         say(f"recommend: {len(wanted):,} lists in {output}")
@@ -127,13 +132,16 @@ def _load(
     return recommender, PreparedData.load(workdir / "data")
 
 
-def _answer(recommender: Recommender, requests: Sequence[Request]) -> list[Answer]:
-    if len(requests) <= AT_A_TIME:
-        return recommender.answer(requests)
+def _answer(
+    recommender: Recommender, requests: Sequence[Request], *, is_shown: bool
+) -> list[Answer]:
     answers: list[Answer] = []
-    with Progress(len(requests), "Recommending", unit="history") as bar:
+    bar = Progress(len(requests), "Recommending", unit="list")
+    is_shown &= len(requests) > AT_A_TIME
+    with bar if is_shown else contextlib.nullcontext():
         for start in range(0, len(requests), AT_A_TIME):
             part = requests[start : start + AT_A_TIME]
             answers += recommender.answer(part)
-            bar.advance(len(part))
+            if is_shown:
+                bar.advance(len(part))
     return answers

@@ -14,8 +14,7 @@ from tiger_jax.recommending.recommender import load_with_versions
 from tiger_jax.reporting.page import build_demo_page
 from tiger_jax.serving.settings import Limits
 from tiger_jax.stages.context import RunContext
-from tiger_jax.workdir.artifacts import MANIFEST, recover_all
-from tiger_jax.workdir.hashing import hash_file
+from tiger_jax.workdir.artifacts import recover_all
 from tiger_jax.workdir.lock import hold_workdir
 
 
@@ -37,7 +36,8 @@ def serve(
     trusted_proxies: tuple[str, ...] = (),
     certificate: str | None = None,
     key: str | None = None,
-    expected_hash: str | None = None,
+    expected_hash: str | tuple[str, ...] | None = None,
+    operations: str | None = None,
     limits: Limits = Limits(),
 ) -> None:
     """Answers over HTTP until SIGINT or SIGTERM.
@@ -64,7 +64,9 @@ def serve(
         trusted_proxies: Addresses whose X-Forwarded-For and -Proto are believed.
         certificate: A PEM file, to speak TLS; together with `key`.
         expected_hash: The SHA-256 of the bundle's manifest, as noted where it was
-            exported: any other is refused.
+            exported, or several: any other is refused, now and in its place later.
+        operations: "ADDRESS:PORT" for what is the operators' alone: metrics, models
+            and changes, which the other address then has no more.
         limits: How much it takes on.
     """
     try:
@@ -86,11 +88,17 @@ def serve(
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # until it answers
     proxy = server.Proxy(root_path, trusted_proxies, certificate, key)
     tokens = Tokens.read(token_file, admin_token_file)
-    listener = processes.inherited_listener()
-    if listener is None and workers > 1:
-        listener = server.listen(host, port)
-        server.say_where(host, listener, tokens, proxy)
-        processes.supervise(listener, workers)
+    listeners = processes.inherited_listeners()
+
+    def listen() -> None:
+        listeners.append(server.listen(host, port))
+        server.say_where(host, listeners[0], tokens, proxy)
+        if operations is not None:
+            listeners.append(server.listen_for_operators(operations, port))
+
+    if not listeners and workers > 1:
+        listen()
+        processes.supervise(listeners, workers)
         return
     logs.start_logging(log_format)
     folder = fetch_bundle(bundle_at(bundle)) if bundle else context.workdir / BUNDLE
@@ -98,13 +106,9 @@ def serve(
         # Who was exchanging it was killed, or is at it and will have done so soon.
         with contextlib.suppress(LockedError), hold_workdir(folder.parent):
             recover_all(folder.parent)
-    found = hash_file(folder / MANIFEST) if (folder / MANIFEST).is_file() else "none"
-    if expected_hash not in (None, found):
-        raise InputError(
-            f"{folder / MANIFEST} has the SHA-256 {found}, not serve.expected_hash: "
-            "this is another bundle, or another's"
-        )
-    recommender, versions = load_with_versions(folder)
+    expected = expected_hash or ()
+    expected = (expected,) if isinstance(expected, str) else expected
+    recommender, versions = load_with_versions(folder, expected=expected)
     say(
         f"serve: {folder}, model {recommender.model}, version "
         f"{recommender.catalogue.version}, {recommender.catalogue.num_items:,} items; "
@@ -117,12 +121,17 @@ def serve(
         tokens=tokens,
         poll_seconds=poll_seconds,
         traces=Traces(traces),
+        expected=expected,
     )
-    if listener is None:
-        listener = server.listen(host, port)
-        server.say_where(host, listener, tokens, proxy)
-    else:
+    if listeners:
         service.warm_up()
-    hosts = server.default_hosts(host, hosts)
-    made = server.make_server(service, page=build_demo_page(), hosts=hosts, proxy=proxy)
-    server.run_server(made, service, listener, processes.tell_parent_ready)
+    else:
+        listen()
+    made = server.make_server(
+        service,
+        page=build_demo_page(),
+        hosts=server.default_hosts(host, hosts),
+        proxy=proxy,
+        operations=(*listeners, None)[1],
+    )
+    server.run_server(made, service, listeners, processes.tell_parent_ready)

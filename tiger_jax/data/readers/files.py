@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pyarrow as pa
 
 from tiger_jax.config import config
@@ -16,6 +17,7 @@ from tiger_jax.data.readers.assemble import (
     read_items,
     require_columns,
 )
+from tiger_jax.data.readers.columns import read_ids, read_times
 from tiger_jax.data.readers.naming import find_columns
 from tiger_jax.data.readers.reader import match_files, required_files
 from tiger_jax.data.tables.csv_files import CsvFormat
@@ -110,12 +112,42 @@ class FilesConfig:
         require_columns(items, names, ITEM_PARTS)
         return read_items(items, names)[0]
 
+    def read_histories(self, path: Path) -> tuple[dict[str | None, list[str]], list]:
+        """Reads a file of interactions alone, of one user if it names none.
+
+        Returns:
+            Item ids by user, oldest first; and notes.
+
+        Raises:
+            InputError: Something is wrong with the file: names the line or column.
+        """
+        source = read_table(path, csv_format=self._csv_format)
+        names, notes = self._names(None, source)
+        has_users = names.user_id in source.column_names
+        require_columns(source, names, ["user_id"] * has_users + ["event_item_id"])
+        items = read_ids(source, names.event_item_id).to_pylist()
+        users = read_ids(source, names.user_id).to_pylist() if has_users else [None]
+        order: Sequence[int] = range(len(items))
+        if names.timestamp is not None:
+            times = read_times(
+                source,
+                names.timestamp,
+                time_format=self.time_format,
+                may_lack=self.missing_times == "drop",
+                options=_OPTIONS,
+            ).to_numpy()
+            order = np.argsort(times, kind="stable")[: np.isfinite(times).sum()]
+        found: dict[str | None, list[str]] = {user: [] for user in users}
+        for row in order:
+            found[users[row] if has_users else None].append(items[row])
+        return found, [*source.notes, *notes]
+
     @property
     def _csv_format(self) -> CsvFormat:
         return CsvFormat(self.delimiter, encoding=self.encoding, option=_OPTIONS)
 
     def _names(
-        self, items: SourceTable, interactions: SourceTable | None = None
+        self, items: SourceTable | None, interactions: SourceTable | None = None
     ) -> tuple[ColumnNames, list[str]]:
         """The columns that are named here, or that go by one of the usual names."""
         usual: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(self)}
@@ -130,7 +162,7 @@ class FilesConfig:
             return {**found, **named}
 
         notes: list[str] = []
-        parts = find(items, ITEM_PARTS)
+        parts = find(items, ITEM_PARTS) if items is not None else {}
         parts.setdefault("item_id", self.item_id)
         if interactions is not None:
             rating = ["rating"] if self.min_rating is not None else []
