@@ -104,15 +104,18 @@ def test_a_packed_row_loses_what_its_histories_lose_alone():
     params = nn.unbox(init_params(model, jax.random.key(1)))
     bias = jax.random.normal(jax.random.key(2), (2, 6))
     params["block_0"]["distance_bias"] = bias  # it starts as zeros
-    loss_fn, examples = make_loss_fn(model), open_input()
+    loss_fn, examples = jax.jit(make_loss_fn(model)), open_input()
     (batch, _) = batches_of(next(examples), examples)
     packed, sums = loss_fn(params, batch, None)
     alone, tokens = 0.0, LAYOUT.tokens_of(CODES)
     pairs = list(pairs_of(batch))
     for seen, target in pairs:
         wanted = tokens[[target]]
-        one = {
-            "encoder_input_tokens": tokens[list(seen)].reshape(1, -1),
+        read = tokens[list(seen)].reshape(1, -1)
+        one = {  # padded, so that all have one shape
+            "encoder_input_tokens": np.pad(
+                read, ((0, 0), (0, WIDTH * tokens.shape[1] - read.shape[1]))
+            ),
             "decoder_input_tokens": np.pad(wanted[:, :-1], ((0, 0), (1, 0))),
             "decoder_target_tokens": wanted,
             "decoder_loss_weights": np.ones_like(wanted),

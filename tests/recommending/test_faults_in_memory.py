@@ -76,8 +76,9 @@ REQUESTS = {
 }
 
 
+@pytest.mark.parametrize("every", [7, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("options", REQUESTS.values(), ids=REQUESTS.keys())
-def test_after_a_fault_the_same_request_is_answered_right(recommender, options):
+def test_after_a_fault_the_same_request_is_answered_right(recommender, options, every):
     """Asked again with all slots taken, so that the request takes another's bit."""
 
     def fresh():
@@ -94,12 +95,12 @@ def test_after_a_fault_the_same_request_is_answered_right(recommender, options):
     live, hits = fresh(), 0
     places = lines_of(functools.partial(ask, live))
     live = fresh()
-    for place in places:
+    for place in places[::every]:
         is_hit = failing_at(place, functools.partial(ask, live))
         assert ask(live) == expected, place
         if is_hit:
             live, hits = fresh(), hits + 1
-    assert hits > 20
+    assert hits > 20 // every
 
 
 def test_a_fault_anywhere_in_a_change_leaves_disk_and_memory_alike(

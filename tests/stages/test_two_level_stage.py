@@ -1,4 +1,4 @@
-"""The two-level generator through the stages: trained, evaluated, exported, served."""
+"""The two-level generator through the stages: trained, evaluated."""
 
 import dataclasses
 import json
@@ -13,11 +13,9 @@ from trained_workdir import make_trained_workdir
 from tiger_jax.errors import InputError, Preempted
 from tiger_jax.input_pipeline.packed_histories import PackedConfig, PackedHistories
 from tiger_jax.models.two_level import TwoLevelConfig
-from tiger_jax.recommending.recommender import Recommender
 from tiger_jax.recommending.trained_model import ModelCard
 from tiger_jax.stages.context import RunContext
 from tiger_jax.stages.evaluate import EvaluateConfig, evaluate
-from tiger_jax.stages.export import export
 from tiger_jax.stages.export_t5 import export_t5
 from tiger_jax.workdir.json_files import read_json
 
@@ -97,25 +95,12 @@ def test_a_killed_training_resumes_bit_for_bit(workdir, tmp_path):
     assert first == second
 
 
-def test_it_is_evaluated_exported_and_recommends_what_evaluation_lists(workdir):
-    context = RunContext(workdir)
-    evaluate(context, config=EvaluateConfig(guard_users=16, baselines=()))
+def test_it_is_evaluated_with_and_without_its_dense_head(workdir):
+    evaluate(RunContext(workdir), config=EvaluateConfig(guard_users=16, baselines=()))
     metrics = read_json(workdir / "evaluation" / "metrics.json")
     assert 0 < metrics["test"]["recall@10"] <= 1
     if ModelCard.load(workdir / "recommender").dense_weight:
         assert 0 < metrics["baselines"]["codes_alone"]["test"]["recall@10"] <= 1
-    export(context, num_beams=50, batch_sizes=(1,))
-    recommender = Recommender.load(workdir / "bundle")
-    line = json.loads(
-        (workdir / "evaluation" / "predictions.jsonl").read_text().splitlines()[0]
-    )
-    answer = recommender.recommend(line["history"], k=10, exclude_history=False)
-    listed = [item["item_id"] for item in line["recommended"]][:10]
-    assert [item.item_id for item in answer.items] == listed
-    exact = recommender.recommend(
-        line["history"], 10, exclude_history=False, exact=True
-    )
-    assert [item.item_id for item in exact.items] == listed
 
 
 def test_it_is_no_t5_and_reads_no_user_tokens(workdir, tmp_path):

@@ -19,6 +19,7 @@ also reads, or ranks by, the items' content vectors: it has the methods
 and takes `ItemInputs` in place of the encoder's tokens.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -118,6 +119,7 @@ def stack_levels(
     return jnp.stack(padded, axis=-2)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def init_params(model: nn.Module, key: Array) -> Params:
     """Draws parameters, boxed with their logical axis names.
 
