@@ -41,7 +41,7 @@ settings.register_profile(
 settings.register_profile(
     "ci",
     deadline=None,
-    max_examples=50,
+    max_examples=25,
     derandomize=True,
     suppress_health_check=_SLOW_MACHINE,
 )

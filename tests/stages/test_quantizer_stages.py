@@ -146,7 +146,9 @@ def curves(workdir):
     return [{k: v for k, v in row.items() if k not in timed} for row in rows]
 
 
-@pytest.mark.parametrize("dispatches", [0, 1, 3, 4])
+@pytest.mark.parametrize(
+    "dispatches", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (0, 3, 4))]
+)
 def test_a_killed_training_ends_as_if_it_had_not_been(workdir, monkeypatch, dispatches):
     context = RunContext(workdir)
     train_rqvae(context, quantizer=TRAINING)

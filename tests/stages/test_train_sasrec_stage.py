@@ -76,6 +76,7 @@ def test_the_best_step_is_what_is_loaded(workdir):
         assert metrics[name] == pytest.approx(card.best_metrics[name])
 
 
+@pytest.mark.slow
 def test_bsarec_takes_its_place_and_the_row_says_so(tmp_path):
     workdir = make_trained_workdir(tmp_path / "work")
     model = BsaRecConfig(max_length=4, d_model=8, cutoff=2)

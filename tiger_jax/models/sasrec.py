@@ -8,6 +8,7 @@ References:
   Kang and McAuley 2018, "Self-Attentive Sequential Recommendation".
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -146,6 +147,7 @@ class LayerNorm(nn.Module):
         )
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def init_params(model: nn.Module, key: Array) -> Params:
     """Draws parameters, boxed with their logical axis names."""
     items = jnp.zeros((1, 1), jnp.int32)
