@@ -105,6 +105,7 @@ _MAX_CHECKPOINTS = 3  # two newest, and the best
 _MORE_DISK = 1.5
 _INTERRUPTED = 4  # run.py's exit code after it has saved what it was asked to leave
 _FOREVER = (
+    "--gin.train_recommender.epochs=None",
     "--gin.loop.LoopConfig.total_steps=1000000",
     "--gin.loop.LoopConfig.max_minutes=None",
     "--gin.loop.LoopConfig.patience=None",

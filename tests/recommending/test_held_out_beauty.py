@@ -21,11 +21,9 @@ DATA = os.environ.get("TIGER_DATA")
 NUM_HELD_OUT = 500
 SHORT = (
     "--gin_file=experiments/cpu_quick.gin",
-    "--gin.loop.LoopConfig.total_steps=100",
-    "--gin.optimizers.OptimizerConfig.warmup_steps=20",
+    "--gin.train_recommender.epochs=1",
+    "--gin.train_recommender.min_steps=100",
     "--gin.validation.ValidationConfig.num_users=100",
-    "--gin.resident.ResidentConfig.max_items=5",
-    "--gin.resident.ResidentConfig.bucket_items=(2,)",
 )
 STAGES = (
     "prepare_data",

@@ -25,7 +25,8 @@ class Recipe:
         average_decay: Of the running average of the parameters, which is what is
             evaluated and kept; 0 keeps the parameters themselves.
         epochs: Passes over the data, which make `loop.total_steps`, and a sixth of
-            it the periods of evaluations and checkpoints; None takes the loop's own.
+            it the periods of evaluations and checkpoints that `loop` leaves at their
+            defaults; None takes the loop's own.
         min_steps: Updates of a run by epochs on little data.
         input: The input's configs; the first has its batch size and `max_items`.
     """
@@ -73,19 +74,29 @@ class Recipe:
         return self.input[0].max_items
 
     def for_examples(self, num_examples: int) -> "Recipe":
-        """With the updates that `epochs` asks for, on so many examples."""
+        """With the updates that `epochs` asks for, on so many examples.
+
+        Raises:
+            InputError: `loop.total_steps` is set as well.
+        """
         if self.epochs is None:
             return self
+        if self.loop.total_steps != LoopConfig.total_steps:
+            raise InputError(
+                f"train_recommender.epochs = {self.epochs} and loop.LoopConfig."
+                f"total_steps = {self.loop.total_steps} both say how long to train: "
+                f"leave out the latter, or add {flag('train_recommender.epochs', None)}"
+            )
         unit = self.loop.steps_per_dispatch
         wanted = self.epochs * num_examples / self.input[0].batch_size
         total = max(round(wanted), self.min_steps, 6 * unit)
         period = max(total // 6 // unit, 1) * unit
-        loop = dataclasses.replace(
-            self.loop,
-            total_steps=total,
-            evaluate_every=period,
-            checkpoint_every=period,
-        )
+        periods = {
+            name: period
+            for name in ("evaluate_every", "checkpoint_every")
+            if getattr(self.loop, name) == getattr(LoopConfig, name)
+        }
+        loop = dataclasses.replace(self.loop, total_steps=total, **periods)
         warmup = min(self.optimizer.warmup_steps, total // 5)
         optimizer = dataclasses.replace(self.optimizer, warmup_steps=warmup)
         return dataclasses.replace(self, loop=loop, optimizer=optimizer)
