@@ -20,15 +20,13 @@ from tiger_jax.models.generator import (
     make_decode_fns,
     make_loss_fn,
 )
-from tiger_jax.models.two_level import CausalBlock, TwoLevelConfig
+from tiger_jax.models.two_level import TwoLevelConfig
 from tiger_jax.semantic_ids.encoder_inputs import ItemInputs
 from tiger_jax.semantic_ids.token_ids import TokenLayout
 
 LAYOUT = TokenLayout((5, 4, 3))
 NUM_ITEMS = 30
-SMALL = TwoLevelConfig(
-    d_model=16, num_heads=2, mlp_dim=24, max_distance=4, smoothing_share=0.4
-)
+SMALL = TwoLevelConfig(d_model=16, num_heads=2, mlp_dim=24, max_distance=4)
 EVERY = np.array(
     [(a, b, c) for a in range(5) for b in range(4) for c in range(3)], np.int32
 )
@@ -82,32 +80,6 @@ def test_a_state_depends_on_no_later_item(trained):
     np.testing.assert_allclose(states[0, :2], states[1, :2], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(states[0, :2], states[2, :2], rtol=1e-5, atol=1e-6)
     assert np.abs(states[0, 2] - states[1, 2]).max() > 1e-3
-
-
-def test_a_share_of_each_block_is_an_average_of_the_items_so_far():
-    """Before training: an even one, and with `unsmoothed` = 1 the item itself."""
-    x = jax.random.normal(jax.random.key(0), (1, 4, 16))
-    is_seen = jnp.tril(jnp.ones((4, 4), bool))[None]
-
-    def mixed(params, share):
-        block = CausalBlock(dataclasses.replace(SMALL, smoothing_share=share))
-        run = jax.jit(functools.partial(block.apply, is_training=False))
-        return run({"params": params}, x, is_seen) - x
-
-    params = nn.unbox(
-        jax.jit(functools.partial(CausalBlock(SMALL).init, is_training=False))(
-            jax.random.key(1), x, is_seen
-        )
-    )["params"]
-    params["wo"] *= 0  # the block's second half adds nothing
-    normed = np.asarray(x / np.sqrt((x**2).mean(-1, keepdims=True)))
-    attended = mixed(params, 0.0)
-    average = np.cumsum(normed, 1) / np.arange(1, 5)[None, :, None]
-    for unsmoothed, expected in ((0.0, average), (1.0, normed)):
-        params["unsmoothed"] = jnp.full(16, unsmoothed)
-        np.testing.assert_allclose(
-            mixed(params, 0.4), 0.6 * attended + 0.4 * expected, atol=1e-4
-        )
 
 
 def test_decoding_step_by_step_gives_the_spelled_logits(trained):

@@ -21,7 +21,6 @@ attention is this project's. The dense head beside a generator is LIGER's (Yang 
 2024, arXiv 2411.18814).
 """
 
-import dataclasses
 import math
 from typing import Any, Literal, NamedTuple
 
@@ -38,7 +37,6 @@ from tiger_jax.models.layers import Dropout, RmsNorm, linear_param
 from tiger_jax.models.tuned_ops import linear
 from tiger_jax.semantic_ids.encoder_inputs import ItemInputs
 from tiger_jax.semantic_ids.token_ids import PADDING, TokenLayout
-from tiger_jax.workdir.json_files import ADDED_LATER
 
 # Tables start small and are scaled up where they are read: AdamW, whose steps don't
 # depend on a parameter's size, would hardly move one of unit variance.
@@ -64,10 +62,6 @@ class TwoLevelConfig:
         depth_dropout_rate: In the depth decoder, on hidden units.
         label_smoothing: Share of a codeword's target spread evenly over its level.
         z_loss: Weight of log(Z)^2.
-        smoothing_share: Of each block's first half that is a causal moving average
-            of the items instead of attention: what a low-pass filter keeps of them
-            and a learned part of the rest (BSARec's alpha, Shin et al. 2024,
-            arXiv 2312.10325, eq. 8-10, whose filter looks both ways).
         max_distance: Distances between items that have an attention bias of their
             own; farther ones share the last.
         dtype: Compute dtype; parameters, logits and softmaxes are float32.
@@ -85,7 +79,6 @@ class TwoLevelConfig:
     depth_dropout_rate: float = 0.1
     label_smoothing: float = 0.1
     z_loss: float = 0.0
-    smoothing_share: float = dataclasses.field(default=0.0, metadata=ADDED_LATER)
     max_distance: int = 64
     dtype: Literal["float32", "bfloat16"] = "float32"
     reads_content: bool = False
@@ -422,37 +415,23 @@ class CausalBlock(nn.Module):
         scores = jnp.einsum(
             "bqhc,bkhc->bhqk", queries, keys, preferred_element_type=jnp.float32
         )
+        by_distance = self.param(
+            "distance_bias",
+            nn.with_logical_partitioning(
+                nn.initializers.zeros, ("heads", "relpos_buckets")
+            ),
+            (cfg.num_heads, cfg.max_distance),
+        )
         place = jnp.arange(length)
         distance = (place[:, None] - place[None, :]).clip(0, cfg.max_distance - 1)
         # A matmul rather than a gather, whose gradient is a scatter.
         one_hot = jax.nn.one_hot(distance, cfg.max_distance, dtype=jnp.float32)
-
-        def by_distance(name: str) -> Float[Array, "B H I I"]:
-            init = nn.with_logical_partitioning(
-                nn.initializers.zeros, ("heads", "relpos_buckets")
-            )
-            table = self.param(name, init, (cfg.num_heads, cfg.max_distance))
-            bias = jnp.einsum("qkr,hr->hqk", one_hot, table)
-            return bias[None] + jnp.where(is_seen, 0.0, MASKED)[:, None]
-
-        def average(weights: Array, values: Array) -> Float[Array, "B I D"]:
-            weights = weights.astype(x.dtype)
-            return jnp.einsum("bhqk,bkhc->bqhc", weights, values).reshape(x.shape)
-
-        bias = by_distance("distance_bias")
-        weights = jax.nn.softmax(scores * head_dim**-0.5 + bias)
+        bias = jnp.einsum("qkr,hr->hqk", one_hot, by_distance)
+        bias = bias[None] + jnp.where(is_seen, 0.0, MASKED)[:, None]
+        weights = jax.nn.softmax(scores * head_dim**-0.5 + bias).astype(x.dtype)
         weights = drop(weights, is_training=is_training)
-        out = project("out", average(weights, values), ("joined_kv", "embed"))
-        if share := cfg.smoothing_share:
-            kept = self.param(
-                "unsmoothed",
-                nn.with_logical_partitioning(nn.initializers.zeros, ("embed",)),
-                (d,),
-            ).astype(x.dtype)
-            rows = normed.reshape(values.shape)
-            smooth = average(jax.nn.softmax(by_distance("smoothing_bias")), rows)
-            smooth += kept[None, None] * (normed - smooth)
-            out = (1 - share) * out + share * smooth
+        attended = jnp.einsum("bhqk,bkhc->bqhc", weights, values).reshape(x.shape)
+        out = project("out", attended, ("joined_kv", "embed"))
         x = x + drop(out, is_training=is_training)
         return x + drop(
             _gelu_mlp(self, cfg, RmsNorm(name="mlp_norm")(x), drop, is_training),
