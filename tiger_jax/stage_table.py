@@ -50,6 +50,7 @@ _TABLE: tuple[tuple[str, Kind, str | None, str], ...] = (
     ("serve", "request", None, "bundle"),
     ("prepare_shards", "request", None, ""),
     ("assign_shards", "request", None, "rqvae"),
+    ("compile_for", "request", None, ""),
     ("export_t5", "request", "t5", "semantic_ids recommender"),
     ("export_recbole", "request", "recbole", "data semantic_ids"),
 )

@@ -36,6 +36,7 @@ from tiger_jax.quantizers.rqvae_quantizer import RqVaeQuantizer, apply
 from tiger_jax.semantic_ids.quality import perplexity
 from tiger_jax.training import inputs, loop, optimizers, train_state
 from tiger_jax.training.partitioning import Partitioner
+from tiger_jax.training.train_step import StepParts
 
 Params = Mapping[str, Any]
 _ADVICE = f"a lower rate: {flag('rqvae_training.RqVaeTraining.learning_rate', 1e-4)}"
@@ -118,24 +119,12 @@ class RqVaeTraining:
             checkpoint_seconds: How much time a kill may cost.
         """
         self = self.resolved(embeddings)
-        rqvae = _Training(self, embeddings, seed, draw)
+        rqvae, parts = self._prepare(embeddings, seed, draw)
         _mention_earlier_version(folder / "checkpoints")
         unit = self.steps_per_dispatch
         whole = math.ceil(self.num_steps / unit) * unit
-        optimizer = optimizers.OptimizerConfig(
-            name=self.optimizer,
-            schedule=self.schedule,
-            learning_rate=self.learning_rate,
-            warmup_steps=0,
-            weight_decay=self.weight_decay if self.optimizer == "adamw" else 0.0,
-            decay_all=True,
-            epsilon=1e-8 if self.optimizer == "adamw" else 1e-7,
-        )
         result = loop.train(
-            loss_fn=rqvae.loss_fn,
-            init_fn=rqvae.init_params,
-            optimizer=optimizers.make_optimizer(optimizer, self.num_steps),
-            input=rqvae.input,
+            **parts._asdict(),
             # Small enough for one device, and one process.
             partitioner=Partitioner(devices=jax.local_devices()[:1]),
             config=loop.LoopConfig(
@@ -149,15 +138,39 @@ class RqVaeTraining:
             ),
             folder=folder,
             seed=seed,
-            variables={"codeword_counts": rqvae.no_counts()},
             on_start=rqvae.start_codebooks,
             before_dispatch=rqvae.refresh_codebooks,
-            after_update=rqvae.reset_codewords,
             describe_fn=_describe,
             advice=_ADVICE,
         )
         params = jax.tree.map(np.asarray, result.state.params)
         return RqVaeQuantizer(self.model, params, rqvae.mean, rqvae.scale)
+
+    def step_parts(self, embeddings: Float[np.ndarray, "N E"]) -> StepParts:
+        """What is compiled of the training, to be compiled for another device."""
+        return self.resolved(embeddings)._prepare(embeddings, 0, None)[1]
+
+    def _prepare(
+        self, embeddings: Float[np.ndarray, "N E"], seed: int, draw: DrawFn | None
+    ) -> tuple["_Training", StepParts]:
+        rqvae = _Training(self, embeddings, seed, draw)
+        optimizer = optimizers.OptimizerConfig(
+            name=self.optimizer,
+            schedule=self.schedule,
+            learning_rate=self.learning_rate,
+            warmup_steps=0,
+            weight_decay=self.weight_decay if self.optimizer == "adamw" else 0.0,
+            decay_all=True,
+            epsilon=1e-8 if self.optimizer == "adamw" else 1e-7,
+        )
+        return rqvae, StepParts(
+            loss_fn=rqvae.loss_fn,
+            init_fn=rqvae.init_params,
+            optimizer=optimizers.make_optimizer(optimizer, self.num_steps),
+            input=rqvae.input,
+            variables={"codeword_counts": rqvae.no_counts()},
+            after_update=rqvae.reset_codewords,
+        )
 
 
 class _Training:

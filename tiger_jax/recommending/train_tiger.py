@@ -23,6 +23,7 @@ from tiger_jax.training.loop import train
 from tiger_jax.training.optimizers import make_optimizer
 from tiger_jax.training.partitioning import Partitioner
 from tiger_jax.training.train_state import averaging
+from tiger_jax.training.train_step import StepParts
 
 
 def train_tiger(
@@ -54,18 +55,15 @@ def train_tiger(
         f"update, {num_examples / batch_size:,.0f} updates per epoch; "
         f"{_describe(partitioner)}"
     )
+    parts = step_parts(recipe, tiger, inputs.examples, inputs.codebooks)
     result = train(
-        loss_fn=make_loss_fn(tiger),
-        init_fn=_make_init_fn(tiger, inputs.codebooks),
-        optimizer=make_optimizer(recipe.optimizer, recipe.loop.total_steps),
-        input=inputs.examples,
+        **parts._asdict(),
         evaluate_fn=evaluate_fn,
         partitioner=partitioner,
         config=recipe.loop,
         folder=folder,
         seed=recipe.seed,
         on_start=None if recipe.starts_from is None else load_first,
-        **(averaging(recipe.average_decay) if recipe.average_decay else {}),
     )
     card = ModelCard(
         config=recipe.model,
@@ -78,6 +76,22 @@ def train_tiger(
         is_averaged=recipe.average_decay > 0,
     )
     return card, {"training_pairs": num_pairs, **result.report()}
+
+
+def step_parts(
+    recipe: Recipe,
+    tiger: nn.Module,
+    examples: Any,
+    codebooks: Sequence[jax.Array] | None = None,
+) -> StepParts:
+    """What is compiled of a recommender's training."""
+    return StepParts(
+        loss_fn=make_loss_fn(tiger),
+        init_fn=_make_init_fn(tiger, codebooks),
+        optimizer=make_optimizer(recipe.optimizer, recipe.loop.total_steps),
+        input=examples,
+        **(averaging(recipe.average_decay) if recipe.average_decay else {}),
+    )
 
 
 def _make_init_fn(

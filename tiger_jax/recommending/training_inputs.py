@@ -15,10 +15,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Int32, UInt32
 
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.errors import InputError, flag
+from tiger_jax.histories import Histories
 from tiger_jax.input_pipeline.microbatches import BucketedBatches
 from tiger_jax.input_pipeline.packed_histories import PackedConfig, PackedHistories
 from tiger_jax.input_pipeline.resident import ResidentConfig, ResidentInput
@@ -114,35 +115,21 @@ def open_histories(workdir: Path, recipe: Recipe) -> TrainingInputs:
     content = load_content(workdir, data.num_items) if needs_content(model) else None
     num_pairs = num_examples = int(np.maximum(data.train.lengths - 1, 0).sum())
     examples: Any
-    if isinstance(config, PackedConfig):
-        examples = PackedHistories(
-            data.train,
-            table.codes,
-            layout,
-            config,
-            seed=recipe.seed,
-            content=content,
-            ranks_items=has_dense_head(model),
-        )
-        num_examples = examples.num_rows
-    elif content is not None:
+    if content is not None and not isinstance(config, PackedConfig):
         raise InputError(
             f"{type(model).__name__} with content vectors trains on whole histories: "
             "--gin.train_recommender.resident='@packed_histories.PackedConfig()'"
         )
-    elif isinstance(config, ResidentConfig):
-        examples = ResidentInput(
-            data.train,
-            table.codes,
-            layout,
-            config,
-            user_hashes=data.user_hashes,
-            seed=recipe.seed,
-            only_last=recipe.only_last,
+    if isinstance(config, ResidentConfig | PackedConfig):
+        examples = make_resident(
+            data.train, table.codes, layout, recipe, data.user_hashes, content
         )
-        num_pairs = num_examples = examples.num_examples
     else:
         examples = _open_stream(recipe, layout, workdir)
+    if isinstance(examples, PackedHistories):
+        num_examples = examples.num_rows
+    elif isinstance(examples, ResidentInput):
+        num_pairs = num_examples = examples.num_examples
     sample = ValidationSample.of_users(
         data.validation,
         table,
@@ -155,6 +142,37 @@ def open_histories(workdir: Path, recipe: Recipe) -> TrainingInputs:
     )
     return TrainingInputs(
         table, layout, examples, sample, num_pairs, num_examples, content=content
+    )
+
+
+def make_resident(
+    histories: Histories,
+    codes: Int32[np.ndarray, "N T"],
+    layout: TokenLayout,
+    recipe: Recipe,
+    user_hashes: UInt32[np.ndarray, " U"],
+    content: Float32[np.ndarray, "N E"] | None,
+) -> ResidentInput | PackedHistories:
+    """The resident input that a recipe asks for, over some training histories."""
+    config = recipe.input[0]
+    if isinstance(config, PackedConfig):
+        return PackedHistories(
+            histories,
+            codes,
+            layout,
+            config,
+            seed=recipe.seed,
+            content=content,
+            ranks_items=has_dense_head(recipe.model),
+        )
+    return ResidentInput(
+        histories,
+        codes,
+        layout,
+        config,
+        user_hashes=user_hashes,
+        seed=recipe.seed,
+        only_last=recipe.only_last,
     )
 
 

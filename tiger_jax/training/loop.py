@@ -384,6 +384,21 @@ def _to_devices(
     updates: list[Update], partitioner: Partitioner
 ) -> tuple[PyTree, PyTree]:
     """Arrays [U M B] and buckets [U M] of some updates, as the step takes them."""
+    arrays, buckets, batch_axis = stack_updates(updates, partitioner)
+    return (
+        partitioner.put(arrays, batch_axis=batch_axis, is_global=updates[0].is_global),
+        partitioner.put(buckets, batch_axis=None, is_global=True),
+    )
+
+
+def stack_updates(
+    updates: list[Update], partitioner: Partitioner
+) -> tuple[PyTree, PyTree, int | None]:
+    """The same on the host, and which axis of the arrays the data devices split.
+
+    Raises:
+        InputError: A microbatch can't be split over them.
+    """
     arrays = jax.tree.map(lambda *xs: np.stack(xs), *[u.arrays for u in updates])
     buckets = np.stack([u.buckets for u in updates])
     is_global = updates[0].is_global
@@ -399,8 +414,4 @@ def _to_devices(
             f"{partitioner.num_data_shards} data devices: choose a "
             "microbatch_size that is a multiple of it"
         )
-    batch_axis = None if is_spread else 2
-    return (
-        partitioner.put(arrays, batch_axis=batch_axis, is_global=is_global),
-        partitioner.put(buckets, batch_axis=None, is_global=True),
-    )
+    return arrays, buckets, None if is_spread else 2

@@ -71,8 +71,9 @@ def state_shardings(
     variables: PyTree | Callable[[PyTree], PyTree] = (),
 ) -> TrainState:
     """The sharding of every array of the state."""
+    key = jax.random.key(0)  # before the mesh, whose devices need not be here
     with partitioner.context():
-        boxed = jax.eval_shape(init_fn, jax.random.key(0))
+        boxed = jax.eval_shape(init_fn, key)
     params = nn.meta.unbox(boxed)
     param_shardings = partitioner.shardings_of(boxed)
     if callable(variables):

@@ -13,8 +13,9 @@ them (`spreads_microbatches`), and else each is split over the devices.
 
 import dataclasses
 import functools
+import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +38,27 @@ MakeBatchFn = Callable[[PyTree, PyTree, int], PyTree]
 # that no gradient makes.
 AfterUpdateFn = Callable[[TrainState, PyTree, PyTree, PyTree], TrainState]
 TrainStepFn = Callable[..., tuple[TrainState, Sums]]
+
+
+class StepParts(NamedTuple):
+    """What is compiled of a training, whatever the loop does around it.
+
+    Attributes:
+        init_fn: Key to parameters with their logical axis names.
+        input: A `training.inputs.TrainingInput`.
+        variables: First values of what changes without a gradient, or a function
+            from the first parameters to them.
+        after_update: Changes the state after each update.
+        evaluated: What of the state is evaluated.
+    """
+
+    loss_fn: LossFn
+    init_fn: Callable[[PRNGKeyArray], PyTree]
+    optimizer: optax.GradientTransformation
+    input: Any
+    variables: PyTree | Callable[[PyTree], PyTree] = ()
+    after_update: AfterUpdateFn | None = None
+    evaluated: Callable[[TrainState], PyTree] = operator.attrgetter("params")
 
 
 def make_train_step(

@@ -1,0 +1,150 @@
+"""Compiles the programs of a few runs for TPU slices, and writes docs/tpu_pods.md.
+
+    JAX_PLATFORMS=cpu python -m benchmarks.training.tpu_programs \
+        --rows=docs/tpu_programs.jsonl --document=docs/tpu_pods.md
+
+No TPU is needed, only its compiler (`tiger_jax[tpu_compile]`). What has a row already
+is left out, so that the command may be stopped; --again takes it too, and
+--slices=none only writes the table. A run and a slice are a process of their own:
+`--stage=compile_for` with the gin files of the run. What runs on one chip is compiled
+for one slice of each kind.
+"""
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks import lib
+from benchmarks.lib import ROOT, Row
+from tiger_jax.workdir.provenance import code_version
+
+SLICES = {
+    "v5litepod-4": "v5e:2x2",
+    "v5litepod-16": "v5e:4x4",
+    "v5litepod-256": "v5e:16x16",
+    "v5p-8": "v5p:2x2x1",
+    "v5p-128": "v5p:4x4x4",
+    "v6e-8": "v6e:2x4",
+    "v6e-256": "v6e:16x16",
+    "v4-8": "v4:2x2x1",
+    "tpu7x-8": "tpu7x:2x2x1",
+}
+HARDWARE = "hardware/tpu.gin"
+RUNS = {
+    "two-level": ("experiments/beauty_two_level.gin", HARDWARE),
+    "paper d 128": ("experiments/beauty_paper.gin", HARDWARE),
+    "paper d 384": ("experiments/beauty_paper.gin", "base/tiger_13m.gin", HARDWARE),
+}
+_QUANTIZED = "two-level"  # the run whose RQ-VAE stands for the others'
+
+
+def programs_of(run: str, name: str) -> list[str]:
+    """What is compiled of a run for a slice."""
+    kind = SLICES[name].partition(":")[0]
+    is_first = name == next(n for n in SLICES if SLICES[n].startswith(f"{kind}:"))
+    one_chip = ["serve"] + ["train_rqvae"] * (run == _QUANTIZED)
+    return ["train_recommender", "evaluate", *one_chip * is_first]
+
+
+def compile_programs(run: str, name: str, programs: Sequence[str]) -> list[Row]:
+    """The rows of some of a run's programs on one slice."""
+    with tempfile.TemporaryDirectory() as folder:
+        rows = Path(folder) / "rows.jsonl"
+        command = [sys.executable, "run.py", "--stage=compile_for"]
+        command += [f"--workdir={folder}"]
+        command += [f"--gin_file={file}" for file in RUNS[run]]
+        command += [f"--gin.compile_for.topology={SLICES[name]!r}"]
+        command += [f"--gin.compile_for.programs={tuple(programs)!r}"]
+        command += [f"--gin.compile_for.rows={str(rows)!r}"]
+        subprocess.run(command, cwd=ROOT, check=True, stdout=sys.stderr)
+        found = lib.read_rows(rows)
+    return [{"run": run, "slice": name, "commit": code_version(), **r} for r in found]
+
+
+def build_table(rows: Sequence[Row]) -> str:
+    """Of each program on each slice: whether it fits, and the compiler's estimate."""
+    titles = ["run", "program", "slice", "chips", "MB a chip", "of it temporary"]
+    titles += ["GFLOP a chip", "exchanges", "cycles", "µs each", "of the peak"]
+    order = list(SLICES)
+    shown = sorted(
+        rows,
+        key=lambda row: (row["run"], row["program"], order.index(row["slice"])),
+    )
+    lines = lib.markdown_table(titles, map(_cells, shown), "|---|---|---|--:")
+    layers = [
+        f"- {row['run']}, `{row['program']}`, {row['slice']}: "
+        + ", ".join(
+            f"{layer} {cycles / row['cycles']:.0%}"
+            for layer, cycles in list(row["cycles_by_layer"].items())[:6]
+        )
+        for row in shown
+        if row["slice"].startswith("v5litepod-4") and row.get("cycles")
+    ]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "*MB a chip*: arguments and temporary arrays. *GFLOP*: as written, of one "
+            "call: ten updates, or one batch of requests. *Exchanges*: collective "
+            "operations of a call, each as often as it runs. *Cycles*: the compiler's "
+            "estimates of a call on each chip, loops times their trips and length "
+            "buckets by their share; exchanges have none, so that the time is without "
+            "them. *µs each*: those cycles at the chip's clock, by pair of a history "
+            "and its next item, by vector or by request of the whole slice; empty "
+            "where no clock is published. *Of the peak*: the GFLOP in that time, "
+            "against the chip's bfloat16 peak.",
+            "",
+            "Where the cycles go:",
+            "",
+            *layers,
+        ]
+    )
+
+
+def _cells(row: Row) -> list[str]:
+    cells = [row["run"], f"`{row['program']}`", row["slice"]]
+    if "problem" in row:
+        return [*cells, f"does not compile: {row['problem']}", *[""] * 7]
+    each = share = ""
+    if "seconds" in row:
+        each = lib.format_short(1e6 * row["seconds"] / row["runs"])
+        share = f"{row['utilisation']:.1%}"
+    exchanges = sum(exchange["times"] for exchange in row["collectives"])
+    size = sum(x["times"] * x["bytes"] for x in row["collectives"]) / 1e6
+    return [
+        *cells,
+        f"{row['chips']}",
+        f"{(row['arguments_bytes'] + row['temporary_bytes']) / 1e6:,.0f}",
+        f"{row['temporary_bytes'] / 1e6:,.0f}",
+        f"{row['flops_a_chip'] / 1e9:,.1f}",
+        f"{exchanges:.0f}, {size:,.0f} MB" if exchanges else "none",
+        f"{row['cycles'] / 1e6:,.2f}M",
+        each,
+        share,
+    ]
+
+
+def main() -> None:
+    """Compiles what has no rows yet; writes rows and document."""
+    parser = lib.make_parser(__doc__, "rows", "document")
+    parser.add_argument("--slices", type=lib.words, default=list(SLICES))
+    parser.add_argument("--runs", type=lib.words, default=list(RUNS))
+    parser.add_argument("--again", action="store_true")
+    options = parser.parse_args()
+    rows = lib.read_rows(options.rows) if options.rows else []
+    for name in [name for name in options.slices if name != "none"]:
+        for run in options.runs:
+            known = [] if options.again else rows
+            had = {r["program"] for r in known if (r["run"], r["slice"]) == (run, name)}
+            if programs := [p for p in programs_of(run, name) if p not in had]:
+                new = compile_programs(run, name, programs)
+                rows = lib.merge_rows(rows, new, "run", "slice", "program")
+                if options.rows:
+                    lib.write_rows(options.rows, rows)
+    lib.publish(options, "tpu_programs", rows, build_table)
+
+
+if __name__ == "__main__":
+    lib.run(main)

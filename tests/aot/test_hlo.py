@@ -1,0 +1,66 @@
+# ruff: noqa: E501  (the compiler's lines are as long as they are)
+"""Costs read from a compiled program's text: loops, branches, layers, exchanges."""
+
+import pytest
+
+from tiger_jax.aot.hlo import layer_of, read_cost
+
+TEXT = """HloModule jit_run, is_scheduled=true
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  ROOT %sum = f32[] add(%a, %b), backend_config={"estimated_cycles":"999"}
+}
+
+%short (p: f32[8]) -> f32[8] {
+  ROOT %dot.1 = f32[8]{0} fusion(%p), kind=kOutput, calls=%inside, metadata={op_name="jit(run)/while/body/branch_0_fun/Tiger/encoder/block_0/mlp/dot_general"}, backend_config={"estimated_cycles":"100"}
+}
+
+%long (p: f32[8]) -> f32[8] {
+  ROOT %dot.2 = f32[8]{0} fusion(%p), kind=kOutput, calls=%inside, metadata={op_name="jit(run)/while/body/branch_1_fun/transpose(jvp(Tiger))/encoder/block_1/mlp/dot_general"}, backend_config={"estimated_cycles":"1000"}
+}
+
+%body (t: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %picked = f32[8]{0} conditional(%which, %x, %x), branch_computations={%short, %long}
+  %exchanged = (bf16[4,2]{1,0}, f32[2]{0}) all-reduce-start(%picked), to_apply=%add, backend_config={"estimated_cycles":"7"}
+  ROOT %t = (s32[], f32[8]) tuple(%i, %picked)
+}
+
+%until (t.1: (s32[], f32[8])) -> pred[] {
+  %constant.4 = s32[]{:T(128)} constant(10)
+  %i.1 = s32[]{:T(128)} get-tuple-element(%t.1), index=0
+  ROOT %lt.9 = pred[]{:T(512)} compare(%i.1, %constant.4), direction=LT
+}
+
+ENTRY %main.5 (x: f32[8]) -> f32[8] {
+  %copied = f32[8]{0} copy(%x), backend_config={"estimated_cycles":"5"}
+  %loop = (s32[], f32[8]{0}) while(%t0), condition=%until, body=%body
+  ROOT %out = f32[8]{0} get-tuple-element(%loop), index=1
+}
+"""
+
+
+def test_a_loop_counts_its_trips_and_a_branch_its_share():
+    cost = read_cost(TEXT, branch_shares=(0.75, 0.25))
+    assert cost.cycles == pytest.approx(5 + 10 * (0.75 * 100 + 0.25 * 1000 + 7))
+    assert cost.cycles_by_layer == pytest.approx(
+        {
+            "Tiger/encoder/block/mlp, backward": 2500,
+            "Tiger/encoder/block/mlp": 750,
+            "all-reduce-start": 70,
+            "copy": 5,
+        }
+    )
+    # Of eight bfloat16 and two float32 numbers.
+    assert cost.collectives == {("all-reduce", 24): 10}
+
+
+def test_branches_without_shares_count_equally():
+    assert read_cost(TEXT).cycles == pytest.approx(5 + 10 * (550 + 7))
+    # Shares of another conditional's branches say nothing of this one's.
+    assert read_cost(TEXT, (0.2, 0.3, 0.5)).cycles == pytest.approx(5 + 10 * 557)
+
+
+def test_layers_are_named_as_the_modules_are():
+    name = "jit(run)/jit(main)/Tiger.decode_step/decoder/block_2/mlp/dot_general"
+    assert layer_of(name) == "Tiger.decode_step/decoder/block/mlp"
+    assert layer_of("jit(run)/add") == layer_of("") == "other"

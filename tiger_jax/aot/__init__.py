@@ -1,0 +1,1 @@
+"""Programs compiled for accelerators that aren't there, and what compilers say."""
