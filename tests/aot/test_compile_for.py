@@ -1,7 +1,9 @@
 """--stage=compile_for: what a run compiles, for devices that aren't here."""
 
+import dataclasses
 import json
 import sys
+import types
 from pathlib import Path
 
 import gin
@@ -13,6 +15,7 @@ from tiger_jax.aot.programs import ShopSizes, programs_of
 from tiger_jax.aot.topologies import describe_slice
 from tiger_jax.cli import parse_gin
 from tiger_jax.errors import InputError
+from tiger_jax.input_pipeline.microbatches import BucketConfig
 from tiger_jax.stages.compile_for import compile_for, run_as_bound
 from tiger_jax.stages.context import RunContext
 
@@ -26,19 +29,9 @@ SMALL = [
     "rqvae_training.RqVaeTraining.batch_size = 16",
 ]
 PAIRS = [
-    *("train_recommender.model = @tiger.TigerConfig()", "loop.LoopConfig.patience = 7"),
+    "train_recommender.model = @tiger.TigerConfig()",
     "train_recommender.resident = @resident.ResidentConfig()",
     "train_recommender.average_decay = 0.0",
-]
-STREAM = [
-    *PAIRS[:1],
-    "train_recommender.input = 'seqio'",
-    "train_recommender.seqio = @batches.SeqioConfig()",
-    "train_recommender.buckets = @microbatches.BucketConfig()",
-    "batches.SeqioConfig.task = 'tiger_own_data'",
-    "batches.SeqioConfig.batch_size = 16",
-    "microbatches.BucketConfig.microbatch_size = 8",
-    "microbatches.BucketConfig.lengths = (9,)",
 ]
 SIZES = ShopSizes(num_items=60, num_users=40, num_interactions=200, embedding_size=12)
 MODELS = {"two_level": [], "tiger": PAIRS}
@@ -76,45 +69,59 @@ def test_what_gin_does_not_bind_is_the_stages_own_default():
 def test_the_training_step_is_the_one_that_gin_binds(bound, model, bindings):
     make = bound(*bindings)["train_recommender"]
     program = make()
-    row = estimate("train_recommender", lambda: program, jax.devices()[0])
-    pairs = row["runs"]
     # 5 updates of 16 examples, or of 16 rows of 8 positions, most of them a target.
+    pairs = program.runs
     assert pairs == 80 if model == "tiger" else 320 < pairs < 640
-    assert (row["chips"], row["unit"]) == (4, "pairs")
-    assert row["flops_a_chip"] > 0
-    assert row["arguments_bytes"] > 0
-    assert "all-reduce" in {exchange["kind"] for exchange in row["collectives"]}
-    assert "GFLOP a chip" in describe(row)
+    assert (program.num_devices, program.unit) == (4, "pairs")
+    assert program.flops > 0
     # The running average of the parameters is part of the two-level model's state.
-    averages = (
-        program.lower()
-        .in_tree.unflatten(range(program.lower().in_tree.num_leaves))[0][0]
-        .variables
-    )
-    assert bool(averages) == (model == "two_level")
+    tree = program.lower().in_tree
+    (state, *_), _ = tree.unflatten(range(tree.num_leaves))
+    assert bool(state.variables) == (model == "two_level")
 
 
-def test_a_stream_has_the_step_of_its_batches(bound):
-    pytest.importorskip("seqio", reason="the streamed input needs seqio")
-    import tiger_jax.input_pipeline.batches  # noqa: F401  (as its gin file does)
-
-    program = bound(*PAIRS, *STREAM)["train_recommender"]()
-    assert program.runs == 5 * 16
-    assert len(program.branch_shares) == 2
+@pytest.mark.parametrize(("model", "bindings"), MODELS.items())
+def test_searches_are_those_of_evaluation_and_of_a_bundle(bound, model, bindings):
+    made = bound(*bindings)
+    # 50 users at a time, filled up to a multiple of the chips; one request.
+    program, alone = made["evaluate"](), made["serve"]()
+    assert (program.runs, program.num_devices) == (52, 4)
+    assert (alone.runs, alone.num_devices) == (1, 1)
+    assert program.flops > alone.flops > 0
     program.lower()
 
 
+def test_a_stream_has_the_step_of_its_batches(bound):
+    bound(*PAIRS)
+    run = run_as_bound()
+    # Of `batches.SeqioConfig`, which imports TensorFlow, what is read.
+    stream = types.SimpleNamespace(batch_size=16, max_items=4)
+    buckets = BucketConfig(microbatch_size=8, lengths=(9,))
+    recipe = dataclasses.replace(run.recipe, input=(stream, buckets))
+    run = dataclasses.replace(run, recipe=recipe)
+    program = programs_of(run, jax.devices()[:4], SIZES)["train_recommender"]()
+    assert program.runs == 5 * 16
+    assert len(program.branch_shares) == 2
+    assert program.flops > 0
+
+
 @pytest.mark.parametrize(
-    ("binding", "problem"),
+    ("bindings", "problem"),
     [
-        ("partitioning.MeshConfig.data = 3", "does not cover 4 devices"),
-        ("packed_histories.PackedConfig.microbatch_size = 2", "cannot be split over"),
+        (["partitioning.MeshConfig.data = 3"], "does not cover 4 devices"),
+        (
+            [
+                "packed_histories.PackedConfig.batch_size = 6",
+                "packed_histories.PackedConfig.microbatch_size = 2",
+            ],
+            "cannot be split over",
+        ),
     ],
 )
-def test_what_does_not_shard_is_said_in_a_line(bound, binding, problem):
+def test_what_does_not_shard_is_said_in_a_line(bound, bindings, problem):
     row = estimate(
         "train_recommender",
-        lambda: bound(binding)["train_recommender"](),
+        lambda: bound(*bindings)["train_recommender"](),
         jax.devices()[0],
     )
     assert problem in row["problem"]
@@ -130,22 +137,21 @@ def test_without_the_tpu_compiler_the_message_says_what_to_install(monkeypatch):
 def test_a_tiny_run_compiles_for_a_slice(tmp_path, capsys):
     pytest.importorskip("libtpu", reason="the TPU compiler isn't installed (libtpu)")
     rows = tmp_path / "rows.jsonl"
-    names = ("train_recommender", "serve")
     compile_for(
         RunContext(tmp_path),
         topology="v5e:2x2",
-        programs=names,
+        programs=("train_recommender",),
         sizes=SIZES,
         rows=str(rows),
     )
-    found = [json.loads(line) for line in rows.read_text().splitlines()]
-    assert [row["program"] for row in found] == list(names)
-    assert [row["chips"] for row in found] == [4, 1]
-    for row in found:
-        assert row["cycles"] > 1000
-        assert 0 < row["utilisation"] < 1
-        assert row["cycles"] == pytest.approx(sum(row["cycles_by_layer"].values()))
-        assert any("TwoLevel" in layer for layer in row["cycles_by_layer"])
+    (row,) = (json.loads(line) for line in rows.read_text().splitlines())
+    assert (row["program"], row["chips"]) == ("train_recommender", 4)
+    assert row["arguments_bytes"] > 0
+    assert row["cycles"] > 1000
+    assert 0 < row["utilisation"] < 1
+    assert row["cycles"] == pytest.approx(sum(row["cycles_by_layer"].values()))
+    assert any("TwoLevel" in layer for layer in row["cycles_by_layer"])
+    assert "all-reduce" in {exchange["kind"] for exchange in row["collectives"]}
     assert "estimated cycles" in capsys.readouterr().out
     with pytest.raises(InputError, match="v9z"):
         compile_for(RunContext(tmp_path), topology="v9z:1x1")

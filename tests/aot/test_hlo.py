@@ -63,4 +63,4 @@ def test_branches_without_shares_count_equally():
 def test_layers_are_named_as_the_modules_are():
     name = "jit(run)/jit(main)/Tiger.decode_step/decoder/block_2/mlp/dot_general"
     assert layer_of(name) == "Tiger.decode_step/decoder/block/mlp"
-    assert layer_of("jit(run)/add") == layer_of("") == "other"
+    assert (layer_of("jit(run)/add"), layer_of("")) == ("add", "other")

@@ -1,6 +1,7 @@
 """Compiles a run's programs for a slice and says what each would cost there."""
 
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,7 +23,10 @@ def estimate(name: str, make: Callable[[], Program], chip: jax.Device) -> Row:
         program = make()
         row |= {"chips": program.num_devices}
         row |= {"runs": program.runs, "unit": program.unit}
-        compiled = program.lower().compile()
+        with warnings.catch_warnings():
+            # A cache of programs can't give back one for devices that aren't here.
+            warnings.filterwarnings("ignore", message="Error reading persistent comp")
+            compiled = program.lower().compile()
     except Exception as error:  # XLA's, JAX's or ours: it can't run there
         return row | {"problem": str(error).strip().splitlines()[0][:300]}
     row["compile_s"] = round(time.monotonic() - started, 1)

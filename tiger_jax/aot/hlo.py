@@ -103,8 +103,8 @@ def layer_of(name: str) -> str:
     Example:
         >>> layer_of("jit(run)/while/body/transpose(jvp(Tiger))/encoder/block_3/dot")
         'Tiger/encoder/block, backward'
-        >>> layer_of("jit(run)/add")
-        'other'
+        >>> layer_of("jit(run)/while/body/add")  # of no module: the operation
+        'add'
     """
     is_backward = "transpose(" in name
     parts = []
@@ -115,7 +115,7 @@ def layer_of(name: str) -> str:
         part = re.sub(r"_\d+(?=\.|$)", "", part)
         if part not in parts[-1:]:
             parts.append(part)
-    layer = "/".join(parts[:5]) or "other"
+    layer = "/".join(parts[:5]) or name.rpartition("/")[2] or "other"
     return layer + ", backward" * is_backward
 
 
