@@ -60,6 +60,14 @@ def test_branches_without_shares_count_equally():
     assert read_cost(TEXT, (0.2, 0.3, 0.5)).cycles == pytest.approx(5 + 10 * 557)
 
 
+def test_of_two_branches_the_first_is_what_is_false():
+    numbered = "branch_computations={%short, %long}"
+    named = "true_computation=%long, false_computation=%short"
+    assert read_cost(TEXT.replace(numbered, named), (0.75, 0.25)) == read_cost(
+        TEXT, (0.75, 0.25)
+    )
+
+
 def test_layers_are_named_as_the_modules_are():
     name = "jit(run)/jit(main)/Tiger.decode_step/decoder/block_2/mlp/dot_general"
     assert layer_of(name) == "Tiger.decode_step/decoder/block/mlp"

@@ -166,7 +166,8 @@ def _runs(
         if instruction.opcode == "conditional":
             found = _BRANCHES.search(instruction.text)
             branches = re.findall(r"%([\w.\-]+)", found[1]) if found else []
-            branches = branches or _TRUE_FALSE.findall(instruction.text)
+            # What is false is the first, as where branches are numbered.
+            branches = branches or _TRUE_FALSE.findall(instruction.text)[::-1]
             shares = branch_shares
             if len(shares) != len(branches):
                 shares = [1 / len(branches)] * len(branches)

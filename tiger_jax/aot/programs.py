@@ -91,7 +91,8 @@ class Program:
         num_devices: It runs on so many.
         runs: What one call does: so many `unit`.
         flops: Floating-point operations of one call as written, on all devices.
-        branch_shares: How often each length bucket is taken.
+        branch_shares: How often each length bucket is taken; or, of an RQ-VAE's
+            training, codewords stay and are reset.
     """
 
     lower: Callable[[], Any]
@@ -146,7 +147,9 @@ def programs_of(
 
     def train_rqvae() -> Program:
         parts = quantizer.step_parts(vectors)
-        return training_program(parts, alone, quantizer.steps_per_dispatch, "vectors")
+        steps, resets = quantizer.steps_per_dispatch, 1 / quantizer.reset_every
+        made = training_program(parts, alone, steps, "vectors")
+        return dataclasses.replace(made, branch_shares=(1 - resets, resets))
 
     def shapes(search: searcher.SearchConfig, rows: int) -> Shapes:
         length = layout.semantic_id_length
