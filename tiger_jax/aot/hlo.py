@@ -119,24 +119,11 @@ def layer_of(name: str) -> str:
     return layer + ", backward" * is_backward
 
 
-_PLUMBING = {
-    "while",
-    "body",
-    "cond",
-    "closed_call",
-    "checkpoint",
-    "rematted_computation",
-}
-_PLUMBING |= {
-    "shard_map",
-    "run",
-    "scan",
-    "",
-    "main",
-    "pjit",
-    "custom_vjp_call",
-    "core_call",
-}
+# Parts of a name that say how a program is built, not what of the model it is.
+_PLUMBING = set(
+    "while body cond closed_call checkpoint rematted_computation shard_map run scan "
+    "main pjit custom_vjp_call core_call".split()
+) | {""}
 
 
 def _read(text: str) -> tuple[dict[str, list[Instruction]], str]:
