@@ -87,14 +87,14 @@ def build_table(rows: Sequence[Row]) -> str:
             *lines,
             "",
             "*MB a chip*: arguments and temporary arrays. *GFLOP*: as written, of one "
-            "call: ten updates, or one batch of requests. *Exchanges*: collective "
-            "operations of a call, each as often as it runs. *Cycles*: the compiler's "
-            "estimates of a call on each chip, loops times their trips and length "
-            "buckets by their share; exchanges have none, so that the time is without "
-            "them. *µs each*: those cycles at the chip's clock, by pair of a history "
-            "and its next item, by vector or by request of the whole slice; empty "
-            "where no clock is published. *Of the peak*: the GFLOP in that time, "
-            "against the chip's bfloat16 peak.",
+            "call: ten updates, a hundred of the RQ-VAE's, or one batch of requests. "
+            "*Exchanges*: collective operations of a call, each as often as it runs. "
+            "*Cycles*: the compiler's estimates of a call on each chip, loops times "
+            "their trips and length buckets by their share; of an exchange it may "
+            "give none. *µs each*: those cycles at the chip's clock, by pair of a "
+            "history and its next item, by vector or by request of the whole slice; "
+            "empty where no clock is published. *Of the peak*: the GFLOP in that "
+            "time, against the chip's bfloat16 peak.",
             "",
             "Where the cycles go:",
             "",

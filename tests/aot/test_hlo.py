@@ -21,7 +21,7 @@ TEXT = """HloModule jit_run, is_scheduled=true
 
 %body (t: (s32[], f32[8])) -> (s32[], f32[8]) {
   %picked = f32[8]{0} conditional(%which, %x, %x), branch_computations={%short, %long}
-  %exchanged = (bf16[4,2]{1,0}, f32[2]{0}) all-reduce-start(%picked), to_apply=%add, backend_config={"estimated_cycles":"7"}
+  %exchanged = (bf16[4,2]{1,0}, f32[2]{0}) all-reduce-start(%picked), to_apply=%add, metadata={op_name="jit(run)/psum"}, backend_config={"estimated_cycles":"7"}
   ROOT %t = (s32[], f32[8]) tuple(%i, %picked)
 }
 
@@ -46,7 +46,7 @@ def test_a_loop_counts_its_trips_and_a_branch_its_share():
         {
             "Tiger/encoder/block/mlp, backward": 2500,
             "Tiger/encoder/block/mlp": 750,
-            "all-reduce-start": 70,
+            "all-reduce": 70,
             "copy": 5,
         }
     )

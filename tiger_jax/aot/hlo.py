@@ -86,11 +86,11 @@ def read_cost(text: str, branch_shares: Sequence[float] = ()) -> Cost:
     by_layer: dict[str, float] = defaultdict(float)
     collectives: dict[tuple[str, int], float] = defaultdict(float)
     for instruction, times in _runs(computations, entry, 1.0, branch_shares):
+        kind = instruction.opcode.removesuffix("-start")
         if cycles := instruction.cycles * times:
             # What the compiler put in itself has no name, such as a copy.
-            name = instruction.name
-            by_layer[layer_of(name) if name else instruction.opcode] += cycles
-        kind = instruction.opcode.removesuffix("-start")
+            is_named = instruction.name and kind not in COLLECTIVES
+            by_layer[layer_of(instruction.name) if is_named else kind] += cycles
         if kind in COLLECTIVES:
             collectives[kind, instruction.result_bytes] += times
     largest = sorted(by_layer.items(), key=lambda item: -item[1])
