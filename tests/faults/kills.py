@@ -13,7 +13,6 @@ from pathlib import Path
 from faults import shop
 from faults.campaign import FINE, REPOSITORY, Fault, Outcome
 from tiger_jax.stage_table import PIPELINE
-from tiger_jax.workdir import artifacts
 from tiger_jax.workdir.lock import LOCK_FILE
 
 # What a process that was asked to end may answer: it died of the signal, or saved
@@ -159,9 +158,10 @@ def changed_setting(number: int, folder: Path) -> Outcome:
     rng, workdir = CHANGED.random(number), folder / WORK
     shop.copy_before("train_recommender", whole, workdir)
     other = "--gin.packed_histories.PackedConfig.batch_size=4"
-    own = workdir / "recommender.partial" / artifacts.FINGERPRINT
+    checkpoints = workdir / "recommender.partial" / "checkpoints"
     for place, bindings in enumerate([(), (other,), (), (other,)]):
-        is_changed = place == 1 and own.exists()
+        saved = [p.name for p in checkpoints.glob("checkpoint_*")]
+        is_changed = place == 1 and any(n.rpartition("_")[2].isdigit() for n in saved)
         running = shop.Stage("train_recommender", workdir, *bindings)
         moment = rng.uniform(0.4 if is_changed else 0, 0.9)
         running.wait_until(moment * whole.cpu_seconds["train_recommender"])

@@ -33,7 +33,7 @@ from tiger_jax.workdir.provenance import describe_environment
 from tiger_jax.workdir.reading import how_to_make
 
 MANIFEST = "manifest.json"
-FINGERPRINT = "fingerprint.json"
+_FINGERPRINT = "fingerprint.json"
 # What differs between two runs that made the same thing: never in a content hash.
 _NEVER_CONTENT = ("metrics.jsonl", "*.log", "tensorboard", "*.gin", MANIFEST)
 
@@ -96,7 +96,7 @@ class StageRun:
             contents: Arrays (or trees of them) that name the content of opaque
                 paths, such as a checkpoint's parameters.
         """
-        for name in (FINGERPRINT, f"{MANIFEST}.tmp"):
+        for name in (_FINGERPRINT, f"{MANIFEST}.tmp"):
             (self.folder / name).unlink(missing_ok=True)
         finished = datetime.datetime.now(datetime.UTC)
         manifest = write_manifest(
@@ -181,7 +181,7 @@ def begin(
         say(f"{stage}: going on from {final}")
         shutil.copytree(final, run.folder, ignore=shutil.ignore_patterns(MANIFEST))
     make_folder(run.folder)
-    write_json(run.folder / FINGERPRINT, record)
+    write_json(run.folder / _FINGERPRINT, record)
     return run
 
 
@@ -300,7 +300,7 @@ def _resume(
         was = _read_record(folder)
     if was is None:
         return False
-    write_json(folder / FINGERPRINT, record)
+    write_json(folder / _FINGERPRINT, record)
     say(f"{stage}: resuming")
     return True
 
@@ -312,7 +312,7 @@ def _aside(partial: Path, fingerprint: str) -> Path:
 def _read_record(folder: Path) -> dict[str, Any] | None:
     """What a partial folder is made of, if it says so."""
     with contextlib.suppress(OSError, ValueError):
-        found = read_json(folder / FINGERPRINT)
+        found = read_json(folder / _FINGERPRINT)
         if isinstance(found, str):  # as an earlier version wrote it
             return {"fingerprint": found}
         if isinstance(found, dict) and isinstance(found.get("fingerprint"), str):
@@ -417,7 +417,7 @@ def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def _files(folder: Path) -> list[tuple[str, Path]]:
     found = (p for p in folder.rglob("*") if p.is_file())
     named = ((p.relative_to(folder).as_posix(), p) for p in found)
-    return sorted((n, p) for n, p in named if n not in (MANIFEST, FINGERPRINT))
+    return sorted((n, p) for n, p in named if n not in (MANIFEST, _FINGERPRINT))
 
 
 def _damage(path: Path, expected: Mapping[str, Any], verify: bool) -> str | None:
