@@ -1,8 +1,10 @@
 """What the catalogue becomes is kept on disk, whole, in order, and can be undone."""
 
+import gc
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from joining import HISTORIES, new_items
@@ -52,6 +54,17 @@ def test_a_version_reads_back_as_it_was(versions, live):
     assert one.attributes == other.attributes
     for name in ("embeddings", "joined", "is_new", "popularity"):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+
+
+def test_changes_leave_nothing_on_the_device(versions, live):
+    used = []
+    for n in range(40):
+        live.update(versions, attributes={"item-1": {"in_stock": n % 2 == 0}})
+        live.recommend(HISTORIES, k=3, filter={"in_stock": True})
+        if n in (9, 39):
+            gc.collect()
+            used.append(sum(array.nbytes for array in jax.live_arrays()))
+    assert used[0] == used[1]
 
 
 def test_an_item_that_left_and_came_again_is_the_new_one(versions, live):
