@@ -329,6 +329,20 @@ def test_the_best_on_validation_is_marked_where_it_is():
     assert axes.texts[0].get_text() == "0.3000"
 
 
+@pytest.mark.parametrize("ends", [(2, 4), (310, 560), (0.4, 0.6), (1, 50), (1, 1e5)])
+def test_a_log_axis_has_plain_numbers(ends):
+    from matplotlib.figure import Figure
+
+    axes = Figure().subplots()
+    axes.plot([0, 1], ends)
+    figures.log_scale(axes.yaxis)
+    low, high = axes.get_ylim()
+    labels = axes.yaxis.get_ticklabels(which="both")
+    shown = [t.get_text() for t in labels if low <= t.get_position()[1] <= high]
+    assert 2 <= len(shown) <= 7
+    assert all(float(text.replace(",", "")) > 0 for text in shown)
+
+
 def test_panels_gather_the_levels_of_a_metric():
     curve = [1], [0.5]
     curves = {"train/use_1": curve, "train/use_0": curve, "train/seconds": curve}

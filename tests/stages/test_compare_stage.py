@@ -70,8 +70,11 @@ def test_only_users_of_both_runs_count(tmp_path):
         0.5,
         0.5,
     ]
-    (users, *_) = compared_runs.groups([first, second])
+    (users, *_) = compared_runs.groups([first, second], 0)
     assert users["users"] <= 18
+    (gain,) = users["gains"]
+    assert gain[0] == pytest.approx(users["recalls"][1] - users["recalls"][0])
+    assert gain[1] <= gain[0] <= gain[2]
 
 
 def test_runs_that_share_no_user_are_refused(tmp_path):

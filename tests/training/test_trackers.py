@@ -95,6 +95,7 @@ def test_wandb_offline(tmp_path, monkeypatch):
 def test_mlflow_offline(tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.setenv(trackers.VARIABLE, "mlflow")
+    monkeypatch.chdir(tmp_path)  # its files lie where it runs
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
     with MetricWriter(tmp_path / "recommender") as writer:
         writer.write(10, {"validation/recall@10": 0.25})

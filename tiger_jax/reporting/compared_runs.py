@@ -125,8 +125,11 @@ def differences(runs: Sequence[ComparedRun], seed: int) -> list[dict[str, Any]]:
     return found
 
 
-def groups(runs: Sequence[ComparedRun]) -> list[dict[str, Any]]:
-    """Recall@10 of each run, by how rare the target is and how long the history."""
+def groups(runs: Sequence[ComparedRun], seed: int) -> list[dict[str, Any]]:
+    """Recall@10 by how rare the target is and how long the history.
+
+    Of each run; and of those after the first, what they gain with its interval.
+    """
     data, rows = runs[0].parts.data, runs[0].rows
     assert data is not None
     test = data.test
@@ -140,11 +143,14 @@ def groups(runs: Sequence[ComparedRun]) -> list[dict[str, Any]]:
         for name, low, high in bounds:
             inside = (of_user >= low) & (of_user <= high)
             if inside.any():
-                recalls = [
-                    recall_at_k(r.ranks["test"][inside], 10).mean() for r in runs
-                ]
+                ranks = [run.ranks["test"][inside] for run in runs]
                 row = {"title": title, "name": name, "users": int(inside.sum())}
-                found.append({**row, "recalls": [float(r) for r in recalls]})
+                row["recalls"] = [float(recall_at_k(r, 10).mean()) for r in ranks]
+                row["gains"] = [
+                    paired_difference(r, ranks[0], "recall@10", seed=seed)
+                    for r in ranks[1:]
+                ]
+                found.append(row)
     return found
 
 
@@ -176,11 +182,13 @@ def changed_items(first: ComparedRun, other: ComparedRun) -> list[dict[str, Any]
 
 
 def config_differences(runs: Sequence[ComparedRun]) -> list[dict[str, Any]]:
-    """Settings, of all stages, in which the runs are not alike."""
+    """Settings in which the runs are not alike, of the stages that all have run."""
+    shared = set.intersection(*(set(run.parts.manifests) for run in runs))
     flat = [
         {
             f"{name}: {key}": str(value)
             for name, manifest in run.parts.manifests.items()
+            if name in shared
             for key, value in artifacts.flatten(manifest.config)
         }
         for run in runs

@@ -7,7 +7,15 @@ import numpy as np
 from jaxtyping import Int, Int32
 
 from tiger_jax.data.prepared import PreparedData
-from tiger_jax.reporting.figures import Picture, Theme, label, note, render, thousands
+from tiger_jax.reporting.figures import (
+    Picture,
+    Theme,
+    label,
+    log_scale,
+    note,
+    render,
+    thousands,
+)
 from tiger_jax.reporting.tables import shorten
 from tiger_jax.semantic_ids.table import SemanticIdTable
 
@@ -109,7 +117,7 @@ def _draw_popularity(
     left, right = figure.subplots(1, 2)
     ordered = np.sort(counts)[::-1]
     seen = ordered[ordered > 0]
-    left.loglog(np.arange(1, len(seen) + 1), seen, color=theme.accent)
+    left.plot(np.arange(1, len(seen) + 1), seen, color=theme.accent)
     label(left, "Interactions by item rank", "rank", "interactions")
     share = np.cumsum(ordered) / max(1, ordered.sum())
     part = np.arange(1, len(ordered) + 1) / max(1, len(ordered))
@@ -121,7 +129,7 @@ def _draw_popularity(
     note(right, theme, text, (10, tenth * 100), xytext=(10, -4), va="top")
     label(right, "Share of interactions", "% of items", "% of interactions")
     for axis in (left.xaxis, left.yaxis):
-        thousands(axis)
+        log_scale(axis)
 
 
 def _draw_codebook_use(

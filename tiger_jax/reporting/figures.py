@@ -115,6 +115,19 @@ def thousands(axis: "Axis") -> None:
     axis.set_major_formatter(FuncFormatter(show))
 
 
+def log_scale(axis: "Axis") -> None:
+    """Makes an axis logarithmic, with numbers that are read without mathematics."""
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    low, high = axis.get_view_interval()
+    subs = (1.0, 2.0, 5.0) if high < 1000 * low else (1.0,)
+    few = high < 10 * low
+    axis.set_major_locator(MaxNLocator(4) if few else LogLocator(subs=subs))
+    axis.set_minor_locator(NullLocator())
+    thousands(axis)
+
+
 def label(axes: "Axes", title: str, x: str = "", y: str = "") -> None:
     """Titles a plot and its axes."""
     axes.set_title(title, loc="left")

@@ -8,7 +8,15 @@ import numpy as np
 
 from tiger_jax.evaluation.record import title_of
 from tiger_jax.reporting import tables
-from tiger_jax.reporting.figures import Picture, Theme, label, note, render, thousands
+from tiger_jax.reporting.figures import (
+    Picture,
+    Theme,
+    label,
+    log_scale,
+    note,
+    render,
+    thousands,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,7 +52,7 @@ def training_pictures(
             f"{name}_training",
             _draw_curves,
             panels,
-            height=2.5 * -(-len(panels) // 2),
+            height=2.7 * -(-len(panels) // 2),
             alt=f"Training curves of the {what}",
             caption=caption,
         )
@@ -89,11 +97,65 @@ def compare_curves(runs: Mapping[str, Mapping[str, Curve]]) -> list[Picture]:
             "curves",
             _draw_curves,
             panels,
-            height=2.5 * -(-len(panels) // 2),
+            height=2.7 * -(-len(panels) // 2),
             alt="Training curves of the runs",
             caption="Each run by the steps of its own recommender's training.",
         )
     ]
+
+
+def difference_picture(
+    rows: Sequence[Mapping[str, Any]],
+) -> Picture:
+    """How far each run is from the first, with intervals; a plot a metric.
+
+    Args:
+        rows: As `compared_runs.differences` gives them.
+    """
+    lines = dict.fromkeys((row["run"], row["split"]) for row in rows)
+    return render(
+        "differences",
+        _draw_differences,
+        rows,
+        {(n, split): f"{_short(n)}, {split.split('_')[-1]}" for n, split in lines},
+        height=0.8 + 0.36 * len(lines),
+        alt="Difference of each run to the first, with 95 % intervals",
+        caption="Right of the line is better than the first run. An interval that "
+        "crosses it is a draw.",
+    )
+
+
+def _short(name: str, most: int = 24) -> str:
+    """A run's name for a plot: its end, as paths differ there."""
+    return name if len(name) <= most else "…" + name[1 - most :]
+
+
+def _draw_differences(
+    figure: "Figure",
+    theme: Theme,
+    rows: Sequence[Mapping[str, Any]],
+    lines: Mapping[tuple[str, str], str],
+) -> None:
+    """Dots and intervals around zero, the first run's place."""
+    names = dict.fromkeys(row["metric"] for row in rows)
+    grid = figure.subplots(1, len(names), sharey=True, squeeze=False).ravel()
+    for axes, metric in zip(grid, names, strict=True):
+        axes.axvline(0, color=theme.faint, linewidth=1)
+        for row in rows:
+            if row["metric"] == metric:
+                place = list(lines).index((row["run"], row["split"]))
+                low, high, at = row["low"], row["high"], row["difference"]
+                is_draw = low <= 0 <= high
+                color = (
+                    theme.neutral if is_draw else (theme.second, theme.accent)[low > 0]
+                )
+                axes.plot([low, high], [place, place], color=color, linewidth=2)
+                axes.plot([at], [place], "o", color=color, markersize=6)
+        axes.margins(x=0.12, y=0.25)
+        axes.grid(axis="y", visible=False)
+        axes.set_yticks(range(len(lines)), list(lines.values()))
+        label(axes, tables.metric_title(metric))
+    grid[0].invert_yaxis()
 
 
 def find_panels(
@@ -167,9 +229,8 @@ def _draw_curves(figure: "Figure", theme: Theme, panels: Panels) -> None:
     for axes, (title, named) in zip(grid, panels, strict=False):
         for color, (name, (steps, values)) in zip(colors, named.items(), strict=False):
             marker = "o" if len(steps) <= 30 else ""
-            axes.plot(
-                steps, values, color=color, label=name, marker=marker, markersize=3
-            )
+            style = {"color": color, "marker": marker, "markersize": 3}
+            axes.plot(steps, values, label=_short(name), **style)
             if name in MARKED:
                 mark_best(axes, theme, color, (steps, values))
         label(axes, title, "step")
@@ -178,11 +239,15 @@ def _draw_curves(figure: "Figure", theme: Theme, panels: Panels) -> None:
             axes.set_ylim(0, 1.02)
             axes.set_yticks([0, 0.5, 1], ["0 %", "50 %", "100 %"])
         elif title in LOGARITHMIC and all(min(v) > 0 for _, v in named.values()):
-            axes.set_yscale("log")
+            log_scale(axes.yaxis)
         elif axes.get_ylim()[1] >= 1000:
             thousands(axes.yaxis)
         if len(named) > 1:
-            axes.legend()
+            # Under the plot: nothing lies on the curves.
+            longest = max(len(_short(name)) for name in named)
+            place = {"loc": "upper left", "bbox_to_anchor": (-0.02, -0.24)}
+            columns = max(1, 60 // (longest + 7))
+            axes.legend(ncols=columns, columnspacing=1.2, handlelength=1.4, **place)
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
 

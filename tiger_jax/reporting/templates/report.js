@@ -16,7 +16,9 @@ for (const table of document.querySelectorAll("table.wide")) {
       head.parentElement.append(...[...rows].sort((a, b) => (isRising ? 1 : -1) * (of(a) - of(b))));
     };
     cell.addEventListener("click", sort);
-    cell.addEventListener("keydown", (event) => { if (event.key === "Enter") sort(); });
+    cell.addEventListener("keydown", (event) => {
+      if (event.key === "Enter" || event.key === " ") { event.preventDefault(); sort(); }
+    });
   });
 }
 const users = [...document.querySelectorAll(".user")], wanted = document.getElementById("user-query");
