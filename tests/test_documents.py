@@ -125,7 +125,7 @@ def test_the_first_python_of_the_guide_runs(tmp_path):
 def test_the_readme_is_one_that_is_read():
     assert len(read("README.md").splitlines()) <= 110
     for picture in re.findall(r"docs/images/[\w-]+\.\w+", read("README.md")):
-        assert (ROOT / picture).stat().st_size < 300_000, picture
+        assert (ROOT / picture).stat().st_size <= 150_000, picture
 
 
 def test_both_pipelines_show_the_same():

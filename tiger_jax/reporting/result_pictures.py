@@ -234,6 +234,7 @@ def _draw_curves(figure: "Figure", theme: Theme, panels: Panels) -> None:
             if name in MARKED:
                 mark_best(axes, theme, color, (steps, values))
         label(axes, title, "step")
+        axes.locator_params(axis="x", nbins=5)
         thousands(axes.xaxis)
         if title in SHARES:
             axes.set_ylim(0, 1.02)
