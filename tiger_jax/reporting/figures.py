@@ -119,7 +119,8 @@ def log_scale(axis: "Axis") -> None:
     """Makes an axis logarithmic, with numbers that are read without mathematics."""
     from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    is_x = axis is axis.axes.xaxis
+    axis.axes.set(**{"xscale" if is_x else "yscale": "log"})
     low, high = axis.get_view_interval()
     subs = (1.0, 2.0, 5.0) if high < 1000 * low else (1.0,)
     few = high < 10 * low

@@ -138,7 +138,7 @@ def _draw_differences(
 ) -> None:
     """Dots and intervals around zero, the first run's place."""
     names = dict.fromkeys(row["metric"] for row in rows)
-    grid = figure.subplots(1, len(names), sharey=True, squeeze=False).ravel()
+    grid = list(figure.subplots(1, len(names), sharey=True, squeeze=False).flat)
     for axes, metric in zip(grid, names, strict=True):
         axes.axvline(0, color=theme.faint, linewidth=1)
         for row in rows:
