@@ -28,9 +28,7 @@ ORDER = (*TITLES, "", "tiger", "codes_alone", "fusion")  # "": baselines of one'
 # The README's rows: what a method and an experiment are called there, before a
 # published row.
 HEADLINE_DATA, HEADLINE_PAPER = "amazon2014_beauty", "TIGER, mean"
-_TWO_LEVEL = (
-    "beauty_two_level, checkpoint_every=250, evaluate_every=500, total_steps=2500"
-)
+_TWO_LEVEL = "beauty_two_level, max_minutes=None"
 HEADLINE = {
     ("item_cooccurrence", ""): "Item co-occurrence",
     ("sasrec", "beauty_longer"): "SASRec, full softmax",

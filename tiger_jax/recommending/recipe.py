@@ -83,8 +83,8 @@ class Recipe:
             return self
         if self.loop.total_steps != LoopConfig.total_steps:
             raise InputError(
-                f"train_recommender.epochs = {self.epochs} and loop.LoopConfig."
-                f"total_steps = {self.loop.total_steps} both say how long to train: "
+                f"train_recommender.epochs is {self.epochs} and loop.LoopConfig."
+                f"total_steps is {self.loop.total_steps}: both say how long to train; "
                 f"leave out the latter, or add {flag('train_recommender.epochs', None)}"
             )
         unit = self.loop.steps_per_dispatch
