@@ -13,7 +13,7 @@ import browser
 from PIL import Image
 
 IMAGES = Path(__file__).resolve().parents[1] / "images"
-WIDTH, MOST_BYTES, COLORS = 1280, 150_000, 160
+WIDTH, MAX_BYTES, COLORS = 1280, 150_000, 160
 BOX = """const box = document.querySelector(arguments[0]).getBoundingClientRect();
 return {x: box.x + scrollX, y: box.y + scrollY, width: box.width, height: box.height}"""
 
@@ -27,7 +27,7 @@ def take(window: browser.Browser, name: str, box: dict[str, float]) -> None:
     path = IMAGES / f"{name}.png"
     picture.quantize(COLORS, dither=Image.Dither.NONE).save(path, optimize=True)
     size = path.stat().st_size
-    assert size <= MOST_BYTES, f"{path} has {size:,} bytes"
+    assert size <= MAX_BYTES, f"{path} has {size:,} bytes"
     print(f"{path.name}: {picture.width} x {picture.height}, {size:,} bytes")
 
 

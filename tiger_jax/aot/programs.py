@@ -136,7 +136,7 @@ def programs_of(
             examples = make_resident(
                 Histories(items, offsets), codes, layout, recipe, users, content
             )
-            own = recipe.for_examples(getattr(examples, "num_rows", len(items)))
+            own = recipe.for_examples(examples.num_rows)
         else:
             stream, buckets = recipe.input
             length = shapes(run.exported, 1).encoder_length

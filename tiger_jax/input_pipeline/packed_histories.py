@@ -108,8 +108,6 @@ class PackedHistories(ShuffledEpochs):
         )
         # Of an epoch's rows in `_order`.
         self._offsets: Int64[np.ndarray, " rows"] = np.empty(0, np.int64)
-        # No packing takes fewer; the one made takes a few more.
-        self.num_rows = int(-(-examples["length"].sum() // config.max_items))
         super().__init__(
             config,
             constants,
@@ -119,6 +117,8 @@ class PackedHistories(ShuffledEpochs):
             made_of={**constants, **examples},
             seed=seed,
         )
+        # No packing takes fewer; the one made takes a few more.
+        self.num_rows = int(-(-examples["length"].sum() // config.max_items))
 
     def __next__(self) -> Update:
         size, width = self._config.batch_size, self._config.max_items

@@ -64,6 +64,7 @@ class ShuffledEpochs:
         constants: The arrays that live on the device.
         buckets: The lengths that microbatches are padded to, ascending.
         num_examples: Examples of an epoch.
+        num_rows: Rows that they fill; fewer where several share one.
     """
 
     def __init__(
@@ -91,7 +92,7 @@ class ShuffledEpochs:
         self.constants, self._examples, self._lengths = constants, examples, lengths
         self._config, self._seed = config, seed
         self._fingerprint = hash_arrays(made_of)
-        self.num_examples = len(examples[lengths])
+        self.num_examples = self.num_rows = len(examples[lengths])
         if not self.num_examples:
             raise InputError(
                 "no training history has two items, so there is nothing to predict: "

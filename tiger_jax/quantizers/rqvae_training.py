@@ -227,7 +227,7 @@ class _Training:
         """Fresh parameters; of the seed's own key, as they have always been."""
         del key
         example = jnp.zeros((1, self.model.embedding_size))
-        variables = jax.jit(self.model.init)(jax.random.key(self.seed), example)
+        variables = self.model.init(jax.random.key(self.seed), example)
         return meta.unbox(variables)["params"]
 
     def loss_fn(

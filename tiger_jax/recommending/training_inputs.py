@@ -124,12 +124,11 @@ def open_histories(workdir: Path, recipe: Recipe) -> TrainingInputs:
         examples = make_resident(
             data.train, table.codes, layout, recipe, data.user_hashes, content
         )
+        num_examples = examples.num_rows
     else:
         examples = _open_stream(recipe, layout, workdir)
-    if isinstance(examples, PackedHistories):
-        num_examples = examples.num_rows
-    elif isinstance(examples, ResidentInput):
-        num_pairs = num_examples = examples.num_examples
+    if isinstance(examples, ResidentInput):
+        num_pairs = examples.num_examples
     sample = ValidationSample.of_users(
         data.validation,
         table,

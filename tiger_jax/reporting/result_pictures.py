@@ -104,9 +104,7 @@ def compare_curves(runs: Mapping[str, Mapping[str, Curve]]) -> list[Picture]:
     ]
 
 
-def difference_picture(
-    rows: Sequence[Mapping[str, Any]],
-) -> Picture:
+def difference_picture(rows: Sequence[Mapping[str, Any]]) -> Picture:
     """How far each run is from the first, with intervals; a plot a metric.
 
     Args:
@@ -125,9 +123,9 @@ def difference_picture(
     )
 
 
-def _short(name: str, most: int = 24) -> str:
+def _short(name: str, max_length: int = 24) -> str:
     """A run's name for a plot: its end, as paths differ there."""
-    return name if len(name) <= most else "…" + name[1 - most :]
+    return name if len(name) <= max_length else "…" + name[1 - max_length :]
 
 
 def _draw_differences(
