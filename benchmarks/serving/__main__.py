@@ -8,7 +8,8 @@
 *   overload: batches of many more clients than it takes; it must refuse, not hang,
     and answer as before when they are gone.
 *   hostile: requests that make no sense, each of which must get a clear 4xx.
-*   swaps: the catalogue changes again and again under load, and no request is lost.
+*   swaps: the catalogue changes again and again under load, no request is lost, and
+    memory stays what it was (`memory`: megabytes after so many swaps).
 
 The server runs as `run.py --stage=serve` does, in a process of its own, on the same
 machine: client and server share its cores.
@@ -83,7 +84,7 @@ class Server:
 
     @property
     def megabytes(self) -> float:
-        return round(self.metric("process_resident_memory_bytes") / 1e6)
+        return round(self.metric("tiger_resident_bytes") / 1e6)
 
     def stop(self) -> dict[str, Any]:
         """Ends it, and says how it ended."""
@@ -248,8 +249,13 @@ def hostile(server: Server, questions: Sequence[Question], options: Any) -> Row:
 
 def swaps(server: Server, questions: Sequence[Question], options: Any) -> Row:
     """One change of the catalogue after the other, while clients ask."""
-    done, failed, seconds = threading.Event(), [], []
+    done, failed, seconds, memory = threading.Event(), [], [], []
     rng = np.random.default_rng(options.seed)
+
+    def note_memory() -> None:
+        device = round(server.metric("tiger_device_bytes") / 1e6, 1)
+        found = {"swaps": len(seconds), "mb": server.megabytes, "device_mb": device}
+        memory.append(found)
 
     def change() -> None:
         client = server.client()
@@ -261,6 +267,8 @@ def swaps(server: Server, questions: Sequence[Question], options: Any) -> Row:
                 seconds.append(time.perf_counter() - begun)
                 if status != 200:
                     failed.append(content[:200].decode())
+                if len(seconds) % max(1, options.swaps // 10) == 0:
+                    note_memory()
         finally:
             done.set()
 
@@ -273,6 +281,7 @@ def swaps(server: Server, questions: Sequence[Question], options: Any) -> Row:
         "swaps_failed": len(failed),
         "swap_p50_ms": round(float(np.median(seconds)) * 1e3, 1),
         "version": server.metric("tiger_catalogue_version"),
+        "memory": memory,
         "server_mb": server.megabytes,
     }
 
@@ -368,6 +377,9 @@ def _table_cells(row: Row) -> list[Any]:
     for key in ("not_right_after", "swaps", "swaps_failed"):
         if key in row:
             told.append(f"{row[key]:,} {key.replace('_', ' ')}")
+    if row.get("memory"):
+        found = [f"{one['mb']:,}" for one in row["memory"]]
+        told.append(f"MB at each tenth of them: {' '.join(found)}")
     if "unclear" in row:
         told.append(f"{sum(row['unclear'].values())} unclear")
     numbers = ("requests", "requests_per_second", "p50_ms", "p99_ms", "longest_ms")

@@ -11,7 +11,7 @@ from joining import HISTORIES, new_items
 
 from tiger_jax.recommending import filters
 from tiger_jax.recommending.updates import JoinedRows, change_rows
-from tiger_jax.recommending.versions import CatalogueVersions
+from tiger_jax.recommending.versions import CatalogueVersions, UnconfirmedError
 
 
 def lines_of(work):
@@ -48,8 +48,8 @@ def failing_at(place, work):
     sys.settrace(trace)
     try:
         work()
-    except MemoryError as error:
-        return str(error) == "injected"
+    except (MemoryError, UnconfirmedError) as error:
+        return "injected" in str(error)
     finally:
         sys.settrace(None)
     return False

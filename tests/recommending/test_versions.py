@@ -1,6 +1,7 @@
 """What the catalogue becomes is kept on disk, whole, in order, and can be undone."""
 
 import gc
+import os
 import shutil
 from pathlib import Path
 
@@ -56,15 +57,20 @@ def test_a_version_reads_back_as_it_was(versions, live):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
 
 
-def test_changes_leave_nothing_on_the_device(versions, live):
-    used = []
-    for n in range(40):
+@pytest.mark.parametrize("count", [40, pytest.param(1000, marks=pytest.mark.slow)])
+def test_changes_leave_nothing_in_memory(versions, live, count):
+    used, pages = [], []
+    for n in range(count + 1):
         live.update(versions, attributes={"item-1": {"in_stock": n % 2 == 0}})
         live.recommend(HISTORIES, k=3, filter={"in_stock": True})
-        if n in (9, 39):
+        if n % (count // 4) == 0:
             gc.collect()
             used.append(sum(array.nbytes for array in jax.live_arrays()))
-    assert used[0] == used[1]
+            pages.append(int(Path("/proc/self/statm").read_text().split()[1]))
+    assert len(set(used)) == 1
+    megabytes = [page * os.sysconf("SC_PAGE_SIZE") / 1e6 for page in pages]
+    print(f"MB at each fourth of {count} changes: {megabytes}")
+    assert megabytes[-1] - megabytes[1] < 20
 
 
 def test_an_item_that_left_and_came_again_is_the_new_one(versions, live):
@@ -153,6 +159,33 @@ def test_a_failure_after_the_commit_is_told_as_such(versions, live, monkeypatch)
             live.update(versions, remove=["item-1"])
     assert live.update(versions, remove=["item-2"]).version == 2
     assert live.catalogue.num_items == 48
+
+    def stamps(first):
+        yield first
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        found = stamps(versions._stamp())
+        patched.setattr(versions, "_stamp", lambda: next(found))
+        with pytest.raises(UnconfirmedError, match="version 3 is in force"):
+            live.update(versions, remove=["item-3"])
+    assert live.follow(versions)
+    assert live.catalogue.num_items == 47
+
+
+def test_a_version_pruned_while_they_are_listed_is_left_out(
+    versions, live, monkeypatch
+):
+    for n in range(3):
+        live.update(versions, remove=[f"item-{n}"])
+    real = artifacts.load_manifest
+
+    def load(path, **options):
+        shutil.rmtree(versions.folder / "version_000001", ignore_errors=True)
+        return real(path, **options)
+
+    monkeypatch.setattr(artifacts, "load_manifest", load)
+    assert [info.version for info in versions.kept()] == [0, 2, 3]
 
 
 def test_reading_changes_nothing(versions, live):

@@ -78,6 +78,11 @@ def test_workers_share_a_listener_and_follow_each_other(folder, tmp_path):
         text = served.ask("GET", "/metrics")[1]
         counted = r'tiger_requests_total{path="/recommend",status="200"} (\d+)'
         assert re.findall(counted, text) == ["20"]
+        (used,) = re.findall(r"tiger_resident_bytes (\S+)", text)
+        each = [f"/proc/{child}/statm" for child in served.children()]
+        pages = [int(Path(name).read_text().split()[1]) for name in each]
+        size = os.sysconf("SC_PAGE_SIZE")
+        assert 0.7 * size * sum(pages) < float(used) < 1.4 * size * sum(pages)
         assert served.ask("DELETE", "/catalogue/items/item-7")[0] == 200
         time.sleep(1.0)
         gone = [served.ask("GET", "/items/item-7")[0] for _ in range(20)]
@@ -137,6 +142,30 @@ def test_as_process_1_it_obeys_sigterm(folder, tmp_path, workers, moment):
         assert "Traceback" not in served.said
     finally:
         served.process.kill()
+
+
+@pytest.mark.skipif(bool(_why_not_first()), reason=_why_not_first())
+def test_as_process_1_it_obeys_sigterm_from_the_beginning():
+    """Before the imports, which take seconds."""
+    command = [*AS_FIRST, sys.executable, "run.py", "--help"]
+    # Set, so that it isn't started again for the sake of the allocator.
+    own = {**os.environ, "GLIBC_TUNABLES": ""}
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, env=own)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+
+    def handles_sigterm():
+        first = children.read_text().split()
+        status = Path(f"/proc/{first[0]}/status").read_text() if first else ""
+        caught = re.search(r"SigCgt:\s*(\w+)", status)
+        return caught and int(caught[1], 16) >> (signal.SIGTERM - 1) & 1
+
+    while not handles_sigterm():
+        assert process.poll() is None
+        time.sleep(0.01)
+    (first,) = children.read_text().split()
+    assert "jaxlib" not in Path(f"/proc/{first}/maps").read_text()
+    os.kill(int(first), signal.SIGTERM)
+    assert process.wait(30) == 128 + signal.SIGTERM
 
 
 def test_each_worker_has_an_accelerator_of_its_own(monkeypatch):

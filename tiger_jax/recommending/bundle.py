@@ -17,14 +17,15 @@ quantizer/          embedding -> codes, for items that join later, if there is o
 encoder/            text -> embedding, for the same
 ==================  ==============================================================
 
-``manifest.json`` has the SHA-256 of every file; ``bundle.json`` the content hash of
+``manifest.json`` has the SHA-256 of every file, and may have a signature beside it,
+``manifest.sig``; ``bundle.json`` has the content hash of
 every part, and through it which parts belong together. Both are checked on loading.
 Nothing is pickled: arrays are npy and safetensors, tables Parquet, programs
 StableHLO, the rest JSON.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ from tiger_jax.recommending.item_encoder import ItemEncoder
 from tiger_jax.recommending.parts import PARAMS, Parts
 from tiger_jax.recommending.programs import KINDS, SUFFIX, Shapes, program_name
 from tiger_jax.recommending.searcher import Searcher
+from tiger_jax.recommending.trust import ANY, SIGNATURE, Trust
 from tiger_jax.semantic_ids.table import SemanticIdTable
 from tiger_jax.semantic_ids.token_ids import TokenLayout
 from tiger_jax.workdir import artifacts
@@ -143,26 +145,21 @@ class Bundle:
     content_hash: str
 
     @classmethod
-    def load(cls, source: str | Path, expected: Sequence[str] = ()) -> "Bundle":
+    def load(cls, source: str | Path, trust: Trust = ANY) -> "Bundle":
         """Reads all parts and checks them; InputError says which one is wrong.
 
         Args:
             source: The bundle's folder, or an address that `fetch_bundle` takes.
-            expected: SHA-256 of manifests, one of which it must have; empty: any.
+            trust: Which bundles may be read at all.
         """
         folder = fetch_bundle(source)
         if not folder.is_dir():
             raise InputError(
                 f"{folder} is no bundle's folder: make one with run.py --stage=export"
             )
-        path = folder / artifacts.MANIFEST
-        if expected and path.is_file() and (found := hash_file(path)) not in expected:
-            raise InputError(
-                f"{path} has the SHA-256 {found}, not the expected_hash: this is "
-                "another bundle, or another's"
-            )
+        trust.check(folder)
         manifest = artifacts.load_manifest(folder)
-        listed = {*manifest.files, artifacts.MANIFEST}
+        listed = {*manifest.files, artifacts.MANIFEST, SIGNATURE}
         for path in folder.rglob("*"):
             if path.is_file() and path.relative_to(folder).as_posix() not in listed:
                 raise InputError(

@@ -39,8 +39,9 @@ from tiger_jax.recommending.searcher import (
     SearchConfig,
     Searcher,
 )
+from tiger_jax.recommending.trust import ANY, Trust
 from tiger_jax.recommending.updates import UpdateReport
-from tiger_jax.recommending.versions import CatalogueVersions
+from tiger_jax.recommending.versions import CatalogueVersions, UnconfirmedError
 from tiger_jax.semantic_ids.encoder_inputs import encode_histories
 from tiger_jax.workdir import artifacts
 from tiger_jax.workdir.reading import read_unchanged
@@ -88,6 +89,7 @@ class Recommender:
         *,
         version: int | None = None,
         expected_hash: str | Sequence[str] = (),
+        public_key: str | None = None,
     ) -> "Recommender":
         """Loads a bundle that `run.py --stage=export` wrote, checking every hash.
 
@@ -99,6 +101,7 @@ class Recommender:
                 for the bundle's own.
             expected_hash: The SHA-256 of the bundle's manifest, or several, one of
                 which it must have.
+            public_key: A PEM file with the Ed25519 key that must have signed it.
 
         Raises:
             InputError: A part is missing, damaged, or of another bundle, or that
@@ -106,8 +109,13 @@ class Recommender:
         """
         if not isinstance(source, CatalogueVersions):
             given = [expected_hash] if isinstance(expected_hash, str) else expected_hash
-            folder = fetch_bundle(source)
-            return load_with_versions(folder, version=version, expected=given)[0]
+            folder, trust = fetch_bundle(source), Trust(given, public_key)
+            return load_with_versions(folder, version=version, trust=trust)[0]
+        if expected_hash or public_key:
+            raise InputError(
+                "this bundle has been read: give CatalogueVersions.open, which reads "
+                "it, trust=Trust(hashes, public_key)"
+            )
         bundle, catalogue = source.bundle, source.load(version)
         try:
             programs: Programs | None = bundle.programs()
@@ -186,10 +194,11 @@ class Recommender:
 
         Raises:
             InputError: The change makes no sense; neither disk nor memory has it.
+            UnconfirmedError: The disk has it; memory not yet: see `follow`.
         """
         with self._change_lock:
             catalogue, report = versions.change(self.catalogue, **changes)
-            self.swap(catalogue)
+            self._take_over(catalogue)
         versions.prune()
         return report
 
@@ -197,9 +206,19 @@ class Recommender:
         """Makes an earlier version's content the newest; InputError if it is gone."""
         with self._change_lock:
             catalogue, report = versions.roll_back(self.catalogue, version)
-            self.swap(catalogue)
+            self._take_over(catalogue)
         versions.prune()
         return report
+
+    def _take_over(self, catalogue: Catalogue) -> None:
+        """Serves what is in force already: a failure here is no refusal."""
+        try:
+            self.swap(catalogue)
+        except Exception as error:
+            raise UnconfirmedError(
+                f"version {catalogue.version} is in force, but not served yet "
+                f"({type(error).__name__}: {error}): it is tried again, by `follow`"
+            ) from error
 
     def follow(self, versions: CatalogueVersions) -> bool:
         """Changes to what other processes made of the catalogue; whether they did."""
@@ -433,7 +452,7 @@ class Recommender:
 
 
 def load_with_versions(
-    folder: Path, *, version: int | None = None, expected: Sequence[str] = ()
+    folder: Path, *, version: int | None = None, trust: Trust = ANY
 ) -> tuple[Recommender, CatalogueVersions]:
     """Loads a bundle, even while another process exports it anew.
 
@@ -445,7 +464,7 @@ def load_with_versions(
 
     def load() -> tuple[Recommender, CatalogueVersions]:
         before = stamp()
-        versions = CatalogueVersions.open(folder, expected=expected)
+        versions = CatalogueVersions.open(folder, trust=trust)
         recommender = Recommender.load(versions, version=version)
         if stamp() != before:
             raise InputError(f"{folder} is being exported again and again: wait")

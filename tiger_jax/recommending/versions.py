@@ -26,7 +26,7 @@ import dataclasses
 import functools
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from tiger_jax.errors import InputError, LockedError, UserFacingError
 from tiger_jax.recommending.bundle import Bundle
 from tiger_jax.recommending.catalogue import Catalogue
 from tiger_jax.recommending.item_encoder import ItemCoder
+from tiger_jax.recommending.trust import ANY, Trust
 from tiger_jax.recommending.updates import JoinedRows, UpdateReport, change_rows, update
 from tiger_jax.workdir import artifacts
 from tiger_jax.workdir.arrays import load_arrays, save_arrays
@@ -61,7 +62,7 @@ class ConflictError(InputError):
 
 
 class UnconfirmedError(UserFacingError):
-    """A change is in force, but the disk hasn't confirmed that it will stay."""
+    """A change is in force, but not confirmed by the disk, or not served yet."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,10 +112,10 @@ class CatalogueVersions:
         folder: Path | None = None,
         *,
         keep: int = KEEP,
-        expected: Sequence[str] = (),
+        trust: Trust = ANY,
     ) -> "CatalogueVersions":
         """Reads a bundle's folder, or raises InputError, and finds its versions."""
-        return cls(Bundle.load(bundle, expected), folder, keep=keep)
+        return cls(Bundle.load(bundle, trust), folder, keep=keep)
 
     @property
     def newest(self) -> int:
@@ -161,7 +162,12 @@ class CatalogueVersions:
         parts = self.bundle.parts
         found = [VersionInfo(0, parts.table.num_items, "", "as exported")]
         for number in sorted(self._numbers()):
-            manifest = artifacts.load_manifest(self._path(number), verify=False)
+            try:
+                manifest = artifacts.load_manifest(self._path(number), verify=False)
+            except InputError:
+                if number in self._numbers():
+                    raise
+                continue  # pruned meanwhile
             num_items, what = manifest.summary["items"], manifest.summary["what"]
             made = manifest.made["finished"]
             found.append(VersionInfo(number, num_items, made, what))
@@ -258,6 +264,7 @@ class CatalogueVersions:
         _write_parts(run.folder, catalogue, self.bundle)
         try:
             run.commit(summary={"items": catalogue.num_items, "what": what})
+            self._seen = self._stamp()
         except OSError as error:
             if path.is_dir():
                 raise UnconfirmedError(
@@ -265,7 +272,6 @@ class CatalogueVersions:
                     f"not confirm it ({error}): see to the disk before more changes"
                 ) from error
             raise
-        self._seen = self._stamp()
 
     def prune(self) -> None:
         """Removes all but the newest versions; what can't be now, is the next time."""

@@ -15,7 +15,11 @@ from tiger_jax.recommending.catalogue import ALL_ITEMS
 from tiger_jax.recommending.new_items import MAX_ATTRIBUTES, MAX_CHARACTERS
 from tiger_jax.recommending.recommender import Recommender
 from tiger_jax.recommending.updates import UpdateReport
-from tiger_jax.recommending.versions import CatalogueVersions, VersionInfo
+from tiger_jax.recommending.versions import (
+    CatalogueVersions,
+    UnconfirmedError,
+    VersionInfo,
+)
 from tiger_jax.serving import schemas
 from tiger_jax.serving.errors import ApiError
 from tiger_jax.serving.schemas import Integer, ItemId, Strict, with_examples
@@ -23,6 +27,7 @@ from tiger_jax.serving.service import Service, number_of
 from tiger_jax.serving.strict_json import StrictRoute, json_response
 
 AUDIT = logging.getLogger("tiger_jax.audit")
+_LOG = logging.getLogger(__name__)
 MAX_CHANGED, MAX_WAITING, MAX_DIMS = 1000, 8, 1 << 16
 
 _Text = Annotated[str, StringConstraints(max_length=MAX_CHARACTERS)]
@@ -129,29 +134,37 @@ class Changes:
             loop = asyncio.get_running_loop()
             report = await loop.run_in_executor(self._thread, self._change_all, change)
             result, done = "made", f"version {report.version}"
+        except UnconfirmedError as error:
+            result, done = "unconfirmed", str(error)[:200]
+            raise
         except UserFacingError as error:
             result, done = "refused", str(error)[:200]
             raise
         finally:
             self._waiting -= 1
             self._service.metrics.changes.labels(result).inc()
-            who = request.client.host if request.client else "a socket"
             what = f"{request.method} {request.url.path[:200]}"
-            AUDIT.info("%s by %s: %s, %s", what, who, result, done)
+            AUDIT.info("%s by %s: %s, %s", what, _client(request), result, done)
         self._service.note_catalogue()
         return report
 
     def _change_all(self, change: Change) -> UpdateReport:
         """Changes what is served, and then the candidate, if there is one."""
         main, *others = self._service.engines
-        report = change(main.recommender, main.versions)
+        unconfirmed, notes = None, []
+        try:
+            report = change(main.recommender, main.versions)
+        except UnconfirmedError as error:  # in force: so for the others, too
+            unconfirmed = error
         for other in others:
             try:
                 change(other.recommender, other.versions)
-            except UserFacingError as error:
-                note = f"not so the catalogue of {other.folder.name}: {error}"
-                report = dataclasses.replace(report, notes=(*report.notes, note))
-        return report
+            except Exception as error:  # the main one's change is in force
+                notes.append(f"not so the catalogue of {other.folder.name}: {error}")
+                _LOG.error(notes[-1], exc_info=not isinstance(error, UserFacingError))
+        if unconfirmed is not None:
+            raise unconfirmed
+        return dataclasses.replace(report, notes=(*report.notes, *notes))
 
 
 def catalogue_routes(service: Service) -> APIRouter:
@@ -216,10 +229,11 @@ def catalogue_routes(service: Service) -> APIRouter:
         return json_response({"version": service.recommender.catalogue.version})
 
     @router.get("/versions", response_model=KeptVersions)
-    def list_versions() -> Response:
+    async def list_versions() -> Response:
         """Lists the versions that are kept."""
         version = service.recommender.catalogue.version
-        return json_response({"version": version, "versions": service.versions.kept()})
+        kept = await service.read(service.versions.kept)
+        return json_response({"version": version, "versions": kept})
 
     return router
 
@@ -227,7 +241,6 @@ def catalogue_routes(service: Service) -> APIRouter:
 def model_routes(service: Service) -> APIRouter:
     """Which bundles answer, and exchanging them; the latter for administrators."""
     router = APIRouter(prefix="/models", route_class=StrictRoute, tags=["models"])
-    lock = asyncio.Lock()
 
     @router.get("", response_model=schemas.ServedModels)
     async def list_models() -> Response:
@@ -251,12 +264,16 @@ def model_routes(service: Service) -> APIRouter:
     )
     async def serve_bundle(request: Request, wanted: ServeBundle) -> Response:
         """Gives a bundle beside the one served a share of the requests, or all."""
-        async with lock:
-            await asyncio.shield(service.serve_bundle(wanted.bundle, wanted.share))
-        AUDIT.info("%s of the requests go to %s", wanted.share, wanted.bundle)
+        await asyncio.shield(service.serve_bundle(wanted.bundle, wanted.share))
+        what, who = (wanted.share, wanted.bundle), _client(request)
+        AUDIT.info("%s of the requests go to %s, by %s", *what, who)
         return await list_models()
 
     return router
+
+
+def _client(request: Request) -> str:
+    return request.client.host if request.client else "a socket"
 
 
 def _check_item(

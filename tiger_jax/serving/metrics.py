@@ -1,6 +1,8 @@
 """What the server counts, for Prometheus."""
 
+import contextlib
 import os
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -41,12 +43,9 @@ class Metrics:
             **seconds,
         )
         self.shed = Counter("shed", "Requests refused under load.", ("why",), **common)
+        total = common | {"multiprocess_mode": "livesum"}
         self.waiting = Gauge(
-            "waiting",
-            "Histories that wait for a batch.",
-            lane,
-            multiprocess_mode="livesum",
-            **common,
+            "waiting", "Histories that wait for a batch.", lane, **total
         )
         self.queue_seconds = Histogram(
             "queue_seconds", "That a request waited for its batch.", lane, **seconds
@@ -69,12 +68,8 @@ class Metrics:
         self.ready = Gauge("ready", "1 if /readyz says so.", **least)
         self.version = Gauge("catalogue_version", "Of the catalogue.", **least)
         self.items = Gauge("catalogue_items", "Items in the catalogue.", **least)
-        self.memory = Gauge(
-            "device_bytes",
-            "Memory in use on the device.",
-            multiprocess_mode="livesum",
-            **common,
-        )
+        self.memory = Gauge("device_bytes", "Memory in use on the device.", **total)
+        self.resident = Gauge("resident_bytes", "Memory of the process.", **total)
         names = ("version", "jax", "platform", "model")
         self.build = Gauge("build_info", "What is running.", names, **least)
 
@@ -87,11 +82,20 @@ class Metrics:
             model,
         ).set(1)
 
+    def note_memory(self) -> None:
+        """Measures this process and its device; each worker's is added up."""
+        with contextlib.suppress(OSError):  # not on Linux
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            self.resident.set(pages * os.sysconf("SC_PAGE_SIZE"))
+        with contextlib.suppress(RuntimeError):  # a device that is lost
+            used = (jax.local_devices()[0].memory_stats() or {}).get("bytes_in_use")
+            if used is None:  # a CPU counts nothing itself
+                used = sum(array.nbytes for array in jax.live_arrays())
+            self.memory.set(used)
+
     def text(self) -> bytes:
         """All of it as Prometheus reads it; of all workers, where there are several."""
-        used = (jax.local_devices()[0].memory_stats() or {}).get("bytes_in_use")
-        if used is not None:
-            self.memory.set(used)
+        self.note_memory()
         if FOLDER_VARIABLE not in os.environ:
             return generate_latest(self.registry)
         together = CollectorRegistry()

@@ -59,8 +59,8 @@ class Proxy:
         }
 
 
-def listen_for_operators(address: str, port: int) -> socket.socket:
-    """Opens "ADDRESS:PORT", and says so; the other address has another port.
+def listen_for_operators(address: str, port: int) -> tuple[str, socket.socket]:
+    """Opens "ADDRESS:PORT"; the other address has another port.
 
     Raises:
         InputError: It is no such address, or see `listen`.
@@ -71,9 +71,8 @@ def listen_for_operators(address: str, port: int) -> socket.socket:
             f"serve.operations is {address!r}: it must be ADDRESS:PORT, such as "
             "127.0.0.1:9000, with another port than serve.port"
         )
-    listener = listen(host.strip("[]"), int(number), "operations")
-    say(f"serve: operations at {host}:{listener.getsockname()[1]}")
-    return listener
+    host = host.strip("[]")
+    return host, listen(host, int(number), "operations")
 
 
 def listen(host: str, port: int, option: str = "port") -> socket.socket:
@@ -122,14 +121,16 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def say_where(host: str, listener: socket.socket, tokens: Tokens, proxy: Proxy) -> None:
+def say_where(
+    host: str, listener: socket.socket, tokens: Tokens, proxy: Proxy, what: str = ""
+) -> None:
     """Says where to ask, and what may be wrong with that."""
     scheme = "http" if proxy.certificate is None else "https"
     if host.startswith(UNIX):
         say(f"serve: {host}")
     else:
         name = f"[{host}]" if ":" in host else host
-        say(f"serve: {scheme}://{name}:{listener.getsockname()[1]}")
+        say(f"serve: {what}{scheme}://{name}:{listener.getsockname()[1]}")
     has_token = tokens.reader is not None or tokens.admin is not None
     if is_loopback(host):
         return

@@ -17,6 +17,7 @@ from tiger_jax.recommending.catalogue import Catalogue
 from tiger_jax.recommending.explanation import Explanation, explain
 from tiger_jax.recommending.recommender import Recommender, load_with_versions
 from tiger_jax.recommending.requests import Answer, Request
+from tiger_jax.recommending.trust import ANY, Trust
 from tiger_jax.recommending.versions import CatalogueVersions
 from tiger_jax.semantic_ids.code_tree import pack_tree
 from tiger_jax.serving import schemas
@@ -92,23 +93,23 @@ class Service:
         tokens: Tokens | None = None,
         poll_seconds: float = 1.0,
         traces: Traces | None = None,
-        expected: Sequence[str] = (),
+        trust: Trust = ANY,
     ) -> None:
         """Takes a recommender; nothing is compiled yet.
 
         Args:
             tokens: None for none: all may read, and nobody change anything.
             poll_seconds: Between looks for what other processes did to the catalogue.
-            expected: SHA-256 of the manifests of bundles that may be loaded beside;
-                empty: any.
+            trust: Which bundles may be loaded beside.
         """
         self.limits, self.poll_seconds = limits, poll_seconds
         self.tokens, self.traces = tokens or Tokens(), traces or Traces()
-        self.metrics, self._expected = Metrics(), expected
+        self.metrics, self._trust = Metrics(), trust
         self.main = self._engine(recommender, versions)
         self.candidate: Engine | None = None
         self.share = 0.0  # of the requests, that the candidate answers
-        self._explaining = asyncio.Lock()
+        self._explaining: asyncio.Future[Explanation] | None = None
+        self._exchanging = asyncio.Lock()
         self._tree: tuple[Catalogue, bytes] | None = None
         self.status = "compiling"
         self.on_ready: Callable[[], None] = lambda: None
@@ -185,6 +186,7 @@ class Service:
             await asyncio.sleep(min(0.5, self.limits.unready_seconds / 4))
             problem = self.problem
             self.metrics.ready.set(self.status == "ok" and not problem)
+            self.metrics.note_memory()
             if not problem:
                 since = None
                 continue
@@ -210,18 +212,20 @@ class Service:
             await asyncio.sleep(self.poll_seconds)
             try:
                 self.tokens.read_again()
-            except UserFacingError as error:
+            except Exception as error:
                 _LOG.error("the tokens stay as they are: %s", error)
-            with contextlib.suppress(UserFacingError, OSError):
+            with contextlib.suppress(Exception):  # logged, and tried again
                 await self.reload()
 
     async def reload(self) -> None:
         """Changes to the newest versions on disk, by whomever they are.
 
         Raises:
-            InputError, OSError: It can't be read; what was served is served on.
+            Exception: It can't be read, or not served; what was served is served on.
         """
+        failures = list[Exception]()
         for engine in self.engines:
+            engine.complaint, before = "", engine.complaint
             try:
                 follow = engine.recommender.follow
                 if await asyncio.to_thread(follow, engine.versions):
@@ -229,12 +233,13 @@ class Service:
                     _LOG.warning("version %d, by another process", version)
                     self.metrics.changes.labels("followed").inc()
             except Exception as error:
-                if str(error) != engine.complaint:
-                    _LOG.error("the newest version can't be read: %s", error)
                 engine.complaint = str(error)
-                raise
-            engine.complaint = ""
+                if engine.complaint != before:
+                    _LOG.error("the newest version can't be read: %s", error)
+                failures.append(error)
         self.note_catalogue()
+        if failures:
+            raise failures[0]
 
     async def serve_bundle(self, name: str, share: float) -> None:
         """Gives a bundle a share of the requests, beside the one served.
@@ -248,6 +253,10 @@ class Service:
             ApiError: It is the main one already.
             InputError: There is no such bundle, or it isn't whole.
         """
+        async with self._exchanging:  # a signal may come beside a request
+            await self._serve_bundle(name, share)
+
+    async def _serve_bundle(self, name: str, share: float) -> None:
         folder, before = self.main.folder.parent / name, self.engines
         loaded = (e for e in before if e.folder == folder)
         now = artifacts.stamp(folder)  # another one where it was exported again
@@ -280,7 +289,7 @@ class Service:
         self._tasks.append(asyncio.create_task(reload()))
 
     def _load_beside(self, folder: Path) -> Engine:
-        recommender, versions = load_with_versions(folder, expected=self._expected)
+        recommender, versions = load_with_versions(folder, trust=self._trust)
         if carry_over(self.versions, versions) is not None:
             recommender.follow(versions)
         engine = self._engine(recommender, versions)
@@ -327,12 +336,13 @@ class Service:
     async def explain(self, asked: schemas.RecommendRequest) -> Explanation:
         """Explains one list at a time; ApiError (429) while it explains another."""
         self.check_ready()
-        if self._explaining.locked():
+        if self._explaining is not None and not self._explaining.done():
             message = "another list is being explained"
             raise ApiError(429, "busy", message, retry_after=1.0)
-        async with self._explaining:
-            request = asked.to_request()
-            return await asyncio.to_thread(explain, self.recommender, request)
+        work = asyncio.to_thread(explain, self.recommender, asked.to_request())
+        self._explaining = asyncio.ensure_future(work)
+        # A client that goes leaves the thread at work.
+        return await asyncio.shield(self._explaining)
 
     def packed_tree(self) -> bytes:
         """The catalogue's tree, packed once for each version."""

@@ -11,6 +11,7 @@ from tiger_jax.progress import say
 from tiger_jax.recommending import bundle, programs, searcher
 from tiger_jax.recommending.carry import carry_over
 from tiger_jax.recommending.parts import Parts
+from tiger_jax.recommending.trust import Signer
 from tiger_jax.recommending.versions import CatalogueVersions
 from tiger_jax.reporting.model_card import build_model_card
 from tiger_jax.stages.context import RunContext
@@ -28,6 +29,7 @@ def export(
     max_excluded: int = 64,
     room: float = 1.5,
     carry: bool = True,
+    signing_key: str | None = None,
 ) -> None:
     """Writes the bundle that `Recommender.load` reads.
 
@@ -39,12 +41,15 @@ def export(
         room: Factor by which the catalogue can grow before a new export is due.
         carry: Do again, to the new model's catalogue, what the shop did to that of the
             bundle before, which is kept as `bundle-HASH`.
+        signing_key: A PEM file with an Ed25519 key, without a password, to sign the
+            bundle by, also one that is up to date.
     """
     rising = sorted(set(batch_sizes))
     if not rising or rising[0] < 1 or list(batch_sizes) != rising:
         raise InputError(f"export.batch_sizes must rise from 1 on, not {batch_sizes}")
     if room < 1 or max_excluded < 1:
         raise InputError("export.room and export.max_excluded must be at least 1")
+    signer = Signer(signing_key) if signing_key else None
     search = searcher.SearchConfig(num_beams=num_beams, normalize=normalize)
     names = ["data", "embeddings", "semantic_ids", "recommender"]
     if (context.workdir / "rqvae").exists():
@@ -64,6 +69,8 @@ def export(
         opaque=(bundle.CARD,),
     )
     if run.is_current:
+        if signer is not None:
+            signer.sign(run.final)
         return
     parts = Parts.of_workdir(context.workdir, room=room)
     shapes = programs.Shapes.for_parts(parts, search, batch_sizes, max_excluded)
@@ -75,6 +82,8 @@ def export(
     if carry and run.final.exists():
         _carry_over(run.final, CatalogueVersions(new))
     manifest = run.commit(summary={"items": parts.table.num_items})
+    if signer is not None:
+        signer.sign(run.final)
     size = sum(file["bytes"] for file in manifest.files.values())
     say(
         f"export: {run.final}, {size / 1e6:.1f} MB, {parts.table.num_items:,} items, "

@@ -11,6 +11,7 @@ from tiger_jax.progress import say
 from tiger_jax.recommending.bundle import BUNDLE
 from tiger_jax.recommending.hub import bundle_at, fetch_bundle
 from tiger_jax.recommending.recommender import load_with_versions
+from tiger_jax.recommending.trust import Trust
 from tiger_jax.reporting.page import build_demo_page
 from tiger_jax.serving.settings import Limits
 from tiger_jax.stages.context import RunContext
@@ -37,6 +38,7 @@ def serve(
     certificate: str | None = None,
     key: str | None = None,
     expected_hash: str | tuple[str, ...] | None = None,
+    public_key: str | None = None,
     operations: str | None = None,
     limits: Limits = Limits(),
 ) -> None:
@@ -65,6 +67,8 @@ def serve(
         certificate: A PEM file, to speak TLS; together with `key`.
         expected_hash: The SHA-256 of the bundle's manifest, as noted where it was
             exported, or several: any other is refused, now and in its place later.
+        public_key: A PEM file with the Ed25519 key that must have signed the bundle,
+            and each that would take its place.
         operations: "ADDRESS:PORT" for what is the operators' alone: metrics, models
             and changes, which the other address then has no more.
         limits: How much it takes on.
@@ -94,7 +98,9 @@ def serve(
         listeners.append(server.listen(host, port))
         server.say_where(host, listeners[0], tokens, proxy)
         if operations is not None:
-            listeners.append(server.listen_for_operators(operations, port))
+            where, listener = server.listen_for_operators(operations, port)
+            server.say_where(where, listener, tokens, proxy, "operations at ")
+            listeners.append(listener)
 
     if not listeners and workers > 1:
         listen()
@@ -108,7 +114,8 @@ def serve(
             recover_all(folder.parent)
     expected = expected_hash or ()
     expected = (expected,) if isinstance(expected, str) else expected
-    recommender, versions = load_with_versions(folder, expected=expected)
+    trust = Trust(expected, public_key)
+    recommender, versions = load_with_versions(folder, trust=trust)
     say(
         f"serve: {folder}, model {recommender.model}, version "
         f"{recommender.catalogue.version}, {recommender.catalogue.num_items:,} items; "
@@ -121,7 +128,7 @@ def serve(
         tokens=tokens,
         poll_seconds=poll_seconds,
         traces=Traces(traces),
-        expected=expected,
+        trust=trust,
     )
     if listeners:
         service.warm_up()
