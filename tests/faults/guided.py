@@ -10,7 +10,7 @@ def main() -> None:
     # what the tests install.
     import atheris
 
-    with atheris.instrument_imports(include=["tiger_jax.data", "tiger_jax.semantic"]):
+    with atheris.instrument_imports(include=["tiger_jax"]):
         from faults.readers import READERS
 
     reader, folder = READERS[int(sys.argv[1])], Path(sys.argv[2])
