@@ -17,7 +17,7 @@ BEAUTY_EMBEDDINGS ?= $(DATA)/embeddings/beauty_minilm_f16.npy
 SEED ?= 0
 BEAUTY_RUN ?= runs/beauty_best_$(SEED)
 
-.PHONY: help demo test test-slow test-text test-beam faults licences check docs format bench scale reproduce-beauty requirements clean
+.PHONY: help demo test test-short test-slow test-text test-beam faults licences check docs format bench scale reproduce-beauty requirements clean
 
 help:  ## Show this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -27,6 +27,13 @@ demo: $(BIN)/.demo  ## Run the whole pipeline on a generated shop (minutes on 2 
 
 test: $(BIN)/.test  ## Run the fast tests.
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+# Another Python: make test-short VENV=.venv3.13 PYTHON=python3.13
+SHORT := tests/test_imports.py tests/test_run.py tests/semantic_ids tests/decoding/search \
+  tests/stages/test_prepare_data_stage.py tests/stages/test_quantizer_stages.py \
+  tests/training/test_loop.py tests/recommending/test_versions.py
+test-short: $(BIN)/.test  ## Run some tests of every kind (another Python's: VENV=.venv3.13 PYTHON=python3.13).
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal $(SHORT)
 
 test-slow: $(BIN)/.test  ## Run the tests that take minutes each.
 	$(BIN)/python -m pytest -q -m slow
@@ -81,9 +88,9 @@ COMPILE = uv pip compile -q --generate-hashes --no-emit-index-url --no-annotate 
   --custom-compile-command "make requirements" --python-version 3.11
 
 requirements:  ## Resolve requirements/*.in again (needs uv, and UV_FIND_LINKS with torch's CPU build).
-	$(COMPILE) requirements/test.in -o requirements/test.txt
+	$(COMPILE) --universal requirements/test.in -o requirements/test.txt
 	for name in build core demo; do \
-	  $(COMPILE) -c requirements/test.txt requirements/$$name.in -o requirements/$$name.txt; \
+	  $(COMPILE) --universal -c requirements/test.txt requirements/$$name.in -o requirements/$$name.txt; \
 	done
 	$(COMPILE) --no-emit-find-links --no-emit-package torch -c requirements/test.txt \
 	  requirements/text.in -o requirements/text.txt

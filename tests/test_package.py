@@ -21,6 +21,7 @@ synthetic.SyntheticShopConfig.num_users = 400
 synthetic.SyntheticShopConfig.max_history = 20
 train_rqvae.quantizer = @quantizers.ResidualKMeans()
 quantizers.ResidualKMeans.codebook_sizes = (8, 8, 8)
+train_recommender.epochs = None
 loop.LoopConfig.total_steps = 20
 loop.LoopConfig.evaluate_every = 20
 loop.LoopConfig.checkpoint_every = 20
@@ -78,26 +79,29 @@ def test_a_wheel_runs_the_pipeline_outside_the_checkout(tmp_path):
     environment = {
         name: value for name, value in os.environ.items() if name != "PYTHONPATH"
     }
-    options = {"cwd": tmp_path, "check": True, "text": True, "capture_output": True}
-    options["env"] = {**environment, "TIGER_GIN": TINY_RUN, "JAX_PLATFORMS": "cpu"}
-    where = "import tiger_jax; print(tiger_jax.__file__)"
-    found = subprocess.run([python, "-c", where], **options).stdout
+    environment |= {"TIGER_GIN": TINY_RUN, "JAX_PLATFORMS": "cpu"}
+
+    def run(*command: str | Path) -> str:
+        options = {"cwd": tmp_path, "env": environment, "text": True}
+        done = subprocess.run(command, capture_output=True, **options)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    found = run(python, "-c", "import tiger_jax; print(tiger_jax.__file__)")
     assert Path(found.strip()).is_relative_to(fresh)
     command = fresh / "bin" / "tiger-jax"
-    done = subprocess.run([command, "--workdir=runs/demo"], **options)
-    assert "TIGER (this run)" in done.stdout
+    assert "TIGER (this run)" in run(command, "--workdir=runs/demo")
     assert (tmp_path / "runs" / "demo" / "report" / "index.html").is_file()
     # The blocks of the documents, on what this made.
-    readme = subprocess.run([python, "-c", _block("README.md", "python")], **options)
-    assert len(readme.stdout.splitlines()) >= 11  # a number, and ten items
-    export = ["--stage=export", "--workdir=runs/demo"]
-    subprocess.run([command, *export], **options)
+    readme = run(python, "-c", _block("README.md", "python"))
+    assert len(readme.splitlines()) >= 11  # a number, and ten items
+    run(command, "--stage=export", "--workdir=runs/demo")
     guide = _block("docs/python.md", "python bundle").replace("my_shop", "demo")
     ids = "import tiger_jax; print(*tiger_jax.run('prepare_data').data.item_ids)"
-    known = subprocess.run([python, "-c", ids], **options).stdout.splitlines()[-1]
+    known = run(python, "-c", ids).splitlines()[-1]
     for written, item in zip(("1", "2", "7"), known.split(), strict=False):
         guide = guide.replace(f'"item {written}"', repr(item))
-    subprocess.run([python, "-c", guide], **options)
+    run(python, "-c", guide)
     assert list((tmp_path / "runs" / "demo" / "bundle.catalogue").glob("version_*"))
 
 

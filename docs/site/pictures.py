@@ -1,6 +1,7 @@
-"""Takes the pictures of README from a demo's report, in headless Chromium.
+"""Takes the pictures of README from a demo's report and page, in headless Chromium.
 
 make demo
+.venv/bin/python run.py --stage=export
 PYTHONPATH=.:tests .venv/bin/python docs/site/pictures.py runs/demo
 """
 
@@ -11,6 +12,12 @@ from pathlib import Path
 
 import browser
 from PIL import Image
+from served import run_in_thread
+
+from tiger_jax.data.prepared import PreparedData
+from tiger_jax.recommending.recommender import Recommender
+from tiger_jax.recommending.versions import CatalogueVersions
+from tiger_jax.reporting.page import build_demo_page
 
 IMAGES = Path(__file__).resolve().parents[1] / "images"
 WIDTH, MAX_BYTES, COLORS = 1280, 150_000, 160
@@ -31,9 +38,8 @@ def take(window: browser.Browser, name: str, box: dict[str, float]) -> None:
     print(f"{path.name}: {picture.width} x {picture.height}, {size:,} bytes")
 
 
-def take_both(window: browser.Browser, page: Path, theme: str) -> None:
+def take_report(window: browser.Browser, page: Path, theme: str) -> None:
     """What the report says of the Semantic IDs, and their tree, gone into."""
-    window.resize(WIDTH, 900, dark=theme == "dark")
     window.open(page.resolve().as_uri())
     window.run("document.querySelector('#codes figure:last-of-type').scrollIntoView()")
     first = window.run(BOX, "#codes")
@@ -53,10 +59,46 @@ def take_both(window: browser.Browser, page: Path, theme: str) -> None:
     assert not window.log()
 
 
-if __name__ == "__main__":
+def take_page(
+    window: browser.Browser, url: str, history: list[str], theme: str
+) -> None:
+    """The server's page: a history, five recommendations, how they were found."""
+    window.open(url)
+    window.wait_for("document.querySelectorAll('#results li').length", seconds=60)
+    for place, item in enumerate(history, 1):
+        window.run("call(`/items/${encodeURIComponent(arguments[0])}`).then(add)", item)
+        window.wait_for(f"document.querySelectorAll('#history li').length === {place}")
+    window.run("$('k').value = 5; $('k').dispatchEvent(new Event('input'))")
+    window.wait_for("document.querySelectorAll('#recommended li').length === 5")
+    window.click("#explained summary")
+    window.wait_for("document.querySelectorAll('#beams g.on').length > 9", seconds=90)
+    window.run("window.scrollTo(0, 0)")
+    top, beams = window.run(BOX, "main")["y"] + 10, window.run(BOX, "#beams")
+    height = beams["y"] + beams["height"] + 10 - top
+    window.resize(WIDTH, round(height), dark=theme == "dark")  # the list is as tall
+    take(window, f"page-{theme}", {"x": 0, "y": top, "width": WIDTH, "height": height})
+    assert not window.log()
+
+
+def main() -> None:
+    """Serves the bundle of a work directory, and takes all pictures in both themes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("workdir", type=Path)
-    report = parser.parse_args().workdir / "report" / "index.html"
-    with browser.open_browser() as opened:
-        for scheme in ("light", "dark"):
-            take_both(opened, report, scheme)
+    workdir = parser.parse_args().workdir
+    data = PreparedData.load(workdir / "data")
+    history = [data.item_ids[n] for n in data.histories.of(0)[:3]]
+    versions = CatalogueVersions.open(workdir / "bundle")
+    recommender = Recommender.load(versions)
+    with (
+        run_in_thread((recommender, versions), page=build_demo_page()) as served,
+        browser.open_browser() as window,
+    ):
+        for theme in ("light", "dark"):
+            window.resize(WIDTH, 900, dark=theme == "dark")
+            take_page(window, served.url, history, theme)
+            window.resize(WIDTH, 900, dark=theme == "dark")
+            take_report(window, workdir / "report" / "index.html", theme)
+
+
+if __name__ == "__main__":
+    main()

@@ -7,10 +7,13 @@ import dataclasses
 import importlib.metadata
 import re
 
+from packaging.markers import Marker
+
 from benchmarks.lib import write_between
 from faults.campaign import REPOSITORY
 
 DOCUMENT = REPOSITORY / "docs" / "licences.md"
+PYTHONS = ("3.11.0", "3.13.0")
 # What users install, what only tests need, and what is installed on request.
 HASHED = ("core", "demo", "build", "test", "text", "torch")
 # Licences whose terms allow to depend on a package from code under Apache-2.0, by
@@ -50,6 +53,16 @@ class Pin:
     name: str
     version: str
     hashes: tuple[str, ...]
+    marker: str = ""
+
+    def is_installed(self) -> bool:
+        """On Linux, by the oldest or the newest Python that is pinned for."""
+        return not self.marker or any(
+            Marker(self.marker).evaluate(
+                {"sys_platform": "linux", "python_full_version": python}
+            )
+            for python in PYTHONS
+        )
 
 
 def read_pins(name: str) -> list[Pin]:
@@ -64,11 +77,13 @@ def read_pins(name: str) -> list[Pin]:
     for line in lines:
         if not line.strip() or line.startswith("#"):
             continue
-        match = re.match(r"([\w.-]+)(?:\[[\w,-]+\])?==([\w.+!-]+)", line)
+        match = re.match(
+            r"([\w.-]+)(?:\[[\w,-]+\])?==([\w.+!-]+)(?: *;(.*?)(?= +--hash|$))?", line
+        )
         if match is None:
             raise ValueError(f"requirements/{name}.txt pins nothing with {line!r}")
         hashes = tuple(re.findall(r"--hash=sha256:([0-9a-f]{64})\b", line))
-        pins.append(Pin(match[1], match[2], hashes))
+        pins.append(Pin(match[1], match[2], hashes, (match[3] or "").strip()))
     return pins
 
 
@@ -108,7 +123,7 @@ def build_table(*, is_whole: bool = True) -> str:
     lines = ["| package | version | licence | needed by |", "|---|---|---|---|"]
     written, first = read_table(), {}
     for name in HASHED:
-        for pin in read_pins(name):
+        for pin in filter(Pin.is_installed, read_pins(name)):
             first.setdefault((pin.name, pin.version), name)
     for (package, version), needed_by in sorted(first.items()):
         try:

@@ -6,7 +6,6 @@ import browser
 import pytest
 from trained_workdir import make_trained_workdir
 
-from tiger_jax.reporting import figures
 from tiger_jax.semantic_ids.table import SemanticIdTable
 from tiger_jax.stages.context import RunContext
 from tiger_jax.stages.report import report
@@ -19,9 +18,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     workdir = make_trained_workdir(tmp_path_factory.mktemp("work"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures, "DOTS_PER_INCH", 40)
-        report(RunContext(workdir))
+    report(RunContext(workdir))
     return workdir
 
 

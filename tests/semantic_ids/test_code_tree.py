@@ -48,6 +48,15 @@ def test_a_node_is_labelled_by_what_it_has_more_of():
     assert second == ["lamp", "", "", ""]  # one item is no group
 
 
+def test_a_node_is_told_from_its_neighbours():
+    codes = np.array([[0, 0]] * 2 + [[0, 1]] * 2 + [[1, 0]] * 4)
+    colors = ["red lamp", "red lamp", "blue lamp", "blue lamp"]
+    first, second = label_nodes(codes, colors + ["oak chair"] * 4)
+    assert first == ["lamp · red · blue", "oak · chair"]
+    # Lamps are all of the first node; the last is all of its own, as in the catalogue.
+    assert second == ["red", "blue", "oak · chair"]
+
+
 def test_two_directions_tell_groups_apart():
     rng = np.random.default_rng(0)
     vectors = np.repeat(np.eye(3, 8), 20, axis=0) + 0.01 * rng.normal(size=(60, 8))

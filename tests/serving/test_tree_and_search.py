@@ -85,6 +85,10 @@ def test_a_visitor_walks_through_tree_and_search(served):
         window.click("#show-tree")
         window.wait_for("window.shownTree")
         tree = json.loads(gzip.decompress(served.ask("GET", "/catalogue/tree").content))
+        window.run("document.querySelector('.tree-canvas').scrollIntoView()")
+        box = "return document.querySelector(arguments[0]).getBoundingClientRect()"
+        items, whole = window.run(box, ".side section"), window.run(box, ".whole")
+        assert items["bottom"] <= whole["top"]  # the list of items doesn't cover it
         lit = window.run("return shownTree.state.lit.history")
         assert [tree["ids"][i] for i in lit] == history
         window.click(".tree-children button")  # the largest first codeword

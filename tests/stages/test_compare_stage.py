@@ -10,16 +10,11 @@ from tiger_jax.data.prepared import PreparedData
 from tiger_jax.errors import InputError
 from tiger_jax.evaluation.lists import SavedLists
 from tiger_jax.evaluation.metrics import REPORTED
-from tiger_jax.reporting import compared_runs, figures
+from tiger_jax.reporting import compared_runs
 from tiger_jax.stages.compare import compare
 from tiger_jax.stages.context import RunContext
 from tiger_jax.workdir import artifacts
 from tiger_jax.workdir.json_files import write_json
-
-
-@pytest.fixture(autouse=True)
-def few_dots(monkeypatch):
-    monkeypatch.setattr(figures, "DOTS_PER_INCH", 40)
 
 
 def measured(folder, found, *, rows=(0, 45), beams=50):

@@ -10,7 +10,6 @@ from tiger_jax.evaluation import metrics
 from tiger_jax.evaluation.baselines.baseline import Baseline
 from tiger_jax.evaluation.recommend_fn import ScoredCatalogue
 from tiger_jax.recommending.searcher import SearchConfig
-from tiger_jax.reporting import figures
 from tiger_jax.stages.context import RunContext
 from tiger_jax.stages.evaluate import EvaluateConfig, evaluate
 from tiger_jax.stages.fuse import FusionConfig, fuse
@@ -44,8 +43,7 @@ def _halves():
     del metrics._METRIC_FNS["halves"]
 
 
-def test_they_go_through_every_stage(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(figures, "DOTS_PER_INCH", 20)
+def test_they_go_through_every_stage(tmp_path, capsys):
     workdir = make_trained_workdir(tmp_path / "work")
     own = ByNumber(first=3)
     evaluate(

@@ -7,16 +7,10 @@ from small_workdir import small_table
 from trained_workdir import make_trained_workdir
 
 from tiger_jax.errors import InputError
-from tiger_jax.reporting import figures
 from tiger_jax.stages.context import RunContext
 from tiger_jax.stages.report import report
 from tiger_jax.workdir import artifacts
 from tiger_jax.workdir.json_files import write_json
-
-
-@pytest.fixture(autouse=True)
-def few_dots(monkeypatch):
-    monkeypatch.setattr(figures, "DOTS_PER_INCH", 40)
 
 
 def test_a_report_shows_what_is_there(tmp_path, capsys):
@@ -25,7 +19,7 @@ def test_a_report_shows_what_is_there(tmp_path, capsys):
     report(RunContext(workdir))
     page = (workdir / "report" / "index.html").read_text()
     assert "python run.py --stage=evaluate" in page
-    assert (workdir / "report" / "codebook_use.png").stat().st_size > 1000
+    assert (workdir / "report" / "codebook_use.svg").stat().st_size > 1000
     report(RunContext(workdir))
     assert "report: up to date" in capsys.readouterr().out
 

@@ -1,4 +1,4 @@
-"""Figures in two themes, as PNG bytes: for light pages and for dark ones."""
+"""Figures in two themes, as SVG: for light pages and for dark ones."""
 
 import contextlib
 import dataclasses
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
 
-DOTS_PER_INCH = 160
 PAGE_INCHES = 7.0
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -89,9 +88,11 @@ def render(
             figure = Figure(figsize=(PAGE_INCHES, height), layout=layout)
             draw(figure, theme, *data)
             buffer = io.BytesIO()
-            # Without this, the PNG would name the library's version: the same
-            # plot should have the same bytes wherever it can.
-            figure.savefig(buffer, format="png", metadata={"Software": None})
+            # Without these, the file would name the day and the library's version:
+            # the same plot should have the same bytes wherever it can.
+            figure.savefig(
+                buffer, format="svg", metadata={"Date": None, "Creator": None}
+            )
             encoded.append(buffer.getvalue())
     return Picture(name, alt, caption, *encoded)
 
@@ -143,7 +144,6 @@ def _in_force(theme: Theme) -> Iterator[None]:
 
     paper, ink, faint = theme.background, theme.ink, theme.faint
     settings: dict[Any, Any] = {
-        **{f"{which}.dpi": DOTS_PER_INCH for which in ("figure", "savefig")},
         **{f"{w}.facecolor": paper for w in ("figure", "savefig", "axes", "legend")},
         **{f"{which}.color": faint for which in ("xtick", "ytick")},
         "axes.labelcolor": faint,

@@ -108,10 +108,10 @@ def inline_script(environment: Any, *names: str) -> tuple[str, str]:
 
 
 def write_report(report: Report, folder: Any) -> None:
-    """Writes ``index.html`` and one PNG per picture (the light one) into a folder."""
+    """Writes ``index.html`` and one SVG per picture (the light one) into a folder."""
     (folder / "index.html").write_text(report.html, encoding="utf-8")
     for picture in report.pictures:
-        (folder / f"{picture.name}.png").write_bytes(picture.light)
+        (folder / f"{picture.name}.svg").write_bytes(picture.light)
 
 
 def _duration(seconds: float) -> str:

@@ -163,9 +163,10 @@ def next_step(parts: WorkdirParts) -> str | None:
     names = _join([in_a_sentence(name) for name in better])
     return (
         f"{names} {'does' if len(better) == 1 else 'do'} better here: {advice}. If the "
-        "curve on validation still rises at its end, train longer "
-        "(--gin.loop.LoopConfig.total_steps); where data is scarce, codes that know "
-        "what is taken together help (--gin_file=experiments/own_data_best.gin)."
+        "curve on validation still rises at its end, train longer: more "
+        "train_recommender.epochs, or loop.LoopConfig.total_steps where there are "
+        "none; where data is scarce, codes that know what is taken together help "
+        "(--gin_file=experiments/own_data_best.gin)."
     )
 
 

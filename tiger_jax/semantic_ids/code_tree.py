@@ -72,8 +72,9 @@ def label_nodes(
 ) -> list[list[str]]:
     """Telling words of each node, level by level; "" for nodes of one item.
 
-    A word tells of a node what it has more of than the catalogue has: its share there
-    times the logarithm of how much larger that is than its share of all items.
+    A word tells of a node what it has more of than the node above it has: its share
+    there times the logarithm of how much larger that is than its share above. A node
+    without such a word is told from the whole catalogue instead.
 
     Args:
         codes: Sorted, as the nodes are numbered along them.
@@ -82,12 +83,15 @@ def label_nodes(
     words: dict[str, int] = {}
     pairs: list[tuple[int, int]] = []
     for item, title in enumerate(titles):
-        for word in {w.lower() for w in _WORD.findall(title)} - _STOP:
-            pairs.append((item, words.setdefault(word, len(words))))
+        for word in dict.fromkeys(_WORD.findall(title.lower())):
+            if word not in _STOP:
+                pairs.append((item, words.setdefault(word, len(words))))
     item_of, word_of = np.array(pairs or [(0, 0)], np.int64).T
     names = list(words) or [""]
     share_of_all = np.bincount(word_of, minlength=len(names)) / max(len(titles), 1)
     labels = []
+    above = np.zeros(len(titles), np.int64)  # node of each item, one level up
+    keys_above, share_above = np.arange(len(names)), share_of_all
     for level in range(codes.shape[1]):
         changes = (codes[1:, : level + 1] != codes[:-1, : level + 1]).any(1)
         node_of = np.concatenate([[0], np.cumsum(changes)])
@@ -97,8 +101,15 @@ def label_nodes(
         )
         node, word = np.divmod(keys, len(names))
         share = counts / sizes[node]
-        score = share * np.log(share / share_of_all[word])
-        tells = (counts >= np.maximum(2, 0.15 * sizes[node])) & (score > 0)
+        parent = above[np.concatenate([[0], np.flatnonzero(changes) + 1])]
+        at = np.searchsorted(keys_above, parent[node] * len(names) + word)
+        is_common = counts >= np.maximum(2, 0.15 * sizes[node])
+        score = share * np.log(share / share_above[at])
+        has_own = np.bincount(node, is_common & (score > 0), len(sizes)) > 0
+        from_all = share * np.log(share / share_of_all[word])
+        score = np.where(has_own[node], score, from_all)
+        above, keys_above, share_above = node_of, keys, share
+        tells = is_common & (score > 0)
         node, word, score = node[tells], word[tells], score[tells]
         best = np.lexsort((word, -score, node))
         chosen: list[list[str]] = [[] for _ in sizes]

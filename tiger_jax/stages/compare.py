@@ -42,7 +42,7 @@ def compare(context: RunContext, *, seed: int = 0) -> None:
             for one in runs
             for folder, manifest in one.parts.manifests.items()
         },
-        opaque=("*.png",),
+        opaque=("*.svg",),
     )
     if run.is_current:
         return

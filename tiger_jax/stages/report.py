@@ -15,7 +15,7 @@ USUAL_ITEMS = 20  # of a history, where no recommender has been trained
 
 @gin.configurable(module="stages")
 def report(context: RunContext, *, seed: int = 0) -> None:
-    """Writes ``index.html``, which needs nothing but itself, and its plots as PNG.
+    """Writes ``index.html``, which needs nothing but itself, and its plots as SVG.
 
     Stages that haven't run are named on the page as not run.
 
@@ -35,7 +35,7 @@ def report(context: RunContext, *, seed: int = 0) -> None:
         stage="report",
         inputs=folders,
         config={"seed": seed},
-        opaque=("*.png",),
+        opaque=("*.svg",),
     )
     if run.is_current:
         return

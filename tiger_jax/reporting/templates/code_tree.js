@@ -90,7 +90,7 @@ const codeTree = (() => {
     const said = element("p", "faint tree-said"); said.setAttribute("role", "status");
     const side = element("div", "tree-side");
     const frame = element("div", "tree-frame", undefined, [canvas, tip]);
-    container.replaceChildren(element("div", "tree-bar", undefined, [query, sizeLabel, colorLabel]), path, element("div", "tree-body", undefined, [frame, side]), said);
+    container.replaceChildren(element("div", "tree-bar", undefined, [query, sizeLabel, colorLabel]), path, said, element("div", "tree-body", undefined, [frame, side]));
     let map = null, mapNote = null;
     if (tree.places) {
       map = element("canvas", "tree-map"); map.setAttribute("role", "img");
@@ -144,6 +144,15 @@ const codeTree = (() => {
       return [pen, width, height];
     }
 
+    // The text, or as much of it as a width has room for.
+    function shorten(pen, text, width) {
+      const all = pen.measureText(text).width;
+      if (all <= width) return text;
+      let length = Math.floor(text.length * width / all);
+      while (length > 0 && pen.measureText(`${text.slice(0, length)}…`).width > width) length--;
+      return length > 0 ? `${text.slice(0, length).replace(/[\s·]+$/, "")}…` : "";
+    }
+
     // Where a column's nodes lie: x, width, and the weights shown from top to bottom.
     function layout(width) {
       const [begin, end] = range(state.level, state.node);
@@ -172,9 +181,8 @@ const codeTree = (() => {
             if (bottom - top >= 13) {
               const code = prefix(level, node).at(-1);
               const text = isItem(level) ? tree.titles[starts[node]] : `${code}  ${label(level, node)}`;
-              pen.save(); pen.beginPath(); pen.rect(x, top, columnWidth - 6, bottom - top); pen.clip();
               pen.fillStyle = lit ? ink : style("--faint");
-              pen.fillText(text, x + 5, (top + bottom) / 2); pen.restore();
+              pen.fillText(shorten(pen, text, columnWidth - 12), x + 5, (top + bottom) / 2);
             }
             node++;
           } else {
@@ -286,6 +294,8 @@ const codeTree = (() => {
         return element("li", "", undefined, [take]);
       })));
       side.replaceChildren(...parts);
+      // For ears alone: eyes have it beside the tree.
+      said.classList.add("unseen");
       said.textContent = level < 0 ? "" : `Prefix ${prefix(level, node).join(" ")}: ${label(level, node)}; ${describe(level, node)}`;
     }
 
@@ -342,6 +352,7 @@ const codeTree = (() => {
     query.addEventListener("input", () => {
       const words = query.value.toLowerCase().split(/\s+/).filter(Boolean);
       state.lit.found = words.length ? tree.titles.flatMap((t, i) => words.every((w) => t.toLowerCase().includes(w)) ? [i] : []) : [];
+      said.classList.remove("unseen");
       said.textContent = words.length ? `${state.lit.found.length.toLocaleString("en")} items lit up` : "";
       light(); redraw();
     });

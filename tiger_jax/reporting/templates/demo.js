@@ -250,6 +250,7 @@ function show(answer) {
   const notes = [];
   if (answer.by === "popularity") notes.push("No known item in the history: these are the most popular ones.");
   if (answer.unknown_items.length) notes.push(`Not in the catalogue, left out: ${answer.unknown_items.slice(0, 5).join(", ")}.`);
+  if (answer.by !== "popularity" && temperature() > 0) notes.push(`Drawn, in this order, at temperature ${temperature().toFixed(2)}: the percentages are chances at that temperature, among the items that pass the filters.`);
   $("note").textContent = notes.join(" ");
   if (!answer.items.length) {
     $("recommended").replaceChildren(make("li", { className: "empty", text: "No item passes these filters." }));
@@ -265,7 +266,7 @@ function show(answer) {
     const share = isCount ? item.score / Math.max(best, 1) : Math.exp(item.score - best);
     fill.style.setProperty("--w", `${Math.max(2, 100 * share).toFixed(1)}%`);
     const score = make("span", { className: "score", text: isCount ? `${item.score}×` : chance(item.score),
-      title: isCount ? "Interactions in the training data" : `Probability of the Semantic ID, its logarithm ${item.score.toFixed(2)}; the bar compares it with the best` },
+      title: isCount ? "Interactions in the training data" : `Probability of the Semantic ID${temperature() > 0 ? " at this temperature" : ""}, its logarithm ${item.score.toFixed(2)}; the bar compares it with the best` },
       make("span", { className: "bar" }, fill));
     return make("li", {}, make("span", { text: String(place + 1), className: "place" }), what, score,
       make("button", { text: "+", className: "add", label: `Add to the history: ${item.title}`, title: "Add to the history", onclick: () => add(item) }),
@@ -298,9 +299,20 @@ function lightTree() {
   if (shownTree) shownTree.light(state.history.map((item) => item.item_id), state.recommended || []);
 }
 
+// One explanation at a time, as the server gives them: what changes meanwhile is looked at after it.
 async function explain() {
+  state.explainAgain = true;
+  if (state.isExplaining) return;
+  state.isExplaining = true;
+  while (state.explainAgain && $("explained").open) {
+    state.explainAgain = false;
+    await explainOnce();
+  }
+  state.isExplaining = false;
+}
+
+async function explainOnce() {
   const turn = state.asked;
-  if (!$("explained").open) return;
   const { exact, temperature: _, seed, epsilon: __, ...asked } = options();
   const isOther = exact || temperature() > 0 || epsilon() >= 0;
   $("explained-note").textContent = "Searching once more, level by level …";
@@ -313,7 +325,10 @@ async function explain() {
     drawBeams(found);
     showContributions(found);
   } catch (error) {
-    if (turn === state.asked) $("explained-note").textContent = error.message;
+    if (error.code === "busy") {
+      await new Promise((resolve) => setTimeout(resolve, 1000));
+      state.explainAgain = true;
+    } else if (turn === state.asked) $("explained-note").textContent = error.message;
   }
 }
 
@@ -358,7 +373,7 @@ function drawBeams(found) {
         svg.append(drawing("path", { d: `M${start} ${from}C${start + gap / 2} ${from} ${start + gap / 2} ${at + 10} ${x(depth)} ${at + 10}`, class: node.isOn ? "on" : "off", "stroke-width": (0.8 + 5 * Math.exp(node.p - levels[depth].reduce((m, n) => Math.max(m, n.p), -1e9))).toFixed(1) }));
       }
       const text = drawing("text", { x: x(depth) + 7, y: at + 14.5 }), score = drawing("text", { x: x(depth) + width - 7, y: at + 14.5, "text-anchor": "end" });
-      const most = Math.floor((width - 76) / 6.4);
+      const most = Math.floor((width - 24) / 6.4) - chance(node.p).length;
       text.textContent = node.text.length > most ? `${node.text.slice(0, most - 1)}…` : node.text;
       score.textContent = chance(node.p);
       const title = drawing("title", {});
