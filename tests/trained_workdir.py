@@ -28,7 +28,14 @@ from tiger_jax.models.tiger import TigerConfig
 from tiger_jax.quantizers.quantizer import Quantizer
 from tiger_jax.quantizers.residual_kmeans import ResidualKMeans
 from tiger_jax.quantizers.store import save_quantizer
-from tiger_jax.recommending.trained_model import CHECKPOINTS, ModelCard, load_content
+from tiger_jax.recommending.searcher import NO_DENSE_HEAD, DenseWeights
+from tiger_jax.recommending.trained_model import (
+    CHECKPOINTS,
+    DENSE_WEIGHT,
+    POPULARITY_WEIGHT,
+    ModelCard,
+    load_content,
+)
 from tiger_jax.semantic_ids.collisions import add_collision_level
 from tiger_jax.semantic_ids.table import SemanticIdTable
 from tiger_jax.semantic_ids.token_ids import TokenLayout
@@ -58,7 +65,7 @@ def make_trained_workdir(
     summary: dict[str, Any] | None = None,
     model: GeneratorConfig | None = None,
     num_user_tokens: int = 11,
-    dense_weight: float = 0.0,
+    dense_weights: DenseWeights = NO_DENSE_HEAD,
 ) -> Path:
     """Writes data/, embeddings/, semantic_ids/ and recommender/, as stages do.
 
@@ -148,7 +155,10 @@ def make_trained_workdir(
         layout=TokenLayout(table.codebook_sizes, num_user_tokens=num_user_tokens),
         max_items=MAX_ITEMS,
         best_step=0,
-        best_metrics={"dense_weight": dense_weight} if dense_weight else {},
+        best_metrics={
+            DENSE_WEIGHT: dense_weights.item,
+            POPULARITY_WEIGHT: dense_weights.popularity,
+        },
         semantic_ids=table.content_hash,
     )
     if needs_content(config):

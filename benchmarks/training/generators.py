@@ -26,7 +26,7 @@ from tiger_jax.models.generator import build_model, init_params, make_loss_fn
 from tiger_jax.models.tiger import TigerConfig
 from tiger_jax.models.two_level import TwoLevelConfig
 from tiger_jax.recommending.recipe import Recipe
-from tiger_jax.recommending.searcher import Queries, Searcher, Settings
+from tiger_jax.recommending.searcher import DenseWeights, Queries, Searcher, Settings
 from tiger_jax.recommending.training_inputs import TrainingInputs, open_histories
 from tiger_jax.training.optimizers import OptimizerConfig, make_optimizer
 from tiger_jax.training.partitioning import Partitioner, use_cpu_cores
@@ -96,7 +96,12 @@ def make_update(
     searcher = Searcher(model, params, Settings(BEAMS, recipe.model.normalize))
     trie = jax.device_put(Trie.build(inputs.table.codes, inputs.table.codebook_sizes))
     if inputs.content is not None:
-        trie = searcher.embed_items(inputs.content, weight=0.5).over(trie)
+        items = searcher.embed_items(
+            inputs.content,
+            occurrences=inputs.occurrences,
+            weights=DenseWeights(0.5, 0.25),
+        )
+        trie = items.over(trie)
     queries = Queries(jax.tree.map(lambda x: x[:USERS], inputs.sample.inputs))
     count = sum(x.size for x in jax.tree.leaves(params))
     return update, lambda: jax.block_until_ready(searcher.search(trie, queries)), count

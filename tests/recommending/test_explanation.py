@@ -11,7 +11,7 @@ from tiger_jax.models.two_level import TwoLevelConfig
 from tiger_jax.recommending.explanation import explain
 from tiger_jax.recommending.recommender import Recommender
 from tiger_jax.recommending.requests import Request
-from tiger_jax.recommending.searcher import SearchConfig
+from tiger_jax.recommending.searcher import NO_DENSE_HEAD, DenseWeights, SearchConfig
 
 HISTORY = ["item-1", "item-2", "item-3"]
 
@@ -114,7 +114,7 @@ def test_a_dense_head_orders_what_the_beams_found(tmp_path):
         tmp_path / "work",
         model=model,
         num_user_tokens=0,
-        dense_weight=0.5,
+        dense_weights=DenseWeights(0.5, 0.25),
         with_quantizer=True,
     )
     recommender = Recommender.of_workdir(workdir, SearchConfig(num_beams=50))
@@ -124,7 +124,7 @@ def test_a_dense_head_orders_what_the_beams_found(tmp_path):
         for depth, beams in enumerate(found.levels):
             prefix = tuple(item.semantic_id[: depth + 1])
             assert [b.goes_on for b in beams if b.prefix == prefix] == [True]
-    recommender.dense_weight = 0.0
+    recommender.dense_weights = NO_DENSE_HEAD
     by_codes = explain(recommender.fork(), Request(HISTORY, 5))
     assert found.levels[0]
     own, other = ([b.log_prob for b in x.levels[0]] for x in (found, by_codes))

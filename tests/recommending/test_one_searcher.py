@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from served import run_in_thread
 from shared_folder import made_once
+from test_bundle import seal_again
 from trained_workdir import MAX_ITEMS, NUM_ITEMS, make_trained_workdir
 
 from tasks.tiger import register_tiger_task
@@ -22,7 +24,7 @@ from tiger_jax.recommending import numbered_recommender
 from tiger_jax.recommending.numbered_recommender import load_numbered_recommender
 from tiger_jax.recommending.recommender import UNEXPORTED_EXCLUDED, Recommender
 from tiger_jax.recommending.requests import Request
-from tiger_jax.recommending.searcher import SearchConfig
+from tiger_jax.recommending.searcher import NO_DENSE_HEAD, DenseWeights, SearchConfig
 from tiger_jax.recommending.trained_model import (
     ModelCard,
     load_content,
@@ -38,6 +40,7 @@ from tiger_jax.stages.export import export
 from tiger_jax.stages.list_candidates import CandidatesConfig, list_candidates
 from tiger_jax.t5x_bridge.model import T5xTiger
 from tiger_jax.training.partitioning import Partitioner
+from tiger_jax.workdir.json_files import read_json, write_json
 
 B, K, TASK = 8, 20, "one_searcher"
 SEARCH = SearchConfig(num_beams=K)
@@ -60,7 +63,7 @@ MODELS = {
     "two_level": {
         "model": TWO_LEVEL,
         "num_user_tokens": 0,
-        "dense_weight": 0.5,
+        "dense_weights": DenseWeights(0.5, 0.25),
         "with_quantizer": True,
         "collaborative_dims": 3,
     },
@@ -219,8 +222,8 @@ def test_t5x_predicts_what_evaluation_ranks(workdir, data, users, lists):
     _same_bits((best, aux["beams"], aux["scores"]), (tokens[:, 0], tokens, lists[1]))
 
 
-def test_the_dense_head_orders_what_the_codes_found(workdir, data, users, lists):
-    """log p(codes) + weight * log p(item), item by item."""
+def test_the_dense_head_proposes_and_orders(workdir, data, users, lists):
+    """What the beams found and what it ranks first, item by item."""
     card = ModelCard.load(workdir / "recommender")
     if not card.content_dims:
         pytest.skip("this model has no dense head")
@@ -228,8 +231,16 @@ def test_the_dense_head_orders_what_the_codes_found(workdir, data, users, lists)
     by_codes = ours.by_codes_alone()
     histories, nothing = users.histories.last(MAX_ITEMS), np.empty((B, 0), np.int32)
     codes_items, codes_scores = by_codes(users.user_numbers, histories, nothing, K)
+    items, scores = by_codes.recommend_exactly(
+        users.user_numbers, histories, nothing, NUM_ITEMS
+    )
+    log_p_codes = np.empty((B, NUM_ITEMS), np.float32)
+    np.put_along_axis(log_p_codes, items, scores, axis=1)
     searcher = ours.searcher
-    table = searcher.embed_items(load_content(workdir, NUM_ITEMS), weight=0.0)
+    counts = np.bincount(data.train.items, minlength=NUM_ITEMS)
+    table = searcher.embed_items(
+        load_content(workdir, NUM_ITEMS), occurrences=counts, weights=NO_DENSE_HEAD
+    )
     inputs = encode_histories(
         histories,
         SemanticIdTable.load(workdir / "semantic_ids").codes,
@@ -250,17 +261,47 @@ def test_the_dense_head_orders_what_the_codes_found(workdir, data, users, lists)
     )
     log_p = np.asarray(jax.nn.log_softmax(logits))  # [B, N]
     assert np.ptp(log_p, axis=1).min() > 0.1  # it does tell items apart
-    expected = codes_scores + card.dense_weight * np.take_along_axis(
-        log_p, codes_items, axis=1
+    weights = card.dense_weights
+    expected = log_p_codes + weights.item * (
+        log_p - weights.popularity * np.log1p(counts)[None]
     )
-    order = np.argsort(-expected, axis=1, kind="stable")
-    np.testing.assert_array_equal(
-        lists[0], np.take_along_axis(codes_items, order, axis=1)
-    )
+    is_candidate = np.zeros((B, NUM_ITEMS), bool)
+    proposed = np.argsort(-log_p, axis=1, kind="stable")[:, :K]
+    for found in (codes_items, proposed):
+        np.put_along_axis(is_candidate, found, True, axis=1)
+    assert is_candidate.sum(1).max() > K  # it does propose something
+    expected = np.where(is_candidate, expected, -np.inf)
+    order = np.argsort(-expected, axis=1, kind="stable")[:, :K]
+    np.testing.assert_array_equal(lists[0], order)
     np.testing.assert_allclose(
         lists[1], np.take_along_axis(expected, order, axis=1), rtol=1e-5, atol=1e-5
     )
     assert (lists[0] != codes_items).any()
+    np.testing.assert_allclose(
+        codes_scores, np.take_along_axis(log_p_codes, codes_items, 1), rtol=1e-5
+    )
+
+
+def test_a_bundle_of_format_3_is_read(workdir, tmp_path, versions, requests, capsys):
+    """Its programs run, or are compiled anew where a dense head proposes now."""
+    copy = shutil.copytree(workdir / "bundle", tmp_path / "bundle")
+    (copy / "occurrences.npy").unlink()
+    facts = read_json(copy / "bundle.json")
+    del facts["parts"]["occurrences.npy"]
+    facts.pop("popularity_weight", None)
+    write_json(copy / "bundle.json", {**facts, "format": 3})
+    seal_again(copy)
+    capsys.readouterr()
+    old, new = Recommender.load(copy), Recommender.load(versions)
+    has_head = bool(new.dense_weights.item)
+    assert ("compiled from the model's code" in capsys.readouterr().out) == has_head
+    new = dataclasses.replace(
+        new, dense_weights=new.dense_weights._replace(popularity=0)
+    )
+    found, expected = (
+        [i.item_id for i in r.answer(requests)[0].items] for r in (old, new)
+    )
+    assert found == expected
 
 
 def test_an_item_that_joins_has_content_at_once(versions, requests):

@@ -99,7 +99,7 @@ def test_it_is_evaluated_with_and_without_its_dense_head(workdir):
     evaluate(RunContext(workdir), config=EvaluateConfig(guard_users=16, baselines=()))
     metrics = read_json(workdir / "evaluation" / "metrics.json")
     assert 0 < metrics["test"]["recall@10"] <= 1
-    if ModelCard.load(workdir / "recommender").dense_weight:
+    if ModelCard.load(workdir / "recommender").dense_weights.item:
         assert 0 < metrics["baselines"]["codes_alone"]["test"]["recall@10"] <= 1
 
 

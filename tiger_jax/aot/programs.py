@@ -276,7 +276,12 @@ def search_program(
         content = jax.ShapeDtypeStruct((num_rows, model.content_dims), jnp.float32)
         embed = functools.partial(model.apply, method="embed_items")
         vectors = jax.eval_shape(embed, {"params": params}, content)
-        table = searcher.ItemTable(vectors, np.ones(num_rows, bool), np.float32(0))
+        table = searcher.ItemTable(
+            vectors,
+            np.ones(num_rows, bool),
+            np.zeros(num_rows, np.float32),
+            np.float32(0),
+        )
         searched = table.over(trie)
     run = jax.jit(functools.partial(searcher.run, "search", model, settings))
     rows = NamedSharding(partitioner.mesh, PartitionSpec("data"))

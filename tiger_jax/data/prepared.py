@@ -88,6 +88,11 @@ class PreparedData:
         """All but the last two items of every user (without unseen items)."""
         return self.splits.train
 
+    @cached_property
+    def occurrences(self) -> Int64[np.ndarray, " N"]:
+        """How often each item occurs in `train`."""
+        return np.bincount(self.train.items, minlength=self.num_items)
+
     @property
     def validation(self) -> HeldOut:
         """The last but one item of every user, given what came before."""

@@ -161,7 +161,7 @@ def _difference(
 
 def _measure_diversity(compared: Comparison, data: "PreparedData") -> dict[str, Any]:
     categories = data.category_of_items()
-    counts = np.bincount(data.train.items, minlength=data.num_items)
+    counts = data.occurrences
     rows = []
     for name, splits in compared.evaluations.items():
         lists = splits["test"].item_numbers
@@ -181,7 +181,7 @@ def _measure_diversity(compared: Comparison, data: "PreparedData") -> dict[str, 
 def _group_by_target(compared: Comparison, data: "PreparedData") -> dict[str, Any]:
     """Recall@10 by how often the target occurs in training."""
     targets = compared.users["test"].held_out.targets
-    counts = np.bincount(data.train.items, minlength=data.num_items)[targets]  # [U]
+    counts = data.occurrences[targets]  # [U]
     groups = [
         (name, inside)
         for name, low, high in TARGET_COUNTS

@@ -38,7 +38,7 @@ from flax import traverse_util
 from tiger_jax.decoding.trie import Trie
 from tiger_jax.errors import InputError
 from tiger_jax.extensions import config_of, settings_of
-from tiger_jax.models.generator import build_model
+from tiger_jax.models.generator import build_model, needs_content
 from tiger_jax.models.tiger import TigerConfig
 from tiger_jax.quantizers.store import load_quantizer, save_quantizer
 from tiger_jax.recommending import programs as compiled
@@ -46,7 +46,7 @@ from tiger_jax.recommending.hub import fetch_bundle
 from tiger_jax.recommending.item_encoder import ItemEncoder
 from tiger_jax.recommending.parts import PARAMS, Parts
 from tiger_jax.recommending.programs import KINDS, SUFFIX, Shapes, program_name
-from tiger_jax.recommending.searcher import Searcher
+from tiger_jax.recommending.searcher import DenseWeights, Searcher
 from tiger_jax.recommending.trust import ANY, SIGNATURE, Trust
 from tiger_jax.semantic_ids.table import SemanticIdTable
 from tiger_jax.semantic_ids.token_ids import TokenLayout
@@ -56,8 +56,10 @@ from tiger_jax.workdir.hashing import hash_arrays, hash_file, hash_json
 from tiger_jax.workdir.json_files import read_json, write_json
 from tiger_jax.workdir.reading import reading
 
-FORMAT = 3
-_READABLE = (2, FORMAT)  # 2 has no hash of its trie
+FORMAT = 4
+# 2 has no hash of its trie; 3 and before don't say how often items were trained on, and
+# their programs let a dense head order only what the beams had found.
+_READABLE = (2, 3, FORMAT)
 BUNDLE, CARD = "bundle", "README.md"
 # What another export of the same recommender may have otherwise.
 _SHAPED = ("shapes", "trie", "programs")
@@ -81,7 +83,7 @@ def save_bundle(folder: Path, parts: Parts, shapes: Shapes) -> str:
     catalogue = parts.catalogue()
     trie = catalogue.host_trie
     own = Searcher(parts.model, parts.params, shapes.settings)
-    items = compiled.embed_catalogue(own, catalogue, parts.dense_weight)
+    items = compiled.embed_catalogue(own, catalogue, parts.dense_weights)
     searched = trie if items is None else items.over(trie)
     trie.save(folder / "trie", content_hash=parts.table.content_hash)
     (folder / "items").mkdir()
@@ -89,7 +91,8 @@ def save_bundle(folder: Path, parts: Parts, shapes: Shapes) -> str:
     save_arrays(
         folder / "items", {"popularity": parts.popularity, "is_new": parts.is_new}
     )
-    save_arrays(folder, {"user_hashes": parts.user_hashes})
+    own_arrays = {"user_hashes": parts.user_hashes, "occurrences": parts.occurrences}
+    save_arrays(folder, own_arrays)
     if parts.embeddings is not None:
         save_arrays(folder, {"embeddings": parts.embeddings})
     if parts.collaborative is not None:
@@ -143,6 +146,7 @@ class Bundle:
     parts: Parts
     shapes: Shapes
     content_hash: str
+    format: int = FORMAT
 
     @classmethod
     def load(cls, source: str | Path, trust: Trust = ANY) -> "Bundle":
@@ -176,10 +180,15 @@ class Bundle:
                 )
             parts, shapes, trie = _read_parts(folder, facts)
         _check_hashes(folder, facts, parts, trie)
-        return cls(folder, parts, shapes, _content_hash(facts))
+        return cls(folder, parts, shapes, _content_hash(facts), facts["format"])
 
     def programs(self) -> compiled.ExportedPrograms:
-        """Reads the exported programs; InputError if they are for other platforms."""
+        """Reads the exported programs; InputError if this version can't run them."""
+        if self.format < 4 and needs_content(self.parts.model.config):
+            raise InputError(
+                f"the programs of {self.folder}, format {self.format}, let the dense "
+                "head propose nothing of its own"
+            )
         folder = self.folder / _PROGRAMS
         names = [program_name(k, b) for k in KINDS for b in self.shapes.batch_sizes]
         return compiled.ExportedPrograms({n: folder / (n + SUFFIX) for n in names})
@@ -199,7 +208,8 @@ def _read_parts(folder: Path, facts: Mapping[str, Any]) -> tuple[Parts, Shapes, 
     table = SemanticIdTable.load(folder / "semantic_ids")
     trie = Trie.load(folder / "trie", content_hash=table.content_hash)
     has = facts["parts"].__contains__
-    names = [n for n in ("embeddings", "collaborative") if has(f"{n}.npy")]
+    optional = ("embeddings", "collaborative", "occurrences")
+    names = [n for n in optional if has(f"{n}.npy")]
     loose = load_arrays(folder, ["user_hashes", *names])
     parts = Parts(
         model=build_model(
@@ -212,6 +222,7 @@ def _read_parts(folder: Path, facts: Mapping[str, Any]) -> tuple[Parts, Shapes, 
         table=table,
         items=pa.parquet.read_table(folder / "items" / "items.parquet"),
         popularity=arrays["popularity"],
+        occurrences=loose.get("occurrences", np.zeros(table.num_items, np.int64)),
         is_new=arrays["is_new"],
         user_hashes=loose["user_hashes"],
         embeddings=loose.get("embeddings"),
@@ -220,7 +231,10 @@ def _read_parts(folder: Path, facts: Mapping[str, Any]) -> tuple[Parts, Shapes, 
         collaborative_dims=int(facts["collaborative_dims"]),
         plan=trie.plan,
         collaborative=loose.get("collaborative"),
-        dense_weight=float(facts.get("dense_weight", 0.0)),
+        dense_weights=DenseWeights(
+            float(facts.get("dense_weight", 0.0)),
+            float(facts.get("popularity_weight", 0.0)),
+        ),
     )
     return parts, shapes, trie
 

@@ -33,6 +33,7 @@ class Catalogue:
         version: 0 as exported; each change of the catalogue has the next number.
         items: The columns of `PreparedData.items`, by item number.
         popularity: How often each item occurs in the training shop's histories.
+        occurrences: The same in the histories that the recommender was trained on.
         is_new: Items that the recommender has never seen in training.
         joined: The version in which each item came; 0 for the exported ones.
         attributes: Values set by hand, by field and item id (or `ALL_ITEMS`). They
@@ -47,6 +48,7 @@ class Catalogue:
         items: pa.Table,
         *,
         popularity: Int64[np.ndarray, " N"],
+        occurrences: Int64[np.ndarray, " N"],
         is_new: Bool[np.ndarray, " N"],
         joined: Int32[np.ndarray, " N"] | None = None,
         version: int = 0,
@@ -64,7 +66,8 @@ class Catalogue:
             sharding: Where the trie goes; the first local device by default.
         """
         self.version, self.table, self.items = version, table, items
-        self.popularity, self.is_new = popularity, is_new
+        self.popularity, self.occurrences = popularity, occurrences
+        self.is_new = is_new
         self.joined = np.zeros(len(is_new), np.int32) if joined is None else joined
         self.attributes = attributes or {}
         self.embeddings, self.collaborative = embeddings, collaborative

@@ -1,7 +1,6 @@
 """How a list came about: the beams of each level, and what each history item added."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import numpy as np
@@ -82,10 +81,10 @@ def explain(recommender: Recommender, request: Request) -> Explanation:
         plan = make_plan(worst_case(sizes[:depth], capacity))
         trie = Trie.build(prefixes, sizes[:depth], plan=plan, exclusion=False)
         searcher = dataclasses.replace(recommender.searcher, programs=None)
-        searched: Any = trie
-        if table is not None:
-            searched = table._replace(weight=np.float32(0)).over(trie)
-        numbers, scores = jax.device_get(searcher.search(searched, Queries(inputs)))
+        searched = trie if table is None else table.over(trie)
+        numbers, scores = jax.device_get(
+            searcher.search_by_codes(searched, Queries(inputs))
+        )
         is_beam = numbers[0] >= 0
         beams = prefixes[numbers[0][is_beam]].tolist()
         found.append(

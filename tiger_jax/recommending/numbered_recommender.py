@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float32, Int32, UInt32
+from jaxtyping import Float32, Int32, Int64, UInt32
 
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.decoding.search import CatalogueWalk
@@ -18,6 +18,8 @@ from tiger_jax.evaluation.baselines.baseline import Baseline
 from tiger_jax.evaluation.recommend_fn import Excluded, Lists, Shown, Users
 from tiger_jax.models.generator import needs_content
 from tiger_jax.recommending.searcher import (
+    NO_DENSE_HEAD,
+    DenseWeights,
     Found,
     ItemTable,
     Queries,
@@ -57,7 +59,8 @@ class NumberedRecommender:
         method: str = "beam",
         unseen_items: Int32[np.ndarray, " unseen"] | None = None,
         content: Float32[np.ndarray, "N E"] | None = None,
-        dense_weight: float = 0.0,
+        occurrences: Int64[np.ndarray, " N"] | None = None,
+        dense_weights: DenseWeights = NO_DENSE_HEAD,
     ) -> None:
         """Builds the trie; it moves to the devices when it is first searched.
 
@@ -66,13 +69,14 @@ class NumberedRecommender:
             table: The catalogue; the layout's codebooks must be its.
             user_hashes: By user number; anonymous users (-1) need none.
             content: The items' content vectors, for a model that takes these.
-            dense_weight: Of log p(item) beside log p(codes).
+            occurrences: Of each item in the histories of training, with content.
         """
         assert searcher.partitioner is not None
         self.searcher, self._table, self._user_hashes = searcher, table, user_hashes
         self._partitioner, self._method = searcher.partitioner, method
         self.max_items, self.num_items = max_items, table.num_items
-        self._content, self.dense_weight = content, dense_weight
+        self._content, self.dense_weights = content, dense_weights
+        self._occurrences = occurrences
         self._host_trie = Trie.build(table.codes, table.codebook_sizes)
         self.is_unseen = np.zeros(table.num_items, bool)  # [N]
         if unseen_items is not None:
@@ -93,6 +97,7 @@ class NumberedRecommender:
             method=self._method,
             unseen_items=np.flatnonzero(self.is_unseen).astype(np.int32),
             content=self._content,
+            occurrences=self._occurrences,
         )
 
     @functools.cached_property
@@ -112,7 +117,10 @@ class NumberedRecommender:
     def _items(self) -> ItemTable | None:
         if self._content is None:
             return None
-        table = self.searcher.embed_items(self._content, weight=self.dense_weight)
+        assert self._occurrences is not None
+        table = self.searcher.embed_items(
+            self._content, occurrences=self._occurrences, weights=self.dense_weights
+        )
         return self._put_whole(jax.device_get(table))
 
     def __call__(
@@ -294,7 +302,6 @@ def load_numbered_recommender(
     )
     settings = Settings(search.num_beams, search.normalize_for(model.config))
     takes = needs_content(model.config)
-    weight = search.dense_weight
     return NumberedRecommender(
         Searcher(model, params, settings, partitioner=partitioner),
         table,
@@ -303,5 +310,6 @@ def load_numbered_recommender(
         method=search.method,
         unseen_items=data.unseen_items,
         content=load_content(workdir, data.num_items) if takes else None,
-        dense_weight=card.dense_weight if weight is None else weight,
+        occurrences=data.occurrences,
+        dense_weights=search.weights_for(card.dense_weights),
     )

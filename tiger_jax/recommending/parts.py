@@ -29,7 +29,7 @@ from tiger_jax.recommending.item_encoder import (
     ItemEncoder,
     freeze_encoder,
 )
-from tiger_jax.recommending.searcher import Params
+from tiger_jax.recommending.searcher import NO_DENSE_HEAD, DenseWeights, Params
 from tiger_jax.recommending.trained_model import load_card_and_table, load_recommender
 from tiger_jax.semantic_ids.table import SemanticIdTable
 from tiger_jax.workdir import artifacts
@@ -52,7 +52,8 @@ class Parts:
             embeddings; 0 if there are none.
         plan: The trie's shapes, with room for more items.
         collaborative: These vectors, kept where the model takes content vectors.
-        dense_weight: What log p(item) weighs beside log p(codes).
+        occurrences: How often each item occurs in the histories of training.
+        dense_weights: How a dense head's log p(item) counts beside log p(codes).
     """
 
     model: nn.Module
@@ -61,6 +62,7 @@ class Parts:
     table: SemanticIdTable
     items: pa.Table
     popularity: Int64[np.ndarray, " N"]
+    occurrences: Int64[np.ndarray, " N"]
     is_new: Bool[np.ndarray, " N"]
     user_hashes: UInt32[np.ndarray, " U"]
     embeddings: Float32[np.ndarray, "N E"] | None
@@ -69,7 +71,7 @@ class Parts:
     collaborative_dims: int
     plan: TriePlan
     collaborative: Float32[np.ndarray, "N C"] | None = None
-    dense_weight: float = 0.0
+    dense_weights: DenseWeights = NO_DENSE_HEAD
 
     @classmethod
     def of_workdir(
@@ -113,6 +115,7 @@ class Parts:
             table=table,
             items=data.items,
             popularity=np.bincount(data.histories.items, minlength=data.num_items),
+            occurrences=data.occurrences,
             is_new=is_new,
             user_hashes=np.unique(data.user_hashes),
             embeddings=embeddings,
@@ -121,7 +124,7 @@ class Parts:
             collaborative_dims=collaborative_dims,
             plan=make_plan(worst_case(table.codebook_sizes, capacity)),
             collaborative=collaborative,
-            dense_weight=card.dense_weight,
+            dense_weights=card.dense_weights,
         )
 
     def catalogue(self) -> Catalogue:
@@ -130,6 +133,7 @@ class Parts:
             self.table,
             self.items,
             popularity=self.popularity,
+            occurrences=self.occurrences,
             is_new=self.is_new,
             embeddings=self.embeddings,
             collaborative=self.collaborative,
@@ -142,7 +146,12 @@ class Parts:
         if not needs_content(self.model.config):
             return {}
         dims = self.model.content_dims
-        return {"content_dims": dims, "dense_weight": self.dense_weight}
+        weights = self.dense_weights
+        return {
+            "content_dims": dims,
+            "dense_weight": weights.item,
+            "popularity_weight": weights.popularity,
+        }
 
     def coder(self) -> ItemCoder:
         """What gives new items their codes."""
@@ -158,6 +167,7 @@ class Parts:
             PARAMS: hash_arrays(self.params),
             "semantic_ids": self.table.content_hash,
             "items": hash_json({"columns": columns, "facts": hash_arrays(facts)}),
+            "occurrences.npy": hash_arrays({"": self.occurrences}),
             "user_hashes.npy": hash_arrays({"": self.user_hashes}),
         }
         if self.embeddings is not None:

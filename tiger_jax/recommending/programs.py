@@ -101,7 +101,7 @@ class Shapes:
 
 
 def embed_catalogue(
-    own: searcher.Searcher, catalogue: Catalogue, dense_weight: float
+    own: searcher.Searcher, catalogue: Catalogue, weights: searcher.DenseWeights
 ) -> searcher.ItemTable | None:
     """A catalogue's items as the model sees their content; None if it takes none.
 
@@ -113,7 +113,12 @@ def embed_catalogue(
     if catalogue.embeddings is None:
         raise InputError("the model reads content, and the catalogue has no embeddings")
     content = make_content(catalogue.embeddings, catalogue.collaborative)
-    return own.embed_items(content, weight=dense_weight, num_rows=catalogue.capacity)
+    return own.embed_items(
+        content,
+        occurrences=catalogue.occurrences,
+        weights=weights,
+        num_rows=catalogue.capacity,
+    )
 
 
 class ExportedPrograms:

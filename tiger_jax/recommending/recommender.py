@@ -33,6 +33,8 @@ from tiger_jax.recommending.requests import (
 )
 from tiger_jax.recommending.searcher import (
     MAX_EXACT_ROWS,
+    NO_DENSE_HEAD,
+    DenseWeights,
     Found,
     ItemTable,
     Programs,
@@ -65,7 +67,7 @@ class Recommender:
             and exchange it by `swap`.
         max_items: Most recent items of a history that the model reads.
         user_hashes: Sorted; of the users that the training knew.
-        dense_weight: Of log p(item) beside log p(codes), with a dense head.
+        dense_weights: How a dense head's log p(item) counts beside log p(codes).
         model: The beginning of its bundle's hash, named in every answer.
     """
 
@@ -74,7 +76,7 @@ class Recommender:
     shapes: Shapes
     max_items: int
     user_hashes: UInt32[np.ndarray, " U"]
-    dense_weight: float = 0.0
+    dense_weights: DenseWeights = NO_DENSE_HEAD
     model: str = ""
 
     def __post_init__(self) -> None:
@@ -170,7 +172,7 @@ class Recommender:
             shapes,
             parts.max_items,
             parts.user_hashes,
-            parts.dense_weight,
+            parts.dense_weights,
         )
 
     def fork(self, catalogue: Catalogue | None = None) -> "Recommender":
@@ -424,7 +426,7 @@ class Recommender:
     def items_of(self, catalogue: Catalogue) -> ItemTable | None:
         """Embedded once per catalogue; its shapes follow from the plan alone."""
         if catalogue not in self._tables:
-            table = embed_catalogue(self.searcher, catalogue, self.dense_weight)
+            table = embed_catalogue(self.searcher, catalogue, self.dense_weights)
             self._tables[catalogue] = jax.device_put(table, catalogue.sharding)
         return self._tables[catalogue]
 

@@ -17,17 +17,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Bool, Float32, Int32
+from jaxtyping import Bool, Float32, Int32, Int64
 
 from tiger_jax.config import config
 from tiger_jax.decoding.search import (
     CatalogueWalk,
     Normalize,
     beam_search,
+    find_allowed_items,
     sample_distinct_items,
     score_catalogue,
+    score_items,
     unconstrained_search,
 )
+from tiger_jax.decoding.search.top_k import top_k
 from tiger_jax.decoding.trie import Trie
 from tiger_jax.errors import InputError
 from tiger_jax.models.generator import (
@@ -56,12 +59,17 @@ class SearchConfig:
             `beam_search`); "auto" takes what the model was trained with.
         dense_weight: Of log p(item) beside log p(codes), for a model with a dense
             head; None takes what was best on validation, 0 ranks by codes alone.
+        popularity_weight: Of the logarithm of an item's occurrences, taken from
+            log p(item); None takes what was best on validation.
     """
 
     method: str = "beam"
     num_beams: int = 50
     normalize: str = "auto"
     dense_weight: float | None = dataclasses.field(default=None, metadata=ADDED_LATER)
+    popularity_weight: float | None = dataclasses.field(
+        default=None, metadata=ADDED_LATER
+    )
 
     def __post_init__(self) -> None:
         for name, known in (("method", METHODS), ("normalize", NORMALIZE)):
@@ -75,17 +83,42 @@ class SearchConfig:
                 f"recommendation.SearchConfig.num_beams is {self.num_beams}: it must "
                 "be positive"
             )
-        if self.dense_weight is not None and not 0 <= self.dense_weight < math.inf:
-            raise InputError(
-                f"recommendation.SearchConfig.dense_weight is {self.dense_weight}: it "
-                "must not be negative"
-            )
+        for name in ("dense_weight", "popularity_weight"):
+            weight = getattr(self, name)
+            if weight is not None and not 0 <= weight < math.inf:
+                raise InputError(
+                    f"recommendation.SearchConfig.{name} is {weight}: it must not be "
+                    "negative"
+                )
 
     def normalize_for(self, model: GeneratorConfig) -> Normalize:
         """What is in force for a model."""
         if self.normalize == "auto":
             return model.normalize
         return cast(Normalize, self.normalize)
+
+    def weights_for(self, chosen: "DenseWeights") -> "DenseWeights":
+        """What is in force, where validation has chosen some."""
+        item, popularity = self.dense_weight, self.popularity_weight
+        return DenseWeights(
+            chosen.item if item is None else item,
+            chosen.popularity if popularity is None else popularity,
+        )
+
+
+class DenseWeights(NamedTuple):
+    """How a dense head's log p(item) counts beside log p(codes).
+
+    An item's score is
+
+        log p(codes) + item * (log p(item) - popularity * log(1 + occurrences))
+
+    Softmaxes trained on few examples favour what is frequent; the second term takes
+    some of that back (logit adjustment; Menon et al. 2021, arXiv 2007.07314).
+    """
+
+    item: float = 0.0
+    popularity: float = 0.0
 
 
 class Queries(NamedTuple):
@@ -109,17 +142,22 @@ class Queries(NamedTuple):
     temperatures: Any = None
 
 
+NO_DENSE_HEAD = DenseWeights()
+
+
 class ItemTable(NamedTuple):
     """A catalogue's items as a model sees their content; made by `embed_items`.
 
     Attributes:
         vectors: Rows of items, and any after them.
         is_item: bool [N]; False for the rows after the items.
-        weight: float32 []; of log p(item) beside log p(codes).
+        popularity: float32 [N]; what is taken from each item's log p(item).
+        weight: float32 []; of what is left of it beside log p(codes).
     """
 
     vectors: ItemVectors
     is_item: Any
+    popularity: Any
     weight: Any
 
     def over(self, searched: Any) -> "WithItems":
@@ -181,33 +219,41 @@ class Searcher:
         self,
         content: Float32[np.ndarray, "N E"],
         *,
-        weight: float,
+        occurrences: Int64[np.ndarray, " N"],
+        weights: DenseWeights,
         num_rows: int | None = None,
     ) -> ItemTable:
         """What the model makes of a catalogue's content; once for many searches.
 
         Args:
-            weight: See `ItemTable`.
+            occurrences: Of each item in the histories of training.
             num_rows: Rows of the table, so that a larger catalogue has its shape.
         """
         missing = (num_rows or len(content)) - len(content)
         filled = np.pad(content, ((0, missing), (0, 0)))
         vectors = _embed_items(self.model, self.params, filled)
         is_item = np.arange(len(filled)) < len(content)
-        return ItemTable(vectors, is_item, np.float32(weight))
+        popularity = np.pad(log_occurrences(occurrences), (0, missing))
+        popularity *= np.float32(weights.popularity)
+        return ItemTable(vectors, is_item, popularity, np.float32(weights.item))
 
     def search(self, trie: Trie | WithItems, queries: Queries) -> Found:
-        """Finds the best items by beams, ordered with the dense head if there is one.
+        """Finds the best items by beams, and by the dense head if there is one.
 
-        With a dense head, an item's score is log p(codes) + weight * log p(item), the
-        latter among all items; what is found is found by its codes.
+        With a dense head of some weight, its own most likely items stand beside those
+        of the beams, as many, with the log-probability of their codes. All are ordered
+        by the score of `DenseWeights`, where p(item) is among all items.
         """
         return self._run("search", trie, queries)
 
+    def search_by_codes(self, trie: Trie | WithItems, queries: Queries) -> Found:
+        """The same without the dense head, in a trie of any prefixes."""
+        return self._run("codes", trie, queries)
+
     def search_candidates(
         self, catalogue: WithItems, queries: Queries
-    ) -> tuple[Found, Float32[jax.Array, "B M"]]:
-        """What `search` finds, by codes alone, and log p(item) by the dense head."""
+    ) -> tuple[Found, Float32[jax.Array, "B candidates"]]:
+        """What `search` puts in order (see `reorder`), and the model's log p(item)."""
         return self._run("candidates", catalogue, queries)
 
     def sample(self, trie: Trie | WithItems, queries: Queries) -> Found:
@@ -313,7 +359,9 @@ def run(
     is_dense = table is not None and has_dense_head(model.config)
     if kind == "scores":
         scores = score_catalogue(params, queries.inputs, catalogue, **more)
-        return scores + table.weight * item_log_probs() if is_dense else scores
+        if not is_dense:
+            return scores
+        return scores + table.weight * (item_log_probs() - table.popularity[None])
     if kind == "unconstrained":
         more["num_beams"] = settings.num_beams
         ids = unconstrained_search(params, queries.inputs, catalogue, **more)
@@ -323,16 +371,34 @@ def run(
         names = ("exclude", "allowed", "prefix")
         return {name: getattr(rows, name) for name in names}
 
-    if kind in ("search", "candidates"):
-        more |= {"num_beams": settings.num_beams, **restrictions(queries)}
-        found = Found(*beam_search(params, queries.inputs, catalogue, **more))
-        if not is_dense:
+    if kind in ("search", "codes", "candidates"):
+        more |= restrictions(queries)
+        num_beams = settings.num_beams
+        asked = (params, queries.inputs, catalogue)
+        found = Found(*beam_search(*asked, num_beams=num_beams, **more))
+        if kind == "codes" or not is_dense:
             return found
+        log_probs = item_log_probs()
+        batch, num_items = log_probs.shape
+        may_be_found = find_allowed_items(
+            catalogue, batch, num_items, **restrictions(queries)
+        )
+        best, proposed = top_k(
+            jnp.where(may_be_found, log_probs, -jnp.inf), min(num_beams, num_items)
+        )
+        is_known = (proposed[:, :, None] == found.item_numbers[:, None]).any(-1)
+        proposed = jnp.where(is_known | (best == -jnp.inf), -1, proposed)
+        scores = score_items(*asked, proposed, **more)
+        found = Found(
+            jnp.concatenate([found.item_numbers, proposed], axis=1),
+            jnp.concatenate([found.scores, scores], axis=1),
+        )
         items = jnp.maximum(found.item_numbers, 0)
-        log_probs = jnp.take_along_axis(item_log_probs(), items, axis=1)
+        log_probs = jnp.take_along_axis(log_probs, items, axis=1)
         if kind == "candidates":
             return found, log_probs
-        return reorder(found, log_probs, table.weight)
+        log_probs -= table.popularity[items]
+        return reorder(found, log_probs, table.weight, num_beams)
 
     def draw(row: Queries) -> Found:
         one: Queries = jax.tree.map(lambda array: array[None], row)
@@ -351,15 +417,25 @@ def run(
     return jax.vmap(draw)(queries)
 
 
-def reorder(found: Found, log_probs: Any, weight: Any) -> Found:
-    """Orders what was found by its score and its weighted log p(item)."""
-    scores = jnp.where(
-        found.item_numbers >= 0, found.scores + weight * log_probs, -jnp.inf
-    )
-    order = jnp.argsort(-scores, axis=1, stable=True)
-    return Found(
-        *(jnp.take_along_axis(x, order, 1) for x in (found.item_numbers, scores))
-    )
+def reorder(found: Found, log_probs: Any, weight: Any, num_beams: int) -> Found:
+    """Orders candidates by their scores and weighted log p(item), and takes M.
+
+    Args:
+        found: What the M beams found, then what the dense head proposed, which counts
+            only if this has a weight.
+    """
+    is_beam = jnp.arange(found.scores.shape[1]) < num_beams
+    counts = (found.item_numbers >= 0) & (is_beam | (weight > 0))[None]
+    scores = jnp.where(counts, found.scores + weight * log_probs, -jnp.inf)
+    order = jnp.argsort(-scores, axis=1, stable=True)[:, :num_beams]
+    scores = jnp.take_along_axis(scores, order, 1)
+    items = jnp.take_along_axis(found.item_numbers, order, 1)
+    return Found(jnp.where(scores > -jnp.inf, items, -1), scores)
+
+
+def log_occurrences(counts: Int64[np.ndarray, " N"]) -> Float32[np.ndarray, " N"]:
+    """The logarithm of how often each item was seen, and once more."""
+    return np.log1p(counts).astype(np.float32)
 
 
 # Compiled once for a model and a shape, however many searchers share them.

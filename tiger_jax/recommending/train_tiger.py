@@ -39,7 +39,13 @@ def train_tiger(
     tiger = build_model(recipe.model, inputs.layout, inputs.content_dims)
     batch_size = recipe.input[0].batch_size
     evaluate_fn = make_evaluate_fn(
-        tiger, table, inputs.sample, recipe.validation, partitioner, inputs.content
+        tiger,
+        table,
+        inputs.sample,
+        recipe.validation,
+        partitioner,
+        inputs.content,
+        inputs.occurrences,
     )
 
     def load_first(params: Params) -> Params:

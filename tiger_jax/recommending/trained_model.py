@@ -24,6 +24,7 @@ from tiger_jax.models.generator import (
     init_params,
 )
 from tiger_jax.models.tiger import TigerConfig
+from tiger_jax.recommending.searcher import DenseWeights
 from tiger_jax.semantic_ids.table import SemanticIdTable
 from tiger_jax.semantic_ids.token_ids import TokenLayout
 from tiger_jax.training.checkpoints import STEP_PREFIX, restore_params_of
@@ -34,7 +35,8 @@ from tiger_jax.workdir.reading import reading
 
 MODEL_FILE = "model.json"
 CHECKPOINTS = "checkpoints"
-DENSE_WEIGHT = "dense_weight"  # among the validation metrics
+# Among the validation metrics: what the dense head was best with.
+DENSE_WEIGHT, POPULARITY_WEIGHT = "dense_weight", "popularity_weight"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,9 +64,10 @@ class ModelCard:
     is_averaged: bool = False
 
     @property
-    def dense_weight(self) -> float:
-        """What log p(item) weighs beside log p(codes); chosen on validation."""
-        return float(self.best_metrics.get(DENSE_WEIGHT, 0.0))
+    def dense_weights(self) -> DenseWeights:
+        """How log p(item) counts beside log p(codes); chosen on validation."""
+        names = (DENSE_WEIGHT, POPULARITY_WEIGHT)
+        return DenseWeights(*(float(self.best_metrics.get(n, 0.0)) for n in names))
 
     @property
     def checkpoint(self) -> str:

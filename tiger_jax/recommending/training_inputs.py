@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float32, Int32, UInt32
+from jaxtyping import Float32, Int32, Int64, UInt32
 
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.errors import InputError, flag
@@ -51,6 +51,7 @@ class TrainingInputs:
         num_examples: Examples of an epoch, if one holds several pairs.
         codebooks: What the codewords' token embeddings start from, if anything.
         content: The items' content vectors, if the model takes these.
+        occurrences: Of each item in the histories of training, with `content`.
     """
 
     table: SemanticIdTable
@@ -61,6 +62,7 @@ class TrainingInputs:
     num_examples: int
     codebooks: list[jax.Array] | None = None
     content: Float32[np.ndarray, "N E"] | None = None
+    occurrences: Int64[np.ndarray, " N"] | None = None
 
     @property
     def content_dims(self) -> int:
@@ -140,7 +142,14 @@ def open_histories(workdir: Path, recipe: Recipe) -> TrainingInputs:
         with_items=content is not None,
     )
     return TrainingInputs(
-        table, layout, examples, sample, num_pairs, num_examples, content=content
+        table,
+        layout,
+        examples,
+        sample,
+        num_pairs,
+        num_examples,
+        content=content,
+        occurrences=data.occurrences,
     )
 
 

@@ -173,6 +173,7 @@ def change_rows(
         table,
         pa.concat_tables([catalogue.items.filter(pa.array(kept)), rows.items]),
         popularity=np.concatenate([catalogue.popularity[kept], none_yet]),
+        occurrences=np.concatenate([catalogue.occurrences[kept], none_yet]),
         is_new=np.concatenate([catalogue.is_new[kept], np.ones(num_new, bool)]),
         joined=np.concatenate([catalogue.joined[kept], rows.joined]),
         version=version,

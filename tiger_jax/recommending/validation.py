@@ -1,6 +1,8 @@
 """Scores a model in training on a fixed sample of validation users."""
 
 import dataclasses
+import itertools
+import math
 import operator
 from collections.abc import Callable
 from typing import Any, cast
@@ -24,14 +26,16 @@ from tiger_jax.models.generator import (
     make_loss_fn,
 )
 from tiger_jax.recommending.searcher import (
+    DenseWeights,
     Found,
     ItemTable,
     Queries,
     Searcher,
     Settings,
+    log_occurrences,
     reorder,
 )
-from tiger_jax.recommending.trained_model import DENSE_WEIGHT
+from tiger_jax.recommending.trained_model import DENSE_WEIGHT, POPULARITY_WEIGHT
 from tiger_jax.semantic_ids.collisions import group_rows
 from tiger_jax.semantic_ids.encoder_inputs import encode_histories
 from tiger_jax.semantic_ids.table import SemanticIdTable
@@ -39,8 +43,9 @@ from tiger_jax.semantic_ids.token_ids import TokenLayout
 from tiger_jax.training.partitioning import Partitioner
 
 _CUTOFF = 10
-# Of log p(item) beside log p(codes); the best is chosen among these.
-DENSE_WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
+# The best pair is chosen among these (see `DenseWeights`).
+ITEM_WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
+POPULARITY_WEIGHTS = (0.0, 0.25, 0.5, 1.0)
 # A permutation of more rows would take memory worth saving.
 _MAX_PERMUTED = 1 << 27
 
@@ -142,13 +147,19 @@ def make_evaluate_fn(
     config: ValidationConfig,
     partitioner: Partitioner,
     content: Float32[np.ndarray, "N E"] | None = None,
+    occurrences: Int64[np.ndarray, " N"] | None = None,
 ) -> Callable[[Params], dict[str, float]]:
     """Makes params -> {"loss", "recall@10", "ndcg@10"}.
 
     The loss is the codewords' mean over target tokens without dropout. The ranking is
     the trie-constrained beam search over the whole catalogue, seen items not masked.
     With a dense head there are also "recall@10_with_dense" and "ndcg@10_with_dense",
-    and "dense_weight", the one of `DENSE_WEIGHTS` that they are the best with.
+    and "dense_weight" and "popularity_weight", which they are the best with. For these
+    the items of a history are masked, as they are in a shop's lists: a dense head puts
+    them first, so that what is right for the others can't be seen behind them.
+
+    Args:
+        occurrences: Of each item in the histories of training, with `content`.
     """
     inputs, targets, count = sample.inputs, sample.targets, len(sample.items)
     shards = partitioner.num_data_shards
@@ -175,7 +186,6 @@ def make_evaluate_fn(
     )
     replicated = partitioner.replicated
     is_dense = has_dense_head(model.config)
-    weights = np.array(DENSE_WEIGHTS if is_dense else (0.0,), np.float32)
 
     def sum_losses(
         params: Params, batch: Batch, vectors: ItemVectors | None
@@ -190,16 +200,18 @@ def make_evaluate_fn(
 
     def search(
         params: Params, inputs: Any, trie: Trie, vectors: ItemVectors | None
-    ) -> tuple[Found, jax.Array]:
-        """What is found by the codes, and the dense head's log p of it."""
+    ) -> tuple[Found, jax.Array, jax.Array]:
+        """Candidates, the dense head's log p of each, and which the history has."""
         searcher, catalogue = Searcher(model, params, settings), cast(Any, trie)
         if vectors is not None:
-            is_item = jnp.ones(table.num_items, bool)
-            catalogue = ItemTable(vectors, is_item, jnp.zeros(())).over(trie)
-        if is_dense:
-            return searcher.search_candidates(catalogue, Queries(inputs))
-        found = searcher.search(catalogue, Queries(inputs))
-        return found, jnp.zeros_like(found.scores)
+            rows = jnp.ones(table.num_items, bool), jnp.zeros(table.num_items)
+            catalogue = ItemTable(vectors, *rows, jnp.zeros(())).over(trie)
+        if not is_dense:
+            found = searcher.search(catalogue, Queries(inputs))
+            return found, jnp.zeros_like(found.scores), jnp.zeros(len(found.scores))
+        found, log_probs = searcher.search_candidates(catalogue, Queries(inputs))
+        is_own = (found.item_numbers[:, :, None] == inputs.items[:, None]).any(-1)
+        return found, log_probs, is_own
 
     embed = jax.jit(
         lambda params, content: model.apply(
@@ -222,19 +234,42 @@ def make_evaluate_fn(
                 jax.device_get(search(params, b["inputs"], trie, vectors))
                 for b in batches
             ]
-            found, log_probs = jax.tree.map(
+            found, log_probs, is_own = jax.tree.map(
                 lambda *arrays: np.concatenate(arrays)[:count], *parts
             )
-            names, by_weight = (f"recall@{_CUTOFF}", f"ndcg@{_CUTOFF}"), []
-            for weight in weights:
-                items, scores = map(np.asarray, reorder(found, log_probs, weight))
-                ranks = ranks_in_lists(items, scores, sample.items)
-                by_weight.append(compute_metrics(ranks, names))
-            metrics.update(by_weight[0])
+            by_codes = reorder(found, log_probs, 0.0, config.num_beams)
+            metrics |= _measure(by_codes, sample.items)
             if is_dense:
-                best = max(range(len(weights)), key=lambda i: [*by_weight[i].values()])
-                own = {f"{n}_with_dense": v for n, v in by_weight[best].items()}
-                metrics |= {**own, DENSE_WEIGHT: float(weights[best])}
+                assert occurrences is not None
+                items = np.where(is_own, -1, found.item_numbers)
+                taken = log_occurrences(occurrences)[np.maximum(items, 0)]
+                masked = Found(items, found.scores)
+                metrics |= _choose_weights(
+                    lambda weights: reorder(
+                        masked,
+                        log_probs - np.float32(weights.popularity) * taken,
+                        weights.item,
+                        config.num_beams,
+                    ),
+                    sample.items,
+                )
         return metrics
 
     return evaluate_fn
+
+
+def _measure(found: Found, targets: Int[np.ndarray, " U"]) -> dict[str, float]:
+    items, scores = map(np.asarray, found)
+    ranks = ranks_in_lists(items, scores, targets)
+    return compute_metrics(ranks, (f"recall@{_CUTOFF}", f"ndcg@{_CUTOFF}"))
+
+
+def _choose_weights(
+    order_by: Callable[[DenseWeights], Found], targets: Int[np.ndarray, " U"]
+) -> dict[str, float]:
+    """The weights with which the product of both metrics is largest, and these."""
+    pairs = [(0.0, 0.0), *itertools.product(ITEM_WEIGHTS[1:], POPULARITY_WEIGHTS)]
+    found = {pair: _measure(order_by(DenseWeights(*pair)), targets) for pair in pairs}
+    best = max(found, key=lambda pair: math.prod(found[pair].values()))
+    metrics = {f"{name}_with_dense": value for name, value in found[best].items()}
+    return {**metrics, DENSE_WEIGHT: best[0], POPULARITY_WEIGHT: best[1]}

@@ -133,7 +133,7 @@ def groups(runs: Sequence[ComparedRun], seed: int) -> list[dict[str, Any]]:
     data, rows = runs[0].parts.data, runs[0].rows
     assert data is not None
     test = data.test
-    counts = np.bincount(data.train.items, minlength=data.num_items)
+    counts = data.occurrences
     targets, lengths = counts[test.targets[rows]], test.histories.lengths[rows]
     found = []
     for title, of_user, bounds in (

@@ -102,7 +102,7 @@ def evaluate(
     data = PreparedData.load(workdir / "data")
     ours = numbered_recommender.load_numbered_recommender(workdir, data, search)
     by_codes = ours
-    if ours.dense_weight:
+    if ours.dense_weights.item:
         by_codes = ours.by_codes_alone()
         baselines += (numbered_recommender.CodesAlone(by_codes),)
     max_validation = config.max_validation_users or config.max_users
@@ -132,7 +132,8 @@ def evaluate(
             **dataclasses.asdict(search),
             "normalize": ours.normalize,
             "history_length": ours.max_items,
-            "dense_weight": ours.dense_weight,
+            "dense_weight": ours.dense_weights.item,
+            "popularity_weight": ours.dense_weights.popularity,
         },
         checks=[*checks, guards.check_lists_differ(found, data.num_items)],
         num_predicted=config.predictions,

@@ -6,6 +6,10 @@ from tiger_jax.decoding.search.candidates import Normalize as Normalize
 from tiger_jax.decoding.search.exact_scoring import CatalogueWalk as CatalogueWalk
 from tiger_jax.decoding.search.exact_scoring import exact_search as exact_search
 from tiger_jax.decoding.search.exact_scoring import score_catalogue as score_catalogue
+from tiger_jax.decoding.search.given_items import (
+    find_allowed_items as find_allowed_items,
+)
+from tiger_jax.decoding.search.given_items import score_items as score_items
 from tiger_jax.decoding.search.sampling import (
     sample_distinct_items as sample_distinct_items,
 )
