@@ -13,8 +13,9 @@ With a dense head the state is also compared with all items' projected content v
 
     p(item) = softmax(cosine(user(state), item(content)) / temperature)
 
-One network, trained once, then spells candidates by their codes and orders them by
-log p(codes) + weight * log p(item).
+One network, trained once, then has two sorts of candidates, those that are spelled
+best and those of the largest p(item), and orders both by their codes and p(item)
+together (`DenseWeights`).
 
 The two levels follow MARIUS (arXiv 2508.14910) in spirit; the depth decoder without
 attention is this project's. The dense head beside a generator is LIGER's (Yang et al.
