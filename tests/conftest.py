@@ -1,5 +1,6 @@
 """The rules every test runs under."""
 
+import importlib.metadata
 import ipaddress
 import os
 import shutil
@@ -8,13 +9,11 @@ import tempfile
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # What a test compiles runs for a moment: compiling it well would take longer.
-os.environ["XLA_FLAGS"] = " ".join(
-    [
-        os.environ.get("XLA_FLAGS", ""),
-        "--xla_backend_optimization_level=0",
-        "--xla_cpu_use_fusion_emitters=false",
-    ]
-).strip()
+_FLAGS = "--xla_backend_optimization_level=0"
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    # Newer XLA has no other emitters, and ends at a flag that it doesn't know.
+    _FLAGS += " --xla_cpu_use_fusion_emitters=false"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}".strip()
 # A session compiles a program once, however many workers and other processes it has,
 # which find the folder here; what compiles in a moment isn't worth a file.
 _COMPILED = None
