@@ -13,6 +13,8 @@ import pytest
 from tiger_jax import cli
 from tiger_jax.errors import InputError, flag
 from tiger_jax.stage_table import PIPELINE
+from tiger_jax.workdir import artifacts, remote
+from tiger_jax.workdir.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -26,6 +28,21 @@ def run(*arguments, cwd=ROOT):
         check=False,
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
     )
+
+
+SMALL_SHOP = [
+    "--gin.synthetic.SyntheticShopConfig.num_items=60",
+    "--gin.synthetic.SyntheticShopConfig.num_users=80",
+    "--gin.synthetic.SyntheticShopConfig.max_history=12",
+    "--gin.synthetic.SyntheticShopConfig.items_per_series=5.0",
+]
+
+
+def _run_here(*arguments):
+    try:
+        return cli.main(["run.py", *arguments])
+    finally:
+        gin.clear_config()
 
 
 def test_help_says_what_the_flags_are_and_exits_with_0():
@@ -202,15 +219,68 @@ def test_output_of_any_encoding_takes_any_text(encoding):
 @pytest.mark.parametrize("name", ["lr:1", "~who is this", "lr=[1]", "ü*?"])
 def test_a_work_directory_may_have_any_name(tmp_path, name, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    shop = "--gin.synthetic.SyntheticShopConfig."
-    small = {"num_items": 60, "num_users": 80, "max_history": 12}
-    small = [f"{shop}{k}={v}" for k, v in {**small, "items_per_series": 5.0}.items()]
-    command = ["run.py", "--stage=prepare_data", f"--workdir={name}", *small]
-    try:
-        assert cli.main(command) == 0
-    finally:
-        gin.clear_config()
+    assert _run_here("--stage=prepare_data", f"--workdir={name}", *SMALL_SHOP) == 0
     assert (tmp_path / name / "data" / "manifest.json").is_file()
+
+
+def test_a_run_in_a_store_makes_what_it_makes_on_a_disk(tmp_path, monkeypatch, capsys):
+    url, stages = f"memory://{tmp_path.name}/run", "--stage=prepare_data,embed_items"
+    monkeypatch.setenv("TIGER_CACHE", str(tmp_path / "here"))
+    assert _run_here(stages, f"--workdir={tmp_path / 'disk'}", *SMALL_SHOP) == 0
+    assert _run_here(stages, f"--workdir={url}", *SMALL_SHOP) == 0
+    monkeypatch.setenv("TIGER_CACHE", str(tmp_path / "another machine"))
+    capsys.readouterr()
+    assert _run_here(stages, f"--workdir={url}", *SMALL_SHOP) == 0
+    assert capsys.readouterr().out.count("up to date") == 2
+    copy = remote.RemoteWorkdir(url).local
+    for name in ("data", "embeddings"):
+        there = artifacts.load_manifest(copy / name).content_hash
+        assert there == artifacts.load_manifest(tmp_path / "disk" / name).content_hash
+
+
+def test_seeds_in_a_store_share_their_data_there(tmp_path, monkeypatch):
+    url = f"memory://{tmp_path.name}/run"
+    few = ["--gin.train_rqvae.quantizer=@quantizers.ResidualKMeans()"]
+    few += ["--gin.quantizers.ResidualKMeans.codebook_sizes=(4, 4)"]
+    few += ["--gin.train_rqvae.accept_poor_codebooks=True", *SMALL_SHOP]
+    monkeypatch.setenv("TIGER_CACHE", str(tmp_path / "here"))
+    first = "--stage=prepare_data,embed_items"
+    assert _run_here(first, f"--workdir={url}", "--seeds=3,4", *few) == 0
+    monkeypatch.setenv("TIGER_CACHE", str(tmp_path / "another machine"))
+    last = "--stage=train_rqvae"
+    assert _run_here(last, f"--workdir={url}", "--seeds=3,4", *few) == 0
+    folders = {name.rpartition("/")[0] for name in Store(url).names()}
+    made = {"data", "embeddings", "seeds/3/rqvae", "seeds/4/rqvae"}
+    assert made <= folders
+    assert not any(name.startswith("seeds/3/data") for name in folders)
+
+
+def test_data_and_gin_files_may_lie_in_a_store(tmp_path, monkeypatch):
+    monkeypatch.setenv("TIGER_CACHE", str(tmp_path / "here"))
+    shop = Store(f"memory://{tmp_path.name}/shop")
+    rows = [f"{u},{i},{u + i}" for u in range(8) for i in range(8)]
+    shop.write(
+        "interactions.csv", "\n".join(["user_id,item_id,timestamp", *rows]).encode()
+    )
+    items = [f"{i},Thing {i}" for i in range(8)]
+    shop.write("items.csv", "\n".join(["item_id,title", *items]).encode())
+    shop.write("own.gin", b"include 'experiments/own_data.gin'\nSEED = 5\n")
+    workdir = tmp_path / "work"
+    code = _run_here(
+        "--stage=prepare_data",
+        f"--data_dir={shop.url}",
+        f"--gin_file={shop.url}/own.gin",
+        f"--workdir={workdir}",
+    )
+    assert code == 0
+    assert artifacts.load_manifest(workdir / "data").config["seed"] == 5
+
+
+def test_several_processes_refuse_a_store(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TIGER_CACHE", str(tmp_path))
+    monkeypatch.setattr("jax.distributed.is_initialized", lambda: True)
+    assert _run_here("--stage=prepare_data", "--workdir=memory://bucket/run") == 2
+    assert "for a run of one process" in capsys.readouterr().err
 
 
 def test_a_missing_package_is_one_line(monkeypatch, capsys):

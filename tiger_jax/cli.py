@@ -20,6 +20,7 @@ directory is in use, 4 stopped by a signal after saving (the same command resume
 """
 
 import contextlib
+import dataclasses
 import difflib
 import functools
 import importlib
@@ -30,6 +31,7 @@ import re
 import sys
 import typing
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,8 @@ from tiger_jax.stages.context import RunContext
 from tiger_jax.workdir.artifacts import recover_all
 from tiger_jax.workdir.lock import hold_workdir
 from tiger_jax.workdir.reading import path_of
+from tiger_jax.workdir.remote import RemoteWorkdir, here
+from tiger_jax.workdir.store import is_url
 
 # In the package, as a wheel needs it: a link to the folder in a checkout.
 GIN_CONFIGS = (Path(__file__).parent / "gin_configs").resolve()
@@ -133,38 +137,55 @@ def run_stages(
     Args:
         seeds: Run them under each of these, in work directories of their own.
     """
-    from tiger_jax.training import partitioning  # JAX: not for --help
+    import jax  # not for --help
+
+    from tiger_jax.training import partitioning
 
     partitioning.initialize_distributed()  # before a device is touched
     if set(stages) <= {*stage_table.names("pipeline", "comparison")}:
         partitioning.use_cpu_cores()
+    is_server = tuple(stages) == ("serve",)
+    if remote := context.remote:
+        if jax.distributed.is_initialized():
+            raise InputError(
+                f"--workdir={remote.store.url} is for a run of one process: several "
+                "save their checkpoints together, on a file system that they share"
+            )
+        remote = remote.reader() if is_server else remote
+        context = dataclasses.replace(context, workdir=remote.local, remote=remote)
     default = DEMO_GIN if context.data_dir is None else OWN_DATA_GIN
-    files = gin_files or [default]
+    files = [str(here(name, Path)) for name in gin_files] or [default]
     bindings = [*gin_bindings, *os.environ.get("TIGER_GIN", "").splitlines()]
     parse_gin(files, bindings)
     named = _bound_by_user(files, bindings)
 
     # A server reads its bundle once, and versions of the catalogue have a lock of
     # their own: stages can run beside it.
-    is_server = tuple(stages) == ("serve",)
-    with contextlib.nullcontext() if is_server else hold_workdir(context.workdir):
+    with contextlib.ExitStack() as held:
         if not is_server:
+            held.enter_context(hold_workdir(context.workdir))
             recover_all(context.workdir)
+            if remote:
+                held.enter_context(remote.hold())
         if not seeds:
             _run_bound(stages, context, named)
         for part, own, seed in plan(stages, context, seeds) if seeds else ():
             is_shared = own is context
-            with contextlib.nullcontext() if is_shared else hold_workdir(own.workdir):
+            with nullcontext() if is_shared else hold_workdir(own.workdir):
                 parse_gin(files, [*bindings, *seed])
                 _run_bound(part, own, named)
         summarize(context.workdir, seeds)
+        if remote:
+            remote.send_summary()
     if "report" in stages and len(stages) > 1 and not seeds:
         say(f"done: open {context.workdir / 'report' / 'index.html'}")
 
 
 def _run_bound(stages: Sequence[str], context: RunContext, named: set[str]) -> None:
     for stage in stages:
-        stage_function(stage)(context)
+        remote = context.remote
+        with remote.stage(context.workdir, stage) if remote else nullcontext():
+            stage_function(stage)(context)
     _warn_of_unused_bindings(stages, named)
 
 
@@ -177,7 +198,12 @@ def _flags() -> flags.FlagValues:
         f"One of {', '.join(STAGES)}, or several, in this order, with commas between; "
         f"empty: {', '.join(PIPELINE)}.",
     )
-    define("workdir", "runs/demo", "Where the stages write.")
+    define(
+        "workdir",
+        "runs/demo",
+        "Where the stages write; gs://bucket/run and s3://… too, mirrored under "
+        "$TIGER_CACHE (~/.cache/tiger_jax).",
+    )
     define(
         "data_dir",
         "",
@@ -235,9 +261,17 @@ def stage_function(stage: str) -> Callable[[Any], None]:
 def make_context(
     workdir: Any, data_dir: Any = "", embeddings: Any = "", runs: Sequence[Any] = ()
 ) -> RunContext:
-    """Looks at the paths of a run; InputError if one is not what it should be."""
+    """Looks at the paths of a run; InputError if one is not what it should be.
+
+    Of URLs, the run gets copies: of its data, of what else it reads, and a folder that
+    mirrors its work directory.
+    """
+    remote = None
+    if is_url(os.fspath(workdir or "")):
+        remote = RemoteWorkdir(os.fspath(workdir))
+        workdir = remote.local
     work, data, vectors = (
-        path_of(os.fspath(path)) if path else None
+        here(os.fspath(path), path_of) if path else None
         for path in (workdir, data_dir, embeddings)
     )
     if data is not None and not data.is_dir():
@@ -246,11 +280,18 @@ def make_context(
         raise _usage_error(f"--embeddings={vectors} is not a file")
     if work is None or (work.exists() and not work.is_dir()):
         raise _usage_error(f"--workdir={workdir} is not a folder")
-    compared = tuple(path_of(os.fspath(run)) for run in runs)
+    compared = tuple(
+        RemoteWorkdir(os.fspath(run), is_reader=True).fetch(*STAGES["report"].reads)
+        if is_url(os.fspath(run))
+        else path_of(os.fspath(run))
+        for run in runs
+    )
     for run in compared:
         if not run.is_dir():
             raise _usage_error(f"--runs names {run}, which is not a folder")
-    return RunContext(work, data_dir=data, embeddings=vectors, runs=compared)
+    return RunContext(
+        work, data_dir=data, embeddings=vectors, runs=compared, remote=remote
+    )
 
 
 def parse_gin(files: Sequence[str], bindings: Sequence[str]) -> None:

@@ -49,7 +49,9 @@ def update_catalogue(
         bundle: The bundle's folder; the work directory's if None.
         keep: Newest versions that stay on disk.
     """
-    folder = bundle_at(bundle) if bundle else context.workdir / BUNDLE
+    folder = context.workdir / BUNDLE
+    if bundle:
+        folder = bundle_at(bundle, to_change=True)
     versions = CatalogueVersions.open(folder, keep=keep)
     changes = (add, remove, attributes)
     if roll_back is not None and any(change is not None for change in changes):

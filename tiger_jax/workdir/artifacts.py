@@ -116,7 +116,7 @@ class StageRun:
             },
             **self.record,
         )
-        _swap_into_place(self.final)
+        exchange(self.folder, self.final)
         return manifest
 
 
@@ -217,7 +217,7 @@ def load_manifest(
         if "seal" in fields and manifest.seal != seal(fields):
             raise ValueError("it isn't what was written")
         for name in manifest.files:
-            if name.startswith("/") or ".." in name.split("/"):
+            if not is_inside(name):
                 raise ValueError(f"it lists {name!r}, which is outside")
     except (TypeError, ValueError) as error:
         raise InputError(
@@ -265,6 +265,14 @@ def write_manifest(folder: Path, **fields: Any) -> Manifest:
 def seal(fields: Mapping[str, Any]) -> str:
     """The hash of a manifest's other fields."""
     return hash_json({k: v for k, v in fields.items() if k != "seal"})
+
+
+def is_made(partial: Path, final: Path) -> bool:
+    """Whether a folder's unfinished work has become what stands there."""
+    was = _read_record(partial)
+    if was is None or not (final / MANIFEST).is_file():
+        return False
+    return load_manifest(final, verify=False).fingerprint == was["fingerprint"]
 
 
 def _partial(final: Path) -> Path:
@@ -342,12 +350,19 @@ def _work_done(folder: Path) -> str:
     return f"{chunks:,} chunks" if chunks else ""
 
 
-def _swap_into_place(final: Path) -> None:
-    """Renames a complete partial folder to `final`; `recover` can finish this."""
-    partial, old = _partial(final), _old(final)
+def is_inside(name: str) -> bool:
+    """Whether a file's name, as a manifest has it, leads to nothing outside."""
+    return not name.startswith("/") and ".." not in name.split("/")
+
+
+def exchange(whole: Path, final: Path) -> None:
+    """Renames a complete folder to `final`; `recover` can finish this."""
+    old = _old(final)
     if final.exists():
+        if old.exists():
+            shutil.rmtree(old)
         final.rename(old)
-    partial.rename(final)
+    whole.rename(final)
     sync(final.parent)
     shutil.rmtree(old, ignore_errors=True)
 
@@ -360,7 +375,7 @@ def recover(final: Path) -> None:
     if (partial / MANIFEST).is_file():
         # Killed after the manifest was written: the new folder is whole. If the
         # old one still stands at `final`, the first of the two renames is due too.
-        _swap_into_place(final)
+        exchange(partial, final)
     elif old.exists():
         old.rename(final)
 

