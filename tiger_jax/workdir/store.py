@@ -5,6 +5,7 @@ network fails, and one line where it doesn't help.
 """
 
 import contextlib
+import os
 import re
 import time
 from collections.abc import Callable, Iterable
@@ -157,6 +158,8 @@ def _options(scheme: str) -> dict[str, Any]:
     """Listings that are never old, and no request that waits for ever."""
     options: dict[str, Any] = {"use_listings_cache": False}
     if scheme in ("gs", "gcs"):
+        # Asks for a bucket's layout by gRPC, which waits for ever where none answers.
+        os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
         import aiohttp
 
         options["requests_timeout"] = aiohttp.ClientTimeout(
