@@ -151,8 +151,9 @@ def _seconds_left(held: dict[str, Any], place: str) -> float:
     renewed = held.get("renewed")
     if held.get("released") or held.get("place") == place:
         return 0.0
-    is_known = isinstance(renewed, int | float)
-    return max(0.0, renewed + SECONDS - time.time()) if is_known else 0.0
+    if not isinstance(renewed, int | float):
+        return 0.0
+    return max(0.0, renewed + SECONDS - time.time())
 
 
 def _name(number: int) -> str:
