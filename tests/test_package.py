@@ -22,6 +22,7 @@ synthetic.SyntheticShopConfig.max_history = 20
 train_rqvae.quantizer = @quantizers.ResidualKMeans()
 quantizers.ResidualKMeans.codebook_sizes = (8, 8, 8)
 train_recommender.epochs = None
+optimizers.OptimizerConfig.warmup_steps = 2
 loop.LoopConfig.total_steps = 20
 loop.LoopConfig.evaluate_every = 20
 loop.LoopConfig.checkpoint_every = 20
