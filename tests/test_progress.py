@@ -1,5 +1,8 @@
 """What a run says while it works."""
 
+import subprocess
+import sys
+
 import pytest
 
 from tiger_jax import progress
@@ -38,3 +41,13 @@ def test_a_quick_start_counts(clock, capsys):
     first, last = capsys.readouterr().out.splitlines()
     assert first == "Embedding: 11/20 items, 1.0 items/s, 0:09 left"
     assert last == "Embedding: 20/20 items, 1.0 items/s, 0:20"
+
+
+def test_what_is_unbuffered_stays_so_where_readers_are_outlived():
+    """As in containers: a process that is ended at once has said all it had to."""
+    code = (
+        "import os, sys; from tiger_jax.progress import outlive_readers; "
+        "outlive_readers(); print('out'); print('err', file=sys.stderr); os._exit(0)"
+    )
+    done = subprocess.run([sys.executable, "-u", "-c", code], capture_output=True)
+    assert (done.stdout, done.stderr) == (b"out\n", b"err\n")

@@ -66,7 +66,8 @@ def outlive_readers() -> None:
             output,
             stream.encoding,
             stream.errors,
-            line_buffering=stream.line_buffering,
+            # Unbuffered (PYTHONUNBUFFERED), as containers are: by the line at least.
+            line_buffering=stream.line_buffering or stream.write_through,
             write_through=stream.write_through,
         )
         setattr(sys, name, text)
