@@ -7,6 +7,7 @@ import shutil
 import signal
 import threading
 import time
+import uuid
 
 import fsspec
 import pytest
@@ -62,8 +63,9 @@ def bucket(request, monkeypatch, tmp_path):
         files = fsspec.filesystem(request.param)
         files.clear_instance_cache()
         files = fsspec.filesystem(request.param)
-        files.mkdir("tiger-bucket")
-        yield f"{request.param}://tiger-bucket"
+        name = f"tiger-{uuid.uuid4().hex[:12]}"  # moto keeps buckets between servers
+        files.mkdir(name)
+        yield f"{request.param}://{name}"
         files.clear_instance_cache()
 
 
@@ -121,17 +123,18 @@ def test_a_bucket_that_is_not_there_is_one_line(bucket):
 
 def test_a_bucket_that_vanishes_is_one_line_and_nothing_is_lost(bucket):
     url = f"{bucket}/run"
-    files = fsspec.filesystem(bucket.partition(":")[0])
+    scheme, name = bucket.split("://")
+    files = fsspec.filesystem(scheme)
 
     def vanish():
-        files.rm("tiger-bucket", recursive=True)
+        files.rm(name, recursive=True)
         files.invalidate_cache()
 
     with pytest.raises(InputError) as raised:
         run(url, then=vanish)
     assert "\n" not in str(raised.value)
     with contextlib.suppress(Exception):
-        files.mkdir("tiger-bucket")
+        files.mkdir(name)
     assert run(url) == []
     assert in_store(url) == 1
 
