@@ -30,7 +30,11 @@ GIN_FILE = Path(__file__).with_name("shop.gin")
 UPDATE = "update_catalogue"
 # Stages with a folder of their own, each after those that it reads. What a whole run
 # leaves out comes last: `evaluate` and `report` would otherwise show it.
-_WRITES = {name: stage.writes for name, stage in STAGES.items() if stage.writes}
+_WRITES = {
+    name: stage.writes
+    for name, stage in STAGES.items()
+    if stage.writes and name != "compare"  # reads other runs, not this one
+}
 _WRITES[UPDATE] += "/version_000001"
 ON_REQUEST = tuple(name for name in _WRITES if name not in PIPELINE)
 FOLDERS = {name: _WRITES[name] for name in (*PIPELINE, *ON_REQUEST)}

@@ -83,9 +83,14 @@ class NumberedRecommender:
             self.is_unseen[unseen_items] = True
 
     @property
-    def normalize(self) -> str:
-        """What makes a level's logits log-probabilities."""
-        return self.searcher.settings.normalize
+    def in_force(self) -> dict[str, Any]:
+        """What was left to the model of how it searches, for a record."""
+        return {
+            "normalize": self.searcher.settings.normalize,
+            "history_length": self.max_items,
+            "dense_weight": self.dense_weights.item,
+            "popularity_weight": self.dense_weights.popularity,
+        }
 
     def by_codes_alone(self) -> "NumberedRecommender":
         """The same without the dense head's part in the order."""
