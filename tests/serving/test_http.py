@@ -265,6 +265,7 @@ def test_a_connection_is_kept_and_a_changed_catalogue_is_used(served, tiny_recom
             catalogue.table,
             catalogue.items,
             popularity=catalogue.popularity,
+            occurrences=catalogue.occurrences,
             is_new=catalogue.is_new,
             version=7,
             plan=catalogue.host_trie.plan,
