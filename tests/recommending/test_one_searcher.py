@@ -56,7 +56,13 @@ def one_device():
 
 
 TWO_LEVEL = TwoLevelConfig(
-    d_model=8, num_heads=2, mlp_dim=16, reads_content=True, dense_head=True
+    num_layers=1,
+    num_depth_layers=1,
+    d_model=8,
+    num_heads=2,
+    mlp_dim=16,
+    reads_content=True,
+    dense_head=True,
 )
 MODELS = {
     "tiger": {},

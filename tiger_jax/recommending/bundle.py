@@ -10,6 +10,7 @@ programs/           the searches as StableHLO, one file a kind and batch size
 semantic_ids/       item ids and codes
 trie/               the trie over them, with room for more
 items/              titles, brands, prices, categories, further columns, popularity
+occurrences.npy     how often each item was in the histories of training
 user_hashes.npy     the users that the training knew
 embeddings.npy      the items' vectors, if there are any
 collaborative.npy   what is joined to them as content, if the model takes content
