@@ -24,7 +24,12 @@ from tiger_jax.recommending import numbered_recommender
 from tiger_jax.recommending.numbered_recommender import load_numbered_recommender
 from tiger_jax.recommending.recommender import UNEXPORTED_EXCLUDED, Recommender
 from tiger_jax.recommending.requests import Request
-from tiger_jax.recommending.searcher import NO_DENSE_HEAD, DenseWeights, SearchConfig
+from tiger_jax.recommending.searcher import (
+    NO_DENSE_HEAD,
+    DenseWeights,
+    SearchConfig,
+    num_proposals,
+)
 from tiger_jax.recommending.trained_model import (
     ModelCard,
     load_content,
@@ -272,7 +277,7 @@ def test_the_dense_head_proposes_and_orders(workdir, data, users, lists):
         log_p - weights.popularity * np.log1p(counts)[None]
     )
     is_candidate = np.zeros((B, NUM_ITEMS), bool)
-    proposed = np.argsort(-log_p, axis=1, kind="stable")[:, :K]
+    proposed = np.argsort(-log_p, axis=1, kind="stable")[:, : num_proposals(K)]
     for found in (codes_items, proposed):
         np.put_along_axis(is_candidate, found, True, axis=1)
     assert is_candidate.sum(1).max() > K  # it does propose something

@@ -241,8 +241,8 @@ class Searcher:
         """Finds the best items by beams, and by the dense head if there is one.
 
         With a dense head of some weight, its own most likely items stand beside those
-        of the beams, as many, with the log-probability of their codes. All are ordered
-        by the score of `DenseWeights`, where p(item) is among all items.
+        of the beams, half as many, with the log-probability of their codes. All are
+        ordered by the score of `DenseWeights`, where p(item) is among all items.
         """
         return self._run("search", trie, queries)
 
@@ -384,7 +384,8 @@ def run(
             catalogue, batch, num_items, **restrictions(queries)
         )
         best, proposed = top_k(
-            jnp.where(may_be_found, log_probs, -jnp.inf), min(num_beams, num_items)
+            jnp.where(may_be_found, log_probs, -jnp.inf),
+            min(num_proposals(num_beams), num_items),
         )
         is_known = (proposed[:, :, None] == found.item_numbers[:, None]).any(-1)
         proposed = jnp.where(is_known | (best == -jnp.inf), -1, proposed)
@@ -431,6 +432,11 @@ def reorder(found: Found, log_probs: Any, weight: Any, num_beams: int) -> Found:
     scores = jnp.take_along_axis(scores, order, 1)
     items = jnp.take_along_axis(found.item_numbers, order, 1)
     return Found(jnp.where(scores > -jnp.inf, items, -1), scores)
+
+
+def num_proposals(num_beams: int) -> int:
+    """A dense head's own candidates: more change no metric, and take longer."""
+    return -(-num_beams // 2)
 
 
 def log_occurrences(counts: Int64[np.ndarray, " N"]) -> Float32[np.ndarray, " N"]:
