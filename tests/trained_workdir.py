@@ -25,6 +25,7 @@ from tiger_jax.models.generator import (
     needs_content,
 )
 from tiger_jax.models.tiger import TigerConfig
+from tiger_jax.models.two_level import TwoLevelConfig
 from tiger_jax.quantizers.quantizer import Quantizer
 from tiger_jax.quantizers.residual_kmeans import ResidualKMeans
 from tiger_jax.quantizers.store import save_quantizer
@@ -45,6 +46,15 @@ from tiger_jax.workdir import artifacts
 from tiger_jax.workdir.arrays import save_arrays
 
 NUM_USERS, NUM_ITEMS, MAX_ITEMS = 45, 50, 5
+TINY_TWO_LEVEL = TwoLevelConfig(
+    num_layers=1,
+    num_depth_layers=1,
+    d_model=8,
+    num_heads=2,
+    mlp_dim=16,
+    reads_content=True,
+    dense_head=True,
+)
 
 
 def short_histories(seed: int = 0) -> Histories:

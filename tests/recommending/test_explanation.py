@@ -4,10 +4,9 @@ import math
 
 import numpy as np
 import pytest
-from trained_workdir import make_trained_workdir
+from trained_workdir import TINY_TWO_LEVEL, make_trained_workdir
 
 from tiger_jax.errors import InputError
-from tiger_jax.models.two_level import TwoLevelConfig
 from tiger_jax.recommending.explanation import explain
 from tiger_jax.recommending.recommender import Recommender
 from tiger_jax.recommending.requests import Request
@@ -101,18 +100,9 @@ def test_other_ways_to_list_have_no_beams(recommender, options):
 
 def test_a_dense_head_orders_what_the_beams_found(tmp_path):
     """Beams are ranked by their codewords, the list by content too."""
-    model = TwoLevelConfig(
-        num_layers=1,
-        num_depth_layers=1,
-        d_model=8,
-        num_heads=2,
-        mlp_dim=16,
-        reads_content=True,
-        dense_head=True,
-    )
     workdir = make_trained_workdir(
         tmp_path / "work",
-        model=model,
+        model=TINY_TWO_LEVEL,
         num_user_tokens=0,
         dense_weights=DenseWeights(0.5, 0.25),
         with_quantizer=True,

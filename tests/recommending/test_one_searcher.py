@@ -13,13 +13,17 @@ import pytest
 from served import run_in_thread
 from shared_folder import made_once
 from test_bundle import seal_again
-from trained_workdir import MAX_ITEMS, NUM_ITEMS, make_trained_workdir
+from trained_workdir import (
+    MAX_ITEMS,
+    NUM_ITEMS,
+    TINY_TWO_LEVEL,
+    make_trained_workdir,
+)
 
 from tasks.tiger import register_tiger_task
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.evaluation.evaluator import evaluate
 from tiger_jax.evaluation.lists import SavedLists
-from tiger_jax.models.two_level import TwoLevelConfig
 from tiger_jax.recommending import numbered_recommender
 from tiger_jax.recommending.numbered_recommender import load_numbered_recommender
 from tiger_jax.recommending.recommender import UNEXPORTED_EXCLUDED, Recommender
@@ -60,19 +64,10 @@ def one_device():
         yield
 
 
-TWO_LEVEL = TwoLevelConfig(
-    num_layers=1,
-    num_depth_layers=1,
-    d_model=8,
-    num_heads=2,
-    mlp_dim=16,
-    reads_content=True,
-    dense_head=True,
-)
 MODELS = {
     "tiger": {},
     "two_level": {
-        "model": TWO_LEVEL,
+        "model": TINY_TWO_LEVEL,
         "num_user_tokens": 0,
         "dense_weights": DenseWeights(0.5, 0.25),
         "with_quantizer": True,
