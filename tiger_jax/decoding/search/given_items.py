@@ -1,5 +1,6 @@
 """Scoring items that something else than the search has proposed."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax.numpy as jnp
@@ -32,22 +33,20 @@ def score_items(
     Args:
         items: Item numbers; -1 for none, whose score is -inf.
     """
-    index, length = _index_of(trie), len(trie.levels)
     is_item = items >= 0
-    leaves = jnp.where(is_item, index.leaves_of(items), 0)
+    leaves = jnp.where(is_item, _index_of(trie).leaves_of(items), 0)
     view = None
     if normalize == "children":
         view = Restriction.build(
             trie, len(items), exclude=exclude, allowed=allowed, prefix=prefix
         )
     cache = init_decode(params, inputs)
-    nodes = jnp.zeros_like(leaves)
-    words = parents = nodes[:, :1]
+    words = parents = jnp.zeros_like(leaves)[:, :1]
     everyone = jnp.broadcast_to(
         jnp.arange(items.shape[1], dtype=jnp.int32)[None], items.shape
     )
     scores = jnp.zeros(items.shape)
-    for number, level in enumerate(trie.levels):
+    for number, (nodes, taken) in enumerate(_paths_to(trie, leaves)):
         logits, cache = decode_step(params, cache, words, parents, number)
         at = nodes[:, : logits.shape[1]]  # the root is one beam
         if view is not None:
@@ -57,12 +56,9 @@ def score_items(
             scores -= candidates.log_sum_of_masked(logits)
         elif normalize == "level":
             scores -= candidates.log_sum_exp(logits)
-        below = number + 1
-        children = leaves if below == length else index.ancestors_of(leaves, below)
-        words = level.codeword(nodes, children)
+        words = taken
         logits = jnp.broadcast_to(logits, (*items.shape, logits.shape[2]))
         scores += jnp.take_along_axis(logits, words[..., None], axis=2)[..., 0]
-        nodes = children
         parents = everyone if number else jnp.zeros_like(everyone)
     return jnp.where(is_item, scores, -jnp.inf)
 
@@ -77,9 +73,8 @@ def find_allowed_items(
     prefix: Int[Array, "B T"] | None = None,
 ) -> Bool[Array, "B N"]:
     """Finds which items each request may get; arguments are those of `beam_search`."""
-    index = _index_of(trie)
     items = jnp.arange(num_items, dtype=jnp.int32)
-    leaves = index.leaves_of(items)  # [N]
+    leaves = _index_of(trie).leaves_of(items)  # [N]
     is_item = leaves < trie.plan.item_capacity
     leaves = jnp.where(is_item, leaves, 0)
     passes = jnp.broadcast_to(is_item[None], (batch, num_items))
@@ -88,19 +83,26 @@ def find_allowed_items(
         own = trie.attributes[-1][leaves]  # [N, W]
         passes &= ((own[None] & wanted[:, None]) != 0).any(-1)
     if prefix is not None:
-        nodes = jnp.zeros_like(leaves)
-        for number, level in enumerate(trie.levels):
-            is_last = number == len(trie.levels) - 1
-            children = leaves if is_last else index.ancestors_of(leaves, number + 1)
+        for number, (_, words) in enumerate(_paths_to(trie, leaves)):
             codeword = prefix[:, number, None]
-            own = level.codeword(nodes, children)[None]
-            passes &= (codeword < 0) | (own == codeword)
-            nodes = children
+            passes &= (codeword < 0) | (words[None] == codeword)
     if exclude is not None:
         request = jnp.arange(batch, dtype=jnp.int32)[:, None]
         outside = jnp.where(exclude < 0, num_items, exclude)
         passes = passes.at[request, outside].set(False, mode="drop")
     return passes
+
+
+def _paths_to(
+    trie: Trie, leaves: Int32[Array, "*n"]
+) -> Iterator[tuple[Int32[Array, "*n"], Int32[Array, "*n"]]]:
+    """Each level's node above each leaf, and the codeword that leads on from there."""
+    index, nodes = _index_of(trie), jnp.zeros_like(leaves)
+    for depth, level in enumerate(trie.levels, start=1):
+        is_last = depth == len(trie.levels)
+        children = leaves if is_last else index.ancestors_of(leaves, depth)
+        yield nodes, level.codeword(nodes, children)
+        nodes = children
 
 
 def _index_of(trie: Trie) -> ExclusionIndex:
