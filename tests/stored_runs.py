@@ -1,11 +1,13 @@
 """A stage of four chunks whose work directory lies in a store."""
 
+import contextlib
 import shutil
+import threading
 
 import numpy as np
 
-from tiger_jax.errors import Preempted
-from tiger_jax.workdir import artifacts, chunks, remote
+from tiger_jax.errors import LockedError, Preempted
+from tiger_jax.workdir import artifacts, chunks, lease, remote, store
 from tiger_jax.workdir.arrays import load_array, save_array
 
 
@@ -53,3 +55,20 @@ def in_store(url):
         return None
     artifacts.load_manifest(folder)
     return int(load_array(folder / "all.npy")[0])
+
+
+def claim_at_once(url, count=6):
+    """The claims of those that got one, of so many that come together."""
+    taken, start = [], threading.Barrier(count)
+
+    def claim(place):
+        start.wait()
+        with contextlib.suppress(LockedError):
+            taken.append(lease.Lease(store.Store(url), place))
+
+    threads = [threading.Thread(target=claim, args=(f"{n}",)) for n in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return taken

@@ -10,7 +10,7 @@ import fsspec
 import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
-from stored_runs import in_store, run, work
+from stored_runs import claim_at_once, in_store, run, work
 
 from tiger_jax.errors import InputError, LockedError, Preempted
 from tiger_jax.workdir import artifacts, lease, remote, store
@@ -266,18 +266,7 @@ def test_two_writers_the_second_is_told_of_the_first(requests, monkeypatch, tmp_
 
 def test_of_many_that_come_at_once_one_gets_the_claim(requests):
     for _ in range(5):
-        taken, start = [], threading.Barrier(6)
-
-        def claim(place, taken=taken, start=start):
-            start.wait()
-            with contextlib.suppress(LockedError):
-                taken.append(lease.Lease(store.Store(URL), place))
-
-        threads = [threading.Thread(target=claim, args=(f"{n}",)) for n in range(6)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        taken = claim_at_once(URL)
         assert len(taken) == 1
         taken[0].release()
 

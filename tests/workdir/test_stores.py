@@ -5,15 +5,14 @@ import os
 import random
 import shutil
 import signal
-import threading
 import time
 import uuid
 
 import fsspec
 import pytest
-from stored_runs import in_store, run
+from stored_runs import claim_at_once, in_store, run
 
-from tiger_jax.errors import InputError, LockedError, Preempted
+from tiger_jax.errors import InputError, Preempted
 from tiger_jax.workdir import lease, remote, store
 
 pytestmark = pytest.mark.slow
@@ -98,18 +97,7 @@ def test_a_stage_is_sent_resumed_and_replaced(bucket, other_machine):
 
 
 def test_of_many_that_come_at_once_one_gets_the_claim(bucket):
-    taken, start = [], threading.Barrier(6)
-
-    def claim(place):
-        start.wait()
-        with contextlib.suppress(LockedError):
-            taken.append(lease.Lease(store.Store(f"{bucket}/run"), place))
-
-    threads = [threading.Thread(target=claim, args=(f"{n}",)) for n in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    taken = claim_at_once(f"{bucket}/run")
     assert len(taken) == 1
     taken[0].renew()
     taken[0].release()
