@@ -71,9 +71,9 @@ def test_a_search_that_misses_good_items_is_caught():
         half = np.broadcast_to(np.arange(20, dtype=np.int32), (len(user_numbers), 20))
         return exact(user_numbers, histories, half, k)
 
-    same = guards.check_search_is_exact(exact, exact, _held_out(), history_length=4)
+    same = guards.check_search_is_exact(exact, exact, _held_out())
     assert (same.value, same.is_fine) == (1.0, True)
-    worse = guards.check_search_is_exact(narrow, exact, _held_out(), history_length=4)
+    worse = guards.check_search_is_exact(narrow, exact, _held_out())
     assert 0.2 < worse.value < 0.8
     assert not worse.is_fine
 

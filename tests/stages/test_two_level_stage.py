@@ -35,7 +35,9 @@ SETTINGS = {
     "num_user_tokens": 0,
     "average_decay": 0.9,
     "optimizer": OPTIMIZER,
-    "loop": dataclasses.replace(LOOP, total_steps=60, evaluate_every=30, log_every=30),
+    "loop": dataclasses.replace(
+        LOOP, total_steps=30, evaluate_every=15, log_every=15, checkpoint_every=15
+    ),
     "validation": dataclasses.replace(VALIDATION, with_search=True, num_beams=11),
     "resident": PackedConfig(
         batch_size=16, microbatch_size=8, max_items=8, repeated_items=2
@@ -71,17 +73,17 @@ def test_it_learns_and_is_written_with_its_class(workdir):
 
 def test_a_killed_training_resumes_bit_for_bit(workdir, tmp_path):
     again = make_trained_workdir(tmp_path / "work")
-    stopping = dataclasses.replace(SETTINGS["loop"], checkpoint_every=12)
+    stopping = dataclasses.replace(SETTINGS["loop"], checkpoint_every=10)
     seen = []
     original = PackedHistories.__next__
 
-    def stop_at_20(self):
+    def stop_at_14(self):
         seen.append(1)
-        if len(seen) == 20:
+        if len(seen) == 14:
             os.kill(os.getpid(), signal.SIGTERM)
         return original(self)
 
-    PackedHistories.__next__ = stop_at_20
+    PackedHistories.__next__ = stop_at_14
     try:
         with pytest.raises(Preempted):
             run(again, **{**SETTINGS, "loop": stopping})

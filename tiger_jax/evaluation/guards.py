@@ -30,7 +30,13 @@ class GuardResult:
 
 
 def check_recommender(
-    recommend: Any, held_out: HeldOut, *, num_users: int, exact_scores: int, seed: int
+    recommend: Any,
+    held_out: HeldOut,
+    *,
+    num_users: int,
+    exact_scores: int,
+    batch_size: int,
+    seed: int,
 ) -> list[GuardResult]:
     """Checks on a few users that the history is heard and the search is exact.
 
@@ -39,19 +45,23 @@ def check_recommender(
             `num_items` and `max_items`.
         exact_scores: Item scores that the exact scoring may cost; it is left out where
             they pay for fewer than `MIN_EXACT_USERS` users.
+        batch_size: As in the evaluation, which then finds its search compiled.
     """
     sample, _ = evaluator.sample_users(held_out, num_users, seed=seed)
     total = len(sample.targets) if num_users else 0
     affordable = exact_scores // recommend.num_items
-    shown = {"history_length": recommend.max_items}
     found = []
     if total > 1:
         distribution_fn = recommend.first_codeword_log_probs
-        found.append(check_history_matters(distribution_fn, sample, **shown))
+        found.append(
+            check_history_matters(
+                distribution_fn, sample, history_length=recommend.max_items
+            )
+        )
     if total and affordable >= MIN_EXACT_USERS:
         few = sample.select(np.arange(min(affordable, total)))
         exact = recommend.recommend_exactly
-        found.append(check_search_is_exact(recommend, exact, few, **shown))
+        found.append(check_search_is_exact(recommend, exact, few, batch_size))
     return found
 
 
@@ -95,8 +105,7 @@ def check_search_is_exact(
     search: recommend_fn.RecommendFn,
     exact: recommend_fn.RecommendFn,
     held_out: HeldOut,
-    *,
-    history_length: int,
+    batch_size: int = 256,
     k: int = 10,
 ) -> GuardResult:
     """Compares a beam search's lists with those of scoring every item.
@@ -104,11 +113,16 @@ def check_search_is_exact(
     Measures the mean share of the exact top k that the search found too. Order
     within the list is left out: near-ties may swap between two ways to add.
     """
-    histories = held_out.histories.last(history_length)
-    nothing = np.full((len(histories), 1), -1, np.int32)
-    arguments = held_out.user_numbers, histories, nothing, k
-    found = np.asarray(search(*arguments)[0])  # [B, k]
-    wanted = np.asarray(exact(*arguments)[0])  # [B, k]
+    found, wanted = (
+        evaluator.list_items(
+            recommend,
+            held_out,
+            k=k,
+            batch_size=size,
+            description=f"Checking the search on {len(held_out.targets)} users",
+        )[0]
+        for recommend, size in ((search, batch_size), (exact, len(held_out.targets)))
+    )  # [B, k] each
     is_there = (wanted[:, :, None] == found[:, None, :]).any(2) & (wanted >= 0)
     overlap = float(is_there.sum() / max(1, (wanted >= 0).sum()))
     return _judge(

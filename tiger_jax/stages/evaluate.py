@@ -112,6 +112,7 @@ def evaluate(
         users["validation"].held_out,
         num_users=config.guard_users,
         exact_scores=config.exact_guard_scores if search.method == "beam" else 0,
+        batch_size=config.batch_size,
         seed=seed,
     )
     compared = comparison.compare(
