@@ -23,6 +23,12 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # What jaxtyping's hook finds imported below the package's own modules, it
+    # compiles from source: seqio brings TensorFlow, which takes a worker 10 seconds.
+    import apache_beam  # noqa: F401
+    import orbax.checkpoint  # noqa: F401
+    import seqio  # noqa: F401
 import jax
 from hypothesis import HealthCheck, settings
 

@@ -24,20 +24,26 @@ BSAREC = BsaRecConfig(max_length=8, d_model=16, num_heads=2, dropout_rate=0.2)
 BOTH = pytest.mark.parametrize(
     "model", [MODEL, BSAREC.build(NUM_ITEMS)], ids=["sasrec", "bsarec"]
 )
-PARAMS = nn.unbox(init_params(MODEL, jax.random.key(0)))
+
+
+@functools.cache
+def params():
+    return nn.unbox(jax.jit(functools.partial(init_params, MODEL))(jax.random.key(0)))
+
+
 LOSS_FN = jax.jit(make_loss_fn(MODEL))
 SCORE_FN = jax.jit(make_score_fn(MODEL))
 ITEMS = jnp.array([[3, 1, 4, 1, 5], [9, 2, 6, -1, -1], [7, 8, -1, -1, -1]])
 
 
 def test_loss_is_the_cross_entropy_of_every_next_item():
-    loss, sums = LOSS_FN(PARAMS, {"items": ITEMS}, None)
+    loss, sums = LOSS_FN(params(), {"items": ITEMS}, None)
     expected, count, correct = 0.0, 0, 0
     for row in np.asarray(ITEMS):
         history = row[row >= 0]
         for end in range(1, len(history)):
             prefix = jnp.array([[*history[:end], *[-1] * (4 - end)]])
-            scores = np.float64(SCORE_FN(PARAMS, prefix)[0])
+            scores = np.float64(SCORE_FN(params(), prefix)[0])
             expected += np.log(np.exp(scores).sum()) - scores[history[end]]
             correct += scores.argmax() == history[end]
             count += 1
@@ -48,7 +54,7 @@ def test_loss_is_the_cross_entropy_of_every_next_item():
 def test_a_later_item_does_not_change_an_earlier_state():
     def states(items):
         run = functools.partial(MODEL.apply, is_training=False)
-        return jax.jit(run)({"params": PARAMS}, items)[0]
+        return jax.jit(run)({"params": params()}, items)[0]
 
     before, after = states(ITEMS), states(ITEMS.at[0, 3].set(10))
     np.testing.assert_array_equal(before[0, :3], after[0, :3])

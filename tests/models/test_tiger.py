@@ -1,6 +1,7 @@
 """TIGER's sizes, its loss's invariances, and decoding against teacher forcing."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -50,10 +51,18 @@ def make_batch(num_items=(10, 6, 3, 1), padded_items=10, seed=0):
 
 
 BATCH = make_batch()
-PARAMS = {
-    name: nn.unbox(init_params(Tiger(config, LAYOUT), jax.random.key(0)))
-    for name, config in CONFIGS.items()
-}
+
+
+@functools.cache
+def make_params(config):
+    init = jax.jit(functools.partial(init_params, Tiger(config, LAYOUT)))
+    return nn.unbox(init(jax.random.key(0)))
+
+
+def params_of(name):
+    return make_params(CONFIGS[name])
+
+
 LOSS_FNS = {
     name: jax.jit(make_loss_fn(Tiger(config, LAYOUT)))
     for name, config in CONFIGS.items()
@@ -70,7 +79,6 @@ def make_logits_fn(config):
 
 # One block each, where gradients are compiled.
 SMALL = dataclasses.replace(CONFIG, num_decoder_layers=1)
-SMALL_PARAMS = nn.unbox(init_params(Tiger(SMALL, LAYOUT), jax.random.key(0)))
 GRAD_FN = jax.jit(jax.grad(make_loss_fn(Tiger(SMALL, LAYOUT)), has_aux=True))
 
 LOGITS_FNS = {name: make_logits_fn(config) for name, config in CONFIGS.items()}
@@ -107,7 +115,7 @@ def test_every_parameter_has_logical_axes_and_is_float32():
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_untrained_loss_is_finite_and_its_sums_count_the_targets(name):
-    loss, sums = LOSS_FNS[name](PARAMS[name], BATCH, None)
+    loss, sums = LOSS_FNS[name](params_of(name), BATCH, None)
     assert np.isfinite(loss)
     assert sums["weight"] == 16
     assert float(sums["loss"]) == float(loss)
@@ -118,10 +126,12 @@ def test_untrained_loss_is_finite_and_its_sums_count_the_targets(name):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_loss_is_the_mean_of_cross_entropies_written_out(name):
     config = dataclasses.replace(CONFIGS[name], label_smoothing=0.1, z_loss=1e-3)
-    loss, _ = jax.jit(make_loss_fn(Tiger(config, LAYOUT)))(PARAMS[name], BATCH, None)
+    loss, _ = jax.jit(make_loss_fn(Tiger(config, LAYOUT)))(params_of(name), BATCH, None)
     logits = np.float64(
         LOGITS_FNS[name](
-            PARAMS[name], BATCH["encoder_input_tokens"], BATCH["decoder_input_tokens"]
+            params_of(name),
+            BATCH["encoder_input_tokens"],
+            BATCH["decoder_input_tokens"],
         )
     )
     expected = 0.0
@@ -143,17 +153,17 @@ def test_padding_length_does_not_change_the_loss():
     short = make_batch((5, 3, 2, 1), padded_items=5)
     padding = jnp.zeros((4, 20), jnp.int32)
     history = jnp.concatenate([short["encoder_input_tokens"], padding], axis=1)
-    loss, _ = LOSS_FNS["level"](PARAMS["level"], short, None)
+    loss, _ = LOSS_FNS["level"](params_of("level"), short, None)
     padded, _ = LOSS_FNS["level"](
-        PARAMS["level"], {**short, "encoder_input_tokens": history}, None
+        params_of("level"), {**short, "encoder_input_tokens": history}, None
     )
     assert float(loss) == pytest.approx(float(padded), rel=1e-6)
 
 
 def test_padded_rows_add_nothing_to_loss_or_gradient():
     empty = jax.tree.map(lambda x: jnp.concatenate([x, jnp.zeros_like(x)]), BATCH)
-    grads, sums = GRAD_FN(SMALL_PARAMS, BATCH, None)
-    padded_grads, padded_sums = GRAD_FN(SMALL_PARAMS, empty, None)
+    grads, sums = GRAD_FN(make_params(SMALL), BATCH, None)
+    padded_grads, padded_sums = GRAD_FN(make_params(SMALL), empty, None)
     assert float(sums["weight"]) == float(padded_sums["weight"])
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), grads, padded_grads
@@ -161,17 +171,17 @@ def test_padded_rows_add_nothing_to_loss_or_gradient():
 
 
 def test_loss_does_not_depend_on_the_order_of_the_batch():
-    loss, _ = LOSS_FNS["level"](PARAMS["level"], BATCH, None)
+    loss, _ = LOSS_FNS["level"](params_of("level"), BATCH, None)
     order = jnp.array([2, 0, 3, 1])
     shuffled = jax.tree.map(lambda x: x[order], BATCH)
-    reordered, _ = LOSS_FNS["level"](PARAMS["level"], shuffled, None)
+    reordered, _ = LOSS_FNS["level"](params_of("level"), shuffled, None)
     assert float(loss) == pytest.approx(float(reordered), rel=1e-6)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_swapped_histories_change_the_prediction(name):
     def target_nll(batch):
-        return float(LOSS_FNS[name](PARAMS[name], batch, None)[1]["nll"])
+        return float(LOSS_FNS[name](params_of(name), batch, None)[1]["nll"])
 
     history = BATCH["encoder_input_tokens"][::-1]
     swapped = {**BATCH, "encoder_input_tokens": history}
@@ -181,7 +191,7 @@ def test_swapped_histories_change_the_prediction(name):
 def test_a_token_predicts_only_those_after_it():
     def logits(decoder_inputs):
         history = BATCH["encoder_input_tokens"]
-        return LOGITS_FNS["level"](PARAMS["level"], history, decoder_inputs)
+        return LOGITS_FNS["level"](params_of("level"), history, decoder_inputs)
 
     inputs = BATCH["decoder_input_tokens"]
     before, after = logits(inputs), logits(inputs.at[:, 2].add(1))
@@ -191,7 +201,7 @@ def test_a_token_predicts_only_those_after_it():
 
 def test_logits_beyond_a_smaller_codebook_are_minus_infinity():
     logits = LOGITS_FNS["level"](
-        PARAMS["level"], BATCH["encoder_input_tokens"], BATCH["decoder_input_tokens"]
+        params_of("level"), BATCH["encoder_input_tokens"], BATCH["decoder_input_tokens"]
     )
     assert logits.shape == (4, 4, 12)
     is_class = np.isfinite(logits).all(0)  # [T, K]
@@ -200,20 +210,20 @@ def test_logits_beyond_a_smaller_codebook_are_minus_infinity():
 
 def test_dropout_changes_with_the_key_and_keeps_the_loss_near():
     loss_fn = LOSS_FNS["level"]
-    plain, _ = loss_fn(PARAMS["level"], BATCH, None)
+    plain, _ = loss_fn(params_of("level"), BATCH, None)
     keys = jax.random.split(jax.random.key(1), 40)
-    losses = np.array([loss_fn(PARAMS["level"], BATCH, key)[0] for key in keys])
+    losses = np.array([loss_fn(params_of("level"), BATCH, key)[0] for key in keys])
     assert len(np.unique(losses)) == len(losses)
-    assert losses[0] == loss_fn(PARAMS["level"], BATCH, keys[0])[0]
+    assert losses[0] == loss_fn(params_of("level"), BATCH, keys[0])[0]
     assert abs(losses.mean() - plain) < 0.2 * plain
 
 
 def test_recomputing_blocks_changes_no_gradient():
     key = jax.random.key(3)
-    grads, _ = GRAD_FN(SMALL_PARAMS, BATCH, key)
+    grads, _ = GRAD_FN(make_params(SMALL), BATCH, key)
     remat = Tiger(dataclasses.replace(SMALL, remat=True), LAYOUT)
     recomputed, _ = jax.jit(jax.grad(make_loss_fn(remat), has_aux=True))(
-        SMALL_PARAMS, BATCH, key
+        make_params(SMALL), BATCH, key
     )
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
@@ -223,10 +233,10 @@ def test_recomputing_blocks_changes_no_gradient():
 
 
 def test_bfloat16_compute_stays_near_float32():
-    loss, _ = LOSS_FNS["level"](PARAMS["level"], BATCH, None)
+    loss, _ = LOSS_FNS["level"](params_of("level"), BATCH, None)
     config = dataclasses.replace(CONFIG, dtype="bfloat16")
     rounded, _ = jax.jit(make_loss_fn(Tiger(config, LAYOUT)))(
-        PARAMS["level"], BATCH, None
+        params_of("level"), BATCH, None
     )
     assert float(rounded) == pytest.approx(float(loss), rel=0.05)
 
@@ -236,7 +246,7 @@ def test_item_structure_trains_and_ignores_padding():
     options = {"has_level_embeddings": True, "has_item_context": True}
     model = Tiger(dataclasses.replace(SMALL, num_recencies=4, **options), LAYOUT)
     params = nn.unbox(init_params(model, jax.random.key(0)))
-    assert set(params) - set(SMALL_PARAMS) == {"item_structure"}
+    assert set(params) - set(make_params(SMALL)) == {"item_structure"}
     assert set(params["item_structure"]) == {
         "level_embeddings",
         "recency_embeddings",
@@ -268,7 +278,7 @@ def test_options_are_off_by_default():
 def test_decoding_by_steps_equals_teacher_forcing(name):
     """Follows random beams through random reorders, M differing by level."""
     rng = np.random.default_rng(0)
-    params = PARAMS[name]
+    params = params_of(name)
     init_decode, decode_step = make_decode_fns(Tiger(CONFIGS[name], LAYOUT))
     init_decode = jax.jit(init_decode)
     decode_step = jax.jit(decode_step, static_argnums=4)
@@ -305,7 +315,7 @@ def test_an_encoder_of_items_has_one_position_per_item():
     """An encoder of items has one position per item and one for the user."""
     model = Tiger(CONFIGS["items"], LAYOUT)
     encoded, is_position = model.apply(
-        {"params": PARAMS["items"]},
+        {"params": params_of("items")},
         BATCH["encoder_input_tokens"],
         is_training=False,
         method="encode",

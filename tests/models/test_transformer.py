@@ -1,5 +1,7 @@
 """The stacks by themselves: what they must not see, and meshes that agree."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,31 +20,40 @@ CONFIG = TransformerConfig(
 ENCODER = Encoder(CONFIG)
 X = jax.random.normal(jax.random.key(0), (3, 9, 16))
 IS_TOKEN = jnp.arange(9)[None] < jnp.array([[9], [5], [1]])
-PARAMS = jax.jit(lambda key: ENCODER.init(key, X, IS_TOKEN, is_training=False))(
-    jax.random.key(1)
-)
-ENCODE = jax.jit(
-    lambda x, is_token: ENCODER.apply(PARAMS, x, is_token, is_training=False)
-)
+
+
+@functools.cache
+def params():
+    init = jax.jit(lambda key: ENCODER.init(key, X, IS_TOKEN, is_training=False))
+    return init(jax.random.key(1))
+
+
+@jax.jit
+def encode_with(params, x, is_token):
+    return ENCODER.apply(params, x, is_token, is_training=False)
+
+
+def encode(x, is_token):
+    return encode_with(params(), x, is_token)
 
 
 def test_tokens_do_not_see_padding():
     other = jnp.where(IS_TOKEN[..., None], X, 100.0)
-    before, after = ENCODE(X, IS_TOKEN), ENCODE(other, IS_TOKEN)
+    before, after = encode(X, IS_TOKEN), encode(other, IS_TOKEN)
     np.testing.assert_allclose(before[IS_TOKEN], after[IS_TOKEN], atol=1e-6)
 
 
 def test_a_row_of_padding_only_is_finite():
-    assert np.isfinite(ENCODE(X, jnp.zeros_like(IS_TOKEN))).all()
+    assert np.isfinite(encode(X, jnp.zeros_like(IS_TOKEN))).all()
 
 
 def test_positions_count_only_relative_to_each_other():
     """Without other tokens in sight, shifted tokens have shifted encodings."""
     is_token = jnp.arange(9)[None].repeat(3, 0) < 4
-    shifted = ENCODE(jnp.roll(X, 5, 1), jnp.roll(is_token, 5, 1))
-    straight = ENCODE(X, is_token)
+    shifted = encode(jnp.roll(X, 5, 1), jnp.roll(is_token, 5, 1))
+    straight = encode(X, is_token)
     np.testing.assert_allclose(straight[:, :4], shifted[:, 5:], atol=1e-5)
-    reordered = ENCODE(X[:, [1, 0, 2, 3, 4, 5, 6, 7, 8]], is_token)
+    reordered = encode(X[:, [1, 0, 2, 3, 4, 5, 6, 7, 8]], is_token)
     assert abs(straight[:, 2] - reordered[:, 2]).max() > 1e-3
 
 
