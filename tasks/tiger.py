@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import gin
+import numpy as np
+from jaxtyping import Float32
 
 from tasks.metrics import make_beam_metric_fn
 from tiger_jax.data.prepared import PreparedData
@@ -23,6 +25,7 @@ from tiger_jax.input_pipeline.preprocessors import make_preprocessors
 from tiger_jax.input_pipeline.quiet_tensorflow import seqio, tf
 from tiger_jax.input_pipeline.vocabulary import TigerVocabulary
 from tiger_jax.progress import say
+from tiger_jax.recommending.trained_model import load_content
 from tiger_jax.semantic_ids.table import SemanticIdTable
 from tiger_jax.semantic_ids.token_ids import TokenLayout
 from tiger_jax.workdir import artifacts
@@ -59,6 +62,10 @@ class WorkdirShop(Shop):
         if self._workdir:
             return Path(self._workdir)
         return find_workdir("work directory", "tasks.tiger.register_tiger_task.workdir")
+
+    def load_content(self) -> Float32[np.ndarray, "N E"]:
+        """The items' content vectors, for a model that takes them."""
+        return load_content(self.workdir, self.table.num_items)
 
     def __getattr__(self, name: str) -> Any:
         if name not in Shop.__dataclass_fields__:

@@ -285,7 +285,7 @@ def cut_export(number: int, folder: Path) -> Outcome:
     return FINE
 
 
-UPDATES = Fault("power: updates of a catalogue", 1000, cut_updates, quick=40)
+UPDATES = Fault("power: updates of a catalogue", 1000, cut_updates, quick=20)
 STAGES = Fault("power: a stage's folder", 1000, cut_stage, quick=60)
 EXPORTS = Fault("power: an export", 1000, cut_export)
 FAULTS = [UPDATES, STAGES, EXPORTS]

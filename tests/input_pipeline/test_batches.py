@@ -77,6 +77,7 @@ def test_a_restored_stream_goes_on_with_the_very_next_batch(tmp_path, consumed):
     assert _equal(following, _take(other, 30))
 
 
+@pytest.mark.slow
 def test_another_process_can_restore(tmp_path, shop):
     stream = SeqioBatches(CONFIG, seed=3)
     _take(stream, 30)

@@ -76,16 +76,17 @@ def _row(path, content):
     return {"type": "file", "path": path, "size": len(content), "oid": oid}
 
 
-def load(address, endpoint, cache, **variables):
-    """Loads a bundle in a process of its own: the hub's client reads its variables."""
+def load(addresses, endpoint, cache, **variables):
+    """Loads bundles in a process of its own: the hub's client reads its variables."""
     code = f"""if True:
         from tiger_jax import Recommender
         from tiger_jax.errors import InputError
-        try:
-            recommender = Recommender.load({address!r})
-            print(recommender.recommend(["item-1"], k=3).items[0].item_id)
-        except InputError as error:
-            print("refused:", error)
+        for address in {addresses!r}:
+            try:
+                recommender = Recommender.load(address)
+                print(recommender.recommend(["item-1"], k=3).items[0].item_id)
+            except InputError as error:
+                print("refused:", error)
     """
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -102,20 +103,21 @@ def load(address, endpoint, cache, **variables):
         text=True,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout.strip().splitlines()[-1]
+    return done.stdout.strip().splitlines()[-len(addresses) :]
 
 
 def test_a_published_bundle_answers_as_the_folder_does(folder, recommender, tmp_path):
     pytest.importorskip("huggingface_hub")
     expected = recommender.recommend(["item-1"], k=3).items[0].item_id
     with hub(folder) as (endpoint, asked):
-        assert load("hf://someone/soaps", endpoint, tmp_path) == expected
+        both = ["hf://someone/soaps", "hf://someone/else"]
+        found, missing = load(both, endpoint, tmp_path)
         assert not any("gitattributes" in path for path in asked)
-        missing = load("hf://someone/else", endpoint, tmp_path)
+    assert found == expected
     assert missing.startswith("refused: hf://someone/else can't be fetched (")
     # Without a network, what was fetched before.
-    offline = load("hf://someone/soaps", endpoint, tmp_path, HF_HUB_OFFLINE="1")
-    assert offline == expected
+    offline = load(["hf://someone/soaps"], endpoint, tmp_path, HF_HUB_OFFLINE="1")
+    assert offline == [expected]
 
 
 @pytest.mark.parametrize(

@@ -211,9 +211,13 @@ def test_scoring_every_item_is_one_way_too(workdir, data, users, versions, reque
 
 
 def test_t5x_predicts_what_evaluation_ranks(workdir, data, users, lists):
-    if ModelCard.load(workdir / "recommender").content_dims:
-        pytest.skip("t5x's batches hold no content vectors")
-    register_tiger_task(TASK, str(workdir), num_user_tokens=11, num_items=MAX_ITEMS)
+    card = ModelCard.load(workdir / "recommender")
+    register_tiger_task(
+        TASK,
+        str(workdir),
+        num_user_tokens=card.layout.num_user_tokens,
+        num_items=MAX_ITEMS,
+    )
     table = SemanticIdTable.load(workdir / "semantic_ids")
     _, _, model, params = load_recommender(workdir / "recommender")
     inputs = encode_histories(
@@ -222,7 +226,8 @@ def test_t5x_predicts_what_evaluation_ranks(workdir, data, users, lists):
         model.layout,
         user_hashes=data.user_hashes[users.user_numbers],
     )
-    predict = jax.jit(T5xTiger(TASK, model.config, num_beams=K).predict_batch_with_aux)
+    ours = T5xTiger(TASK, model.config, num_beams=K, dense_weights=card.dense_weights)
+    predict = jax.jit(ours.predict_batch_with_aux)
     best, aux = predict(params, {"encoder_input_tokens": inputs})
     tokens = model.layout.tokens_of(table.codes)[lists[0]]
     _same_bits((best, aux["beams"], aux["scores"]), (tokens[:, 0], tokens, lists[1]))

@@ -360,6 +360,12 @@ def test_buckets_cut_both_sides_of_whole_histories(whole):
         )
 
 
-def test_a_model_of_content_vectors_is_not_for_t5x(shop):
+def test_content_vectors_are_those_of_one_work_directory(tmp_path, shop):
+    config = TwoLevelConfig(reads_content=True)
+    with pytest.raises(InputError, match="run --stage=embed_items"):
+        T5xTiger(TASK, config)
+    other = make_workdir(tmp_path / "other", seed=1)
+    register_tiger_task("tiger_third", str(other), num_user_tokens=20)
+    register_tiger_mixture("tiger_mixed", {TASK: 1, "tiger_third": 1})
     with pytest.raises(InputError, match="turn reads_content and dense_head off"):
-        T5xTiger(TASK, TwoLevelConfig(reads_content=True))
+        T5xTiger("tiger_mixed", config)

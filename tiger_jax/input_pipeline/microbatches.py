@@ -14,6 +14,7 @@ from jaxtyping import Int, Int32
 
 from tiger_jax.config import config
 from tiger_jax.errors import InputError
+from tiger_jax.input_pipeline.item_content import SpelledItems
 from tiger_jax.training.inputs import Update
 
 Batch = dict[str, Any]
@@ -77,11 +78,24 @@ class BucketedBatches:
     rows travel to the device (they are small) and each bucket reads their start.
     """
 
-    constants: dict[str, Any] = {}
+    def __init__(
+        self,
+        batches: Any,
+        config: BucketConfig,
+        *,
+        max_length: int,
+        items: SpelledItems | None = None,
+        ranks_items: bool = False,
+    ) -> None:
+        """Takes a stream like `SeqioBatches`, of encoder inputs `max_length` long.
 
-    def __init__(self, batches: Any, config: BucketConfig, *, max_length: int) -> None:
-        """Takes a stream like `SeqioBatches`, of encoder inputs `max_length` long."""
+        Args:
+            items: Whose content batches have too, for a model that takes it.
+            ranks_items: Batches also have what a dense head is trained with.
+        """
         self._batches, self._config = batches, config
+        self.constants = {} if items is None else items._asdict()
+        self._ranks_items = ranks_items
         shorter = [n for n in sorted(set(config.lengths)) if n < max_length]
         self.buckets = (*shorter, max_length)
 
@@ -105,17 +119,24 @@ class BucketedBatches:
             is_global=False,
         )
 
+    @property
+    def num_examples(self) -> int:
+        """Of an epoch of the stream."""
+        return self._batches.num_examples
+
     def make_batch(self, constants: Any, arrays: Batch, bucket: int) -> Batch:
         """Cuts padding down to the bucket; runs on the device.
 
         The encoder's, and the decoder's where every item of a history has a target.
         """
-        del constants
         whole, length = self.buckets[-1], self.buckets[bucket]
-        return {
+        batch = {
             name: array[:, :length] if array.shape[1] == whole else array
             for name, array in arrays.items()
         }
+        if not constants:
+            return batch
+        return SpelledItems(**constants).add_to(batch, ranks_items=self._ranks_items)
 
     def save(self, path: Any) -> None:
         self._batches.save(path)

@@ -26,13 +26,11 @@ from jaxtyping import Array, Float32, Int, Int32, Int64
 from tiger_jax.config import config
 from tiger_jax.errors import InputError
 from tiger_jax.histories import Histories
+from tiger_jax.input_pipeline.item_content import add_content
 from tiger_jax.input_pipeline.microbatches import check_sizes
 from tiger_jax.input_pipeline.resident import ShuffledEpochs
 from tiger_jax.semantic_ids.token_ids import TokenLayout
 from tiger_jax.training.inputs import Update
-
-# Items that a dense head is trained to tell a target from; of more, so many are drawn.
-MAX_RANKED_ITEMS = 50_000
 
 
 @config("packed_histories")
@@ -177,10 +175,7 @@ class PackedHistories(ShuffledEpochs):
 
         Returns:
             The keys of a generator's batch, with a target at every item, P of them,
-            and `windows[B P]`. With content vectors also `content[B P E]`, and for a
-            dense head `target_items[B P]`, -1 for none, `target_content[B P E]`,
-            `ranked_items[n]`, `ranked_content[n E]` and `log_share`, the logarithm of
-            N / n.
+            `windows[B P]`, and what `add_content` adds if there is content.
         """
         del bucket  # all rows have one length
         read, windows = arrays["read"], arrays["window"]
@@ -199,24 +194,14 @@ class PackedHistories(ShuffledEpochs):
         }
         if "content" not in constants:
             return batch
-        items, content = constants["items"], constants["content"]
-        batch["content"] = content[items[read]]
-        if not self._ranks_items:
-            return batch
-        num_items = len(content)
-        ranked = jnp.arange(num_items)
-        if num_items > MAX_RANKED_ITEMS:
-            # Items are numbered at random, so that any stretch is an even draw; the
-            # windows of an update are drawn at random, and with them its start.
-            ranked = (read[0, 0] + jnp.arange(MAX_RANKED_ITEMS)) % num_items
-        targets: Int[Array, "B P"] = items[read + 1]
-        return batch | {
-            "target_items": jnp.where(is_target, targets, -1),
-            "target_content": content[targets],
-            "ranked_items": ranked,
-            "ranked_content": content[ranked],
-            "log_share": jnp.log(num_items / len(ranked)),
-        }
+        items: Int[Array, " total"] = constants["items"]
+        return add_content(
+            batch,
+            items[read],
+            jnp.where(is_target, items[read + 1], -1),
+            constants["content"],
+            ranks_items=self._ranks_items,
+        )
 
 
 def _cut_into_windows(

@@ -20,6 +20,7 @@ from jaxtyping import Float32, Int32, Int64, UInt32
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.errors import InputError, flag
 from tiger_jax.histories import Histories
+from tiger_jax.input_pipeline.item_content import SpelledItems
 from tiger_jax.input_pipeline.microbatches import BucketedBatches
 from tiger_jax.input_pipeline.packed_histories import PackedConfig, PackedHistories
 from tiger_jax.input_pipeline.resident import ResidentConfig, ResidentInput
@@ -117,7 +118,7 @@ def open_histories(workdir: Path, recipe: Recipe) -> TrainingInputs:
     content = load_content(workdir, data.num_items) if needs_content(model) else None
     num_pairs = num_examples = int(np.maximum(data.train.lengths - 1, 0).sum())
     examples: Any
-    if content is not None and not isinstance(config, PackedConfig):
+    if content is not None and isinstance(config, ResidentConfig):
         raise InputError(
             f"{type(model).__name__} with content vectors trains on whole histories: "
             "--gin.train_recommender.resident='@packed_histories.PackedConfig()'"
@@ -128,7 +129,8 @@ def open_histories(workdir: Path, recipe: Recipe) -> TrainingInputs:
         )
         num_examples = examples.num_rows
     else:
-        examples = _open_stream(recipe, layout, workdir)
+        examples = _open_stream(recipe, layout, workdir, table, content)
+        num_examples = examples.num_examples
     if isinstance(examples, ResidentInput):
         num_pairs = examples.num_examples
     sample = ValidationSample.of_users(
@@ -219,7 +221,7 @@ def open_token_shards(source: Any, workdir: Path, recipe: Recipe) -> TrainingInp
             + flag("batches.SeqioConfig.max_items", source.max_items)
         )
     layout = TokenLayout(table.codebook_sizes, recipe.num_user_tokens)
-    examples = _open_stream(recipe, layout, workdir)
+    examples = _open_stream(recipe, layout, workdir, table)
     num_inputs, num_users = examples.buckets[-1], recipe.validation.num_users
     rows = draw_rows(source.num_pairs("validation"), num_users, recipe.seed)
     inputs, targets = source.read_examples("validation", rows, num_inputs=num_inputs)
@@ -228,7 +230,13 @@ def open_token_shards(source: Any, workdir: Path, recipe: Recipe) -> TrainingInp
     return TrainingInputs(table, layout, examples, sample, num_pairs, num_pairs)
 
 
-def _open_stream(recipe: Recipe, layout: TokenLayout, workdir: Path) -> BucketedBatches:
+def _open_stream(
+    recipe: Recipe,
+    layout: TokenLayout,
+    workdir: Path,
+    table: SemanticIdTable,
+    content: Float32[np.ndarray, "N E"] | None = None,
+) -> BucketedBatches:
     from tiger_jax.input_pipeline.batches import SeqioBatches
 
     config, buckets = recipe.input
@@ -240,4 +248,13 @@ def _open_stream(recipe: Recipe, layout: TokenLayout, workdir: Path) -> Bucketed
             "directory, or train with "
             + flag("train_recommender.num_user_tokens", stream.layout.num_user_tokens)
         )
-    return BucketedBatches(stream, buckets, max_length=stream.max_length)
+    items = None
+    if content is not None:
+        items = SpelledItems.of(table.codes, layout, content)
+    return BucketedBatches(
+        stream,
+        buckets,
+        max_length=stream.max_length,
+        items=items,
+        ranks_items=has_dense_head(recipe.model),
+    )

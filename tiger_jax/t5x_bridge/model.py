@@ -23,17 +23,26 @@ from jaxtyping import Array, Float, Int
 
 from tiger_jax.decoding.trie import Trie
 from tiger_jax.errors import InputError
+from tiger_jax.input_pipeline.item_content import SpelledItems
 from tiger_jax.input_pipeline.quiet_tensorflow import seqio
 from tiger_jax.models.generator import (
     GeneratorConfig,
     Params,
     build_model,
+    has_dense_head,
     init_params,
     make_loss_fn,
     needs_content,
 )
 from tiger_jax.models.tiger import TigerConfig
-from tiger_jax.recommending.searcher import Queries, Searcher, Settings
+from tiger_jax.recommending.searcher import (
+    NO_DENSE_HEAD,
+    DenseWeights,
+    Queries,
+    Searcher,
+    Settings,
+)
+from tiger_jax.semantic_ids.encoder_inputs import ItemInputs
 
 Batch = Mapping[str, Array]
 Metrics = dict[str, clu.metrics.Metric]
@@ -55,8 +64,9 @@ class T5xTiger:
         optimizer_def: Any = None,
         num_beams: int = 20,
         num_microbatches: int = 1,
+        dense_weights: tuple[float, float] = NO_DENSE_HEAD,
     ) -> None:
-        """Reads the token layout from the task.
+        """Reads the task's token layout, and its items' content for a model of such.
 
         Args:
             task: Name of a registered seqio task or mixture: its vocabulary decides
@@ -64,16 +74,19 @@ class T5xTiger:
             num_beams: Beams of the search, and items it returns.
             num_microbatches: The trainer's number of microbatches. t5x adds up
                 their gradients, so that each one's loss must be its share.
+            dense_weights: How a dense head counts in the search (`DenseWeights`).
+
+        Raises:
+            InputError: The model takes content vectors, and the task has none or is a
+                mixture.
         """
         self._task = seqio.get_mixture_or_task(task)
         layout = self._task.output_features["targets"].vocabulary.layout
         config = config or TigerConfig()
-        if needs_content(config):
-            raise InputError(
-                "t5x's batches hold no content vectors: turn reads_content and "
-                "dense_head off, or train by run.py"
-            )
-        self.module = build_model(config, layout)
+        self._items = self._read_items() if needs_content(config) else None
+        dims = 0 if self._items is None else self._items.content.shape[1]
+        self.module = build_model(config, layout, dims)
+        self._dense_weights = DenseWeights(*dense_weights)
         self.optimizer_def = optimizer_def
         self._num_beams = num_beams
         self._num_microbatches = num_microbatches
@@ -104,6 +117,9 @@ class T5xTiger:
         self, params: Params, batch: Batch, dropout_rng: Array | None
     ) -> tuple[Float[Array, ""], Metrics]:
         """The mean loss of a batch's target tokens, and metrics to be averaged."""
+        if self._items is not None:
+            is_dense = has_dense_head(self.module.config)
+            batch = self._items.add_to(dict(batch), ranks_items=is_dense)
         loss_sum, sums = self._loss_fn(params, batch, dropout_rng)
         weight = jnp.maximum(sums["weight"], 1e-9)
         accuracies = {
@@ -132,10 +148,23 @@ class T5xTiger:
         """
         del rng  # the search is deterministic
         settings = Settings(self._num_beams, self.module.config.normalize)
-        found = Searcher(self.module, params, settings).search(
-            jax.tree.map(jnp.asarray, self._trie),
-            Queries(batch["encoder_input_tokens"]),
-        )
+        searcher = Searcher(self.module, params, settings)
+        catalogue: Any = jax.tree.map(jnp.asarray, self._trie)
+        inputs: Any = batch["encoder_input_tokens"]
+        if self._items is not None:
+            length = self.module.layout.semantic_id_length
+            rows = inputs.reshape(len(inputs), -1, length)
+            inputs = ItemInputs(inputs, self._items.find(rows))
+            table = searcher.embed_items(
+                self._items.content,
+                occurrences=self._occurrences,
+                weights=self._dense_weights,
+            )
+            catalogue = table.over(catalogue)
+        search = searcher.search
+        if has_dense_head(self.module.config) and not self._dense_weights.item:
+            search = searcher.search_by_codes
+        found = search(catalogue, Queries(inputs))
         is_item = found.item_numbers >= 0  # [B, M]
         item_tokens = jnp.asarray(self.module.layout.tokens_of(self._codes))  # [N, T]
         beams = item_tokens[jnp.where(is_item, found.item_numbers, 0)]
@@ -154,20 +183,41 @@ class T5xTiger:
         """The log-probability of each target."""
         if return_intermediates:
             raise NotImplementedError("TIGER keeps no intermediates of its scores")
+        if self._items is not None:
+            batch = self._items.add_to(dict(batch), ranks_items=False)
         row = {name: array[:, None] for name, array in batch.items()}
         # One example at a time, since the loss function sums over its batch.
         sums = jax.vmap(lambda one: self._loss_fn(params, one, None)[1])(row)
         return -sums["nll"]
 
+    def _read_items(self) -> SpelledItems:
+        """The content of the task's items, numbered as `_codes` has them."""
+        shops = self._shops
+        if len(shops) > 1 or not hasattr(shops[0], "load_content"):
+            raise InputError(
+                f"the items of {self._task.name} have no content vectors, as one work "
+                "directory's have: turn reads_content and dense_head off"
+            )
+        order = np.unique(shops[0].table.codes, axis=0, return_index=True)[1]
+        times = np.bincount(shops[0].train.items, minlength=len(order))
+        self._occurrences = times[order]
+        content = shops[0].load_content()[order]
+        return SpelledItems.of(self._codes, shops[0].layout, content)
+
+    @property
+    def _shops(self) -> list[Any]:
+        return [task.source.shop for task in seqio.get_subtasks(self._task)]
+
     @functools.cached_property
     def _codes(self) -> np.ndarray:
         """The Semantic IDs of all the task's items, each once: [N, T]."""
-        shops = [task.source.shop for task in seqio.get_subtasks(self._task)]
-        return np.unique(np.concatenate([s.table.codes for s in shops]), axis=0)
+        return np.unique(np.concatenate([s.table.codes for s in self._shops]), axis=0)
 
     @functools.cached_property
     def _trie(self) -> Trie:
         sizes = self.module.layout.codebook_sizes
+        # An index of leaves is what a dense head's own items are scored by.
+        indexed = has_dense_head(self.module.config)
         with jax.ensure_compile_time_eval():  # first asked for while tracing
-            trie = Trie.build(self._codes, sizes, exclusion=False)
+            trie = Trie.build(self._codes, sizes, exclusion=indexed)
             return jax.tree.map(np.asarray, trie)  # of no device or mesh
