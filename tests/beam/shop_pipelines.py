@@ -4,9 +4,9 @@ import functools
 
 import numpy as np
 
-from tiger_jax.beam.assign import assign
+from tiger_jax.beam.assign import assign, load_table
 from tiger_jax.beam.embed import embed
-from tiger_jax.beam.prepare import prepare
+from tiger_jax.beam.prepare import prepare, read_histories
 from tiger_jax.beam.raw import write_raw_shards
 from tiger_jax.beam.runner import RunnerConfig
 from tiger_jax.beam.tokens import make_tokens
@@ -20,12 +20,14 @@ from tiger_jax.input_pipeline.pair_source import PairSource, Shop
 from tiger_jax.input_pipeline.pairs import SPLITS
 from tiger_jax.input_pipeline.preprocessors import make_preprocessors
 from tiger_jax.input_pipeline.quiet_tensorflow import tf
+from tiger_jax.input_pipeline.token_shards import TokenShards
 from tiger_jax.quantizers.residual_kmeans import ResidualKMeans
 from tiger_jax.quantizers.store import save_quantizer
 from tiger_jax.semantic_ids.collisions import add_collision_level
 from tiger_jax.semantic_ids.table import SemanticIdTable
 from tiger_jax.semantic_ids.token_ids import TokenLayout
 from tiger_jax.workdir import artifacts
+from tiger_jax.workdir.vector_shards import read_vectors
 
 ENCODER = TfidfEncoder(dims=16)
 SEED = 3
@@ -87,8 +89,8 @@ class LocalShop:
 class ShardedShop:
     """What the pipelines make of the same."""
 
-    def __init__(self, local, folder, *, shards, workers):
-        runner = RunnerConfig(workers=workers)
+    def __init__(self, local, folder, *, shards, workers=1, runner=None):
+        runner = runner or RunnerConfig(workers=workers)
         how = {"num_shards": shards, "runner": runner}
         self.folder = folder
         self.raw = write_raw_shards(local.shop, folder / "raw", num_shards=shards + 1)
@@ -129,6 +131,42 @@ class ShardedShop:
             "semantic_ids": self.semantic_ids,
             **self.tokens,
         }
+
+
+def assert_equal(found, local):
+    """Every array, text and example of the pipelines is that of the local stages."""
+    assert found.data.items.read().equals(local.data.items)
+    whole = found.data.histories.read()
+    assert tuple(whole["user_id"].to_pylist()) == local.data.user_ids
+    np.testing.assert_array_equal(whole["user_hash"].to_numpy(), local.data.user_hashes)
+    histories = read_histories(whole)
+    np.testing.assert_array_equal(histories.items, local.data.histories.items)
+    np.testing.assert_array_equal(histories.offsets, local.data.histories.offsets)
+    rows = np.load(found.data.folder / "items_file_rows.npy")
+    np.testing.assert_array_equal(rows, local.data.items_file_rows)
+    np.testing.assert_array_equal(found.data.unseen_items, local.data.unseen_items)
+    counted = ("users", "items", "interactions", "k_core", "unseen_items")
+    counted += ("raw_users", "raw_items", "raw_interactions")
+    for name in (*counted, "users_with_too_short_history"):
+        assert found.data.facts[name] == local.data.statistics[name], name
+
+    embedded = found.embeddings.read()
+    np.testing.assert_array_equal(read_vectors(embedded, "embedding"), local.embeddings)
+    table = load_table(found.semantic_ids)
+    assert table.content_hash == local.table.content_hash
+    assert_same_examples(found, local)
+
+
+def assert_same_examples(found, local):
+    """Held-out examples in the users' order; training examples in any."""
+    files = TokenShards(found.folder / "tokens", cycle_length=1)
+    assert files.layout == local.layout
+    for split, expected in local.examples.items():
+        read = read_matrix(files.get_dataset(split, shuffle=False), files.layout)
+        assert files.num_pairs(split) == len(expected)
+        if split == "train":
+            expected, read = in_some_order(expected), in_some_order(read)
+        np.testing.assert_array_equal(read, expected, split)
 
 
 def read_matrix(dataset, layout):

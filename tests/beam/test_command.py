@@ -1,9 +1,12 @@
 """The pipelines as stages of run.py."""
 
+import ast
 import multiprocessing
 import os
+import re
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -90,7 +93,7 @@ def test_a_bad_file_is_refused(column, values, message, tmp_path, capsys):
     assert str(path) in error
 
 
-def test_wrong_usage_is_one_line(tmp_path, capsys):
+def test_wrong_usage_is_one_line(tmp_path, capsys, monkeypatch):
     def refused(stage, *more):
         assert run(stage, tmp_path / "run", *more) == 2
         error = capsys.readouterr().err
@@ -102,10 +105,25 @@ def test_wrong_usage_is_one_line(tmp_path, capsys):
     assert "must be at least 1" in no_shards
     nobody = refused("prepare_shards", "--gin.beam.RunnerConfig.workers=0")
     assert "beam.RunnerConfig" in nobody
+    monkeypatch.setattr("tiger_jax.beam.runner.find_spec", lambda name: None)
+    no_dask = refused("prepare_shards", "--gin.beam.RunnerConfig.runner=DaskRunner")
+    assert "pip install 'tiger_jax[dask]'" in no_dask
     shuffled = "--gin.interactions.InteractionsConfig.tie_order='shuffle'"
     assert "which no shard can" in refused("prepare_shards", shuffled)
     assert main(["run.py", "--stage=assign_shards", f"--workdir={tmp_path}"]) == 2
     assert "add base/shards.gin" in capsys.readouterr().err
+
+
+def test_the_documented_options_are_beams():
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    text = (Path(__file__).parents[2] / "docs" / "scale.md").read_text()
+    rows = dict(re.findall(r'runner=(\w+) --gin.*options="(\(.*\))"', text))
+    assert rows.keys() == {"DaskRunner", "FlinkRunner", "SparkRunner", "DataflowRunner"}
+    del rows["DaskRunner"]  # known where Dask is: tests/beam/test_dask.py
+    known = PipelineOptions().get_all_options()
+    for options in map(ast.literal_eval, rows.values()):
+        assert {option[2:].partition("=")[0] for option in options} <= known.keys()
 
 
 def stamps(workdir):

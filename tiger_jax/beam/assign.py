@@ -20,7 +20,7 @@ from tiger_jax.beam.blocks import (
     shards_of,
     write_items,
 )
-from tiger_jax.beam.runner import Flow, Keyed, RunnerConfig
+from tiger_jax.beam.runner import Flow, Keyed, RunnerConfig, check_all_came
 from tiger_jax.errors import InputError
 from tiger_jax.progress import say
 from tiger_jax.quantizers.store import load_quantizer
@@ -80,6 +80,7 @@ def assign(
         Flow(write_items, sources, {"collision level": number}),
         **facts,
     )
+    check_all_came(found, embeddings.num_rows, folder, runner)
     say(f"{folder}: {found.num_rows:,} items, {len(sizes)} codewords each")
     return found
 

@@ -29,7 +29,7 @@ from tiger_jax.beam.blocks import (
     write_items,
 )
 from tiger_jax.beam.prepare import PreparedShards
-from tiger_jax.beam.runner import Flow, Keyed, RunnerConfig
+from tiger_jax.beam.runner import Flow, Keyed, RunnerConfig, check_all_came
 from tiger_jax.data.item_text import ItemTextConfig, build_item_texts
 from tiger_jax.embedding.embed import embed_chunk
 from tiger_jax.embedding.encoders import (
@@ -90,9 +90,9 @@ class TextEncoding(ModelHandler):
             table = table.drop_columns(["text"]).append_column("embedding", column)
             yield shard, to_bytes(table)
 
-    def batch_elements_kwargs(self) -> dict[str, int]:
+    def should_skip_batching(self) -> bool:
         """A block is a batch already."""
-        return {"min_batch_size": 1, "max_batch_size": 1}
+        return True
 
 
 def embed(
@@ -142,6 +142,7 @@ def embed(
             "tfidf": frozen.tfidf and str(frozen.tfidf.resolve()),
         },
     )
+    check_all_came(found, data.items.num_rows, folder, runner)
     say(f"{found.folder}: {found.num_rows:,} items, {distinct.num_rows:,} texts")
     return found
 

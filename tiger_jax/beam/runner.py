@@ -7,10 +7,12 @@ import dataclasses
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from tiger_jax.config import config
-from tiger_jax.errors import InputError
+from tiger_jax.errors import InputError, flag
 from tiger_jax.progress import say
 from tiger_jax.workdir.shards import Shards, ShardWriter
 
@@ -50,9 +52,9 @@ class RunnerConfig:
     """Where the work is done; does not affect what is written.
 
     Attributes:
-        runner: Beam's name of a runner ("DataflowRunner", "FlinkRunner",
-            "SparkRunner"). The default works in this process, without starting or
-            downloading a program as newer DirectRunners do.
+        runner: Beam's name of a runner ("DaskRunner", "DataflowRunner",
+            "FlinkRunner", "SparkRunner"). The default works in this process, without
+            starting or downloading a program as newer DirectRunners do.
         options: Beam's own command-line options, such as "--project=…".
         workers: Threads of the in-process runner.
     """
@@ -88,18 +90,23 @@ class RunnerConfig:
             InputError: A worker met bad input; the message is the worker's.
         """
         logging.getLogger("apache_beam").setLevel(logging.WARNING)
+        pipeline = self._pipeline()
         try:
-            with self._pipeline() as pipeline:
+            with pipeline:
                 _build(pipeline, flow, writer, missing)
-        except InputError:
-            raise
         except Exception as error:
             # Runners hand errors on as text, the worker's traceback included.
             found = re.findall(r"InputError: (.+)", str(error))
+            if not found and isinstance(error, InputError):
+                found = [str(error)]
             if found:
                 message = re.sub(r" \[while running .*", "", found[-1])
                 raise InputError(message.replace("\\n", " ").strip(" '\"")) from error
             raise
+        finally:
+            # Dask's would stay, and its results with it, one for each pipeline.
+            if client := getattr(getattr(pipeline, "result", None), "client", None):
+                client.close()
 
     def _pipeline(self) -> Any:
         import apache_beam as beam
@@ -107,6 +114,17 @@ class RunnerConfig:
 
         options = list(self.options)
         runner: Any = self.runner
+        if self.runner == "DaskRunner":
+            if not find_spec("distributed"):
+                raise InputError(
+                    f"{flag('beam.RunnerConfig.runner', self.runner)} needs Dask, "
+                    "which is not installed: pip install 'tiger_jax[dask]'"
+                )
+            # Beam has no short name for it.
+            runner = "apache_beam.runners.dask.dask_runner.DaskRunner"
+            # An element is a shard's work; of 128 together, one worker would do all.
+            if not any("npartitions" in o or "partition_size" in o for o in options):
+                options.append("--dask_partition_size=1")
         if self.runner == IN_PROCESS:
             from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
@@ -151,7 +169,10 @@ def _build(
     if flow.infer is not None:
         from apache_beam.ml.inference.base import RunInference
 
-        came = came | RunInference(flow.infer).with_output_types(Keyed)
+        # A block is a batch. Beam's own batches end with their bundle, and what a
+        # bundle's end emits some runners (Dask's) lose.
+        batches = came | "Batches" >> beam.Map(lambda block: [block])
+        came = batches | RunInference(flow.infer).with_output_types(Keyed)
     if came is not None:
         blocks = (blocks, came) | "Blocks and keys" >> beam.Flatten()
     _ = (
@@ -159,6 +180,17 @@ def _build(
         | "By shard" >> beam.GroupByKey()
         | "Write" >> beam.MapTuple(lambda s, blocks: flow.write(s, blocks, writer))
     )
+
+
+def check_all_came(
+    found: Shards, num_rows: int, folder: Path, runner: RunnerConfig
+) -> None:
+    """Raises an InputError where a runner lost rows of an output on their way."""
+    if found.num_rows != num_rows:
+        raise InputError(
+            f"{found.folder} has {found.num_rows:,} rows of {num_rows:,}: "
+            f"{runner.runner} lost the others; remove {folder}, and use another runner"
+        )
 
 
 def require_beam() -> None:
