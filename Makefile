@@ -17,7 +17,7 @@ BEAUTY_EMBEDDINGS ?= $(DATA)/embeddings/beauty_minilm_f16.npy
 SEED ?= 0
 BEAUTY_RUN ?= runs/beauty_best_$(SEED)
 
-.PHONY: help demo test test-short test-slow test-text test-beam faults licences check docs format bench scale reproduce-beauty requirements clean
+.PHONY: help demo test test-short test-slow test-text test-beam faults licences check docs format pictures bench scale reproduce-beauty requirements clean
 
 help:  ## Show this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -58,6 +58,10 @@ check: $(BIN)/.test docs  ## Lint, type-check, hold the import contract, and bui
 
 docs: $(BIN)/.test  ## Build the documentation site into build/site, offline; warnings are errors.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+pictures: $(BIN)/.test  ## Take the README's pictures from the demo's report and page, in headless Chromium.
+	$(BIN)/python run.py --stage=export --workdir=$(WORKDIR)
+	PYTHONPATH=.:tests $(BIN)/python docs/site/pictures.py $(WORKDIR)
 
 format: $(BIN)/.test  ## Format the code.
 	$(BIN)/ruff format .

@@ -130,12 +130,14 @@ def test_the_readme_is_one_that_is_read():
         assert (ROOT / picture).stat().st_size <= 150_000, picture
 
 
-def test_both_pipelines_show_the_same():
-    light, dark = (
-        re.sub(r"<style>.*?</style>", "", read(f"docs/images/pipeline-{theme}.svg"))
-        for theme in ("light", "dark")
-    )
-    assert light == dark
+def test_all_pipelines_show_the_same():
+    drawn, words = set(), set()
+    for width in ("", "narrow-"):
+        for theme in ("light", "dark"):
+            svg = read(f"docs/images/pipeline-{width}{theme}.svg")
+            drawn.add(re.sub(r"<style>.*?</style>", "", svg))
+            words.add(tuple(re.findall(r"<text[^>]*>([^<]+)</text>", svg)))
+    assert (len(drawn), len(words)) == (2, 1)
 
 
 def test_the_reference_has_every_stage():

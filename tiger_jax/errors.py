@@ -3,6 +3,7 @@
 import ast
 import errno
 import os
+import re
 import shlex
 from typing import Any
 
@@ -52,9 +53,14 @@ def flag(name: str, value: Any) -> str:
         --gin.rqvae.RqVaeConfig.codebook_sizes='(32, 32)'
         >>> print(flag("files.FilesConfig.item_id", "product id"))
         --gin.files.FilesConfig.item_id='product id'
+        >>> print(flag("files.FilesConfig.time_format", "%d.%m.%Y"))
+        --gin.files.FilesConfig.time_format="'%d.%m.%Y'"
     """
     text = value if isinstance(value, str) and is_text(value) else repr(value)
-    return f"--gin.{name}={shlex.quote(text)}"
+    quoted = shlex.quote(text)
+    if "'" in text and not re.search(r'["$`\\!]', text):
+        quoted = f'"{text}"'  # easier to read, and to type
+    return f"--gin.{name}={quoted}"
 
 
 def is_text(value: str) -> bool:

@@ -10,6 +10,7 @@
 *   hostile: requests that make no sense, each of which must get a clear 4xx.
 *   swaps: the catalogue changes again and again under load, no request is lost, and
     memory stays what it was (`memory`: megabytes after so many swaps).
+*   quiet_swaps: the same while nobody asks, so that the memory is the changes' own.
 
 The server runs as `run.py --stage=serve` does, in a process of its own, on the same
 machine: client and server share its cores.
@@ -249,34 +250,36 @@ def hostile(server: Server, questions: Sequence[Question], options: Any) -> Row:
 
 def swaps(server: Server, questions: Sequence[Question], options: Any) -> Row:
     """One change of the catalogue after the other, while clients ask."""
-    done, failed, seconds, memory = threading.Event(), [], [], []
-    rng = np.random.default_rng(options.seed)
+    done = threading.Event()
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        changed = pool.submit(_change_all, server, options, done)
+        row = ask_until(server, questions, options.clients, done.is_set, judged=False)
+        return row | changed.result()
 
-    def note_memory() -> None:
-        device = round(server.metric("tiger_device_bytes") / 1e6, 1)
-        found = {"swaps": len(seconds), "mb": server.megabytes, "device_mb": device}
-        memory.append(found)
 
-    def change() -> None:
-        client = server.client()
-        try:
-            changes = itertools.islice(_changes(options, rng), options.swaps)
-            for method, path, body in changes:
-                begun = time.perf_counter()
-                status, content = client.ask(method, f"/catalogue{path}", body)
-                seconds.append(time.perf_counter() - begun)
-                if status != 200:
-                    failed.append(content[:200].decode())
-                if len(seconds) % max(1, options.swaps // 10) == 0:
-                    note_memory()
-        finally:
-            done.set()
+def quiet_swaps(server: Server, questions: Sequence[Question], options: Any) -> Row:
+    """The same changes while nobody asks: what they leave behind in memory."""
+    return {"clients": 0} | _change_all(server, options, threading.Event())
 
-    thread = threading.Thread(target=change)
-    thread.start()
-    row = ask_until(server, questions, options.clients, done.is_set, judged=False)
-    thread.join()
-    return row | {
+
+def _change_all(server: Server, options: Any, done: threading.Event) -> Row:
+    rng, client = np.random.default_rng(options.seed), server.client()
+    failed, seconds, memory = [], [], []
+    try:
+        changes = itertools.islice(_changes(options, rng), options.swaps)
+        for method, path, body in changes:
+            begun = time.perf_counter()
+            status, content = client.ask(method, f"/catalogue{path}", body)
+            seconds.append(time.perf_counter() - begun)
+            if status != 200:
+                failed.append(content[:200].decode())
+            if len(seconds) % max(1, options.swaps // 10) == 0:
+                device = round(server.metric("tiger_device_bytes") / 1e6, 1)
+                found = {"mb": server.megabytes, "device_mb": device}
+                memory.append({"swaps": len(seconds)} | found)
+    finally:
+        done.set()
+    return {
         "swaps": len(seconds),
         "swaps_failed": len(failed),
         "swap_p50_ms": round(float(np.median(seconds)) * 1e3, 1),
@@ -306,6 +309,7 @@ RUN: dict[str, Callable[[Server, Sequence[Question], Any], Row]] = {
     "overload": overload,
     "hostile": hostile,
     "swaps": swaps,
+    "quiet_swaps": quiet_swaps,
 }
 
 
@@ -386,7 +390,7 @@ def _table_cells(row: Row) -> list[Any]:
     return [
         row["phase"],
         row.get("clients", ""),
-        *(f"{row[name]:,}" for name in numbers),
+        *(f"{row[name]:,}" if name in row else "" for name in numbers),
         ", ".join(told),
         f"{row['server_mb']:,.0f}",
     ]

@@ -1,8 +1,6 @@
 """Takes the pictures of README from a demo's report and page, in headless Chromium.
 
-make demo
-.venv/bin/python run.py --stage=export
-PYTHONPATH=.:tests .venv/bin/python docs/site/pictures.py runs/demo
+make demo pictures
 """
 
 import argparse

@@ -81,6 +81,25 @@ def error_of(folder: Path, **config: object) -> str:
             "first line looks like data: add a line of column names",
         ),
         (
+            "B1,Soap,Alba\nB2,Towel,Alba\n",
+            INTERACTIONS_CSV,
+            "items.csv has no column 'item_id' (found: 'B1', 'Soap', 'Alba'): its "
+            "first line looks like data: add a line of column names",
+        ),
+        (
+            "B1,Soap\nB2,Towel\n",
+            INTERACTIONS_CSV,
+            "items.csv has no column 'item_id' (found: 'B1', 'Soap'): name the column "
+            "that holds it with --gin.files.FilesConfig.item_id=NAME, or add a line of "
+            "column names if these are none",
+        ),
+        (
+            ITEMS_CSV,
+            "1,1,2014-07-01 12:00\n1,2,2014-07-02 12:00\n",
+            "interactions.csv, line 1: two columns are called '1': its first line "
+            "looks like data: add a line of column names",
+        ),
+        (
             "item_id,title,title\na,x,y\n",
             INTERACTIONS_CSV,
             "items.csv, line 1: two columns are called 'title': rename one",
@@ -169,8 +188,47 @@ def error_of(folder: Path, **config: object) -> str:
         (
             'item_id,title,x\na,x,\nb,"y,\nc,z,\nd,w,\n',
             INTERACTIONS_CSV,
-            "items.csv, line 3: 2 fields where the header has 3: put fields that hold "
+            "items.csv, line 3: 2 fields where the header has 3: put ',' between all "
+            "fields, empty ones too, or look for a quote that is never closed",
+        ),
+        (
+            'item_id,title\na, "x, y"\n',
+            INTERACTIONS_CSV,
+            "items.csv, line 2: 3 fields where the header has 2: no spaces may stand "
+            "before an opening quote",
+        ),
+        (
+            "item_id,title\na,x\nb,y,z\n".encode("utf-16"),
+            INTERACTIONS_CSV,
+            "items.csv, line 3: 3 fields where the header has 2: put fields that hold "
             "',' in double quotes, or look for a quote that is never closed",
+        ),
+        (
+            "item_id,title\na,x\nb,y\n".encode("utf-16")[:-1],
+            INTERACTIONS_CSV,
+            "items.csv, line 3, byte 1: 0x0a is not utf-16 text: " + LATIN_1,
+        ),
+        (
+            "item_id,title\n9.78014E+12,x\n",
+            INTERACTIONS_CSV,
+            "items.csv, line 2: 'item_id' is '9.78014E+12': a spreadsheet wrote long "
+            "numbers so, without their last digits: write the file anew, with that "
+            "column as text",
+        ),
+        (
+            ITEMS_CSV,
+            HEADER + ",,\n,,,\n",
+            "interactions.csv has no rows: it should hold a table",
+        ),
+        (
+            "version https://git-lfs.github.com/spec/v1\nsize 12\n",
+            INTERACTIONS_CSV,
+            "items.csv is a pointer of Git LFS, and not the file itself: fetch that",
+        ),
+        (
+            ITEMS_CSV,
+            "\n<!DOCTYPE html>\n<html>404</html>\n",
+            "interactions.csv is a web page, and not the file itself: fetch that",
         ),
     ],
 )
@@ -359,6 +417,13 @@ def test_folders_that_are_no_data_say_what_is_looked_for(tmp_path, names, expect
     with pytest.raises(InputError) as caught:
         find_source(tmp_path)
     assert expected in str(caught.value)
+
+
+def test_the_folder_inside_is_named(tmp_path):
+    write_csv_shop(tmp_path / "my shop", ITEMS_CSV, INTERACTIONS_CSV)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"my shop in it does: --data_dir='.*my shop'"):
+        find_source(tmp_path)
 
 
 def test_data_dir_must_be_a_folder(tmp_path):

@@ -154,29 +154,42 @@ def stale_lock(number: int, folder: Path) -> Outcome:
 
 def changed_setting(number: int, folder: Path) -> Outcome:
     """Stopped, tried with another setting, and stopped again: nothing is lost."""
-    whole = shop.whole_run(folder.parent, "train_recommender")
+    stage = "train_recommender"
+    whole = shop.whole_run(folder.parent, stage)
     rng, workdir = CHANGED.random(number), folder / WORK
-    shop.copy_before("train_recommender", whole, workdir)
-    other = "--gin.packed_histories.PackedConfig.batch_size=4"
-    checkpoints = workdir / "recommender.partial" / "checkpoints"
-    for place, bindings in enumerate([(), (other,), (), (other,)]):
-        saved = [p.name for p in checkpoints.glob("checkpoint_*")]
-        is_changed = place == 1 and any(n.rpartition("_")[2].isdigit() for n in saved)
-        running = shop.Stage("train_recommender", workdir, *bindings)
-        moment = rng.uniform(0.4 if is_changed else 0, 0.9)
-        running.wait_until(moment * whole.cpu_seconds["train_recommender"])
-        running.signal(rng.choice([signal.SIGKILL, signal.SIGTERM]))
+    partial = workdir / "recommender.partial"
+    said: list[str] = []
+
+    def kill(lowest: float, *bindings: str, may_end: bool = False) -> str:
+        """Kills a run; returns what is wrong with how it ended."""
+        sent = rng.choice([signal.SIGKILL, signal.SIGTERM])
+        operation = 1 + int(rng.uniform(lowest, 0.95) * whole.operations[stage])
+        running = shop.Stage(stage, workdir, *bindings, dies_at=(operation, sent))
         ended = running.end()
-        is_told = not is_changed or "batch_size" in ended.output
-        if ended.code not in (-9, -15, 4, 0) or not is_told:
-            return Outcome(wrong=1, note=ended.output[-300:])
-        if ended.code == 0:
-            return FINE  # done before its moment came
-    ended = shop.run_stage("train_recommender", workdir)
+        said.append(f"{sent.name} at operation {operation}: {ended.code}")
+        wanted = _ENDS[sent] if may_end else set(_ENDS[sent]) - {_ENDED_BY_ITSELF}
+        if ended.code not in wanted:
+            return ended.output[-300:]
+        is_told = "batch_size was" in ended.output
+        return "" if is_told or len(said) != told_by else "not told of the change"
+
+    lowest, told_by, problem = 0.3, 0, ""
+    while not problem and not any(partial.glob("checkpoints/checkpoint_*[0-9]")):
+        shop.copy_before(stage, whole, workdir)
+        problem = kill(lowest)
+        lowest = min(lowest + 0.1, 0.9)
+    told_by = len(said) + 1
+    other = "--gin.packed_histories.PackedConfig.batch_size=4"
+    # What is gone on with has less to do, and may be done before its moment.
+    for bindings, may_end in (((other,), False), ((), True), ((other,), True)):
+        problem = problem or kill(0.3, *bindings, may_end=may_end)
+    if problem:
+        return Outcome(wrong=1, note=f"{said}: {problem}")
+    ended = shop.run_stage(stage, workdir)
     if ended.code:
-        return Outcome(lost=1, note=ended.output[-300:])
-    problems = shop.wrong_folders(workdir, whole, made_whole="train_recommender")
-    return Outcome(lost=1, note=str(problems)) if problems else FINE
+        return Outcome(lost=1, note=f"{said}, then {ended.output[-300:]}")
+    problems = shop.wrong_folders(workdir, whole, made_whole=stage)
+    return Outcome(lost=1, note=f"{said}, then {problems}") if problems else FINE
 
 
 def _holder(workdir: Path) -> dict:

@@ -161,7 +161,7 @@ def _ids_of_csv(path: Path) -> list[str] | None:
     if content.startswith(_NOT_UTF8) or re.search(rb"[;\t|\0]|\\\"", content):
         return None  # a dialect; and csv refuses NUL, which pyarrow reads
     text = content.decode("utf-8-sig")
-    rows = [row for row in csv.reader(io.StringIO(text, newline="")) if row]
+    rows = [row for row in csv.reader(io.StringIO(text, newline="")) if any(row)]
     names = [name.strip() for name in rows[0]]
     if "item_id" not in names:
         return None  # a name that is nearly so was found

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import importlib
 import itertools
 import json
@@ -173,12 +174,13 @@ class Whole:
 
 @functools.cache
 def whole_run(under: Path, until: str = UPDATE) -> Whole:
-    """An undisturbed run of the stages up to one, made once in ``UNDER/shop/``.
+    """An undisturbed run of the stages up to one, made once in ``UNDER/shop/CODE/``.
 
     Each stage is run twice, and the second time counts: what it compiles is on disk
-    then, as it is for the tries. Called again after a kill, it goes on.
+    then, as it is for the tries. Called again after a kill, it goes on; where the code
+    is another by now, it begins anew.
     """
-    folder = under / "shop"
+    folder = under / "shop" / _code()
     facts, workdir = folder / "facts.json", folder / "work"
     share_compiled(under)
     folder.mkdir(parents=True, exist_ok=True)
@@ -206,6 +208,17 @@ def whole_run(under: Path, until: str = UPDATE) -> Whole:
     names = [field.name for field in dataclasses.fields(Whole)][1:]
     by_name = [{stage: about[n] for stage, about in known.items()} for n in names]
     return Whole(workdir, *by_name)
+
+
+@functools.cache
+def _code() -> str:
+    """Names the code and the settings that a run is made by, as this process began."""
+    digest = hashlib.sha256()
+    for pattern in ("tiger_jax/**/*.py", "gin_configs/**/*.gin"):
+        for path in sorted(REPOSITORY.glob(pattern)):
+            digest.update(path.read_bytes())
+    digest.update(GIN_FILE.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def share_compiled(under: Path) -> None:

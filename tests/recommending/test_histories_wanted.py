@@ -75,6 +75,11 @@ def test_a_time_under_an_unknown_name_is_not_overlooked(tmp_path):
     assert "files.FilesConfig.timestamp=zeit" in one.notes[0]
 
 
+def test_a_value_over_several_lines_is_told_to_be_one(tmp_path):
+    with pytest.raises(InputError, match="line 1: not JSON .* each line must be a his"):
+        read(tmp_path, "h.json", '[\n "a",\n "b"\n]\n')
+
+
 @pytest.mark.parametrize(
     "line", ["[" * 100_000, '["a", 2.0]', '["a"', '[["a"]]', '["\\ud800"]', "9" * 5000]
 )

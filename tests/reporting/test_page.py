@@ -217,18 +217,25 @@ def test_every_picture_is_on_the_page_and_can_be_read(page, tmp_path):
     }
     write_report(page, tmp_path)
     for picture in page.pictures:
-        assert base64.b64encode(picture.light).decode() in page.html
-        assert base64.b64encode(picture.dark).decode() in page.html
         assert (tmp_path / f"{picture.name}.svg").read_bytes() == picture.light
-        for theme, drawn in (
-            (figures.LIGHT, picture.light),
-            (figures.DARK, picture.dark),
+        colors = set()
+        for theme, inches, drawn in (
+            (figures.LIGHT, figures.PAGE_INCHES, picture.light),
+            (figures.DARK, figures.PAGE_INCHES, picture.dark),
+            (figures.LIGHT, figures.PHONE_INCHES, picture.narrow_light),
+            (figures.DARK, figures.PHONE_INCHES, picture.narrow_dark),
         ):
+            assert base64.b64encode(drawn).decode() in page.html
             svg = ElementTree.fromstring(drawn)
-            assert svg.get("viewBox").split()[2] == f"{72 * figures.PAGE_INCHES:g}"
+            assert svg.get("viewBox").split()[2] == f"{72 * inches:g}"
             assert f"fill: {theme.background.lower()}".encode() in drawn
             words = [text.text for text in svg.iter(f"{SVG}text")]
             assert any(words)  # letters, not the shapes of letters
+            found = {*re.findall(rb"#[0-9a-f]{6}", drawn)}
+            other = figures.DARK if theme is figures.LIGHT else figures.LIGHT
+            assert other.ink.lower().encode() not in found
+            colors.add(len(found))
+        assert len(colors) == 1  # what is told apart in one is in all
 
 
 def test_an_empty_work_directory_says_not_run_everywhere():

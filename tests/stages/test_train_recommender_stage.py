@@ -105,21 +105,39 @@ def test_a_finished_folder_is_up_to_date_on_any_mesh(finished, capsys):
     assert artifacts.load_manifest(finished) == before
 
 
-def test_a_preempted_stage_ends_in_the_same_content(finished, tmp_path, monkeypatch):
-    workdir = make_workdir(tmp_path / "work")
+def run_preempted(workdir, monkeypatch, after, **changes):
+    """Is asked to end after so many updates."""
     draw = ResidentInput.__next__
+    batch_size = changes.get("resident", RESIDENT).batch_size
 
     def draw_and_signal(self):
-        if self._drawn == 7 * RESIDENT.batch_size:
+        if self._drawn == after * batch_size:
             os.kill(os.getpid(), signal.SIGTERM)
         return draw(self)
 
     with monkeypatch.context() as patch:
         patch.setattr(ResidentInput, "__next__", draw_and_signal)
         with pytest.raises(Preempted):
-            run(workdir)
+            run(workdir, **changes)
     assert not (workdir / "recommender").exists()
+
+
+def test_a_preempted_stage_ends_in_the_same_content(
+    finished, tmp_path, monkeypatch, capsys
+):
+    """Also where another setting is tried in between."""
+    workdir = make_workdir(tmp_path / "work")
+    run_preempted(workdir, monkeypatch, after=7)
+    capsys.readouterr()
+    other = dataclasses.replace(RESIDENT, batch_size=16)
+    run_preempted(workdir, monkeypatch, after=2, resident=other)
+    said = capsys.readouterr().out
+    assert "batch_size was 32 and is 16" in said
+    (aside,) = workdir.glob("recommender.partial-*")
+    assert f"kept as {aside}" in said
+    assert [*(aside / "checkpoints").glob("checkpoint_[1-9]*")]
     again = run(workdir)
+    assert "train_recommender: resuming" in capsys.readouterr().out
     assert (
         artifacts.load_manifest(again).content_hash
         == artifacts.load_manifest(finished).content_hash

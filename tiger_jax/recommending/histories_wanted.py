@@ -117,7 +117,10 @@ def _read_json_lines(path: Path) -> list[tuple[str, list[str]]]:
             try:
                 value: Any = json.loads(text)
             except (ValueError, RecursionError) as error:
-                raise InputError(f"{path}, line {line}: not JSON ({error})") from error
+                raise InputError(
+                    f"{path}, line {line}: not JSON ({error}): each line must be a "
+                    "history of its own"
+                ) from error
             user, items = f"line {line}", value
             if isinstance(value, dict):
                 named = value.get("user", value.get("user_id"))

@@ -1,7 +1,7 @@
 """Pictures of the data, and of the Semantic IDs that its items got."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Int, Int32
@@ -10,10 +10,12 @@ from tiger_jax.data.prepared import PreparedData
 from tiger_jax.reporting.figures import (
     Picture,
     Theme,
+    is_narrow,
     label,
     log_scale,
     note,
     render,
+    side_by_side,
     thousands,
 )
 from tiger_jax.reporting.tables import shorten
@@ -39,6 +41,7 @@ def data_pictures(data: PreparedData, shown_items: int) -> list[Picture]:
             data.histories.lengths,
             shown_items,
             height=2.9,
+            narrow_height=2.4,
             alt="Histogram of the number of items in a user's history",
             caption=f"The recommender sees the last {shown_items} items of a history: "
             "orange bars are seen whole.",
@@ -48,6 +51,7 @@ def data_pictures(data: PreparedData, shown_items: int) -> list[Picture]:
             _draw_popularity,
             np.bincount(data.histories.items, minlength=data.num_items),
             height=2.9,
+            narrow_height=4.8,
             alt="Interactions by item rank, and the share held by popular items",
             caption="Left: how often the most, second most, … popular item occurs. "
             "Right: the share of all interactions that the most popular items hold.",
@@ -65,6 +69,7 @@ def code_pictures(table: SemanticIdTable, data: PreparedData | None) -> list[Pic
             codes[:, : table.num_levels],
             table.codebook_sizes,
             height=2.5,
+            narrow_height=0.3 + 1.5 * table.num_levels,
             alt="Items per codeword at each level, most used first",
             caption="Dashed: what every codeword would have if all were used alike.",
         )
@@ -81,6 +86,7 @@ def code_pictures(table: SemanticIdTable, data: PreparedData | None) -> list[Pic
             codes[:, 0],
             np.asarray(categories, str),
             height=3.6,
+            narrow_height=3.8,
             alt="Stacked bars: the categories of the items behind each first code",
             caption="One bar is one first code. A bar of one colour is a code that "
             "stands for one category, though no category was ever given to the "
@@ -114,7 +120,7 @@ def _draw_history_lengths(
 def _draw_popularity(
     figure: "Figure", theme: Theme, counts: Int[np.ndarray, " N"]
 ) -> None:
-    left, right = figure.subplots(1, 2)
+    left, right = side_by_side(figure, 2, per_row=2)
     ordered = np.sort(counts)[::-1]
     seen = ordered[ordered > 0]
     left.plot(np.arange(1, len(seen) + 1), seen, color=theme.accent)
@@ -139,7 +145,8 @@ def _draw_codebook_use(
     codebook_sizes: Sequence[int],
 ) -> None:
     """Items per codeword of each learned level, most used first."""
-    row: Any = figure.subplots(1, codes.shape[1], squeeze=False, sharey=True)[0]
+    count = codes.shape[1]
+    row = side_by_side(figure, count, per_row=count, sharey=True)
     for level, axes in enumerate(row):
         counts = np.bincount(codes[:, level], minlength=codebook_sizes[level])
         ordered = np.sort(counts)[::-1]
@@ -148,7 +155,9 @@ def _draw_codebook_use(
         even = len(codes) / len(ordered)
         axes.axhline(even, color=theme.ink, linewidth=1, linestyle=(0, (4, 3)))
         used = int((counts > 0).sum())
-        label(axes, f"Level {level}: {used} of {len(counts)}", "codewords, by use")
+        is_last = level == count - 1 or not is_narrow(figure)
+        x = "codewords, by use" if is_last else ""
+        label(axes, f"Level {level}: {used} of {len(counts)}", x)
         axes.grid(axis="x", visible=False)
         thousands(axes.yaxis)
     row[0].set_ylabel("items")
@@ -170,7 +179,7 @@ def _draw_categories_by_first_code(
         f"{len(shares)} first codes in use, like beside like",
         "share of items",
     )
-    _legend(axes, columns=4, width=24)
+    _legend(axes, columns=2 if is_narrow(figure) else 4, width=24)
 
 
 def _count(

@@ -1,8 +1,9 @@
-"""Figures in two themes, as SVG: for light pages and for dark ones."""
+"""Figures as SVG: for light pages and dark ones, for screens and for phones."""
 
 import contextlib
 import dataclasses
 import io
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,8 +14,9 @@ from tiger_jax.workdir.json_files import read_json
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
 
-PAGE_INCHES = 7.0
+PAGE_INCHES, PHONE_INCHES = 7.0, 3.75
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -42,7 +44,7 @@ LIGHT, DARK = (
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """One figure, drawn for both themes.
+    """One figure, drawn for pages and for phones, and each for both themes.
 
     Attributes:
         name: File name without ending.
@@ -54,6 +56,8 @@ class Picture:
     caption: str
     light: bytes
     dark: bytes
+    narrow_light: bytes
+    narrow_dark: bytes
 
 
 def render(
@@ -61,12 +65,11 @@ def render(
     draw: Callable[..., None],
     *data: Any,
     height: float,
+    narrow_height: float,
     alt: str,
     caption: str,
-    below: float = 0.0,
-    between: float = 0.0,
 ) -> Picture:
-    """Draws a figure twice, as wide as the page, and encodes it.
+    """Draws a figure twice, as wide as the page and as a phone, and encodes it.
 
     Text is taken literally: a title with dollar signs is no formula.
 
@@ -74,27 +77,50 @@ def render(
         draw: draw(figure, theme, *data) fills an empty figure; the theme is in force
             meanwhile.
         height: In inches.
-        below: Share of the height that is left free at the bottom.
-        between: Free height between rows of plots, as a share of a plot's.
     """
     from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     encoded = []
-    for theme in (LIGHT, DARK):
-        with _in_force(theme):
-            room = (0, below, 1, 1 - below)
-            layout = ConstrainedLayoutEngine(rect=room, hspace=between)
-            figure = Figure(figsize=(PAGE_INCHES, height), layout=layout)
-            draw(figure, theme, *data)
+    for size in ((PAGE_INCHES, height), (PHONE_INCHES, narrow_height)):
+        with _in_force(LIGHT):
+            figure = Figure(figsize=size, layout="constrained")
+            draw(figure, LIGHT, *data)
             buffer = io.BytesIO()
             # Without these, the file would name the day and the library's version:
             # the same plot should have the same bytes wherever it can.
             figure.savefig(
                 buffer, format="svg", metadata={"Date": None, "Creator": None}
             )
-            encoded.append(buffer.getvalue())
+            # A hundredth of a point is enough.
+            svg = re.sub(rb"(\d\.\d\d)\d+", rb"\1", buffer.getvalue())
+            encoded += [svg, _darkened(svg)]
     return Picture(name, alt, caption, *encoded)
+
+
+def _darkened(svg: bytes) -> bytes:
+    """A figure with the dark theme's colours in place of the light one's."""
+    pairs = zip(
+        dataclasses.astuple(LIGHT)[:-1], dataclasses.astuple(DARK), strict=False
+    )
+    dark_of = {light.lower().encode(): dark.lower().encode() for light, dark in pairs}
+    return re.sub(rb"#[0-9a-f]{6}", lambda m: dark_of.get(m[0], m[0]), svg)
+
+
+def is_narrow(figure: "Figure") -> bool:
+    """Whether it is drawn for phones."""
+    return figure.get_figwidth() < PAGE_INCHES
+
+
+def side_by_side(
+    figure: "Figure", count: int, *, per_row: int, **options: Any
+) -> list["Axes"]:
+    """Plots in rows; on a phone, one under the other."""
+    columns = 1 if is_narrow(figure) else min(per_row, count)
+    rows = -(-count // columns)
+    grid = figure.subplots(rows, columns, squeeze=False, **options).ravel().tolist()
+    for axes in grid[count:]:
+        axes.set_visible(False)
+    return grid[:count]
 
 
 def note(

@@ -11,10 +11,12 @@ from tiger_jax.reporting import tables
 from tiger_jax.reporting.figures import (
     Picture,
     Theme,
+    is_narrow,
     label,
     log_scale,
     note,
     render,
+    side_by_side,
     thousands,
 )
 
@@ -53,6 +55,7 @@ def training_pictures(
             _draw_curves,
             panels,
             height=2.7 * -(-len(panels) // 2),
+            narrow_height=2.3 * len(panels),
             alt=f"Training curves of the {what}",
             caption=caption,
         )
@@ -98,6 +101,7 @@ def compare_curves(runs: Mapping[str, Mapping[str, Curve]]) -> list[Picture]:
             _draw_curves,
             panels,
             height=2.7 * -(-len(panels) // 2),
+            narrow_height=2.3 * len(panels),
             alt="Training curves of the runs",
             caption="Each run by the steps of its own recommender's training.",
         )
@@ -117,6 +121,7 @@ def difference_picture(rows: Sequence[Mapping[str, Any]]) -> Picture:
         rows,
         {(n, split): f"{_short(n)}, {split.split('_')[-1]}" for n, split in lines},
         height=0.8 + 0.36 * len(lines),
+        narrow_height=(0.5 + 0.3 * len(lines)) * len({row["metric"] for row in rows}),
         alt="Difference of each run to the first, with 95 % intervals",
         caption="Right of the line is better than the first run. An interval that "
         "crosses it is a draw.",
@@ -136,7 +141,7 @@ def _draw_differences(
 ) -> None:
     """Dots and intervals around zero, the first run's place."""
     names = dict.fromkeys(row["metric"] for row in rows)
-    grid = list(figure.subplots(1, len(names), sharey=True, squeeze=False).flat)
+    grid = side_by_side(figure, len(names), per_row=len(names), sharey=True)
     for axes, metric in zip(grid, names, strict=True):
         axes.axvline(0, color=theme.faint, linewidth=1)
         for row in rows:
@@ -195,6 +200,7 @@ def result_pictures(
                 rows,
                 "recall@10",
                 height=0.7 + 0.34 * len(rows),
+                narrow_height=0.6 + 0.26 * len(rows),
                 alt=f"Recall@10 of every method on {table['title']}",
                 caption="Lines are 95 % bootstrap intervals over users.",
             )
@@ -210,6 +216,7 @@ def result_pictures(
                 {**values, "TIGER": groups["tiger"]},
                 groups["sizes"],
                 height=3.4,
+                narrow_height=3.2,
                 alt="Recall@10 of each method for rare and for popular targets",
                 caption="Rare items are where recommenders differ most. Lines are 95 % "
                 "intervals for so many users.",
@@ -218,13 +225,11 @@ def result_pictures(
     return pictures
 
 
-def _draw_curves(figure: "Figure", theme: Theme, panels: Panels) -> None:
+def _draw_curves(figure: "Figure", theme: Theme, shown: Panels) -> None:
     """Draws panels, two in a row."""
-    columns = min(2, len(panels))
-    rows = -(-len(panels) // columns)
-    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    grid = side_by_side(figure, len(shown), per_row=2)
     colors = (theme.accent, theme.second, *theme.series[2:])
-    for axes, (title, named) in zip(grid, panels, strict=False):
+    for axes, (title, named) in zip(grid, shown, strict=True):
         for color, (name, (steps, values)) in zip(colors, named.items(), strict=False):
             marker = "o" if len(steps) <= 30 else ""
             style = {"color": color, "marker": marker, "markersize": 3}
@@ -247,8 +252,6 @@ def _draw_curves(figure: "Figure", theme: Theme, panels: Panels) -> None:
             place = {"loc": "upper left", "bbox_to_anchor": (-0.02, -0.24)}
             columns = max(1, 60 // (longest + 7))
             axes.legend(ncols=columns, columnspacing=1.2, handlelength=1.4, **place)
-    for axes in grid[len(panels) :]:
-        axes.set_visible(False)
 
 
 def mark_best(axes: "Axes", theme: Theme, color: str, curve: Curve) -> None:
@@ -320,10 +323,13 @@ def _draw_groups(
             ecolor=theme.ink,
             error_kw={"elinewidth": 1.0},
         )
+    if is_narrow(figure):
+        groups = [text.replace(" users", "\nusers") for text in groups]
     axes.set_xticks(range(len(groups)), groups)
     axes.grid(axis="x", visible=False)
     # Under the plot: nothing lies on the bars.
-    axes.legend(ncols=3, loc="upper left", bbox_to_anchor=(0, -0.3))
+    columns, below = (2, -0.45) if is_narrow(figure) else (3, -0.3)
+    axes.legend(ncols=columns, loc="upper left", bbox_to_anchor=(0, below))
     label(
         axes,
         "Recall@10 by how often the target occurs in training",

@@ -422,6 +422,14 @@ def test_later_years_are_read_as_they_come(tmp_path, year, form):
     )
 
 
+def test_ratings_alone_are_told_from_reviews(tmp_path):
+    (tmp_path / "meta_Beauty.json").write_text('{"asin": "B1", "title": "x"}\n')
+    rows = "B1,U1,5.0,1424304000\nB1,U2,4.0,1424304001\n"
+    (tmp_path / "Beauty.csv").write_text(rows)
+    with pytest.raises(InputError, match="holds ratings alone; bring .* NAME_5.json"):
+        AmazonConfig().read(tmp_path)
+
+
 def test_metadata_in_strict_json_may_have_nulls(tmp_path):
     write_gzip(tmp_path / "reviews_Beauty_5.json.gz", review_lines())
     metas = [{"asin": f"B00{n}", "title": "T", "imUrl": None} for n in range(1, 6)]

@@ -62,6 +62,45 @@ def test_a_byte_order_mark_tells_the_encoding(tmp_path, encoding):
     assert titles_of(tmp_path, text.encode(encoding)) == ["Crème"]
 
 
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_utf_16_is_known_without_a_mark(tmp_path, encoding, suffix):
+    text = {
+        "csv": "item_id,title\na,Crème\n",
+        "jsonl": '{"item_id":"a","title":"Crème"}',
+    }
+    write(tmp_path / f"items.{suffix}", text[suffix].encode(encoding))
+    write(tmp_path / "interactions.csv", EVENTS)
+    assert read(tmp_path).items["title"].to_pylist() == ["Crème"]
+
+
+@pytest.mark.parametrize("mark", [";", "\t", "|"])
+def test_a_comma_in_a_columns_name_is_no_delimiter(tmp_path, mark):
+    items = "item_id;price, EUR;title\na;1;x\n".replace(";", mark)
+    assert titles_of(tmp_path, items) == ["x"]
+    assert titles_of(tmp_path, "item_id,title\na,x;y|z\n") == ["x;y|z"]
+
+
+def test_rows_of_empty_fields_are_left_out_and_said(tmp_path):
+    items = "item_id,title,,\n,,,\na,x,,\nb,y,,\n,,,\n,,,,,\n,\n"
+    events = ",,\n" + EVENTS + ",,\nu,b,2\n,,\n"
+    assert titles_of(tmp_path, items, events) == ["x", "y"]
+    shop = read(tmp_path)
+    assert shop.interactions["timestamp"].to_pylist() == [1, 2]
+    assert "interactions.csv: 2 rows of empty fields are left out" in shop.notes
+    write(tmp_path / "interactions.csv", EVENTS + ",,\n,a,2\n")
+    assert "interactions.csv, line 4: no 'user_id' is given" in error_of(tmp_path)
+    # What is in other columns is content.
+    write(tmp_path / "interactions.csv", "n,user_id,item_id\n1,u,a\n2,,\n")
+    assert "interactions.csv, line 3: no 'user_id' is given" in error_of(tmp_path)
+
+
+def test_names_of_files_may_have_capitals(tmp_path):
+    write(tmp_path / "Items.CSV", ITEMS_CSV)
+    write(tmp_path / "INTERACTIONS.ndjson", '{"user_id":1,"item_id":"a"}\n')
+    assert read(tmp_path).interactions["item_id"].to_pylist() == ["a"]
+
+
 def test_columns_without_a_name_are_left_out_and_said(tmp_path):
     items = ",item_id,title,,\n0,a,x,,\n1,b,y,,\n"
     assert titles_of(tmp_path, items, "user_id,item_id,,\nu,a,,\n") == ["x", "y"]
@@ -197,6 +236,7 @@ def test_missing_values_are_the_same_everywhere(tmp_path, kind):
         ("2019-10-01 00:00:00 UTC", "2019-10-01 00:01:00 UTC", 60),
         ("2014-07-01T00:00:00.123456789Z", "2014-07-01T00:00:00.1234567Z", 0),
         ("2014/07/01", "2014/7/2", 86_400),
+        ("1400000000,5", "1400000001", 0.5),
         ("2014/07/01 9:05", "2014/07/01 09:05:30", 30),
         ("01.07.2014", "2.7.2014 00:00", 86_400),
         ("01/07/2014", "31/07/2014", 30 * 86_400),
@@ -241,6 +281,7 @@ def test_rows_without_a_time_can_be_dropped(tmp_path, time):
         ("128", "128.0", "decimals"),
         ("i28", "i28 ", "spaces"),
         ("café-1", "cafe\u0301-1", "Unicode"),
+        ("i28", "\u200bi28", "aren't seen"),
         ("Ab", "ab", "capitals"),
         ("007 ", "7.0", "several ways"),
     ],
@@ -300,6 +341,17 @@ def test_damaged_and_endless_gzip_is_refused(tmp_path, name):
         write(tmp_path / name, content)
         with pytest.raises(InputError, match=message):
             read(tmp_path)
+
+
+def test_parquet_parts_may_lie_in_folders_of_a_partition(tmp_path):
+    write(tmp_path / "items.csv", ITEMS_CSV)
+    for place, item in enumerate("ab"):
+        part = tmp_path / "interactions" / f"day={place}" / "x" / "part.parquet"
+        part.parent.mkdir(parents=True)
+        pa.parquet.write_table(pa.table({"user_id": ["u"], "item_id": [item]}), part)
+    shop = find_source(tmp_path)
+    assert "interactions/day=1/x/part.parquet" in shop.external
+    assert shop.read().interactions["item_id"].to_pylist() == ["a", "b"]
 
 
 def test_a_folder_of_parquet_parts_is_one_table(tmp_path):

@@ -25,6 +25,7 @@ from tiger_jax.data.raw_shop import INTERACTION_COLUMNS, ITEM_COLUMNS, RawShop
 from tiger_jax.data.readers import columns
 from tiger_jax.data.readers.reader import match_files, required_files
 from tiger_jax.data.tables import text_files
+from tiger_jax.data.tables.csv_files import looks_like_data
 from tiger_jax.data.tables.table import read_table
 from tiger_jax.errors import InputError
 from tiger_jax.progress import Progress
@@ -191,7 +192,10 @@ def _read_csv_reviews(path: Path) -> Reviews:
     source = read_table(path, columns=(user_id, item_id, rating, time))
     lacking = {user_id, item_id, rating, time} - set(source.column_names)
     if lacking:
-        raise InputError(f"{path} has no column {' nor '.join(sorted(lacking))}")
+        what = f"{path} has no column {' nor '.join(sorted(lacking))}"
+        if looks_like_data(source.column_names):  # of before 2023
+            what += ": it holds ratings alone; bring the reviews, NAME_5.json.gz"
+        raise InputError(what)
     times = columns.read_times(source, time).to_numpy() / units
     return Reviews(
         columns.read_ids(source, user_id).to_pylist(),

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from tiger_jax.data.raw_shop import CATEGORY_PATHS, RawShop
 from tiger_jax.data.readers import columns
 from tiger_jax.data.readers.naming import describe_columns, near_misses
+from tiger_jax.data.tables.csv_files import HEADLESS, looks_like_data
 from tiger_jax.data.tables.table import SourceTable
 from tiger_jax.data.text_numbers import number_texts
 from tiger_jax.errors import InputError, flag
@@ -22,7 +23,14 @@ ITEM_PARTS = ("item_id", "title", "brand", "categories", "price")
 # What makes two writings of an identifier equal, and how they came to differ.
 _WRITINGS = (
     ("spaces stand around one of them", str.strip),
-    ("one is in another Unicode form", lambda i: unicodedata.normalize("NFC", i)),
+    (
+        "one is in another Unicode form, or holds characters that aren't seen",
+        lambda i: "".join(
+            c
+            for c in unicodedata.normalize("NFKC", i)
+            if unicodedata.category(c) != "Cf"
+        ),
+    ),
     ("one became a number with decimals", lambda i: re.sub(r"^(\d+)[.,]0+$", r"\1", i)),
     ("one lost its leading zeros", lambda i: i.lstrip("0")),
     ("capitals differ", str.casefold),
@@ -181,16 +189,30 @@ def require_columns(
         shown = ", ".join(columns.shown(c) for c in found[:20])
         option = part.replace("event_item_id", "interaction_item_id")
         likely = near_misses(part.removeprefix("event_"), found) or ["NAME"]
-        if names.options is None:
+        if source.has_header and (looks_like_data(found) or _returns(source)):
+            advice = HEADLESS
+        elif names.options is None:
             advice = "add it"
-        elif any(re.fullmatch(r"[-+]?\d+([.,]\d+)?", name) for name in found):
-            advice = "its first line looks like data: add a line of column names"
         else:
             advice = "name the column that holds it with "
             advice += flag(f"{names.options}.{option}", likely[0])
+            is_known = any(getattr(names, p) in found for p in parts)
+            if source.has_header and not is_known:
+                advice += ", or add a line of column names if these are none"
         raise InputError(
             f"{source.path} has no column {column!r} (found: {shown}): {advice}"
         )
+
+
+def _returns(source: SourceTable) -> bool:
+    """Whether some column's name is one of its values too, as in a row of data."""
+    return any(
+        pc.any(pc.equal(values, name)).as_py()
+        for name, values in zip(
+            source.table.column_names, source.table.columns, strict=True
+        )
+        if pa.types.is_string(values.type)
+    )
 
 
 def read_items(source: SourceTable, names: ColumnNames) -> tuple[pa.Table, list[str]]:

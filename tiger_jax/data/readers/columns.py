@@ -30,6 +30,7 @@ _TO_ISO = (
     (r"^(.*:.*?)\s*(UTC|GMT|z)$", r"\1Z"),
     (r"^(.*:.*?)\s+([+-]\d\d:?\d\d)$", r"\1\2"),
 )
+_ROUNDED = r"^\d[.,]\d+E\+\d+$"  # 9.78014E+12
 _ENTITY = r"&(#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[a-zA-Z]\w{1,30});"
 
 
@@ -61,6 +62,12 @@ def read_ids(source: SourceTable, column: str) -> pa.ChunkedArray:
         raise InputError(
             f"{source.where(row)}: no {column!r} is given: fill it in, or delete that "
             "row"
+        )
+    if (row := first_true(pc.match_substring_regex(ids, _ROUNDED))) is not None:
+        raise InputError(
+            f"{source.where(row)}: {column!r} is {ids[row].as_py()!r}: a spreadsheet "
+            "wrote long numbers so, without their last digits: write the file anew, "
+            "with that column as text"
         )
     return ids
 
@@ -223,7 +230,7 @@ def read_numbers(source: SourceTable, column: str) -> pa.ChunkedArray:
     """
     values = _column(source, column)
     if pa.types.is_string(values.type):
-        values = pc.replace_substring_regex(values, r"^\s*(\d+),(\d+)\s*$", r"\1.\2")
+        values = _with_points(values)
     try:
         numbers = values.cast(pa.float64(), safe=False)
     except pa.ArrowException:
@@ -235,6 +242,11 @@ def read_numbers(source: SourceTable, column: str) -> pa.ChunkedArray:
     if (row := first_true(pc.invert(pc.is_valid(numbers)))) is not None:
         raise InputError(f"{source.where(row)}: no {column!r} is given")
     return numbers
+
+
+def _with_points(texts: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Numbers with decimal commas, with points."""
+    return pc.replace_substring_regex(texts, r"^\s*(\d+),(\d+)\s*$", r"\1.\2")
 
 
 def first_true(mask: pa.ChunkedArray) -> int | None:
@@ -303,8 +315,8 @@ def _parse_times(
         lambda part: part.cast(pa.timestamp("us", "UTC")),
     ]
     is_number, *_ = parsers
-    plain = texts
-    if _first_refused(_first_known(texts), is_number) is not None:
+    plain = _with_points(texts)
+    if _first_refused(_first_known(plain), is_number) is not None:
         plain = _year_first(texts)
     first = _first_known(plain)
     fits = [p for p in parsers if _first_refused(first, p) is None]

@@ -72,8 +72,9 @@ class FilesConfig:
     looks_for: ClassVar = "items.csv and interactions.csv (or .jsonl, .parquet, .gz)"
 
     def find(self, folder: Path) -> tuple[Path | None, ...]:
-        kinds = r"(\.((csv|tsv|jsonl)(\.gz)?|parquet))?"
-        return match_files(folder, f"items{kinds}", f"interactions{kinds}")
+        kinds = r"(\.((csv|tsv|jsonl|ndjson)(\.gz)?|parquet))?"
+        names = (f"(?i:{name}{kinds})" for name in ("items", "interactions"))
+        return match_files(folder, *names)
 
     def read(self, folder: Path) -> RawShop:
         items_path, interactions_path = required_files(self, folder)

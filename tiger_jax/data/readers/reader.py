@@ -1,6 +1,8 @@
 """What a reader of raw shops is, and finding its files in a folder."""
 
+import contextlib
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -95,7 +97,23 @@ def recognise(folder: Path, readers: Sequence[Reader]) -> tuple[Reader, list[Pat
         for place, reader in enumerate(readers)
         if place in halves or not halves
     ]
+    if inner := _folder_inside(folder, readers):
+        raise InputError(
+            f"{folder} holds {what}, but {inner.name} in it does: "
+            f"--data_dir={shlex.quote(str(inner))}"
+        )
     raise InputError(f"{folder} holds {what}; looked for {'; '.join(looked_for)}")
+
+
+def _folder_inside(folder: Path, readers: Sequence[Reader]) -> Path | None:
+    """A folder in this one that a reader would take."""
+    for inner in sorted(path for path in folder.iterdir() if path.is_dir()):
+        for reader in readers:
+            with contextlib.suppress(InputError):
+                found = reader.find(inner)
+                if found and all(found):
+                    return inner
+    return None
 
 
 def kind_of(reader: Reader) -> str:

@@ -7,8 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
+from jaxtyping import Bool
 
 from tiger_jax.data.tables import text_files
 from tiger_jax.data.tables.text_files import one_line
@@ -20,6 +23,8 @@ _MAX_BLOCK_BYTES = 2**31 - 1
 # for more than 10 GiB.
 _MAX_FIELD = 2**26
 _OTHER_DELIMITERS = ";\t|"
+_NUMBER_OR_DATE = re.compile(r"[^\w\s]?[-+]?\d[\d.,:/ TZ+-]*")
+HEADLESS = "its first line looks like data: add a line of column names"
 # The first line by which Excel is told the delimiter.
 _SEPARATOR_HINT = re.compile(r'"?sep=(.)"?[\r\n]*', re.IGNORECASE)
 
@@ -64,11 +69,14 @@ def find_dialect(path: Path, given: CsvFormat) -> tuple[CsvFormat, list[str]]:
             hint = _SEPARATOR_HINT.fullmatch(file.readline(20))
         if hint:
             found = replace(found, delimiter=hint[1], has_hint=True)
-        elif _width(path, found) == 1:
-            others = [replace(found, delimiter=mark) for mark in _OTHER_DELIMITERS]
-            widest = max(others, key=lambda other: _width(path, other))
-            if _width(path, widest) > 1:
-                found = widest
+        else:
+            # A comma may stand in a name further on: "item_id;price, EUR".
+            header = _first_row(path, found)
+            marks = [mark for mark in _OTHER_DELIMITERS if mark in header[0]]
+            others = [replace(found, delimiter=mark) for mark in marks]
+            widths = [len(_first_row(path, other)) for other in others]
+            if max(widths, default=0) >= max(2, len(header)):
+                found = others[widths.index(max(widths))]
         if found.delimiter != given.delimiter:
             notes.append(
                 f"{path.name}: {found.delimiter!r} stands between its fields, not "
@@ -88,9 +96,9 @@ def read_csv(
 ) -> tuple[pa.Table, list[str]]:
     """Reads a table with a header line; every column is text, nothing is null.
 
-    "NA" stays "NA", and "007" stays "007". Blank lines are skipped, and so are
-    columns without a name, empty fields beyond the header's, and spaces around
-    column names.
+    "NA" stays "NA", and "007" stays "007". Blank lines are skipped, and so are rows
+    of empty fields, columns without a name, empty fields beyond the header's, and
+    spaces around column names.
 
     Args:
         columns: Read only these if the file has them all, otherwise everything.
@@ -113,11 +121,11 @@ def read_csv(
         quote_char='"' if csv_format.quoting else False,
         newlines_in_values=csv_format.quoting,
     )
-    convert_options = pa.csv.ConvertOptions(
-        column_types=dict.fromkeys(named, pa.string()), include_columns=wanted
-    )
 
-    def parse(block_size: int) -> pa.Table:
+    def parse(block_size: int, names: Sequence[str] = wanted) -> pa.Table:
+        convert_options = pa.csv.ConvertOptions(
+            column_types=dict.fromkeys(named, pa.string()), include_columns=names
+        )
         read_options = pa.csv.ReadOptions(
             column_names=named,
             skip_rows=header_end,
@@ -134,26 +142,41 @@ def read_csv(
             source = path
         return pa.csv.read_csv(source, read_options, parse_options, convert_options)
 
+    notes: list[str] = []
+    block_size = _BLOCK_BYTES
     try:
         try:
-            table = parse(_BLOCK_BYTES)
+            table = parse(block_size)
         except pa.ArrowInvalid as error:
             if not re.search("straddling|Could not skip", str(error)):
                 raise
             # A field or a header longer than a block: take all as one block.
-            table = parse(_MAX_BLOCK_BYTES)
+            block_size = _MAX_BLOCK_BYTES
+            table = parse(block_size)
+        if _are_empty(table).any():
+            is_empty = _are_empty(parse(block_size, named))
+            table = table.filter(pa.array(~is_empty))
+            count = f"{is_empty.sum():,} rows of empty fields"
+            notes += [f"{path.name}: {count} are left out"] if is_empty.any() else []
     except (pa.ArrowException, UnicodeError) as error:
         if re.search("Empty CSV|Could not skip", str(error)):
             raise InputError(f"{path} has a header but no rows") from error
         text_files.raise_for_encoding(path, csv_format.encoding, csv_format.option)
         table = _read_even_rows(path, csv_format, named, error).select(wanted)
     _refuse_unclosed_quote(path, csv_format)
-    num_nameless = len(header) - len(present)
-    if not num_nameless:
-        return table, []
-    return table, [
-        f"{path.name}: {num_nameless} of its columns are without a name and left out"
-    ]
+    if num_nameless := len(header) - len(present):
+        what = f"{num_nameless} of its columns are without a name and left out"
+        notes.append(f"{path.name}: {what}")
+    return table, notes
+
+
+def _are_empty(table: pa.Table) -> Bool[np.ndarray, " rows"]:
+    """Which rows have no content."""
+    found = np.ones(table.num_rows, bool)
+    for column in table.columns:
+        if found.any():
+            found &= pc.equal(column, "").to_numpy()
+    return found
 
 
 def line_of_csv_row(path: Path, row: int, csv_format: CsvFormat) -> int:
@@ -221,10 +244,23 @@ def _is_whole(path: Path, csv_format: CsvFormat) -> bool:
         return False
 
 
+def looks_like_data(names: Sequence[str]) -> bool:
+    """Whether a header seems to be a row: numbers, prices or dates are no names."""
+    return any(_NUMBER_OR_DATE.fullmatch(name.strip()) for name in names)
+
+
 def _rows(
-    path: Path, csv_format: CsvFormat, *, strict: bool = False
+    path: Path,
+    csv_format: CsvFormat,
+    *,
+    strict: bool = False,
+    with_empty: bool = False,
 ) -> Iterator[tuple[int, list[str]]]:
-    """Yields each row's first line and its fields, from the header on."""
+    """Yields each row's first line and its fields, from the header on.
+
+    Args:
+        with_empty: Rows of nothing but empty fields, too.
+    """
     csv.field_size_limit(_MAX_FIELD)
     with _open(path, csv_format) as file:
         line = 1
@@ -240,7 +276,7 @@ def _rows(
         )
         try:
             for row in reader:
-                if row:
+                if any(row) or (row and with_empty):
                     yield line, row
                 line = reader.line_num + first_line
         except csv.Error as error:
@@ -256,12 +292,12 @@ def _rows(
             ) from error
 
 
-def _width(path: Path, csv_format: CsvFormat) -> int:
-    """How many columns the header has."""
+def _first_row(path: Path, csv_format: CsvFormat) -> list[str]:
+    """The names in the header; one without letters if it can't be read."""
     try:
-        return len(next(_rows(path, csv_format), (1, []))[1])
+        return next(_rows(path, csv_format), (1, [""]))[1]
     except InputError:
-        return 0
+        return [""]
 
 
 def _read_header(path: Path, csv_format: CsvFormat) -> tuple[int, list[str]]:
@@ -275,8 +311,9 @@ def _read_header(path: Path, csv_format: CsvFormat) -> tuple[int, list[str]]:
     header = [name.strip() for name in header]
     for name in filter(None, header):
         if header.count(name) > 1:
+            advice = HEADLESS if looks_like_data(header) else "rename one"
             raise InputError(
-                f"{path}, line {line}: two columns are called {name!r}: rename one"
+                f"{path}, line {line}: two columns are called {name!r}: {advice}"
             )
     if not any(header):
         raise InputError(f"{path} is empty: it should begin with a header line")
@@ -288,33 +325,42 @@ def _read_even_rows(
 ) -> pa.Table:
     """Reads rows that are longer than the header only by empty fields.
 
-    Spreadsheets write them, and only pyarrow refuses them.
+    Spreadsheets write them, and only pyarrow refuses them. Rows of empty fields are
+    left out, whatever their length.
     """
     num_columns = len(header)
-    rows = _rows(path, csv_format)
-    next(rows)
-    advice = (
-        f"put fields that hold {csv_format.delimiter!r} in double quotes, or look for "
-        "a quote that is never closed"
-        if csv_format.quoting
-        else f"put {csv_format.delimiter!r} between all fields, empty ones too"
-    )
-    even, has_longer = [], False
+    rows = _rows(path, csv_format, with_empty=True)
+    for _, row in rows:
+        if any(row):  # the header
+            break
+    mark = repr(csv_format.delimiter)
+    even, has_other = [], False  # rows that only pyarrow refuses
     try:
         for line, row in rows:
-            has_longer |= len(row) > num_columns
+            if not any(row):
+                has_other |= len(row) != num_columns
+                continue
+            has_other |= len(row) > num_columns
             if len(row) < num_columns or any(row[num_columns:]):
+                advice = f"put {mark} between all fields, empty ones too"
+                if csv_format.quoting:
+                    if len(row) > num_columns:
+                        advice = f"put fields that hold {mark} in double quotes"
+                    advice += ", or look for a quote that is never closed"
+                    if any(re.match(r'\s+"', field) for field in row):
+                        advice = "no spaces may stand before an opening quote"
                 raise InputError(
                     f"{path}, line {line}: {len(row)} fields where the header has "
                     f"{num_columns}: {advice}"
                 )
             even.append(row[:num_columns])
     except UnicodeError:
-        has_longer = False
-    if not has_longer:
+        has_other = False
+    if not has_other:
         raise InputError(f"{path} can't be read: {one_line(reason)}") from reason
-    columns = [pa.array(column, pa.string()) for column in zip(*even, strict=True)]
-    return pa.table(columns, names=list(header))
+    columns = zip(*even, strict=True) if even else [[]] * num_columns
+    arrays = [pa.array(column, pa.string()) for column in columns]
+    return pa.table(arrays, names=list(header))
 
 
 def _refuse_unclosed_quote(path: Path, csv_format: CsvFormat) -> None:

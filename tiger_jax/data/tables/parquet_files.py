@@ -16,10 +16,13 @@ _MAX_RATIO, _MIN_BYTES = 500, 1 << 28
 
 
 def parquet_parts(path: Path) -> list[Path]:
-    """The files of a table: itself, or a folder's in the order of their names."""
+    """The files of a table: itself, or a folder's in the order of their names.
+
+    They may lie in folders such as ``day=2024-07-01``.
+    """
     if path.is_file():
         return [path]
-    found = sorted(path.glob("*.parquet"))
+    found = sorted((*path.glob("*.parquet"), *path.glob("*=*/**/*.parquet")))
     return [p for p in found if p.is_file() and p.name[0] not in "._"]
 
 

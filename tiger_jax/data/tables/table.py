@@ -14,8 +14,14 @@ from tiger_jax.data.tables.csv_files import (
 )
 from tiger_jax.data.tables.json_lines import line_of_json_row, read_json_lines
 from tiger_jax.data.tables.parquet_files import place_of_row, read_parquet
-from tiger_jax.data.tables.text_files import one_line
+from tiger_jax.data.tables.text_files import one_line, open_bytes
 from tiger_jax.errors import InputError
+
+_STAND_INS = {
+    b"version https://git-lfs": "a pointer of Git LFS",
+    b"<!doctype html": "a web page",
+    b"<html": "a web page",
+}
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,7 @@ class SourceTable:
         where: Names a row, from 0, for an error message ("items.csv, line 7"). It
             may read the whole file again.
         notes: What the user should know about how the file was read.
+        has_header: Its first row names the columns, as in CSV.
     """
 
     path: Path
@@ -36,6 +43,7 @@ class SourceTable:
     unusable: dict[str, str]
     where: Callable[[int], str]
     notes: tuple[str, ...] = ()
+    has_header: bool = False
 
     @property
     def column_names(self) -> list[str]:
@@ -70,15 +78,18 @@ def read_table(
             line, and for a wrong encoding the byte.
     """
     csv_format = csv_format or CsvFormat()
-    suffix = Path(path.name.removesuffix(".gz")).suffix
+    suffix = Path(path.name.lower().removesuffix(".gz")).suffix
     unusable: dict[str, str] = {}
     notes: list[str] = []
+    has_header = False
     try:
         if path.is_file() and path.stat().st_size == 0:
             raise InputError(f"{path} is empty: it should hold a table")
+        if path.is_file():
+            _refuse_stand_in(path)
         if suffix == ".parquet" or path.is_dir():
             table, unusable = read_parquet(path, columns)
-        elif suffix == ".jsonl":
+        elif suffix in (".jsonl", ".ndjson"):
             table, unusable = read_json_lines(
                 path, columns, csv_format.encoding, csv_format.option
             )
@@ -86,6 +97,7 @@ def read_table(
             csv_format, notes = find_dialect(path, csv_format)
             table, skipped = read_csv(path, columns, csv_format)
             notes += skipped
+            has_header = True
     except OSError as error:
         reason = error.strerror or one_line(error)
         raise InputError(f"{path} can't be read: {reason}") from error
@@ -95,8 +107,17 @@ def read_table(
     def where(row: int) -> str:
         if suffix == ".parquet" or path.is_dir():
             return place_of_row(path, row)
-        if suffix == ".jsonl":
+        if suffix in (".jsonl", ".ndjson"):
             return f"{path}, line {line_of_json_row(path, row)}"
         return f"{path}, line {line_of_csv_row(path, row, csv_format)}"
 
-    return SourceTable(path, table, unusable, where, tuple(notes))
+    return SourceTable(path, table, unusable, where, tuple(notes), has_header)
+
+
+def _refuse_stand_in(path: Path) -> None:
+    """Refuses what a failed download leaves in a file's place."""
+    with open_bytes(path) as file:
+        start = file.read(64).lstrip().lower()
+    for begins, what in _STAND_INS.items():
+        if start.startswith(begins):
+            raise InputError(f"{path} is {what}, and not the file itself: fetch that")

@@ -3,6 +3,8 @@
 import codecs
 import gzip
 import io
+import itertools
+import re
 import zlib
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ _BOMS = {
     codecs.BOM_UTF16_BE: "utf-16",
     codecs.BOM_UTF8: "utf-8-sig",
 }
+# What begins with ASCII, without a mark; no text holds null bytes otherwise.
+_UNMARKED = {rb"[^\0]\0[^\0]\0": "utf-16-le", rb"\0[^\0]\0[^\0]": "utf-16-be"}
 
 
 def open_bytes(path: Path) -> io.BufferedReader:
@@ -83,7 +87,7 @@ class _Unpacked(io.RawIOBase):
 
 
 def find_encoding(path: Path, encoding: str) -> str:
-    """The encoding of a text: what its byte order mark says, else the one given.
+    """The encoding of a text: what its first bytes tell, else the one given.
 
     Raises:
         InputError: There is no such encoding.
@@ -97,8 +101,13 @@ def find_encoding(path: Path, encoding: str) -> str:
         ) from error
     with open_bytes(path) as file:
         start = file.read(4)
-    marked = (found for mark, found in _BOMS.items() if start.startswith(mark))
-    return next(marked, "utf-8" if name == "utf-8-sig" else name)
+    for mark, found in _BOMS.items():
+        if start.startswith(mark):
+            return found
+    for pattern, found in _UNMARKED.items():
+        if name == "utf-8" and re.fullmatch(pattern, start):
+            return found
+    return "utf-8" if name == "utf-8-sig" else name
 
 
 def open_text(path: Path, encoding: str) -> io.TextIOWrapper:
@@ -119,15 +128,19 @@ def raise_for_encoding(path: Path, encoding: str, option: str | None = None) -> 
     advice = "save the file as UTF-8"
     if option is not None:
         advice += f", or name its encoding: {flag(f'{option}.encoding', 'latin-1')}"
+    # Lines of UTF-16 end within a character's bytes.
+    decoder = codecs.getincrementaldecoder(encoding)()
     with open_bytes(path) as file:
-        for line, data in enumerate(file, 1):
+        for line, data in enumerate(itertools.chain(file, [b""]), 1):
+            pending = decoder.getstate()[0]
             try:
-                data.decode(encoding)
+                decoder.decode(data, final=not data)
             except UnicodeError as error:
                 start = getattr(error, "start", 0)
+                bad = (pending + data)[start : start + 1]
                 raise InputError(
-                    f"{path}, line {line}, byte {start + 1}: 0x{data[start]:02x} is "
-                    f"not {encoding} text: {advice}"
+                    f"{path}, line {line - (not data)}, byte {start + 1}: "
+                    f"0x{bad.hex()} is not {encoding} text: {advice}"
                 ) from error
 
 
