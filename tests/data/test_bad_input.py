@@ -393,7 +393,7 @@ def test_a_message_stays_short_however_long_a_name_is(tmp_path):
 def test_impossible_options_are_refused(tmp_path):
     write_csv_shop(tmp_path)
     assert "unknown_items must be" in error_of(tmp_path, unknown_items="ignore")
-    assert "one character" in error_of(tmp_path, delimiter="::")
+    assert "one ASCII character" in error_of(tmp_path, delimiter="::")
     assert "no text encoding called 'klingon'" in error_of(tmp_path, encoding="klingon")
     assert "no text encoding called 'zip'" in error_of(tmp_path, encoding="zip")
 

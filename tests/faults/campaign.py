@@ -21,12 +21,14 @@ class Outcome:
         wrong: Wrong answers, tracebacks, hangs: whatever else should not be.
         note: What happened, where something did.
         count: Tries that this outcome stands for, where they are run by the batch.
+        answers: A server's answers that were compared with what is right.
     """
 
     lost: int = 0
     wrong: int = 0
     note: str = ""
     count: int = 1
+    answers: int = 0
 
 
 FINE = Outcome()
@@ -88,12 +90,14 @@ class Total:
     wrong: int = 0
     seconds: float = 0.0
     notes: list[str] = dataclasses.field(default_factory=list)
+    answers: int = 0
 
     def add(self, outcome: Outcome, seconds: float) -> None:
         """Counts an outcome."""
         self.tries += outcome.count
         self.lost += outcome.lost
         self.wrong += outcome.wrong
+        self.answers += outcome.answers
         self.seconds += seconds
         if outcome.note and len(self.notes) < _NOTES_PER_ROW:
             self.notes.append(outcome.note)
@@ -129,8 +133,9 @@ def sum_rows(path: Path) -> dict[str, Total]:
     for row in read_rows(path):
         total = totals.setdefault(row["fault"], Total())
         for field in dataclasses.fields(Total):
-            value = getattr(total, field.name) + row[field.name]
-            setattr(total, field.name, value)
+            if field.name in row:  # those of before count no answers
+                value = getattr(total, field.name) + row[field.name]
+                setattr(total, field.name, value)
     return totals
 
 
@@ -158,7 +163,10 @@ def format_table(faults: list[Fault], rows: Path) -> str:
                 f"{total.wrong:,}",
                 f"{total.seconds:,.0f}",
             ]
-        lines.append(f"| {fault.name} | {fault.asked:,} | {' | '.join(cells)} |")
+        name = fault.name
+        if total and total.answers:
+            name += f" ({total.answers:,} answers)"
+        lines.append(f"| {name} | {fault.asked:,} | {' | '.join(cells)} |")
     dates = sorted({row["date"] for row in read_rows(rows)})
     if dates:
         span = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"

@@ -31,8 +31,8 @@ from tiger_jax.data.readers.recbole import RecboleConfig
 from tiger_jax.embedding.ready_made import load_ready_made
 from tiger_jax.errors import InputError
 from tiger_jax.recommending.histories_wanted import read_histories
+from tiger_jax.recommending.new_items import read_new_items
 from tiger_jax.semantic_ids.peer_codes import load_peer_codes
-from tiger_jax.stages.update_catalogue import read_new_items
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,7 @@ from typing import Any
 import jax
 from served import Running, make_recommender, run_in_thread
 
-from faults.campaign import FINE, Fault, Outcome
+from faults.campaign import Fault, Outcome
 from tiger_jax.recommending.filters import FilterSlots
 from tiger_jax.recommending.recommender import Recommender
 from tiger_jax.recommending.searcher import Searcher
@@ -172,9 +172,11 @@ def fail_calls(number: int, folder: Path) -> Outcome:
         for what in map(server.ask, range(len(_QUESTIONS)))
         if what != "right"
     ]
+    answers = sum(not what.startswith("status") for what in seen) + len(_QUESTIONS)
     if problems:
-        return Outcome(wrong=len(problems), note=f"{note}: {problems[:3]}")
-    return FINE
+        problem = f"{note}: {problems[:3]}"
+        return Outcome(wrong=len(problems), note=problem, answers=answers)
+    return Outcome(answers=answers)
 
 
 def _wait(is_so: Callable[[], Any], seconds: float = 3.0) -> bool:

@@ -45,9 +45,9 @@ def test_a_campaign_goes_on_after_its_last_whole_row(tmp_path):
 def test_the_table_says_what_was_not_made(tmp_path):
     rows = tmp_path / "rows.jsonl"
     faults = [make_fault(Outcome()), Fault("other: one", 2000, lambda n, f: Outcome())]
-    append_row(rows, "kind: what", 0, Total(7, 1, 2, 12.4))
+    append_row(rows, "kind: what", 0, Total(7, 1, 2, 12.4, answers=1234))
     lines = format_table(faults, rows).splitlines()
-    assert lines[2] == "| kind: what | 10 | 7 | 1 | 2 | 12 |"
+    assert lines[2] == "| kind: what (1,234 answers) | 10 | 7 | 1 | 2 | 12 |"
     assert lines[3] == "| other: one | 2,000 | 0 | – | – | – |"
     assert lines[-1].startswith("Printed by `make faults` from its rows of 20")
 

@@ -3,6 +3,8 @@
 import shutil
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tiger_jax.errors import InputError
@@ -42,16 +44,24 @@ def test_items_join_leave_change_and_come_back(workdir, capsys):
     assert lines[3].endswith("in force")
 
 
-def test_a_file_is_checked_as_a_shops_own(workdir):
+def test_a_file_is_checked_as_a_shops_own(workdir, capsys):
     context = RunContext(workdir, embeddings=workdir / "new.npy")
     path = workdir / "new.csv"
     path.write_text("number;description\nnew-1;Red soap\n")
     with pytest.raises(InputError, match=r"no column 'item_id' .*--gin\.files"):
         update_catalogue(context, add=str(path))
-    path.write_text("SKU,name\nnew-1,Red soap\n")
+    path.write_text("SKU,name\nnew-1,Red soap\n,\n")
     update_catalogue(context, add=str(path))
+    said = capsys.readouterr().out
+    assert "note: new.csv: item_id from 'SKU', title from 'name'" in said
+    assert "note: new.csv: 1 rows of empty fields are left out" in said
     catalogue = CatalogueVersions.open(workdir / "bundle").load()
     assert catalogue.search("red soap") == [50]
+    (workdir / "parts").mkdir()
+    leaving = pa.table({"item_id": ["new-1"]})
+    pq.write_table(leaving, workdir / "parts" / "part-0.parquet")
+    update_catalogue(RunContext(workdir), remove=str(workdir / "parts"))
+    assert not CatalogueVersions.open(workdir / "bundle").load().search("red soap")
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from tiger_jax.data.readers.assemble import ColumnNames, read_items
 from tiger_jax.data.readers.naming import find_columns
 from tiger_jax.data.readers.raw_source import find_source
 from tiger_jax.data.readers.reader import Reader
-from tiger_jax.data.tables.parquet_files import read_parquet
+from tiger_jax.data.tables.parquet_files import parquet_parts, read_parquet
 from tiger_jax.data.tables.table import SourceTable
 from tiger_jax.errors import InputError
 from tiger_jax.workdir.shards import Shards, ShardWriter, cut_evenly, recipe_of
@@ -81,7 +81,7 @@ def _import_parquet(data_dir: Path, folder: Path, runner: RunnerConfig) -> RawSh
     """Reads Parquet files, one per worker, as the local reader does."""
     found = []
     for kind in KINDS:
-        paths = sorted((data_dir / kind).glob("*.parquet"))
+        paths = parquet_parts(data_dir / kind)
         if not paths:
             raise InputError(f"there are no Parquet files of {kind}")
         known = [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in paths]

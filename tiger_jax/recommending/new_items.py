@@ -3,14 +3,20 @@
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from tiger_jax.data.readers.columns import clean_paths
+from tiger_jax.data.readers.files import FilesConfig
+from tiger_jax.data.tables.parquet_files import parquet_parts
 from tiger_jax.errors import InputError
+from tiger_jax.progress import say
 from tiger_jax.recommending.catalogue import ALL_ITEMS
 from tiger_jax.recommending.filters import as_text
+from tiger_jax.workdir.arrays import load_array
+from tiger_jax.workdir.reading import path_of
 
 Scalar = str | bool | int | float
 MAX_CHARACTERS = 20_000
@@ -151,3 +157,36 @@ def _is_finite(value: float | int) -> bool:
 
 def _is_list(value: Any) -> bool:
     return isinstance(value, list | tuple)
+
+
+def read_new_items(
+    file: str, files: FilesConfig, embeddings: Path | None
+) -> list[NewItem]:
+    """Reads items to add, and their vectors if there are any."""
+    table, notes = read_items(file, files)
+    for note in notes:
+        say(f"  note: {note}")
+    rows = table.to_pylist()
+    vectors: Any = [None] * len(rows)
+    if embeddings is not None:
+        try:
+            vectors = load_array(embeddings)
+        except (OSError, ValueError) as error:
+            raise InputError(f"--embeddings={embeddings}: {error}") from error
+        if vectors.ndim != 2 or len(vectors) != len(rows):
+            raise InputError(
+                f"--embeddings={embeddings} has the shape {vectors.shape}, and {file} "
+                f"has {len(rows)} items: give one row per item, in the file's order"
+            )
+    return [
+        NewItem.from_json({**row, "embedding": vector})
+        for row, vector in zip(rows, vectors, strict=True)
+    ]
+
+
+def read_items(file: str, files: FilesConfig) -> tuple[pa.Table, list[str]]:
+    """Reads a file of items as a shop's own; and notes on how it was read."""
+    path = path_of(file)
+    if not parquet_parts(path):
+        raise InputError(f"update_catalogue: {path} is not a file")
+    return files.read_items(path)

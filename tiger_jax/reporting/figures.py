@@ -108,7 +108,7 @@ def _darkened(svg: bytes) -> bytes:
 
 def is_narrow(figure: "Figure") -> bool:
     """Whether it is drawn for phones."""
-    return figure.get_figwidth() < PAGE_INCHES
+    return bool(figure.get_figwidth() < PAGE_INCHES)
 
 
 def side_by_side(

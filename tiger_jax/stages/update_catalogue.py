@@ -1,7 +1,6 @@
 """Stage `update_catalogue`: items join, leave or change -> `bundle.catalogue/`."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import gin
@@ -14,8 +13,6 @@ from tiger_jax.recommending.bundle import BUNDLE
 from tiger_jax.recommending.hub import bundle_at
 from tiger_jax.recommending.versions import KEEP, CatalogueVersions
 from tiger_jax.stages.context import RunContext
-from tiger_jax.workdir.arrays import load_array
-from tiger_jax.workdir.reading import path_of
 
 _SHOWN = 5
 _UNKNOWN = (None, "", [])
@@ -68,7 +65,9 @@ def update_catalogue(
     else:
         _, report = versions.change(
             versions.load(),
-            add=read_new_items(add, files, context.embeddings) if add else (),
+            add=(
+                new_items.read_new_items(add, files, context.embeddings) if add else ()
+            ),
             remove=_read_ids(remove or (), files),
             attributes=_read_attributes(attributes or {}, files),
         )
@@ -100,31 +99,9 @@ def _tell(report: updates.UpdateReport, versions: CatalogueVersions) -> None:
     )
 
 
-def read_new_items(
-    file: str, files: FilesConfig, embeddings: Path | None
-) -> list[new_items.NewItem]:
-    """Reads items to add, and their vectors if there are any."""
-    rows = _read_rows(file, files)
-    vectors: Any = [None] * len(rows)
-    if embeddings is not None:
-        try:
-            vectors = load_array(embeddings)
-        except (OSError, ValueError) as error:
-            raise InputError(f"--embeddings={embeddings}: {error}") from error
-        if vectors.ndim != 2 or len(vectors) != len(rows):
-            raise InputError(
-                f"--embeddings={embeddings} has the shape {vectors.shape}, and {file} "
-                f"has {len(rows)} items: give one row per item, in the file's order"
-            )
-    return [
-        new_items.NewItem.from_json({**row, "embedding": vector})
-        for row, vector in zip(rows, vectors, strict=True)
-    ]
-
-
 def _read_ids(remove: str | Sequence[Any], files: FilesConfig) -> Sequence[str]:
     if isinstance(remove, str):
-        return [row["item_id"] for row in _read_rows(remove, files)]
+        return new_items.read_items(remove, files)[0]["item_id"].to_pylist()
     if any(type(item_id) not in (int, str) for item_id in remove):
         raise InputError(
             "update_catalogue.remove is a file's name or a list of ids in quotes"
@@ -139,12 +116,5 @@ def _read_attributes(
         return attributes
     return {
         row.pop("item_id"): {k: v for k, v in row.items() if v not in _UNKNOWN}
-        for row in _read_rows(attributes, files)
+        for row in new_items.read_items(attributes, files)[0].to_pylist()
     }
-
-
-def _read_rows(file: str, files: FilesConfig) -> list[dict[str, Any]]:
-    path = path_of(file)
-    if not path.is_file():
-        raise InputError(f"update_catalogue: {path} is not a file")
-    return files.read_items(path).to_pylist()

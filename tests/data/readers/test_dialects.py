@@ -49,6 +49,12 @@ def test_the_delimiter_is_found(tmp_path, mark, start):
     assert any("stands between its fields" in note for note in read(tmp_path).notes)
 
 
+@pytest.mark.parametrize("mark", ["\u0663", "x", '"', "", ";;"])
+def test_a_hint_that_is_none_is_a_header(tmp_path, mark):
+    write_csv_shop(tmp_path, f"sep={mark}\r\nitem_id,title\na,x\n", EVENTS)
+    assert "items.csv" in error_of(tmp_path)
+
+
 def test_lines_are_numbered_after_a_separator_hint(tmp_path):
     write_csv_shop(tmp_path, "sep=;\nitem_id;title\na;x\na;y\n", EVENTS)
     assert "items.csv, line 4: item_id 'a' is given a second" in error_of(tmp_path)

@@ -18,7 +18,7 @@ from tiger_jax.data.readers.assemble import (
     require_columns,
 )
 from tiger_jax.data.readers.columns import read_ids, read_times
-from tiger_jax.data.readers.naming import find_columns
+from tiger_jax.data.readers.naming import describe_columns, find_columns
 from tiger_jax.data.readers.reader import match_files, required_files
 from tiger_jax.data.tables.csv_files import CsvFormat
 from tiger_jax.data.tables.table import SourceTable, read_table
@@ -102,16 +102,21 @@ class FilesConfig:
         )
         return dataclasses.replace(shop, notes=(*shop.notes, *notes))
 
-    def read_items(self, path: Path) -> pa.Table:
+    def read_items(self, path: Path) -> tuple[pa.Table, list[str]]:
         """Reads a file of items alone, with the columns of `RawShop.items`.
+
+        Returns:
+            The items; and notes, which column became what before all others.
 
         Raises:
             InputError: Something is wrong with the file: names the line or column.
         """
         items = read_table(path, csv_format=self._csv_format)
-        names, _ = self._names(items)
+        names, missing = self._names(items)
         require_columns(items, names, ITEM_PARTS)
-        return read_items(items, names)[0]
+        table, notes = read_items(items, names)
+        parts = {part: getattr(names, part) for part in ITEM_PARTS}
+        return table, [describe_columns(items, parts), *notes, *missing]
 
     def read_histories(self, path: Path) -> tuple[dict[str | None, list[str]], list]:
         """Reads a file of interactions alone, of one user if it names none.

@@ -26,7 +26,9 @@ _OTHER_DELIMITERS = ";\t|"
 _NUMBER_OR_DATE = re.compile(r"[^\w\s]?[-+]?\d[\d.,:/ TZ+-]*")
 HEADLESS = "its first line looks like data: add a line of column names"
 # The first line by which Excel is told the delimiter.
-_SEPARATOR_HINT = re.compile(r'"?sep=(.)"?[\r\n]*', re.IGNORECASE)
+_SEPARATOR_HINT = re.compile(
+    r'"?sep=([\t !#-/:-@\[-`{-~])"?[\r\n]*', re.IGNORECASE | re.ASCII
+)
 
 
 @dataclass(frozen=True)
@@ -56,9 +58,10 @@ def find_dialect(path: Path, given: CsvFormat) -> tuple[CsvFormat, list[str]]:
     Raises:
         InputError: An unknown encoding, or a delimiter of several characters.
     """
-    if len(given.delimiter) != 1:
+    if not re.fullmatch(r'[^"\r\n\0\x80-\U0010ffff]', given.delimiter):
         raise InputError(
-            f"{path}: the delimiter must be one character, not {given.delimiter!r}"
+            f"{path}: the delimiter must be one ASCII character, and no quote or "
+            f"line's end, not {given.delimiter!r}"
         )
     found = replace(given, encoding=text_files.find_encoding(path, given.encoding))
     if not found.quoting:
