@@ -232,7 +232,7 @@ def _draw_curves(figure: "Figure", theme: Theme, shown: Panels) -> None:
     for axes, (title, named) in zip(grid, shown, strict=True):
         for color, (name, (steps, values)) in zip(colors, named.items(), strict=False):
             marker = "o" if len(steps) <= 30 else ""
-            style = {"color": color, "marker": marker, "markersize": 3}
+            style: Any = {"color": color, "marker": marker, "markersize": 3}
             axes.plot(steps, values, label=_short(name), **style)
             if name in MARKED:
                 mark_best(axes, theme, color, (steps, values))
@@ -249,7 +249,7 @@ def _draw_curves(figure: "Figure", theme: Theme, shown: Panels) -> None:
         if len(named) > 1:
             # Under the plot: nothing lies on the curves.
             longest = max(len(_short(name)) for name in named)
-            place = {"loc": "upper left", "bbox_to_anchor": (-0.02, -0.24)}
+            place: Any = {"loc": "upper left", "bbox_to_anchor": (-0.02, -0.24)}
             columns = max(1, 60 // (longest + 7))
             axes.legend(ncols=columns, columnspacing=1.2, handlelength=1.4, **place)
 
