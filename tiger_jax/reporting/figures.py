@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import re
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -91,10 +92,14 @@ def render(
             figure.savefig(
                 buffer, format="svg", metadata={"Date": None, "Creator": None}
             )
-            # A hundredth of a point is enough.
-            svg = re.sub(rb"(\d\.\d\d)\d+", rb"\1", buffer.getvalue())
+            svg = re.sub(rb"<[^>]*>", _shortened, buffer.getvalue())
             encoded += [svg, _darkened(svg)]
     return Picture(name, alt, caption, *encoded)
+
+
+def _shortened(tag: re.Match[bytes]) -> bytes:
+    """A tag with places to a hundredth of a point, which is enough."""
+    return re.sub(rb"(\d\.\d\d)\d+", rb"\1", tag[0])
 
 
 def _darkened(svg: bytes) -> bytes:
@@ -106,7 +111,7 @@ def _darkened(svg: bytes) -> bytes:
     return re.sub(rb"#[0-9a-f]{6}", lambda m: dark_of.get(m[0], m[0]), svg)
 
 
-def is_narrow(figure: "Figure") -> bool:
+def is_narrow(figure: Any) -> bool:
     """Whether it is drawn for phones."""
     return bool(figure.get_figwidth() < PAGE_INCHES)
 
@@ -158,6 +163,8 @@ def log_scale(axis: "Axis") -> None:
 
 def label(axes: "Axes", title: str, x: str = "", y: str = "") -> None:
     """Titles a plot and its axes."""
+    if is_narrow(axes.get_figure()):
+        title = textwrap.fill(title, 32)
     axes.set_title(title, loc="left")
     axes.set_xlabel(x)
     axes.set_ylabel(y)

@@ -328,8 +328,7 @@ def _draw_groups(
     axes.set_xticks(range(len(groups)), groups)
     axes.grid(axis="x", visible=False)
     # Under the plot: nothing lies on the bars.
-    columns, below = (2, -0.45) if is_narrow(figure) else (3, -0.3)
-    axes.legend(ncols=columns, loc="upper left", bbox_to_anchor=(0, below))
+    figure.legend(ncols=2 if is_narrow(figure) else 4, loc="outside lower left")
     label(
         axes,
         "Recall@10 by how often the target occurs in training",

@@ -220,9 +220,9 @@ const codeTree = (() => {
       const [pen, width, height] = sized(map, MAP_HEIGHT);
       const at = (i) => [(tree.places[2 * i] / 32767 * 0.48 + 0.5) * width, (0.5 - tree.places[2 * i + 1] / 32767 * 0.48) * height];
       const dot = tree.n > 20000 ? 1.2 : tree.n > 3000 ? 2 : tree.n > 600 ? 3.2 : 5, dark = isDark();
-      for (let i = 0; i < tree.n; i++) {
-        const [x, y] = at(i);
-        pen.fillStyle = `hsl(${hue(tree.codes[i * tree.length])} 60% ${dark ? 62 : 46}% / ${isLit(i, i + 1) ? 0.75 : 0.22})`;
+      for (let i = 0, before = NaN; i < tree.n; i++) {
+        const [x, y] = at(i), code = tree.codes[i * tree.length], lit = isLit(i, i + 1);
+        if (before !== (before = 2 * code + lit)) pen.fillStyle = `hsl(${hue(code)} 60% ${dark ? 62 : 46}% / ${lit ? 0.75 : 0.22})`;
         pen.fillRect(x - dot / 2, y - dot / 2, dot, dot);
       }
       for (const [kind, items] of Object.entries(state.lit)) {
@@ -235,11 +235,18 @@ const codeTree = (() => {
       }
     }
 
-    let due = false;
-    function redraw() {
+    // The map, a dot for each item, stays as it is while one walks through the tree.
+    let due = false, isMapDue = false;
+    function redraw(withMap = false) {
+      isMapDue ||= withMap;
       if (due) return;
       due = true;
-      requestAnimationFrame(() => { due = false; draw(); drawMap(); });
+      requestAnimationFrame(() => {
+        due = false;
+        draw();
+        if (isMapDue) drawMap();
+        isMapDue = false;
+      });
     }
 
     function describe(level, node) {
@@ -255,6 +262,20 @@ const codeTree = (() => {
       made.title = label(level, node);
       made.addEventListener("click", () => go(level, node));
       return made;
+    }
+
+    // Without sorting all of them.
+    function bestKnown(begin, end) {
+      const kept = [];
+      for (let i = begin; i < end; i++) {
+        const count = tree.counts[i];
+        if (kept.length === ITEMS_SHOWN && count <= tree.counts[kept.at(-1)]) continue;
+        let place = kept.length;
+        while (place && tree.counts[kept[place - 1]] < count) place--;
+        kept.splice(place, 0, i);
+        kept.length = Math.min(kept.length, ITEMS_SHOWN);
+      }
+      return kept;
     }
 
     function showSide() {
@@ -283,9 +304,8 @@ const codeTree = (() => {
         }));
         parts.push(element("h4", "", `${children.length} prefixes below${children.length > CHILDREN_SHOWN ? `, the ${CHILDREN_SHOWN} largest` : ""}`), list);
       }
-      const items = Array.from({ length: end - begin }, (_, i) => begin + i).sort((a, b) => tree.counts[b] - tree.counts[a]);
-      parts.push(element("h4", "", items.length > ITEMS_SHOWN ? `Its ${ITEMS_SHOWN} best known items` : "Its items"));
-      parts.push(element("ol", "tree-items", undefined, items.slice(0, ITEMS_SHOWN).map((i) => {
+      parts.push(element("h4", "", end - begin > ITEMS_SHOWN ? `Its ${ITEMS_SHOWN} best known items` : "Its items"));
+      parts.push(element("ol", "tree-items", undefined, bestKnown(begin, end).map((i) => {
         const text = [element("span", "", tree.titles[i]), element("small", "", ` ${tree.category[i] === NONE ? "" : tree.categories[tree.category[i]]}`)];
         if (!onItem) return element("li", "", undefined, text);
         const take = element("button", "quiet", undefined, text);
@@ -354,19 +374,19 @@ const codeTree = (() => {
       state.lit.found = words.length ? tree.titles.flatMap((t, i) => words.every((w) => t.toLowerCase().includes(w)) ? [i] : []) : [];
       said.classList.remove("unseen");
       said.textContent = words.length ? `${state.lit.found.length.toLocaleString("en")} items lit up` : "";
-      light(); redraw();
+      light(); redraw(true);
     });
     size.addEventListener("change", () => { weigh(); showSide(); redraw(); });
-    color.addEventListener("change", redraw);
-    new ResizeObserver(redraw).observe(canvas);
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
-    weigh(); showSide(); redraw();
+    color.addEventListener("change", () => redraw());
+    new ResizeObserver(() => redraw(true)).observe(canvas);
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => redraw(true));
+    weigh(); showSide(); redraw(true);
     return {
       tree, state, go,
       light(history, recommended) {
         const known = (ids) => ids.map((id) => tree.position.get(id)).filter((i) => i !== undefined);
         Object.assign(state.lit, { history: known(history), recommended: known(recommended) });
-        light(); redraw();
+        light(); redraw(true);
       },
     };
   }
