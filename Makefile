@@ -11,13 +11,7 @@ export TIGER_DATA ?= $(if $(DATA),$(abspath $(DATA)))
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=8589934592:glibc.malloc.trim_threshold=17179869184
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-# Amazon 2014 Beauty: items and interactions, and a vector for each row of the items.
-BEAUTY ?= $(DATA)/amazon2014_beauty
-BEAUTY_EMBEDDINGS ?= $(DATA)/embeddings/beauty_minilm_f16.npy
-SEED ?= 0
-BEAUTY_RUN ?= runs/beauty_best_$(SEED)
-
-.PHONY: help demo test test-short test-slow test-text test-beam faults licences check docs format pictures bench scale reproduce-beauty requirements clean
+.PHONY: help demo test test-short test-slow test-text test-beam faults licences check docs format pictures bench scale reproduce requirements clean
 
 help:  ## Show this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -74,19 +68,8 @@ scale: $(BIN)/.test  ## Measure how each stage grows, and write docs/scale.md (a
 	$(BIN)/python -m benchmarks.scale
 	$(BIN)/python -m benchmarks.scale --document=docs/scale.md
 
-REPRODUCE = $(BIN)/python run.py --gin_file=experiments/beauty_best.gin \
-  --data_dir=$(BEAUTY) --embeddings=$(BEAUTY_EMBEDDINGS) --gin.SEED=$(SEED) --workdir=$(BEAUTY_RUN)
-
-reproduce-beauty: $(BIN)/.demo  ## The README's Beauty rows from the data up (training takes at most 90 minutes of it on 2 cores).
-	@test -d "$(BEAUTY)" -a -f "$(BEAUTY_EMBEDDINGS)" || { \
-	  echo "needs Amazon 2014 Beauty (BEAUTY=$(BEAUTY): raw files, or items and interactions) and a vector for each item (BEAUTY_EMBEDDINGS=$(BEAUTY_EMBEDDINGS)): set both"; exit 2; }
-	$(REPRODUCE) --stage=prepare_data
-	$(REPRODUCE) --stage=train_sasrec
-	$(REPRODUCE)
-	$(REPRODUCE) --stage=list_candidates
-	$(REPRODUCE) --stage=fuse
-	$(BIN)/python -m benchmarks.paper.results_rows --workdir=$(BEAUTY_RUN) --rows=$(BEAUTY_RUN)/results.jsonl
-	$(BIN)/python -m benchmarks.paper.results_table --rows=$(BEAUTY_RUN)/results.jsonl
+reproduce: $(BIN)/.demo  ## Every row, table and picture of docs/results.md and experiments.md (see REPRODUCE=--dry_run).
+	$(BIN)/python -m benchmarks.paper $(REPRODUCE)
 
 COMPILE = uv pip compile -q --generate-hashes --no-emit-index-url --no-annotate \
   --custom-compile-command "make requirements" --python-version 3.11

@@ -8,8 +8,7 @@ own for the full sizes, with --help:
     python -m benchmarks.training.step
     python -m benchmarks.serving
     python -m benchmarks.scale
-    python -m benchmarks.paper.analyses, .checkpoint_choice, .cold_start,
-        .collaborative_vectors, .experiments, .results_rows, .results_table
+    python -m benchmarks.paper, .analyses
 """
 
 import subprocess

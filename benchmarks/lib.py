@@ -101,9 +101,11 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Writes a file of rows."""
+    """Writes a file of rows, whole or not at all."""
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-    path.write_text("".join(lines), encoding="utf-8")
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text("".join(lines), encoding="utf-8")
+    partial.replace(path)
 
 
 def merge_rows(old: Iterable[Row], new: Iterable[Row], *names: str) -> list[Row]:
@@ -112,7 +114,7 @@ def merge_rows(old: Iterable[Row], new: Iterable[Row], *names: str) -> list[Row]
     for rows in (old, new):
         own: dict[tuple[Any, ...], list[Row]] = {}
         for row in rows:
-            own.setdefault(tuple(row[name] for name in names), []).append(row)
+            own.setdefault(tuple(row.get(name) for name in names), []).append(row)
         groups |= own
     return list(itertools.chain.from_iterable(groups.values()))
 
@@ -208,7 +210,9 @@ def table_line(cells: Iterable[Any]) -> str:
 
 def format_short(value: float) -> str:
     """Three places above one, four below it."""
-    return f"{value:.2f}" if value >= 1 else f"{value:.4f}".removeprefix("0")
+    if abs(value) >= 1:
+        return f"{value:.2f}"
+    return f"{value:.4f}".removeprefix("0").replace("-0.", "−.")
 
 
 def format_interval(value: float, ends: Sequence[float] | None) -> str:
@@ -217,10 +221,13 @@ def format_interval(value: float, ends: Sequence[float] | None) -> str:
     Example:
         >>> format_interval(0.05, (0.04, 0.06)), format_interval(1.5, None)
         ('.0500 (.0400–.0600)', '1.50')
+        >>> format_interval(-0.05, (-0.06, 0.01))
+        '−.0500 (−.0600 to .0100)'
     """
     if ends is None:
         return format_short(value)
-    return f"{format_short(value)} ({'–'.join(map(format_short, ends))})"
+    between = " to " if min(ends) < 0 else "–"
+    return f"{format_short(value)} ({between.join(map(format_short, ends))})"
 
 
 def race(

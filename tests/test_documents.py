@@ -1,5 +1,6 @@
-"""What the documents name is there: files, headings, flags, stages and bindings."""
+"""What the documents name is there: files, headings, flags, bindings, and numbers."""
 
+import csv
 import os
 import re
 import shlex
@@ -10,6 +11,7 @@ from pathlib import Path
 import gin
 import pytest
 
+from benchmarks.lib import read_rows
 from tiger_jax import cli
 from tiger_jax.stage_table import STAGES
 
@@ -145,3 +147,93 @@ def test_the_reference_has_every_stage():
         r"::: tiger_jax\.stages\.(\w+)\.\1$", read("docs/reference/stages.md"), re.M
     )
     assert named == list(STAGES)
+
+
+# What was measured, by how it is written: .0402, 12,101, 71 %, 34 minutes.
+MEASURED = re.compile(
+    r"(?<![\w.,])(\d*\.\d{3,}|\d{1,3}(?:,\d{3})+"
+    r"|\d*\.?\d+(?=(?:[–-]\d*\.?\d+)? ?(?:%|M parameters|min\b|(?:CPU )?minutes)))"
+)
+CITED = re.compile(r"<!-- (rows|given):\s+(.*?) -->", re.DOTALL)
+GENERATED = re.compile(r"<!-- (\w+) -->\n.*?<!-- /\1 -->", re.DOTALL)
+
+
+def cited_rows(words):
+    """Rows of a file of docs/ by some of their fields, or published ones by data."""
+    name, *fields = shlex.split(words)
+    if name == "published":
+        path = ROOT / "tiger_jax" / "reporting" / "published.csv"
+        with open(path, encoding="utf-8") as file:
+            found = [row for row in csv.DictReader(file) if row["data"] in fields]
+        return [{k: float(v) for k, v in r.items() if v[:2] == "0."} for r in found]
+    wanted = dict(field.split("=", 1) for field in fields)
+    return [
+        row
+        for row in read_rows(ROOT / "docs" / f"{name}.jsonl")
+        if all(str(row.get(key)) == value for key, value in wanted.items())
+    ]
+
+
+def numbers_in(value):
+    """All numbers of a row, also those in its lists and by name."""
+    if isinstance(value, dict | list):
+        parts = value.values() if isinstance(value, dict) else value
+        return [number for part in parts for number in numbers_in(part)]
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return [float(value)] if is_number else []
+
+
+def means_of(rows):
+    """What a table shows of several seeds."""
+    by_split = {}
+    for row in rows:
+        key = row.get("method"), row.get("experiment"), row.get("split")
+        by_split.setdefault(key, []).append(row.get("metrics", {}))
+    return [
+        sum(metrics[name] for metrics in own) / len(own)
+        for own in by_split.values()
+        for name in own[0]
+        if all(name in metrics for metrics in own)
+    ]
+
+
+def unfounded(text):
+    """Numbers of a document's prose that stand in no row that their paragraph cites."""
+    text = re.sub(r"`[^`]*`|\]\([^)]*\)", "", FENCE.sub("", GENERATED.sub("", text)))
+    for block in re.split(r"\n\s*\n", text):
+        prose = re.sub(r"<!--.*?-->", "", block, flags=re.DOTALL)
+        values, given = [], set()
+        for kind, words in CITED.findall(block):
+            if kind == "given":
+                given |= set(words.split())
+                continue
+            for one in words.split(";"):
+                rows = cited_rows(one)
+                assert rows, f"no rows of {one!r}"
+                values += [*numbers_in(rows), *means_of(rows)]
+        for number in MEASURED.findall(prose):
+            places = len(number.partition(".")[2])
+            shown = {f"{v * f:.{places}f}" for v in values for f in (1, 100, 1e-6)}
+            if (
+                number not in given
+                and f"{float(number.replace(',', '')):.{places}f}" not in shown
+            ):
+                yield number, " ".join(prose.split())[:80]
+
+
+@pytest.mark.parametrize(
+    "name", ["README.md", "docs/results.md", "docs/experiments.md"]
+)
+def test_numbers_in_the_prose_stand_in_rows_that_it_cites(name):
+    assert list(unfounded(read(name))) == []
+
+
+def test_a_number_without_a_row_is_found():
+    cited = "recall .0911, NDCG .0519 <!-- rows: results experiment=two_level -->"
+    assert list(unfounded(cited)) == []
+    for number in ("0.0912", ".0911", "54 minutes", "71 %", "12,101"):
+        bare = number.partition(" ")[0]
+        assert [n for n, _ in unfounded(f"It has {number}.")] == [bare]
+    assert [n for n, _ in unfounded(cited.replace(".0911", ".0912"))] == [".0912"]
+    # Settings and counts of small things are no measurements.
+    assert list(unfounded("3 × 256 codewords, 4 + 4 layers, Python 3.11")) == []

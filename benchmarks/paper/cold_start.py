@@ -1,22 +1,20 @@
 """Recall of items that the training has never seen, as epsilon grows.
 
-    python -m benchmarks.paper.cold_start --workdir=runs/cold_start_5 \
-        --rows=docs/cold_start.jsonl --plot=docs/cold_start.png
-
 The work directory's data keeps some test items out of all training
 (`splits.SplitsConfig.unseen_share`, Rajput et al. 2023, 4.3). A list of K items keeps
-round(epsilon K) places for the unseen ones that the search finds best, and the others
-for seen items; `semantic_knn` ranks all items by their text, as in the paper's figure.
+the share epsilon of its places, rounded up, for the unseen items that are best, and the
+others for seen ones. What fills these places is compared: the recommender with its
+dense head if it has one, its codes alone, the dense head alone, nearest neighbours of
+the text, and chance. Beside them, Semantic KNN ranks all items by their text, as in the
+paper's figure.
+
 An unseen item counts where it is listed itself: the paper counts any item that shares
 its first three codewords. Measured on test users, since unseen items are nobody's
 validation target; nothing is chosen by it.
-
-Rows with the same work directory name are replaced in the file. --document writes the
-table of all rows between <!-- cold_start --> marks.
 """
 
-import time
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,178 +22,161 @@ import numpy as np
 
 from benchmarks import lib
 from benchmarks.lib import Row
-from benchmarks.paper.study import Study, interval
-from tiger_jax.evaluation import evaluator, metrics
+from benchmarks.paper.study import Study, interval, join
+from tiger_jax.data.item_vectors import load_embeddings
+from tiger_jax.errors import InputError
+from tiger_jax.evaluation import bootstrap, evaluator, metrics
 from tiger_jax.evaluation.baselines.semantic_knn import build_semantic_knn
+from tiger_jax.evaluation.recommend_fn import ScoredCatalogue
 from tiger_jax.histories import HeldOut
-from tiger_jax.workdir.arrays import load_array
+from tiger_jax.recommending.numbered_recommender import load_numbered_recommender
+from tiger_jax.recommending.requests import places_for_new
+from tiger_jax.recommending.searcher import SearchConfig
 
 CUTOFFS = (5, 10, 20, 30, 40, 50)
 EPSILONS = (0.0, 0.05, 0.1, 0.2, 0.5)
-SHOWN_AT = 10
-KNN = "semantic_knn"
+KNN, CHANCE, OURS = "Semantic KNN", "chance", "TIGER"
+HIT = "recall@10, target unseen"
+SHOWN = (HIT, "recall@50, target unseen", "recall@10, all users", "above Semantic KNN")
+_ALONE = 1e4  # a weight with which the dense head alone decides
 
 
-def list_both(ours: Any, users: HeldOut, k: int) -> tuple[np.ndarray, ...]:
-    """Ranks [U] of the targets among k seen and among k unseen items, by one search."""
+def list_both(by_group: Any, users: HeldOut, k: int, what: str) -> tuple[Any, Any]:
+    """Ranks [U] of the targets among k seen and among k unseen items."""
 
     def recommend(
         user_numbers: Any, histories: Any, exclude: Any, width: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        both = ours.recommend_by_group(user_numbers, histories, exclude, width // 2)
+        both = by_group(user_numbers, histories, exclude, width // 2)
         listed = np.concatenate(both, axis=1)  # [B, 2k]
         return listed, np.zeros(listed.shape, np.float32)  # the order says all
 
     listed, _ = evaluator.list_items(
-        recommend, users, k=2 * k, batch_size=128, description="TIGER, both groups"
+        recommend, users, k=2 * k, batch_size=128, description=f"{what}, both groups"
     )
     found = []
     for group in np.split(listed, 2, axis=1):  # [U, k]
         is_target = group == users.targets[:, None]
         found.append(np.where(is_target.any(1), is_target.argmax(1), metrics.MISS))
-    return tuple(found)
+    return found[0], found[1]
 
 
 def ranks_at(
     epsilon: float, k: int, seen_ranks: np.ndarray, unseen_ranks: np.ndarray
 ) -> np.ndarray:
-    """Ranks in a list of k items that keeps round(epsilon k) places at its end.
+    """Ranks in a list of k items that keeps places at its end for unseen ones.
 
     The ranks given are 0-based, among the seen and among the unseen items; MISS for
     targets of the other kind.
     """
-    kept = round(epsilon * k)
+    kept = places_for_new(k, epsilon)
     at_end = np.where(unseen_ranks < kept, k - kept + unseen_ranks, metrics.MISS)
     return np.where(seen_ranks < k - kept, seen_ranks, at_end).astype(np.int32)
 
 
-def measure(study: Study, epsilons: Sequence[float], max_users: int) -> list[Row]:
-    """Rows for every epsilon and for Semantic_KNN, on two samples of test users."""
+def measure(study: Study, epsilons: Sequence[float] = EPSILONS) -> Iterator[Row]:
+    """Rows for every list and epsilon, on two samples of test users."""
     data, seed = study.data, study.seed
-    is_unseen_target = np.isin(data.test.targets, data.unseen_items)
-    cold = data.test.select(np.flatnonzero(is_unseen_target))
+    if not len(data.unseen_items):
+        raise InputError(f"the data of {study.workdir} have no unseen items")
+    is_unseen = np.isin(np.arange(data.num_items), data.unseen_items)
+    cold = data.test.select(np.flatnonzero(is_unseen[data.test.targets]))
     samples = {
-        name: evaluator.sample_users(users, max_users, seed=seed)[0]
-        for name, users in (("unseen", cold), ("all", data.test))
+        name: evaluator.sample_users(users, study.max_users, seed=seed)[0]
+        for name, users in (("target unseen", cold), ("all users", data.test))
     }
     width = max(CUTOFFS) + 1
+    text = load_embeddings(study.workdir / "embeddings", data.num_items)
+    knn: Any = build_semantic_knn(text)
+    groups = [_only(knn, inside) for inside in (~is_unseen, is_unseen)]
+    lists = {"KNN": lambda *args: [near(*args)[0] for near in groups]}
     ours = study.load(width - 1)
-    knn = build_semantic_knn(
-        load_array(study.workdir / "embeddings" / "embeddings.npy")
-    )
-    started = time.perf_counter()
-    cases = [{"method": KNN}, *({"method": "tiger", "epsilon": e} for e in epsilons)]
-    rows: list[Row] = [
-        {"benchmark": "cold_start", "workdir": study.workdir.name, "case": case}
-        for case in cases
-    ]
-    for name, users in samples.items():
-        study.users = users
-        knn_ranks = study.evaluate(knn, width, f"{KNN}, {name}").ranks
-        by_group = list_both(ours, users, width)
-        rows[0][name] = _recalls(dict.fromkeys(CUTOFFS, knn_ranks), seed)
-        for row, e in zip(rows[1:], epsilons, strict=True):
-            ranks = {k: ranks_at(e, k, *by_group) for k in CUTOFFS}
-            row[name] = _recalls(ranks, seed)
+    lists[OURS] = ours.recommend_by_group
+    if ours.dense_weights.item:
+        alone = SearchConfig(
+            num_beams=width - 1, dense_weight=_ALONE, popularity_weight=0.0
+        )
+        dense = load_numbered_recommender(study.workdir, data, alone)
+        lists[f"{OURS}, its codes alone"] = ours.by_codes_alone().recommend_by_group
+        lists[f"{OURS}, its dense head alone"] = dense.recommend_by_group
     about = {
-        **study.about,
         "split": "test",
         "unseen_items": len(data.unseen_items),
         "users": {name: len(users.targets) for name, users in samples.items()},
-        "minutes": round((time.perf_counter() - started) / 60, 1),
     }
-    return [row | about for row in rows]
+    near: dict[str, np.ndarray] = {}
+    ranks: dict[str, dict[str, Any]] = {}
+    for name, users in samples.items():
+        study.users = users
+        near[name] = study.evaluate(knn, width, f"{KNN}, {name}").ranks
+        ranks[name] = {w: list_both(fn, users, width, w) for w, fn in lists.items()}
+        seen, unseen = ranks[name][OURS]
+        drawn = np.random.default_rng(seed).integers(
+            about["unseen_items"], size=len(seen)
+        )
+        drawn = np.where(is_unseen[users.targets], drawn, metrics.MISS)
+        ranks[name][CHANCE] = seen, drawn
+
+    def row(case: Row, by_sample: dict[str, dict[int, np.ndarray]]) -> Row:
+        facts = []
+        for name, by_cutoff in by_sample.items():
+            for k, own in by_cutoff.items():
+                values = metrics.values_per_user(f"recall@{k}", own)
+                title = f"recall@{k}, {name}"
+                ends = {title: interval(values, seed)}
+                facts.append(
+                    {"metrics": {title: float(values.mean())}, "intervals": ends}
+                )
+        pair = by_sample["target unseen"][10], near["target unseen"]
+        gain, *ends = bootstrap.paired_difference(*pair, "recall@10", seed=seed)
+        title = "above Semantic KNN"
+        facts.append({"metrics": {title: gain}, "intervals": {title: ends}})
+        return {**about, "case": case, **join(*facts)}
+
+    share = f"{len(data.unseen_items):,}"
+    all_items = {n: dict.fromkeys(CUTOFFS, own) for n, own in near.items()}
+    yield row({"unseen items": share, "list": KNN, "ε": ""}, all_items)
+    for what in ranks["all users"]:
+        for e in epsilons:
+            at = {
+                name: {k: ranks_at(e, k, *own[what]) for k in CUTOFFS}
+                for name, own in ranks.items()
+            }
+            yield row({"unseen items": share, "list": what, "ε": f"{e:g}"}, at)
 
 
-def _recalls(ranks: dict[int, np.ndarray], seed: int) -> Row:
-    values = {
-        f"recall@{k}": metrics.values_per_user(f"recall@{k}", own)
-        for k, own in ranks.items()
-    }
-    return {
-        "recall": {name: float(own.mean()) for name, own in values.items()},
-        "intervals": {name: interval(own, seed) for name, own in values.items()},
-    }
+def _only(knn: ScoredCatalogue, inside: np.ndarray) -> ScoredCatalogue:
+    """Neighbours among some items."""
 
+    def score(user_numbers: Any, histories: Any) -> np.ndarray:
+        scores = knn.score_fn(user_numbers, histories)
+        return np.where(inside, scores, np.float32(-np.inf))
 
-def build_table(rows: Sequence[Row]) -> str:
-    """Recall at 10 for every share of unseen items, and what was measured."""
-
-    def cell(side: Row, k: int) -> str:
-        name = f"recall@{k}"
-        return lib.format_interval(side["recall"][name], side["intervals"][name])
-
-    shown = (("unseen", SHOWN_AT), ("unseen", CUTOFFS[-1]), ("all", SHOWN_AT))
-    titles = ["unseen test items", "list"]
-    titles += [f"recall@{k}, target unseen" for _, k in shown[:2]]
-    cells = [
-        [f"{row['unseen_items']:,}", _name(row), *(cell(row[n], k) for n, k in shown)]
-        for row in rows
-    ]
-    table = lib.markdown_table(
-        [*titles, f"recall@{SHOWN_AT}, all users"], cells, "|--:|---|"
-    )
-    groups = {row["workdir"]: row for row in rows}
-    measured = "; ".join(
-        f"{row['unseen_items']:,} items: {row['users']['unseen']:,} users whose target "
-        f"is unseen, {row['users']['all']:,} drawn from all"
-        for row in groups.values()
-    )
-    first = rows[0]
-    commits = ", ".join(dict.fromkeys(f"`{row['commit']}`" for row in rows))
-    about = (
-        f"{first['data']}, test; {measured}; seed {first['seed']}, 95 % bootstrap "
-        f"intervals over users, commit {commits}; by `python -m "
-        f"benchmarks.paper.cold_start --workdir=…` for "
-        f"{', '.join(f'`{g}`' for g in groups)}."
-    )
-    return "\n".join([*table, "", about])
-
-
-def _name(row: Row) -> str:
-    if row["case"]["method"] == KNN:
-        return "Semantic KNN"
-    return f"TIGER, ε = {row['case']['epsilon']:g}"
+    return dataclasses.replace(knn, score_fn=score)
 
 
 def draw(rows: Sequence[Row], file: Path) -> None:
-    """Recall@K of unseen targets over K; one picture per work directory."""
-    groups = list(dict.fromkeys(row["workdir"] for row in rows))
-    size = (2 + 4.0 * len(groups), 3.4)
-    with lib.draw(file, 1, len(groups), figsize=size, sharey=True) as (figure, axes):
-        for place, group in zip(axes[0], groups, strict=True):
-            own = [row for row in rows if row["workdir"] == group]
-            for row in own:
-                is_knn = row["case"]["method"] == KNN
-                style = (
-                    {"color": "0.4", "linestyle": "--"} if is_knn else {"marker": "o"}
+    """Recall@K of unseen targets over K; a picture for each number of unseen items."""
+    shown = [row for row in rows if row["case"]["list"] in (KNN, OURS)]
+    sizes = list(dict.fromkeys(row["unseen_items"] for row in shown))
+    size = (2 + 4.0 * len(sizes), 3.4)
+    with lib.draw(file, 1, len(sizes), figsize=size, sharey=True) as (figure, axes):
+        for place, items in zip(axes[0], sizes, strict=True):
+            of = [row for row in shown if row["unseen_items"] == items]
+            for label in dict.fromkeys((r["case"]["list"], r["case"]["ε"]) for r in of):
+                own = [r for r in of if (r["case"]["list"], r["case"]["ε"]) == label]
+                names = [f"recall@{k}, target unseen" for k in CUTOFFS]
+                lines = np.array([[r["metrics"][n] for n in names] for r in own])
+                is_knn = label[0] == KNN
+                style = {"color": "0.4"} if is_knn else {"marker": "o"}
+                title = KNN if is_knn else f"{OURS}, ε = {label[1]}"
+                place.plot(CUTOFFS, lines.mean(0), label=title, **style)
+                ends = np.array([[r["intervals"][n] for n in names] for r in own]).mean(
+                    0
                 )
-                values = [row["unseen"]["recall"][f"recall@{k}"] for k in CUTOFFS]
-                place.plot(CUTOFFS, values, label=_name(row), **style)
-            place.set(xlabel="K", title=f"{own[0]['unseen_items']:,} unseen items")
+                place.fill_between(CUTOFFS, *ends.T, alpha=0.15)
+            place.set(xlabel="K", title=f"{items:,} unseen items")
             place.grid(alpha=0.3)
         axes[0][0].set(ylabel="recall@K, target unseen", ylim=(0, None))
         lines, names = axes[0][-1].get_legend_handles_labels()
         figure.legend(lines, names, frameon=False, loc="outside right center")
-
-
-def main() -> None:
-    """Prints the rows as JSON."""
-    parser = lib.make_parser(__doc__, "workdir", "seed", "rows", "plot", "document")
-    add = parser.add_argument
-    add("--max_users", type=int, default=2000, help="of each sample")
-    add("--epsilons", type=float, nargs="+", default=EPSILONS)
-    options = parser.parse_args()
-    study = Study(options.workdir, max_users=options.max_users, seed=options.seed)
-    rows = measure(study, options.epsilons, options.max_users)
-    for row in rows:
-        lib.report(row)
-    if options.rows:
-        rows = lib.merge_rows(lib.read_rows(options.rows), rows, "workdir")
-        rows.sort(key=lambda row: row["unseen_items"])
-        lib.write_rows(options.rows, rows)
-    lib.publish(options, "cold_start", rows, build_table, draw)
-
-
-if __name__ == "__main__":
-    lib.run(main)

@@ -1,21 +1,19 @@
-"""Writes the results from rows that `benchmarks.paper.results_rows` collected.
-
-    python -m benchmarks.paper.results_table --rows=docs/results.jsonl --write
+"""The results in the documents, from rows that `results_rows` collected.
 
 All of them go into docs/results.md, those of `HEADLINE` into the README too. Nothing is
 typed in: our cells come from the rows, published ones from
 `tiger_jax.reporting.paper_rows`, and why a recipe has no cell from the header of its
 gin file. Runs that differ in their seed alone become one row, with their mean and the
-95 % interval of that mean. Without --write the table is printed.
+95 % interval of that mean.
 """
 
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from pathlib import Path
 
 from benchmarks import lib
 from benchmarks.lib import ROOT, Row
+from benchmarks.paper.plan import REDUCED, RUNS
 from benchmarks.paper.results_rows import SPLITS
 from tiger_jax.errors import InputError
 from tiger_jax.evaluation.baselines.known import TITLES
@@ -25,18 +23,23 @@ from tiger_jax.reporting.tables import format_mean
 METRICS = paper_rows.METRICS
 ORDER = (*TITLES, "", "tiger", "codes_alone", "fusion")  # "": baselines of one's own
 
-# The README's rows: what a method and an experiment are called there, before a
-# published row.
+# The README's rows, before a published one: a method, experiments of which the first
+# with rows is taken, and what it is called.
 HEADLINE_DATA, HEADLINE_PAPER = "amazon2014_beauty", "TIGER, mean"
-_TWO_LEVEL = "beauty_two_level, max_minutes=None"
-HEADLINE = {
-    ("item_cooccurrence", ""): "Item co-occurrence",
-    ("sasrec", "beauty_longer"): "SASRec, full softmax",
-    ("tiger", "beauty_best, max_minutes=None"): "**TIGER**, encoder–decoder",
-    ("codes_alone", _TWO_LEVEL): "**Two-level generator**, by its codes alone",
-    ("tiger", _TWO_LEVEL): "**Two-level generator** with its dense head",
-    ("fusion", "beauty_longer"): "**Fusion** of TIGER and three others",
-}
+HEADLINE = (
+    ("item_cooccurrence", ("",), "Item co-occurrence"),
+    ("sasrec", ("sasrec", "beauty_longer"), "SASRec, full softmax"),
+    ("sasrec", ("bsarec",), "BSARec"),
+    (
+        "tiger",
+        ("encoder_decoder", "beauty_best, max_minutes=None"),
+        "**TIGER**, encoder–decoder",
+    ),
+    ("codes_alone", ("two_level",), "**Two-level generator**, by its codes alone"),
+    ("tiger", ("two_level",), "**Two-level generator** with its dense head"),
+    ("fusion", ("fusion", "beauty_longer"), "**Fusion** of TIGER and others"),
+)
+MAY_LACK = ("BSARec",)
 _HEADLINE_METRICS = ("recall@10", "ndcg@10")
 
 
@@ -50,11 +53,7 @@ def build_results(rows: Sequence[Row]) -> str:
     for known in paper_rows.KNOWN_DATA:
         if known.name not in seen:
             parts.append(f"**{known.title}**: *not run: {_why_not(known.name)}*.")
-    parts.append(
-        "Made by `python -m benchmarks.paper.results_table` from "
-        "[results.jsonl](results.jsonl), which "
-        "`python -m benchmarks.paper.results_rows` collects."
-    )
+    parts.append("Made by `make reproduce` from [results.jsonl](results.jsonl).")
     return "\n\n".join(parts)
 
 
@@ -67,15 +66,22 @@ def build_headline(rows: Sequence[Row]) -> str:
     titles = ["", "seeds", *_HEADLINE_METRICS]
     titles += [f"{metric}, masked" for metric in _HEADLINE_METRICS]
     cells = []
-    for (method, experiment), name in HEADLINE.items():
-        own = [
-            row
-            for row in rows
-            if (row["data"], row["method"]) == (HEADLINE_DATA, method)
-            and row["experiment"] == experiment
-        ]
+    for method, experiments, name in HEADLINE:
+        found = (
+            [
+                row
+                for row in rows
+                if (row["data"], row["method"]) == (HEADLINE_DATA, method)
+                and row["experiment"] == experiment
+            ]
+            for experiment in experiments
+        )
+        own = next(filter(None, found), [])
+        if not own and name in MAY_LACK:
+            continue
         if not own:
-            raise InputError(f"there is no row of {method} {experiment!r} for {name}")
+            raise InputError(f"there is no row of {method} {experiments} for {name}")
+        name += "†" * any("stale" in row for row in own)
         seeds = {row["seed"] for row in own}
         values = [
             _mean([row["metrics"][metric] for row in own if row["split"] == split])
@@ -101,14 +107,17 @@ def _section(rows: Sequence[Row]) -> str:
     for row in rows:
         groups[row["method"], row["experiment"]].append(row)
     named = Counter(own[0]["name"] for own in groups.values())
-    notes, cells = [], []
+    notes, cells, stale = [], [], dict[str, list[str]]()
     for (method, experiment), own in sorted(
         groups.items(),
         key=lambda item: ORDER.index(item[0][0] if item[0][0] in ORDER else ""),
     ):
         name = _name(method, experiment, own[0])
-        if method == "sasrec" and named[own[0]["name"]] > 1:
+        if experiment not in RUNS and method == "sasrec" and named[own[0]["name"]] > 1:
             name += f" (`{experiment}`)"
+        if reason := next((row["stale"] for row in own if "stale" in row), ""):
+            name += "†"
+            stale.setdefault(reason, []).append(f"`{experiment}`")
         seeds = {row["seed"] for row in own}
         means = (
             _mean([r["metrics"][metric] for r in own if r["split"] == split])
@@ -126,10 +135,13 @@ def _section(rows: Sequence[Row]) -> str:
     about = (
         f"{first['data_users']:,} users, {first['data_items']:,} items; measured on "
         f"{whom}. *Masked*: items that the user already has are left out. A tie "
-        "counts against the target. Every model was chosen on validation, its test "
-        "split read once. Mean ± 95 % interval of the mean over seeds, where there "
-        "are several. Published rows don't say whether they mask."
+        "counts against the target. Every model was chosen on validation; how often "
+        "its test split was read stands beside its run. Mean ± 95 % interval of the "
+        "mean over seeds, where there are several. Of published rows, those under "
+        "*masked* say that they mask; the others say nothing."
     )
+    for reason, names in stale.items():
+        about += f" †{', '.join(dict.fromkeys(names))}: {reason}."
     for caveat in dict.fromkeys(map(_caveat, (row["experiment"] for row in rows))):
         about += caveat
     if notes:
@@ -159,8 +171,11 @@ def _known(rows: Sequence[Row]) -> paper_rows.KnownData | None:
 
 
 def _name(method: str, experiment: str, row: Row) -> str:
+    alone = ", codes alone" * (method == "codes_alone")
+    run = RUNS.get(experiment.removesuffix(f", {REDUCED}"))
+    if run and method in ("tiger", "codes_alone", "sasrec"):
+        return f"**{run.title}{alone}** (`{experiment}`)"
     if method in ("tiger", "codes_alone"):
-        alone = ", codes alone" if method == "codes_alone" else ""
         return f"**TIGER, `{experiment}`{alone}**"
     if method == "fusion":
         parts = [
@@ -180,7 +195,12 @@ def _published(name: str) -> list[str]:
     """The published rows, and that the paper's recipe has not been run here."""
     lines = []
     for row in paper_rows.PUBLISHED[name]:
-        cells = [*map(lib.format_short, row.values), *[""] * len(METRICS)]
+        cells = [
+            lib.format_short(row.metrics[m]) if m in row.metrics else ""
+            for m in METRICS
+        ]
+        blank = [""] * len(METRICS)
+        cells = blank + cells if row.is_masked else cells + blank
         lines.append(f"| *{row.method}* ({row.source}) | | {' | '.join(cells)} |")
     nothing = " |" * (2 * len(METRICS) - 1)
     lines.append(f"| `{name}_paper` here | 0 | *not run: {_why_not(name)}* |{nothing}")
@@ -222,6 +242,19 @@ def _notes(name: str, rows: Sequence[Row]) -> list[str]:
                 f"{row['gflop_per_example']:.2f} GFLOP an example, "
                 f"{row['gflops_per_s']:.0f} GFLOP/s"
             )
+        if reads := row.get("test_reads"):
+            facts.append(f"test split read {reads} time{'s' * (reads > 1)}")
+        facts += [
+            f"ahead of {part} by {gain[0]:.4f} ({gain[1]:.4f} to {gain[2]:.4f}) in "
+            f"{'masked ' * (split == 'test_masked')}ndcg@10"
+            for split, own in by_split.items()
+            for part, gain in own.get("ahead", {}).items()
+        ]
+        facts += [
+            f"{part}'s part in it: {gain[0]:.4f} ({gain[1]:.4f} to {gain[2]:.4f}) of "
+            "masked validation ndcg@10"
+            for part, gain in row.get("gains", {}).items()
+        ]
         if "weights" in row:
             weights = ", ".join(f"{part} {w:g}" for part, w in row["weights"].items())
             facts.append(f"weights over {row['normalization']}: {weights}")
@@ -232,21 +265,3 @@ def _notes(name: str, rows: Sequence[Row]) -> list[str]:
         )
         notes.append(f"- {name}: {'; '.join(facts)}.")
     return notes
-
-
-def main() -> None:
-    """Prints the tables, or puts them between the documents' marks."""
-    parser = lib.make_parser(__doc__)
-    parser.add_argument("--rows", type=Path, default=ROOT / "docs" / "results.jsonl")
-    parser.add_argument("--write", action="store_true", help="into the documents")
-    options = parser.parse_args()
-    rows = lib.read_rows(options.rows)
-    if options.write:
-        lib.write_between(ROOT / "README.md", "results", build_headline(rows))
-        lib.write_between(ROOT / "docs/results.md", "results", build_results(rows))
-    else:
-        print(build_results(rows))
-
-
-if __name__ == "__main__":
-    lib.run(main)

@@ -1,6 +1,6 @@
-"""A trained work directory, its validation users, and how rows of it are made."""
+"""A trained work directory, its users, and how rows and tables of it are made."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from tiger_jax.recommending.numbered_recommender import (
     load_numbered_recommender,
 )
 from tiger_jax.recommending.searcher import SearchConfig
+from tiger_jax.reporting.tables import format_mean
 from tiger_jax.workdir import artifacts
 from tiger_jax.workdir.provenance import code_version
 
@@ -34,7 +35,7 @@ class Study:
         """
         if not (workdir / "recommender" / artifacts.MANIFEST).is_file():
             raise InputError(f"no trained recommender in {workdir}: train one there")
-        self.workdir, self.seed = workdir, seed
+        self.workdir, self.seed, self.max_users = workdir, seed, max_users
         self.data = PreparedData.load(workdir / "data")
         validation = self.data.validation
         self.users, _ = evaluator.sample_users(validation, max_users, seed=seed)
@@ -43,24 +44,30 @@ class Study:
             "data": self.data.name,
             "split": "validation",
             "users": len(self.users.targets),
-            "seed": seed,
             "recommender": self.trained.content_hash,
             "commit": code_version(),
             "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         }
+
+    @property
+    def num_beams(self) -> int:
+        """As training validates, and one more than the largest cutoff at least."""
+        return max(21, self.trained.config["validation"].get("num_beams", 0))
 
     def load(self, num_beams: int, step: int | None = None) -> NumberedRecommender:
         """The recommender with a search of its own, or another step's."""
         search = SearchConfig(num_beams=num_beams)
         return load_numbered_recommender(self.workdir, self.data, search, step=step)
 
-    def evaluate(self, recommend: Any, k: int, what: str) -> evaluator.Evaluation:
+    def evaluate(
+        self, recommend: Any, k: int, what: str, *, masked: bool = False
+    ) -> evaluator.Evaluation:
         """Lists of k - 1 items per user: one more is asked for, to see ties."""
         return evaluator.evaluate(
             recommend,
             self.users,
             num_items=self.data.num_items,
-            exclude_seen=False,
+            exclude_seen=masked,
             k=k - 1,
             count_invalid=True,
             batch_size=128,
@@ -79,17 +86,35 @@ def interval(values: np.ndarray, seed: int) -> list[float]:
 
 
 def recall_facts(
-    found: evaluator.Evaluation, seed: int, names: Iterable[str] = METRICS
+    found: evaluator.Evaluation,
+    seed: int,
+    names: Iterable[str] = METRICS,
+    suffix: str = "",
 ) -> Row:
-    """Means and intervals of the metrics."""
-    intervals = bootstrap.metric_intervals(found.ranks, seed=seed)
+    """Means and intervals of the metrics, with something after their names."""
+    intervals = bootstrap.metric_intervals(found.ranks, tuple(names), seed=seed)
+    values = metrics.compute_metrics(found.ranks, tuple(names))
     return {
-        "metrics": metrics.compute_metrics(found.ranks, tuple(names)),
-        "intervals": {name: intervals[name] for name in names},
+        "metrics": {name + suffix: value for name, value in values.items()},
+        "intervals": {name + suffix: ends for name, ends in intervals.items()},
     }
 
 
-def metric_cell(row: Row, metric: str) -> str:
-    """A metric of a row with its interval, as a table shows it."""
-    ends = row["intervals"].get(metric)
-    return lib.format_interval(row["metrics"][metric], ends)
+def join(*facts: Row) -> Row:
+    """Facts of one case, measured one after the other."""
+    kinds = ("metrics", "intervals")
+    return {
+        kind: {k: v for one in facts for k, v in one.get(kind, {}).items()}
+        for kind in kinds
+    }
+
+
+def cell_of(rows: Sequence[Row], metric: str) -> str:
+    """The mean over seeds and its 95 % interval, or one seed's interval over users."""
+    rows = [row for row in rows if metric in row["metrics"]]
+    if len(rows) > 1:
+        return format_mean([r["metrics"][metric] for r in rows]).replace("-0.", "−.")
+    if not rows:
+        return ""
+    value, ends = rows[0]["metrics"][metric], rows[0]["intervals"].get(metric)
+    return lib.format_interval(value, ends)

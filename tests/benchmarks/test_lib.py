@@ -69,10 +69,10 @@ def test_the_examples_in_docstrings_hold():
     [
         (["training.step"], "$TIGER_DATA, which is not set: give --data_dir"),
         (
-            ["paper.cold_start", "--workdir=nowhere"],
+            ["paper.analyses", "cold_start", "--workdir=nowhere"],
             "no trained recommender in nowhere",
         ),
-        (["paper.results_rows", "--workdir=nowhere"], "nothing was evaluated in"),
+        (["paper"], "or --shops=demo for the generated shop"),
         (["scale", "--rows=no", "--document=README.md"], "no rows in no: measure"),
     ],
 )

@@ -77,6 +77,10 @@ def test_fusion_is_no_worse_on_validation_than_any_part(workdir):
     chosen = result["validation_masked"]
     assert chosen["fusion"] >= max(chosen["parts"].values()) - 1e-9
     assert set(chosen["without"]) == parts
+    for part, (gain, low, high) in chosen["gains"].items():
+        # Of the same users, beside which the part is left out.
+        assert gain == pytest.approx(chosen["fusion"] - chosen["without"][part])
+        assert low <= gain <= high
     for split in ("test", "test_masked"):
         for name, (low, high) in result["intervals"][split].items():
             assert low <= result[split][name] <= high

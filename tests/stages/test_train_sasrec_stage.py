@@ -130,7 +130,7 @@ def test_evaluate_shows_it_where_it_is_there(workdir):
     assert set(metrics["baselines"]) == {"sasrec"}
     inputs = artifacts.load_manifest(workdir / "evaluation").inputs
     assert "sasrec" in inputs
-    rows = {(r["method"], r["split"]): r for r in collect_rows(workdir)}
+    rows = {(r["method"], r["split"]): r for r in collect_rows(workdir, "mine")}
     assert {name for name, _ in rows} == {"tiger", "sasrec"}
     row = rows["sasrec", "test_masked"]
     found = metrics["baselines"]["sasrec"]["test_masked"]

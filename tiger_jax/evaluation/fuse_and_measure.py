@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tiger_jax.config import config
-from tiger_jax.evaluation import fusion, metrics, record
+from tiger_jax.evaluation import bootstrap, fusion, metrics, record
 from tiger_jax.evaluation.baselines import baseline, known
 from tiger_jax.evaluation.comparison import OURS, SPLITS
 from tiger_jax.evaluation.evaluator import Evaluation, evaluate
@@ -78,8 +78,25 @@ def fuse_and_measure(
     }
     chosen = choose(lists)
     without = {
-        left_out: choose({n: e for n, e in lists.items() if n != left_out}).value
+        left_out: choose({n: e for n, e in lists.items() if n != left_out})
         for left_out in (lists if len(lists) > 2 else ())
+    }
+
+    def ranks_by(choice: fusion.Choice) -> Any:
+        used = {n: (lists[n].item_numbers, lists[n].scores) for n in choice.weights}
+        fused = fusion.fuse_lists(
+            used,
+            choice.weights,
+            normalization=choice.normalization,
+            k=metrics.MAX_CUTOFF + 1,
+        )
+        return metrics.ranks_in_lists(*fused, validation.targets)
+
+    gains = {
+        left_out: bootstrap.paired_difference(
+            ranks_by(chosen), ranks_by(choice), metric, seed=seed
+        )
+        for left_out, choice in without.items()
     }
     test, parts = open_split("test")
     measured: dict[str, dict[str, Evaluation]] = {n: {} for n in (*parts, "fusion")}
@@ -112,7 +129,8 @@ def fuse_and_measure(
                 name: metrics.compute_metrics(found.ranks, (metric,))[metric]
                 for name, found in lists.items()
             },
-            "without": without,
+            "without": {name: choice.value for name, choice in without.items()},
+            "gains": gains,
         },
         "settings": {
             "weights": chosen.weights,

@@ -1,6 +1,7 @@
 """What is asked of a recommender, and what it answers."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -17,6 +18,16 @@ MAX_IDS = 10_000
 Group = Literal["any", "known", "new"]
 
 
+def places_for_new(k: int, epsilon: float) -> int:
+    """Places of a list of k that are kept for new items, rounded up.
+
+    Example:
+        >>> places_for_new(10, 0.05), places_for_new(100, 0.07), places_for_new(10, 0.0)
+        (1, 7, 0)
+    """
+    return math.ceil(round(k * epsilon, 9))  # .07 * 100 is a little more than 7
+
+
 @dataclasses.dataclass(frozen=True)
 class Request:
     """One history to continue.
@@ -31,8 +42,9 @@ class Request:
         prefix: Codewords that Semantic IDs must begin with; None leaves one free.
         temperature: Draw items at this temperature rather than take the best.
         seed: Of the draws: the same seed gives the same items.
-        epsilon: Share of the list that is kept for items the training hasn't seen,
-            and the most they get (Rajput et al. 2023, 4.3). None: all compete.
+        epsilon: Share of the list, in whole places rounded up, that is kept for items
+            the training hasn't seen, and the most they get (Rajput et al. 2023, 4.3).
+            None: all compete.
         exact: Score every item of the catalogue rather than search by beams.
     """
 
@@ -80,7 +92,7 @@ class Request:
     @property
     def num_new(self) -> int:
         """Most new items in the list, where epsilon says so."""
-        return round(self.k * (self.epsilon or 0.0))
+        return places_for_new(self.k, self.epsilon or 0.0)
 
     def normalizes_groups(self, normalize: str) -> bool:
         """Whether each group's scores are shares of that group's own probability.

@@ -48,6 +48,7 @@ ITEM_WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
 POPULARITY_WEIGHTS = (0.0, 0.25, 0.5, 1.0)
 # A permutation of more rows would take memory worth saving.
 _MAX_PERMUTED = 1 << 27
+MetricsByWeights = dict[tuple[float, float], dict[str, float]]
 
 
 @config("validation")
@@ -148,6 +149,7 @@ def make_evaluate_fn(
     partitioner: Partitioner,
     content: Float32[np.ndarray, "N E"] | None = None,
     occurrences: Int64[np.ndarray, " N"] | None = None,
+    on_weights: Callable[[MetricsByWeights], None] | None = None,
 ) -> Callable[[Params], dict[str, float]]:
     """Makes params -> {"loss", "recall@10", "ndcg@10"}.
 
@@ -160,6 +162,7 @@ def make_evaluate_fn(
 
     Args:
         occurrences: Of each item in the histories of training, with `content`.
+        on_weights: Is told the metrics with all weights that are chosen among.
     """
     inputs, targets, count = sample.inputs, sample.targets, len(sample.items)
     shards = partitioner.num_data_shards
@@ -252,6 +255,7 @@ def make_evaluate_fn(
                         config.num_beams,
                     ),
                     sample.items,
+                    on_weights,
                 )
         return metrics
 
@@ -265,11 +269,15 @@ def _measure(found: Found, targets: Int[np.ndarray, " U"]) -> dict[str, float]:
 
 
 def _choose_weights(
-    order_by: Callable[[DenseWeights], Found], targets: Int[np.ndarray, " U"]
+    order_by: Callable[[DenseWeights], Found],
+    targets: Int[np.ndarray, " U"],
+    on_weights: Callable[[MetricsByWeights], None] | None,
 ) -> dict[str, float]:
     """The weights with which the product of both metrics is largest, and these."""
     pairs = [(0.0, 0.0), *itertools.product(ITEM_WEIGHTS[1:], POPULARITY_WEIGHTS)]
     found = {pair: _measure(order_by(DenseWeights(*pair)), targets) for pair in pairs}
+    if on_weights is not None:
+        on_weights(found)
     best = max(found, key=lambda pair: math.prod(found[pair].values()))
     metrics = {f"{name}_with_dense": value for name, value in found[best].items()}
     return {**metrics, DENSE_WEIGHT: best[0], POPULARITY_WEIGHT: best[1]}

@@ -28,17 +28,18 @@ class KnownData:
 
 @dataclasses.dataclass(frozen=True)
 class PublishedRow:
-    """One method's published result: Recall@5, NDCG@5, Recall@10, NDCG@10."""
+    """One method's published result.
+
+    Attributes:
+        metrics: Those of `METRICS` that are published.
+        is_masked: Seen items were masked, as far as is said; else nothing is.
+    """
 
     method: str
-    values: tuple[float, ...]
+    metrics: dict[str, float]
     source: str
     is_tiger: bool = False
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """The values by metric name."""
-        return dict(zip(METRICS, self.values, strict=True))
+    is_masked: bool = False
 
 
 KNOWN_DATA = (
@@ -54,9 +55,10 @@ def _read_published() -> dict[str, tuple[PublishedRow, ...]]:
         for line in csv.DictReader(file):
             row = PublishedRow(
                 method=line["method"],
-                values=tuple(float(line[metric]) for metric in METRICS),
+                metrics={m: float(line[m]) for m in METRICS if line[m]},
                 source=line["source"],
                 is_tiger=line["is_tiger"] == "yes",
+                is_masked=line["is_masked"] == "yes",
             )
             found[line["data"]] = (*found.get(line["data"], ()), row)
     return found

@@ -73,7 +73,12 @@ def build_result_rows(
     if fusion and split in fusion:
         rows += build_fusion_rows(fusion, split, besides=metrics["baselines"])
     rows += [
-        ResultRow(row.method, "published", row.metrics, note=row.source)
+        ResultRow(
+            row.method,
+            "published",
+            row.metrics,
+            note=row.source + ", masked" * row.is_masked,
+        )
         for row in published
     ]
     return rows

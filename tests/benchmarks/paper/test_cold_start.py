@@ -4,15 +4,17 @@ import dataclasses
 
 import numpy as np
 import pytest
-from trained_workdir import NUM_ITEMS, make_trained_workdir
+from trained_workdir import NUM_ITEMS, TINY_TWO_LEVEL, make_trained_workdir
 
-from benchmarks.paper import cold_start
+from benchmarks.paper import analyses, cold_start
 from benchmarks.paper.study import Study
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.errors import InputError
+from tiger_jax.evaluation.baselines.semantic_knn import build_semantic_knn
 from tiger_jax.evaluation.metrics import MISS
 from tiger_jax.recommending.numbered_recommender import load_numbered_recommender
-from tiger_jax.recommending.searcher import SearchConfig
+from tiger_jax.recommending.requests import Request, places_for_new
+from tiger_jax.recommending.searcher import DenseWeights, SearchConfig
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +61,15 @@ def test_data_without_unseen_items_is_told_how_to_get_some(study):
         ours.recommend_by_group(users.user_numbers, users.histories.last(5), none, 3)
 
 
+@pytest.mark.parametrize(
+    ("k", "epsilon", "places"),
+    [(10, 0.05, 1), (10, 0.2, 2), (100, 0.07, 7), (10, 0.0, 0), (10, 1.0, 10)],
+)
+def test_places_for_new_items_are_rounded_up(k, epsilon, places):
+    assert places_for_new(k, epsilon) == places
+    assert Request(["a"], k=k, epsilon=epsilon).num_new == places
+
+
 def test_a_list_keeps_its_last_places_for_unseen_items():
     seen = np.array([0, 8, 9, MISS, MISS, MISS], np.int32)
     unseen = np.array([MISS, MISS, MISS, 0, 1, 2], np.int32)
@@ -68,16 +79,45 @@ def test_a_list_keeps_its_last_places_for_unseen_items():
     assert found.tolist() == [0, 8, 9, MISS, MISS, MISS]
 
 
-def test_rows_have_recall_for_both_samples_and_become_a_table(study, tmp_path):
-    rows = cold_start.measure(study, (0.0, 0.5), 12)
-    assert [row["case"].get("epsilon") for row in rows] == [None, 0.0, 0.5]
-    nothing, half = rows[1]["unseen"]["recall"], rows[2]["unseen"]["recall"]
-    # Without a place for them unseen items can't be found; there are few, so all
-    # of them fit into half of the longest list.
-    assert set(nothing.values()) == {0.0}
-    assert half["recall@50"] == 1.0
-    table = cold_start.build_table(rows)
-    assert "TIGER, ε = 0.5" in table
-    assert "Semantic KNN" in table
-    cold_start.draw(rows, tmp_path / "plot.png")
+@pytest.mark.parametrize(
+    "has_dense_head", [False, pytest.param(True, marks=pytest.mark.slow)]
+)
+def test_lists_with_reserved_places_become_a_table(has_dense_head, tmp_path):
+    options = {"model": TINY_TWO_LEVEL, "num_user_tokens": 0, "with_quantizer": True}
+    options["dense_weights"] = DenseWeights(1.0, 0.0)
+    workdir = make_trained_workdir(
+        tmp_path / "w", **(options if has_dense_head else {})
+    )
+    study = Study(workdir, max_users=12, seed=0)
+    study.data = with_unseen(study.data)
+    known = {"run": "cold", "seed": 0, "budget": "full"}
+    found = cold_start.measure(study, (0.0, 0.5))
+    rows = [{**study.about, **known, **row} for row in found]
+    lists = dict.fromkeys(row["case"]["list"] for row in rows)
+    dense = ["TIGER, its codes alone", "TIGER, its dense head alone"] * has_dense_head
+    assert list(lists) == ["Semantic KNN", "KNN", "TIGER", *dense, "chance"]
+    for nothing, half in zip(rows[1::2], rows[2::2], strict=True):
+        # Without a place for them unseen items can't be found; there are few, so all
+        # of them fit into half of the longest list.
+        assert nothing["metrics"]["recall@50, target unseen"] == 0
+        assert half["metrics"]["recall@50, target unseen"] == 1
+        theirs = rows[0]["metrics"]["recall@10, target unseen"]
+        gain = half["metrics"]["recall@10, target unseen"] - theirs
+        assert half["metrics"]["above Semantic KNN"] == pytest.approx(gain)
+    table = analyses.build_table("cold_start", rows)
+    assert "| TIGER | 0.5 |" in table
+    analyses.draw("cold_start", rows, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 10_000
+
+
+def test_neighbours_of_a_group_are_of_that_group(study):
+    text = np.random.default_rng(0).normal(size=(NUM_ITEMS, 4)).astype(np.float32)
+    knn = build_semantic_knn(text)
+    inside = np.arange(NUM_ITEMS) % 3 == 0
+    histories = study.users.histories.last(5)
+    asked = study.users.user_numbers, histories, np.empty((12, 0), np.int32)
+    whole, _ = knn(*asked, NUM_ITEMS)
+    found, _ = cold_start._only(knn, inside)(*asked, 20)
+    for row in range(len(histories)):
+        expected = whole[row][inside[whole[row]]].tolist()
+        assert found[row].tolist() == expected + [-1] * (20 - len(expected))
