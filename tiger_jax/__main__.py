@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 
+from tiger_jax import processes
 from tiger_jax.cpu_allocator import use_fast_cpu_allocator
 from tiger_jax.progress import outlive_readers
 
@@ -15,6 +16,10 @@ def main() -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     use_fast_cpu_allocator()
     outlive_readers()
+    return processes.run(_run)
+
+
+def _run() -> int:
     from tiger_jax import cli
 
     return cli.main(sys.argv)

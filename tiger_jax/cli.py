@@ -142,6 +142,15 @@ def run_stages(
     from tiger_jax.training import partitioning
 
     partitioning.initialize_distributed()  # before a device is touched
+    is_first = True
+    if jax.distributed.is_initialized() and jax.process_count() > 1:
+        is_first = jax.process_index() == 0
+        if tuple(stages) != ("train_recommender",) or seeds:
+            raise InputError(
+                f"--stage={','.join(stages)} is for one process: several run "
+                "--stage=train_recommender alone, without --seeds; run the others "
+                "before and after"
+            )
     if set(stages) <= {*stage_table.names("pipeline", "comparison")}:
         partitioning.use_cpu_cores()
     is_server = tuple(stages) == ("serve",)
@@ -162,7 +171,7 @@ def run_stages(
     # A server reads its bundle once, and versions of the catalogue have a lock of
     # their own: stages can run beside it.
     with contextlib.ExitStack() as held:
-        if not is_server:
+        if not is_server and is_first:
             held.enter_context(hold_workdir(context.workdir))
             recover_all(context.workdir)
             if remote:

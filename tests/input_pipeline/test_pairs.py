@@ -111,7 +111,7 @@ def test_the_order_depends_on_the_seed_and_changes_every_epoch():
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
-@pytest.mark.parametrize("num_shards", [2, 3])
+@pytest.mark.parametrize("num_shards", [2, 3, 4])
 def test_hosts_share_out_every_pair(shuffle, num_shards):
     shards = [
         _pairs(

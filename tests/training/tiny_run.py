@@ -2,9 +2,12 @@
 
 As a program: ``tiny_run.py FOLDER CONFIG_JSON`` trains in FOLDER and writes the last
 parameters' hash to FOLDER/done.json. With ``"seqio": WORKDIR`` it trains on the seqio
-stream of a work directory, in place of the resident input.
+stream of a work directory, in place of the resident input; with ``"model": "tiger"`` or
+``"two_level"`` a real one. With ``"rows": true`` it leaves in FOLDER/rows.PROCESS.json
+what each update's examples on its own devices were.
 """
 
+import functools
 import hashlib
 import json
 import sys
@@ -17,9 +20,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from tiger_jax import processes
+from tiger_jax.errors import Preempted
 from tiger_jax.histories import Histories
+from tiger_jax.input_pipeline.packed_histories import PackedConfig, PackedHistories
 from tiger_jax.input_pipeline.resident import ResidentConfig, ResidentInput
+from tiger_jax.models import generator
+from tiger_jax.models.tiger import TigerConfig
+from tiger_jax.models.two_level import TwoLevelConfig
 from tiger_jax.semantic_ids.token_ids import TokenLayout
+from tiger_jax.training import loop as training_loop
 from tiger_jax.training.loop import LoopConfig, train
 from tiger_jax.training.optimizers import OptimizerConfig, make_optimizer
 from tiger_jax.training.partitioning import (
@@ -135,6 +145,30 @@ def make_seqio_input(workdir: str):
     return input, model
 
 
+SIZES = {"d_model": 8, "num_heads": 2, "mlp_dim": 16}
+
+
+def make_real(name: str):
+    """TIGER on prefixes, or the two-level model with its dense head on histories."""
+    if name == "tiger":
+        layers = {"num_encoder_layers": 1, "num_decoder_layers": 1, "head_dim": 4}
+        return make_input(), TigerConfig(**SIZES, **layers).build(LAYOUT)
+    content = np.random.default_rng(1).normal(size=(len(CODES), 6)).astype(np.float32)
+    config = TwoLevelConfig(
+        **SIZES, num_layers=1, num_depth_layers=1, reads_content=True, dense_head=True
+    )
+    layout = TokenLayout(LAYOUT.codebook_sizes, 0)
+    input = PackedHistories(
+        generate_histories(200),
+        CODES,
+        layout,
+        PackedConfig(batch_size=16, microbatch_size=8, max_items=8, repeated_items=2),
+        content=content,
+        ranks_items=True,
+    )
+    return input, generator.build_model(config, layout, content.shape[1])
+
+
 def evaluate_fn(params) -> dict[str, float]:
     """Some numbers that depend on the parameters."""
     size = float(_size(params))
@@ -154,10 +188,23 @@ def hash_of(tree) -> str:
 
 
 def run(
-    folder: Path, *, mesh=None, optimizer=OPTIMIZER, devices=None, seqio=None, **loop
+    folder: Path,
+    *,
+    mesh=None,
+    optimizer=OPTIMIZER,
+    devices=None,
+    seqio=None,
+    model=None,
+    **loop,
 ):
     """Trains with a few defaults that suit tests."""
-    input, model = make_seqio_input(seqio) if seqio else (make_input(), Bag())
+    if model:
+        input, module = make_real(model)
+        loss_fn = generator.make_loss_fn(module)
+        init_fn = functools.partial(generator.init_params, module)
+    else:
+        input, module = make_seqio_input(seqio) if seqio else (make_input(), Bag())
+        loss_fn, init_fn = make_loss_fn(module), make_init_fn(module)
     defaults = {
         "total_steps": 20,
         "log_every": 5,
@@ -168,8 +215,8 @@ def run(
     }
     config = LoopConfig(**{**defaults, **loop})
     return train(
-        loss_fn=make_loss_fn(model),
-        init_fn=make_init_fn(model),
+        loss_fn=loss_fn,
+        init_fn=init_fn,
         optimizer=make_optimizer(optimizer, config.total_steps),
         input=input,
         evaluate_fn=evaluate_fn,
@@ -179,7 +226,25 @@ def run(
     )
 
 
-def main(folder: str, settings: str) -> None:
+def note_rows() -> list:
+    """A list that gets the examples of each update that this process's devices hold."""
+    rows, to_devices = [], training_loop._to_devices
+
+    def note(updates, partitioner):
+        arrays, buckets = to_devices(updates, partitioner)
+        shards = zip(*(x.addressable_shards for x in arrays.values()), strict=True)
+        for same in shards:
+            if same[0].replica_id == 0:
+                parts = [np.asarray(s.data) for s in same]  # [U M B …]
+                flat = [x.reshape(np.prod(x.shape[:3]), -1) for x in parts]
+                rows.extend(np.concatenate(flat, axis=1).tolist())
+        return arrays, buckets
+
+    training_loop._to_devices = note
+    return rows
+
+
+def main(folder: str, settings: str) -> int:
     options = json.loads(settings)
     pace = options.pop("seconds_per_evaluation", 0)
     if pace:
@@ -193,7 +258,13 @@ def main(folder: str, settings: str) -> None:
     initialize_distributed()
     if "mesh" in options:
         options["mesh"] = MeshConfig(*options.pop("mesh"))
-    result = run(Path(folder), **options)
+    rows = note_rows() if options.pop("rows", False) else []
+    try:
+        result = run(Path(folder), **options)
+    finally:
+        if rows:
+            name = f"rows.{jax.process_index()}.json"
+            (Path(folder) / name).write_text(json.dumps(rows))
     params = result.state.params
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
@@ -202,7 +273,16 @@ def main(folder: str, settings: str) -> None:
     if jax.process_index() == 0:
         done = {"step": result.step, "hash": hash_of(params)}
         (Path(folder) / "done.json").write_text(json.dumps(done))
+    return 0
+
+
+def program() -> int:
+    try:
+        return main(*sys.argv[1:])
+    except Preempted as error:
+        print(f"Preempted: {error}", file=sys.stderr)
+        return error.exit_code
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    sys.exit(processes.run(program))

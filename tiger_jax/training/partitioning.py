@@ -20,6 +20,7 @@ import optax
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
+from tiger_jax import processes
 from tiger_jax.config import config
 from tiger_jax.errors import InputError
 from tiger_jax.progress import say
@@ -69,22 +70,22 @@ def initialize_distributed() -> None:
         InputError: A variable is not a number, or the processes didn't find each
             other.
     """
-    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
-    is_automatic = os.environ.get("TIGER_DISTRIBUTED", "") not in ("", "0")
-    if not (address or is_automatic) or jax.distributed.is_initialized():
+    if not processes.are_several() or jax.distributed.is_initialized():
         return
     if os.environ.get("JAX_PLATFORMS", "").startswith("cpu"):
         # The CPU's collectives over several processes need a transport.
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         jax.distributed.initialize(
-            coordinator_address=address,
+            coordinator_address=os.environ.get("JAX_COORDINATOR_ADDRESS"),
             num_processes=_number("JAX_NUM_PROCESSES"),
             process_id=_number("JAX_PROCESS_ID"),
+            heartbeat_timeout_seconds=processes.SECONDS,
         )
     except (RuntimeError, ValueError) as error:
+        said = " ".join(str(error).split())
         raise InputError(
-            f"the processes of this run did not find each other ({error}): check "
+            f"the processes of this run did not find each other ({said}): check "
             "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, which "
             "every process needs (docs/gpu_clusters.md, docs/tpu_pods.md)"
         ) from error
