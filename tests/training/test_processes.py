@@ -61,8 +61,8 @@ def start_all(command: list[str], number: int, devices: int) -> list[subprocess.
 
 def finish(processes: list[subprocess.Popen], code: int = 0) -> list[str]:
     outputs = [p.communicate(timeout=600)[0] for p in processes]
-    for process, output in zip(processes, outputs, strict=True):
-        assert process.returncode == code, output
+    ended = [process.returncode for process in processes]
+    assert ended == [code] * len(ended), "\n".join(outputs)
     return outputs
 
 

@@ -113,6 +113,7 @@ def train_recommender(
         card.save(folder)
     multihost_utils.sync_global_devices("model.json is written")
     *_, params = load_recommender(folder, sharding=partitioner.replicated)
+    multihost_utils.sync_global_devices("all have read it")  # it is moved now
     if run is not None:
         # The best parameters name the folder's content.
         run.commit(contents={"params": jax.device_get(params)}, summary=summary)
