@@ -12,7 +12,8 @@ import pytest
 from flax import linen as nn
 
 from tiger_jax.errors import InputError
-from tiger_jax.models.bsarec import BsaRecConfig, low_pass_matrix
+from tiger_jax.models.bsarec import BsaRecConfig
+from tiger_jax.models.layers import low_pass_matrix
 from tiger_jax.models.sasrec import init_params, make_loss_fn, make_score_fn
 
 CONFIG = BsaRecConfig(max_length=8, d_model=16, num_heads=2)

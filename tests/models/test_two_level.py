@@ -20,13 +20,16 @@ from tiger_jax.models.generator import (
     make_decode_fns,
     make_loss_fn,
 )
-from tiger_jax.models.two_level import TwoLevelConfig
+from tiger_jax.models.layers import low_pass_matrix
+from tiger_jax.models.two_level import TwoLevelConfig, filter_history
 from tiger_jax.semantic_ids.encoder_inputs import ItemInputs
 from tiger_jax.semantic_ids.token_ids import TokenLayout
 
 LAYOUT = TokenLayout((5, 4, 3))
 NUM_ITEMS = 30
-SMALL = TwoLevelConfig(d_model=16, num_heads=2, mlp_dim=24, max_distance=4)
+SMALL = TwoLevelConfig(
+    d_model=16, num_heads=2, mlp_dim=24, max_distance=4, filter_share=0.5
+)
 EVERY = np.array(
     [(a, b, c) for a in range(5) for b in range(4) for c in range(3)], np.int32
 )
@@ -142,6 +145,24 @@ def test_a_whole_history_loses_what_its_prefixes_lose(trained):
         np.testing.assert_allclose(value, by_prefix[name], rtol=1e-5, err_msg=name)
 
 
+def test_the_filter_is_bsarecs_of_every_prefix():
+    x = np.random.default_rng(0).normal(size=(1, 4, 16)).astype(np.float32)
+    beta = np.linspace(0, 2, 16, dtype=np.float32)
+    is_seen = jnp.tril(jnp.ones((1, 4, 4), bool))
+    found = filter_history(jnp.asarray(x), is_seen, jnp.asarray(beta), SMALL)
+    for length in range(1, 5):
+        prefix = x[0, :length]
+        low = low_pass_matrix(length, 50, 5)[-1] @ prefix
+        expected = low + beta**2 * (prefix[-1] - low)
+        np.testing.assert_allclose(found[0, length - 1], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_without_the_filter_there_are_no_parameters_of_it():
+    plain = dataclasses.replace(SMALL, filter_share=0.0).build(LAYOUT)
+    shapes = jax.eval_shape(functools.partial(init_params, plain), jax.random.key(0))
+    assert "beta" not in shapes["block_0"]
+
+
 def test_what_follows_what_is_learned():
     """Item i is followed by item i + 1; sixty steps are enough to know."""
     config = dataclasses.replace(SMALL, dropout_rate=0.0, depth_dropout_rate=0.0)
@@ -180,6 +201,8 @@ def test_logits_are_float32_whatever_the_compute_type(trained):
 def test_what_does_not_fit_the_model_is_refused():
     with pytest.raises(InputError, match="num_heads = 3 must divide d_model = 16"):
         TwoLevelConfig(d_model=16, num_heads=3)
+    with pytest.raises(InputError, match="filter_cutoff = 50 must be below"):
+        TwoLevelConfig(filter_cutoff=50)
     with pytest.raises(InputError, match="num_user_tokens=0"):
         SMALL.build(TokenLayout((5, 4, 3), num_user_tokens=7))
 

@@ -17,13 +17,12 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from tiger_jax.config import config
 from tiger_jax.models.attention import causal_bias, padding_bias
-from tiger_jax.models.layers import Dropout
+from tiger_jax.models.layers import Dropout, low_pass_matrix
 from tiger_jax.models.sasrec import PADDING, LayerNorm, SasRecConfig, read_length
 from tiger_jax.models.tuned_ops import linear
 
@@ -157,18 +156,3 @@ class BsaRecBlock(nn.Module):
         mixed = cfg.filter_share * filtered + (1 - cfg.filter_share) * attended
         hidden = nn.gelu(project("wi", mixed, ("embed", "mlp"), 4 * d_model))
         return add("mlp_norm", mixed, project("wo", hidden, ("mlp", "embed"), d_model))
-
-
-def low_pass_matrix(
-    length: int, window: int, cutoff: int
-) -> Float[np.ndarray, "length length"]:
-    """What keeps the lowest frequencies of a window that ends in `length` items.
-
-    Its product with the items is what is left of their discrete Fourier transform's
-    frequencies 0 .. cutoff // 2, the window being zero before them.
-    """
-    place = np.arange(length)
-    distance = place[:, None] - place[None, :]
-    frequencies = np.arange(1, cutoff // 2 + 1)[:, None, None]
-    waves = np.cos(2 * np.pi * frequencies * distance / window).sum(0)
-    return ((1 + 2 * waves) / window).astype(np.float32)

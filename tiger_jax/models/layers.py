@@ -149,3 +149,18 @@ def relative_position_bucket(
     coarse = num_exact + (share * (num_buckets - num_exact)).astype(distance.dtype)
     coarse = np.minimum(coarse, num_buckets - 1)
     return first_bucket + np.where(distance < num_exact, distance, coarse)
+
+
+def low_pass_matrix(
+    length: int, window: int, cutoff: int
+) -> Float[np.ndarray, "length length"]:
+    """What keeps the lowest frequencies of a window that ends in `length` items.
+
+    Its product with the items is what is left of their discrete Fourier transform's
+    frequencies 0 .. cutoff // 2, the window being zero before them.
+    """
+    place = np.arange(length)
+    distance = place[:, None] - place[None, :]
+    frequencies = np.arange(1, cutoff // 2 + 1)[:, None, None]
+    waves = np.cos(2 * np.pi * frequencies * distance / window).sum(0)
+    return ((1 + 2 * waves) / window).astype(np.float32)

@@ -18,10 +18,12 @@ best and those of the largest p(item), and orders both by their codes and p(item
 together (`DenseWeights`).
 
 The two levels follow MARIUS (arXiv 2508.14910) in spirit; the depth decoder without
-attention is this project's. The dense head beside a generator is LIGER's (Yang et al.
-2024, arXiv 2411.18814).
+attention is this project's. A low-pass filter over the history may stand beside the
+encoder's attention (Shin et al. 2024, arXiv 2312.10325). The dense head beside a
+generator is LIGER's (Yang et al. 2024, arXiv 2411.18814).
 """
 
+import dataclasses
 import math
 from typing import Any, Literal, NamedTuple
 
@@ -34,10 +36,11 @@ from tiger_jax.config import config
 from tiger_jax.errors import InputError, flag
 from tiger_jax.models.attention import MASKED
 from tiger_jax.models.generator import ItemVectors, stack_levels
-from tiger_jax.models.layers import Dropout, RmsNorm, linear_param
+from tiger_jax.models.layers import Dropout, RmsNorm, linear_param, low_pass_matrix
 from tiger_jax.models.tuned_ops import linear
 from tiger_jax.semantic_ids.encoder_inputs import ItemInputs
 from tiger_jax.semantic_ids.token_ids import PADDING, TokenLayout
+from tiger_jax.workdir.json_files import ADDED_LATER
 
 # Tables start small and are scaled up where they are read: AdamW, whose steps don't
 # depend on a parameter's size, would hardly move one of unit variance.
@@ -69,6 +72,10 @@ class TwoLevelConfig:
         reads_content: The encoder reads each item's content vector too.
         dense_head: The state is also compared with every item's content vector.
         dense_loss_weight: Of the dense head's loss, beside the codewords'.
+        filter_share: Of the history's low frequencies in what a block adds, beside
+            attention, as in BSARec; 0 for attention alone.
+        filter_cutoff: The filter keeps the frequencies up to half of it.
+        filter_length: Items of the window that they are the frequencies of.
     """
 
     num_layers: int = 2
@@ -85,12 +92,22 @@ class TwoLevelConfig:
     reads_content: bool = False
     dense_head: bool = False
     dense_loss_weight: float = 1.0
+    filter_share: float = dataclasses.field(default=0.0, metadata=ADDED_LATER)
+    filter_cutoff: int = dataclasses.field(default=5, metadata=ADDED_LATER)
+    filter_length: int = dataclasses.field(default=50, metadata=ADDED_LATER)
 
     def __post_init__(self) -> None:
         """Refuses sizes that don't fit each other."""
         if self.d_model % self.num_heads:
             raise ValueError(
                 f"num_heads = {self.num_heads} must divide d_model = {self.d_model}"
+            )
+        if not 0 <= self.filter_share <= 1:
+            raise ValueError(f"filter_share = {self.filter_share} is no share")
+        if not 0 <= self.filter_cutoff < self.filter_length:
+            raise ValueError(
+                f"filter_cutoff = {self.filter_cutoff} must be below filter_length = "
+                f"{self.filter_length}"
             )
 
     @property
@@ -433,11 +450,34 @@ class CausalBlock(nn.Module):
         weights = drop(weights, is_training=is_training)
         attended = jnp.einsum("bhqk,bkhc->bqhc", weights, values).reshape(x.shape)
         out = project("out", attended, ("joined_kv", "embed"))
+        if cfg.filter_share:
+            init = nn.initializers.normal(1.0)
+            boxed = nn.with_logical_partitioning(init, ("embed",))
+            beta = self.param("beta", boxed, (d,))
+            filtered = filter_history(normed, is_seen, beta, cfg)
+            out = cfg.filter_share * filtered + (1 - cfg.filter_share) * out
         x = x + drop(out, is_training=is_training)
         return x + drop(
             _gelu_mlp(self, cfg, RmsNorm(name="mlp_norm")(x), drop, is_training),
             is_training=is_training,
         )
+
+
+def filter_history(
+    x: Float[Array, "B I D"],
+    is_seen: Bool[Array, "B I I"],
+    beta: Float[Array, " D"],
+    config: TwoLevelConfig,
+) -> Float[Array, "B I D"]:
+    """BSARec's rescaling of high frequencies, of each item and those before it.
+
+    At a history's last item it is BSARec's own; at the others it is what the history
+    up to there would give, so that every position can be trained at once.
+    """
+    kernel = low_pass_matrix(x.shape[1], config.filter_length, config.filter_cutoff)
+    passing = jnp.where(is_seen, jnp.asarray(kernel)[None], 0.0).astype(x.dtype)
+    low = jnp.einsum("bqk,bkd->bqd", passing, x)
+    return low + (beta**2).astype(x.dtype)[None, None] * (x - low)
 
 
 class DepthBlock(nn.Module):
