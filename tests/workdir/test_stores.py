@@ -15,7 +15,7 @@ from stored_runs import claim_at_once, in_store, run
 from tiger_jax.errors import InputError, Preempted
 from tiger_jax.workdir import lease, remote, store
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
 _KILLS = int(os.environ.get("TIGER_STORE_KILLS", "5"))
 
 
