@@ -187,7 +187,7 @@ def means_of(rows):
     """What a table shows of several seeds."""
     by_split = {}
     for row in rows:
-        key = row.get("method"), row.get("experiment"), row.get("split")
+        key = tuple(map(row.get, ("data", "method", "experiment", "split")))
         by_split.setdefault(key, []).append(row.get("metrics", {}))
     return [
         sum(metrics[name] for metrics in own) / len(own)
