@@ -10,6 +10,8 @@ DATA := $(wildcard ../shared/data)
 export TIGER_DATA ?= $(if $(DATA),$(abspath $(DATA)))
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=8589934592:glibc.malloc.trim_threshold=17179869184
 export TF_CPP_MIN_LOG_LEVEL ?= 3
+# Where it is set, each of the many processes that tests start compiles the package anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo test test-short test-slow test-text test-beam faults licences check docs format pictures bench scale reproduce requirements clean
 

@@ -114,6 +114,7 @@ def run_preempted(workdir, monkeypatch, after, **changes):
     assert not (workdir / "recommender").exists()
 
 
+@pytest.mark.slow  # the two-level generator has its own, SASRec too
 def test_a_preempted_stage_ends_in_the_same_content(
     finished, tmp_path, monkeypatch, capsys
 ):
