@@ -5,9 +5,10 @@
 
 No TPU is needed, only its compiler (`tiger_jax[tpu_compile]`). What has a row already
 is left out, so that the command may be stopped; --again takes it too, and
---slices=none only writes the table. A run and a slice are a process of their own:
-`--stage=compile_for` with the gin files of the run. What runs on one chip is compiled
-for one slice of each kind.
+--slices=none only writes the table. With --gpus it is GPUs that are compiled for, by
+JAX's CUDA plugin, for docs/gpu_clusters.md, and rows of other code are kept beside. A
+run and a slice are a process of their own: `--stage=compile_for` with the gin files of
+the run. What runs on one chip is compiled for one slice of each kind.
 """
 
 import subprocess
@@ -31,17 +32,27 @@ SLICES = {
     "v4-8": "v4:2x2x1",
     "tpu7x-8": "tpu7x:2x2x1",
 }
-HARDWARE = "hardware/tpu.gin"
+GPUS = {"H100": "gpu:h100:1", "8 H100": "gpu:h100:8"}
 RUNS = {
-    "two-level": ("experiments/beauty_two_level.gin", HARDWARE),
-    "paper d 128": ("experiments/beauty_paper.gin", HARDWARE),
-    "paper d 384": ("experiments/beauty_paper.gin", "base/tiger_13m.gin", HARDWARE),
+    "two-level": ("experiments/beauty_two_level.gin",),
+    "paper d 128": ("experiments/beauty_paper.gin",),
+    "paper d 384": ("experiments/beauty_paper.gin", "base/tiger_13m.gin"),
 }
+_UPDATES = 10  # of a call, in the files of hardware/
 _QUANTIZED = "two-level"  # the run whose RQ-VAE stands for the others'
 
 
+def hardware_of(name: str) -> str:
+    """The gin file of a slice, or of GPUs."""
+    if name in SLICES:
+        return "hardware/tpu.gin"
+    return f"hardware/gpu_{GPUS[name].rpartition(':')[2]}.gin"
+
+
 def programs_of(run: str, name: str) -> list[str]:
-    """What is compiled of a run for a slice."""
+    """What is compiled of a run for a slice, or for GPUs."""
+    if name in GPUS:
+        return ["train_recommender"]
     kind = SLICES[name].partition(":")[0]
     is_first = name == next(n for n in SLICES if SLICES[n].startswith(f"{kind}:"))
     one_chip = ["serve"] + ["train_rqvae"] * (run == _QUANTIZED)
@@ -54,8 +65,9 @@ def compile_programs(run: str, name: str, programs: Sequence[str]) -> list[Row]:
         rows = Path(folder) / "rows.jsonl"
         command = [sys.executable, "run.py", "--stage=compile_for"]
         command += [f"--workdir={folder}"]
-        command += [f"--gin_file={file}" for file in RUNS[run]]
-        command += [f"--gin.compile_for.topology={SLICES[name]!r}"]
+        command += [f"--gin_file={file}" for file in (*RUNS[run], hardware_of(name))]
+        topology = (SLICES | GPUS)[name]
+        command += [f"--gin.compile_for.topology={topology!r}"]
         command += [f"--gin.compile_for.programs={tuple(programs)!r}"]
         command += [f"--gin.compile_for.rows={str(rows)!r}"]
         subprocess.run(command, cwd=ROOT, check=False, stdout=sys.stderr)
@@ -103,6 +115,38 @@ def build_table(rows: Sequence[Row]) -> str:
     )
 
 
+def build_gpu_table(rows: Sequence[Row]) -> str:
+    """Of each training step: its memory, and what an update starts on a GPU."""
+    kinds = ("fusions", "products", "copies", "collectives", "others")
+    titles = ["run", "GPUs", "code", "MB a GPU", "kernels an update", *kinds]
+    titles += ["GB an update", "waits of the host"]
+    cells = []
+    for row in sorted(rows, key=lambda row: (row["run"], row["slice"])):
+        kernels = row["kernels"]
+        cells.append(
+            [
+                row["run"],
+                row["slice"],
+                f"`{row['commit'][:7]}`",
+                f"{(row['arguments_bytes'] + row['temporary_bytes']) / 1e6:,.0f}",
+                f"**{sum(kernels.values()) / _UPDATES:,.0f}**",
+                *(f"{kernels.get(kind, 0) / _UPDATES:,.0f}" for kind in kinds),
+                f"{row['kernel_bytes'] / _UPDATES / 1e9:.2f}",
+                f"{row['host_reads'] / _UPDATES:,.1f}",
+            ]
+        )
+    return "\n".join(
+        [
+            *lib.markdown_table(titles, cells, "|---|---|---|--:"),
+            "",
+            "*Kernels*: what is started on the GPU, loops times their trips and "
+            "length buckets by their share. *GB*: of the kernels' operands and "
+            "results. *Waits*: the host is told which branch to take, or whether a "
+            "loop goes on.",
+        ]
+    )
+
+
 def _cells(row: Row) -> list[str]:
     cells = [row["run"], f"`{row['program']}`", row["slice"]]
     if "problem" in row:
@@ -129,23 +173,29 @@ def _cells(row: Row) -> list[str]:
 def main() -> None:
     """Compiles what has no rows yet; writes rows and document."""
     parser = lib.make_parser(__doc__, "rows", "document")
-    parser.add_argument("--slices", type=lib.words, default=list(SLICES))
+    parser.add_argument("--slices", type=lib.words)
     parser.add_argument("--runs", type=lib.words, default=list(RUNS))
     parser.add_argument("--again", action="store_true")
+    parser.add_argument("--gpus", action="store_true")
     options = parser.parse_args()
     rows = lib.read_rows(options.rows) if options.rows else []
-    for name in [name for name in options.slices if name != "none"]:
+    names = options.slices or list(GPUS if options.gpus else SLICES)
+    key = ("run", "slice", "program", *["commit"] * options.gpus)
+    for name in [name for name in names if name != "none"]:
         for run in options.runs:
             known = [] if options.again else rows
             had = {r["program"] for r in known if (r["run"], r["slice"]) == (run, name)}
             if programs := [p for p in programs_of(run, name) if p not in had]:
                 new = compile_programs(run, name, programs)
-                rows = lib.merge_rows(rows, new, "run", "slice", "program")
+                rows = lib.merge_rows(rows, new, *key)
                 if options.rows:
                     lib.write_rows(options.rows, rows)
                 if len(new) < len(programs):
                     sys.exit(f"{run} on {name} did not end: see above")
-    lib.publish(options, "tpu_programs", rows, build_table)
+    if options.gpus:
+        lib.publish(options, "gpu_programs", rows, build_gpu_table)
+    else:
+        lib.publish(options, "tpu_programs", rows, build_table)
 
 
 if __name__ == "__main__":

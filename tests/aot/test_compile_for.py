@@ -9,6 +9,7 @@ from pathlib import Path
 import gin
 import jax
 import pytest
+from jax.experimental import topologies
 
 from tiger_jax.aot.estimate import describe, estimate
 from tiger_jax.aot.programs import ShopSizes, programs_of
@@ -132,6 +133,42 @@ def test_without_the_tpu_compiler_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "libtpu", None)
     with pytest.raises(InputError, match=r"tiger_jax\[tpu_compile\]"):
         describe_slice("v5e:2x2")
+
+
+def test_gpus_that_nobody_knows_are_refused_in_a_line(monkeypatch):
+    with pytest.raises(InputError, match="'gpu:h100:8'"):
+        describe_slice("gpu:h900:8")
+    with pytest.raises(InputError, match="'gpu:h100:8'"):
+        describe_slice("gpu:h100:0")
+
+    def no_plugin(**kwargs):
+        raise RuntimeError("Unknown backend cuda")
+
+    monkeypatch.setattr(topologies, "get_topology_desc", no_plugin)
+    with pytest.raises(InputError, match="pip install --no-deps 'jax-cuda13-plugin"):
+        describe_slice("gpu:h100:8")
+
+
+def test_a_tiny_run_compiles_for_gpus(tmp_path, capsys):
+    pytest.importorskip(
+        "jax_plugins.xla_cuda13", reason="JAX's CUDA plugin isn't installed"
+    )
+    devices = describe_slice("gpu:h100:8")
+    assert [device.device_kind for device in devices] == ["NVIDIA H100"] * 8
+    rows = tmp_path / "rows.jsonl"
+    compile_for(
+        RunContext(tmp_path),
+        topology="gpu:h100:2",
+        programs=("train_recommender",),
+        sizes=SIZES,
+        rows=str(rows),
+    )
+    (row,) = (json.loads(line) for line in rows.read_text().splitlines())
+    assert row["chips"] == 2
+    assert min(row["kernels"][kind] for kind in ("fusions", "products")) > 10
+    assert row["kernel_bytes"] > row["arguments_bytes"] > 0
+    assert "all-reduce" in {exchange["kind"] for exchange in row["collectives"]}
+    assert "kernels (" in capsys.readouterr().out
 
 
 def test_a_tiny_run_compiles_for_a_slice(tmp_path, capsys):

@@ -72,3 +72,56 @@ def test_layers_are_named_as_the_modules_are():
     name = "jit(run)/jit(main)/Tiger.decode_step/decoder/block_2/mlp/dot_general"
     assert layer_of(name) == "Tiger.decode_step/decoder/block/mlp"
     assert (layer_of("jit(run)/add"), layer_of("")) == ("add", "other")
+
+
+GPU_TEXT = """HloModule jit_run, is_scheduled=true
+
+%body (t: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %x = f32[8]{0} get-tuple-element(%t), index=1
+  %which = s32[] get-tuple-element(%t), index=0
+  %gemm_fusion = bf16[4,8]{1,0} fusion(%x), kind=kCustom, calls=%inside, backend_config={"fusion_backend_config":{"kind":"__triton_gemm"}}
+  %fused = f32[8]{0} fusion(%gemm_fusion, %x), kind=kLoop, calls=%inside
+  %one = f32[8]{0} conditional(%which, %fused, %fused), branch_computations={%short, %long}
+  ROOT %out = (s32[], f32[8]) tuple(%which, %one)
+}
+
+%short (p: f32[8]) -> f32[8] {
+  %p = f32[8]{0} parameter(0)
+  ROOT %copied = f32[8]{0} copy(%p)
+}
+
+%long (p.1: f32[8]) -> f32[8] {
+  %p.1 = f32[8]{0} parameter(0)
+  %product = (f32[8]{0}, s8[16]{0}) custom-call(%p.1), custom_call_target="__cublas$gemm"
+  ROOT %kept = f32[8]{0} get-tuple-element(%product), index=0
+}
+
+%until (t.1: (s32[], f32[8])) -> pred[] {
+  ROOT %lt = pred[] fusion(%t.1), kind=kLoop, calls=%compared
+}
+
+ENTRY %main (a: f32[8]) -> f32[8] {
+  %a = f32[8]{0} parameter(0)
+  %start = f32[8]{0} all-reduce-start(%a), to_apply=%add
+  %done = f32[8]{0} all-reduce-done(%start)
+  %loop = (s32[], f32[8]{0}) while(%done), condition=%until, body=%body, backend_config={"known_trip_count":{"n":"10"}}
+  %last = (s32[], f32[8]{0}) while(%loop), condition=%until, body=%none
+}
+"""
+
+
+def test_kernels_of_a_gpu_are_counted_by_kind():
+    cost = read_cost(GPU_TEXT, (0.5, 0.5))
+    assert cost.kernels == {
+        "collectives": 1,
+        "copies": 5,
+        "fusions": 10,
+        "products": 10 + 5,
+    }
+    # A branch is asked for in each of ten rounds, an open loop whether it goes on.
+    assert cost.host_reads == 10 + 1
+    moved = {"gemm": 32 + 64, "fused": 64 + 32 + 32, "copied": 64, "cublas": 32 + 48}
+    assert cost.kernel_bytes == (
+        64 + 10 * (moved["gemm"] + moved["fused"]) + 5 * (64 + moved["cublas"])
+    )
+    assert cost.cycles == 0

@@ -238,3 +238,14 @@ def test_a_stream_is_cut_into_buckets_without_losing_a_token(tmp_path):
     next(input)
     input.restore(tmp_path)
     assert (next(input).arrays["encoder_input_tokens"].max()) == 2
+
+
+def test_a_batch_in_one_piece_has_the_examples_of_its_microbatches():
+    cut, whole = make_input(), make_input(microbatch_size=None, bucket_items=())
+    for _ in range(4):
+        update = next(whole)
+        assert update.buckets.tolist() == [0]
+        found = examples_of(whole, update)
+        assert Counter(found) == Counter(examples_of(cut, next(cut)))
+    with pytest.raises(InputError, match="not a multiple of microbatch_size 0"):
+        make_input(microbatch_size=0)

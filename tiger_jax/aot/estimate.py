@@ -13,6 +13,9 @@ from tiger_jax.aot.topologies import clock_of
 from tiger_jax.training.flops import peak_flops
 
 Row = dict[str, Any]
+# Without a GPU to try on, products go to cuBLAS: Triton finds no tiles for some.
+_OPTIONS = {"cuda": {"xla_gpu_enable_triton_gemm": False}}
+_OPTIONS["gpu"] = _OPTIONS["cuda"]
 
 
 def estimate(name: str, make: Callable[[], Program], chip: jax.Device) -> Row:
@@ -26,7 +29,7 @@ def estimate(name: str, make: Callable[[], Program], chip: jax.Device) -> Row:
         with warnings.catch_warnings():
             # A cache of programs can't give back one for devices that aren't here.
             warnings.filterwarnings("ignore", message="Error reading persistent comp")
-            compiled = program.lower().compile()
+            compiled = program.lower().compile(_OPTIONS.get(chip.platform))
     except Exception as error:  # XLA's, JAX's or ours: it can't run there
         return row | {"problem": str(error).strip().splitlines()[0][:300]}
     row["compile_s"] = round(time.monotonic() - started, 1)
@@ -39,6 +42,9 @@ def estimate(name: str, make: Callable[[], Program], chip: jax.Device) -> Row:
         "bytes_accessed": (compiled.cost_analysis() or {}).get("bytes accessed"),
         "cycles": cost.cycles,
         "cycles_by_layer": cost.cycles_by_layer,
+        "kernels": cost.kernels,
+        "kernel_bytes": cost.kernel_bytes,
+        "host_reads": cost.host_reads,
         "collectives": [
             {"kind": kind, "bytes": size, "times": times}
             for (kind, size), times in cost.collectives.items()
@@ -63,11 +69,19 @@ def describe(row: Mapping[str, Any], layers: int = 8) -> str:
             f" ({1e3 * row['seconds']:.2f} ms, {each:.2f} µs for each of "
             f"{row['runs']:,} {row['unit']}; {row['utilisation']:.1%} of the peak)"
         )
+    spent = f"{row['cycles']:,.0f} estimated cycles{time_of}"
+    if not row["cycles"]:  # a GPU's compiler estimates none
+        kinds = ", ".join(f"{n:,.0f} {kind}" for kind, n in row["kernels"].items())
+        spent = (
+            f"{sum(row['kernels'].values()):,.0f} kernels ({kinds}) over "
+            f"{row['kernel_bytes'] / 1e9:,.2f} GB, {row['host_reads']:,.0f} waits of "
+            "the host"
+        )
     lines = [
         f"{head}: {row['arguments_bytes'] / 1e6:,.0f} MB of arguments and "
         f"{row['temporary_bytes'] / 1e6:,.0f} MB temporary a chip, "
-        f"{row['flops_a_chip'] / 1e9:,.1f} GFLOP a chip, {row['cycles']:,.0f} "
-        f"estimated cycles{time_of}, compiled in {row['compile_s']:.0f} s"
+        f"{row['flops_a_chip'] / 1e9:,.1f} GFLOP a chip, {spent}, "
+        f"compiled in {row['compile_s']:.0f} s"
     ]
     for exchange in row["collectives"]:
         lines.append(

@@ -1,8 +1,9 @@
-"""What a compiled program's text says of its cost: cycles by layer, collectives.
+"""What a compiled program's text says of its cost: cycles, kernels, collectives.
 
 XLA writes `estimated_cycles` beside what it compiles for a TPU, once for each
 instruction, however often that runs. Here a loop's body counts as often as its
-condition lets it, and of a conditional's branches each counts by a given share.
+condition lets it, and of a conditional's branches each counts by a given share. For a
+GPU there is no such estimate: what is counted is kernels, each a launch.
 """
 
 import dataclasses
@@ -20,8 +21,11 @@ COLLECTIVES = (
 )
 _BYTES = {"pred": 1, "bf16": 2, "f16": 2, "f32": 4, "f64": 8}
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
-_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?[\w.\-]+ = (\(.*?\)|\S+) ([\w\-]+)\(")
+_INSTRUCTION = re.compile(
+    r"^\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\(([^)]*)"
+)
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_KNOWN_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _CONDITION = re.compile(r"condition=%([\w.\-]+)")
 _CONSTANT = re.compile(r"%([\w.\-]+) = \S+ constant\((\d+)\)")
 _NAME = re.compile(r'op_name="([^"]*)"')
@@ -29,15 +33,44 @@ _CALLED = re.compile(r"(?:calls|to_apply|body|called_computations)=\{?%([\w.\-]+
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRUE_FALSE = re.compile(r"(?:true|false)_computation=%([\w.\-]+)")
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
+# Matrix products, as Triton's fusions and as calls of CUDA's libraries.
+_PRODUCT = re.compile(r'"kind":"__triton\w*gemm|custom_call_target="__cu(?:blas|dnn)')
+# What starts nothing on a device.
+_NO_KERNEL = set(
+    "parameter constant tuple get-tuple-element bitcast while conditional call "
+    "after-all add-dependency partition-id replica-id opt-barrier async-start".split()
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
     """One line of a computation."""
 
-    opcode: str
+    own_name: str
     result: str
+    opcode: str
+    operands: str
     text: str
+
+    @property
+    def kernel(self) -> str | None:
+        """Which kind of kernel it starts on a GPU, if it does."""
+        kind = self.opcode.removesuffix("-start")
+        if self.opcode in _NO_KERNEL or kind.endswith(("-done", "-update")):
+            return None
+        if kind in COLLECTIVES:
+            return "collectives"
+        if kind == "copy":
+            return "copies"
+        if _PRODUCT.search(self.text) or kind in ("dot", "convolution"):
+            return "products"
+        return "fusions" if kind == "fusion" else "others"
+
+    @property
+    def reads_on_host(self) -> bool:
+        """Whether the host waits to be told a branch, or whether a loop goes on."""
+        is_open = self.opcode == "while" and not _KNOWN_TRIPS.search(self.text)
+        return is_open or self.opcode == "conditional"
 
     @property
     def cycles(self) -> int:
@@ -68,11 +101,17 @@ class Cost:
         cycles: The compiler's estimate.
         cycles_by_layer: The same by part of the model.
         collectives: (kind, bytes) of each exchange to how often it runs.
+        kernels: Kind of GPU kernel to how often one runs.
+        kernel_bytes: Of their operands and results.
+        host_reads: How often the host waits for a number of the device's.
     """
 
     cycles: float
     cycles_by_layer: dict[str, float]
     collectives: dict[tuple[str, int], float]
+    kernels: dict[str, float] = dataclasses.field(default_factory=dict)
+    kernel_bytes: float = 0.0
+    host_reads: float = 0.0
 
 
 def read_cost(text: str, branch_shares: Sequence[float] = ()) -> Cost:
@@ -85,6 +124,9 @@ def read_cost(text: str, branch_shares: Sequence[float] = ()) -> Cost:
     computations, entry = _read(text)
     by_layer: dict[str, float] = defaultdict(float)
     collectives: dict[tuple[str, int], float] = defaultdict(float)
+    kernels: dict[str, float] = defaultdict(float)
+    kernel_bytes = host_reads = 0.0
+    sizes = {one.own_name: one.result_bytes for c in computations.values() for one in c}
     for instruction, times in _runs(computations, entry, 1.0, branch_shares):
         kind = instruction.opcode.removesuffix("-start")
         if cycles := instruction.cycles * times:
@@ -93,8 +135,21 @@ def read_cost(text: str, branch_shares: Sequence[float] = ()) -> Cost:
             by_layer[layer_of(instruction.name) if is_named else kind] += cycles
         if kind in COLLECTIVES:
             collectives[kind, instruction.result_bytes] += times
+        host_reads += times * instruction.reads_on_host
+        if instruction.kernel:
+            kernels[instruction.kernel] += times
+            read = re.findall(r"%([\w.\-]+)", instruction.operands)
+            moved = sum(sizes.get(name, 0) for name in read) + instruction.result_bytes
+            kernel_bytes += times * moved
     largest = sorted(by_layer.items(), key=lambda item: -item[1])
-    return Cost(sum(by_layer.values(), 0.0), dict(largest), dict(collectives))
+    return Cost(
+        sum(by_layer.values(), 0.0),
+        dict(largest),
+        dict(collectives),
+        dict(sorted(kernels.items())),
+        kernel_bytes,
+        host_reads,
+    )
 
 
 def layer_of(name: str) -> str:
@@ -136,7 +191,9 @@ def _read(text: str) -> tuple[dict[str, list[Instruction]], str]:
             if header[1]:
                 entry = current
         elif current and (found := _INSTRUCTION.match(line)):
-            computations[current].append(Instruction(found[2], found[1], line))
+            own_name, result, opcode, operands = found.groups()
+            instruction = Instruction(own_name, result, opcode, operands, line)
+            computations[current].append(instruction)
     return computations, entry
 
 
@@ -161,7 +218,9 @@ def _runs(
             called = list(zip(branches, shares, strict=True))
         elif instruction.opcode == "while":
             condition = _CONDITION.search(instruction.text)
+            known = _KNOWN_TRIPS.search(instruction.text)
             trips = _trips(computations.get(condition[1], ())) if condition else 1
+            trips = int(known[1]) if known else trips
             called = [(c, trips) for c in _CALLED.findall(instruction.text)]
         elif instruction.opcode in ("call", "async-start"):
             called = [(c, 1) for c in _CALLED.findall(instruction.text)]

@@ -42,14 +42,15 @@ class ResidentConfig:
 
     Attributes:
         batch_size: Examples of an update, over all devices.
-        microbatch_size: Examples computed at a time; divides `batch_size`.
+        microbatch_size: Examples computed at a time; divides `batch_size`. None
+            computes a batch in one piece.
         max_items: Items of a history that the encoder sees, the most recent.
         bucket_items: Numbers of items to which microbatches are padded, ascending;
             `max_items` is always one of them.
     """
 
     batch_size: int = 256
-    microbatch_size: int = 32
+    microbatch_size: int | None = 32
     max_items: int = 20
     bucket_items: tuple[int, ...] = (2, 3, 5, 7, 10, 14)
 
@@ -109,10 +110,13 @@ class ShuffledEpochs:
         config = self._config
         chosen = self._draw(config.batch_size)
         lengths = self._examples[self._lengths][chosen]
-        order, buckets = cut_by_length(lengths, config.microbatch_size, self.buckets)
-        rows = chosen[order]  # [M B]
+        rows = config.microbatch_size
+        if rows is None:
+            rows = config.batch_size
+        order, buckets = cut_by_length(lengths, rows, self.buckets)
+        taken = chosen[order]  # [M B]
         return Update(
-            arrays={name: array[rows] for name, array in self._examples.items()},
+            arrays={name: array[taken] for name, array in self._examples.items()},
             buckets=buckets,
             num_examples=len(chosen),
             num_tokens=self._count_tokens(lengths),
@@ -196,9 +200,10 @@ class ResidentInput(ShuffledEpochs):
             user_hashes: Needed when `layout` has user tokens.
             only_last: One example a history, its last item after all the others.
         """
-        check_sizes(
-            "resident.ResidentConfig", config.batch_size, config.microbatch_size
-        )
+        if config.microbatch_size is not None:
+            check_sizes(
+                "resident.ResidentConfig", config.batch_size, config.microbatch_size
+            )
         pairs = (Pairs.of_last if only_last else Pairs.of_prefixes)(histories)
         row, start, target = locate(pairs, np.arange(pairs.num_pairs))  # [P]
         tokens = np.asarray(layout.tokens_of(codes), np.int32)  # [N T]

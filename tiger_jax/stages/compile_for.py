@@ -1,4 +1,4 @@
-"""A run's programs compiled for a TPU slice that isn't here; writes no folder."""
+"""A run's programs compiled for a slice or GPUs that aren't here; writes no folder."""
 
 import dataclasses
 import inspect
@@ -32,7 +32,8 @@ def compile_for(
     """Says what the run of these gin files would take on a slice.
 
     Args:
-        topology: A slice as the TPU's compiler names it.
+        topology: A slice as the TPU's compiler names it, or GPUs of one machine such
+            as ``gpu:h100:8``.
         programs: Some of ``train_recommender``, ``train_rqvae``, ``evaluate`` and
             ``serve``; empty for all that the run has.
         sizes: Of the shop.

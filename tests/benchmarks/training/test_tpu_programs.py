@@ -39,3 +39,17 @@ def test_what_runs_on_one_chip_is_compiled_once_for_each_kind():
     assert "serve" not in tpu_programs.programs_of("two-level", "v5litepod-16")
     assert "train_rqvae" in tpu_programs.programs_of("two-level", "v6e-8")
     assert "train_rqvae" not in tpu_programs.programs_of("paper d 128", "v6e-8")
+
+
+def test_kernels_are_those_of_one_update_and_older_code_stays_beside():
+    kernels = {"fusions": 4_000, "products": 1_230, "copies": 10}
+    row = ROW | {"slice": "8 H100", "commit": "0123456789", "kernels": kernels}
+    row |= {"kernel_bytes": 2.5e10, "host_reads": 20}
+    table = tpu_programs.build_gpu_table([row, row | {"commit": "abcdef0123"}])
+    assert (
+        "| paper d 128 | 8 H100 | `0123456` | 320 | **524** | 400 | 123 | 1 | 0 | 0 "
+        "| 2.50 | 2.0 |"
+    ) in table.splitlines()
+    assert "`abcdef0`" in table
+    assert tpu_programs.hardware_of("8 H100") == "hardware/gpu_8.gin"
+    assert tpu_programs.programs_of("two-level", "H100") == ["train_recommender"]
