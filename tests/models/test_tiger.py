@@ -218,6 +218,7 @@ def test_dropout_changes_with_the_key_and_keeps_the_loss_near():
     assert abs(losses.mean() - plain) < 0.2 * plain
 
 
+@pytest.mark.slow
 def test_recomputing_blocks_changes_no_gradient():
     key = jax.random.key(3)
     grads, _ = GRAD_FN(make_params(SMALL), BATCH, key)

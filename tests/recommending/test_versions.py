@@ -57,7 +57,7 @@ def test_a_version_reads_back_as_it_was(versions, live):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
 
 
-@pytest.mark.parametrize("count", [40, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [20, pytest.param(1000, marks=pytest.mark.slow)])
 def test_changes_leave_nothing_in_memory(versions, live, count):
     used, pages = [], []
     for n in range(count + 1):

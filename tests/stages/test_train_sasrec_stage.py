@@ -99,6 +99,7 @@ def test_a_card_of_an_earlier_version_is_a_sasrecs(workdir, tmp_path):
     assert SasRecCard.load(tmp_path).config == SETTINGS["model"]
 
 
+@pytest.mark.slow
 def test_it_is_up_to_date_and_a_preempted_one_ends_the_same(
     workdir, tmp_path, monkeypatch, capsys
 ):
