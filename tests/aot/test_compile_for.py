@@ -149,21 +149,26 @@ def test_gpus_that_nobody_knows_are_refused_in_a_line(monkeypatch):
         describe_slice("gpu:h100:8")
 
 
+def training_step_on(topology, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    compile_for(
+        RunContext(tmp_path),
+        topology=topology,
+        programs=("train_recommender",),
+        sizes=SIZES,
+        rows=str(rows),
+    )
+    (row,) = (json.loads(line) for line in rows.read_text().splitlines())
+    return row
+
+
 def test_a_tiny_run_compiles_for_gpus(tmp_path, capsys):
     pytest.importorskip(
         "jax_plugins.xla_cuda13", reason="JAX's CUDA plugin isn't installed"
     )
     devices = describe_slice("gpu:h100:8")
     assert [device.device_kind for device in devices] == ["NVIDIA H100"] * 8
-    rows = tmp_path / "rows.jsonl"
-    compile_for(
-        RunContext(tmp_path),
-        topology="gpu:h100:2",
-        programs=("train_recommender",),
-        sizes=SIZES,
-        rows=str(rows),
-    )
-    (row,) = (json.loads(line) for line in rows.read_text().splitlines())
+    row = training_step_on("gpu:h100:2", tmp_path)
     assert row["chips"] == 2
     assert min(row["kernels"][kind] for kind in ("fusions", "products")) > 10
     assert row["kernel_bytes"] > row["arguments_bytes"] > 0
@@ -173,15 +178,7 @@ def test_a_tiny_run_compiles_for_gpus(tmp_path, capsys):
 
 def test_a_tiny_run_compiles_for_a_slice(tmp_path, capsys):
     pytest.importorskip("libtpu", reason="the TPU compiler isn't installed (libtpu)")
-    rows = tmp_path / "rows.jsonl"
-    compile_for(
-        RunContext(tmp_path),
-        topology="v5e:2x2",
-        programs=("train_recommender",),
-        sizes=SIZES,
-        rows=str(rows),
-    )
-    (row,) = (json.loads(line) for line in rows.read_text().splitlines())
+    row = training_step_on("v5e:2x2", tmp_path)
     assert (row["program"], row["chips"]) == ("train_recommender", 4)
     assert row["arguments_bytes"] > 0
     assert row["cycles"] > 1000

@@ -16,7 +16,7 @@ from tiger_jax.decoding.trie import Trie
 from tiger_jax.errors import InputError, flag
 from tiger_jax.evaluation.baselines.baseline import Baseline
 from tiger_jax.evaluation.recommend_fn import Excluded, Lists, Shown, Users
-from tiger_jax.models.generator import has_dense_head, needs_content
+from tiger_jax.models.generator import needs_content
 from tiger_jax.recommending.searcher import (
     NO_DENSE_HEAD,
     DenseWeights,
@@ -144,9 +144,9 @@ class NumberedRecommender:
                 f"{num_beams}: {flag('recommendation.SearchConfig.num_beams', k)}"
             )
         queries = self._queries(user_numbers, histories, exclude)
-        search = self.searcher.search
-        if has_dense_head(self.searcher.model.config) and not self.dense_weights.item:
-            search = self.searcher.search_by_codes  # the same, and less to compute
+        search = functools.partial(
+            self.searcher.search_weighed, weights=self.dense_weights
+        )
         return self._find(search, self._trie, queries, k)
 
     def recommend_exactly(

@@ -250,6 +250,14 @@ class Searcher:
         """The same without the dense head, in a trie of any prefixes."""
         return self._run("codes", trie, queries)
 
+    def search_weighed(
+        self, catalogue: Trie | WithItems, queries: Queries, weights: DenseWeights
+    ) -> Found:
+        """`search` with these weights; where codes alone count, for less."""
+        if has_dense_head(self.model.config) and not weights.item:
+            return self.search_by_codes(catalogue, queries)
+        return self.search(catalogue, queries)
+
     def search_candidates(
         self, catalogue: WithItems, queries: Queries
     ) -> tuple[Found, Float32[jax.Array, "B candidates"]]:

@@ -161,10 +161,8 @@ class T5xTiger:
                 weights=self._dense_weights,
             )
             catalogue = table.over(catalogue)
-        search = searcher.search
-        if has_dense_head(self.module.config) and not self._dense_weights.item:
-            search = searcher.search_by_codes
-        found = search(catalogue, Queries(inputs))
+        queries = Queries(inputs)
+        found = searcher.search_weighed(catalogue, queries, self._dense_weights)
         is_item = found.item_numbers >= 0  # [B, M]
         item_tokens = jnp.asarray(self.module.layout.tokens_of(self._codes))  # [N, T]
         beams = item_tokens[jnp.where(is_item, found.item_numbers, 0)]
