@@ -146,7 +146,9 @@ def run_in_thread(
         proxy=proxy,
         operations=listeners[1] if has_operations else None,
     )
-    thread = threading.Thread(target=server.run, kwargs={"sockets": listeners})
+    thread = threading.Thread(
+        target=server.run, kwargs={"sockets": listeners}, name="serve"
+    )
     thread.start()
     ports = [listener.getsockname()[1] for listener in listeners]
     running = Running(service, server, *ports)

@@ -57,9 +57,12 @@ class Recorder:
         self._bytes: dict[tuple, bytes] = {}
         self._synced_folders: dict[int, int] = {}
         self._synced_files: dict[int, bytes] = {}
-        # What is there at the beginning has been there for long.
+        self.settle()  # what is there at the beginning has been there for long
+
+    def settle(self) -> None:
+        """Has the disk confirm all that is there."""
         folders, files = self._look()
-        self._synced_folders = dict.fromkeys(folders, 0)
+        self._synced_folders = dict.fromkeys(folders, len(self.moments))
         self._synced_files = dict(files)
         self._note()
 
@@ -262,26 +265,48 @@ def cut_stage(number: int, folder: Path) -> Outcome:
     return FINE
 
 
+def _served(workdir: Path) -> tuple[str, int, frozenset[str]]:
+    """What a server would start with."""
+    bundle = Bundle.load(workdir / "bundle")
+    ids = CatalogueVersions(bundle).load().item_ids
+    return bundle.content_hash, bundle.shapes.num_beams, frozenset(ids)
+
+
 @functools.cache
-def _exports(folder: Path) -> Recorder:
+def _exports(folder: Path) -> tuple[Recorder, list]:
+    """In another shape, and then of another model, with the shop's changes."""
     workdir = _workdir(folder)
-    recorder = Recorder(workdir)
-    with recorder.watching():
-        for beams in (11, 12):
-            export(RunContext(workdir), num_beams=beams, batch_sizes=(1,))
+    versions = CatalogueVersions.open(workdir / "bundle")
+    versions.change(versions.load(), add=new_items(2), remove=["item-7"])
+    recorder, expected = Recorder(workdir), [_served(workdir)]
+    shutil.rmtree(folder / "newer", ignore_errors=True)
+    newer = make_trained_workdir(folder / "newer", seed=1, with_quantizer=True)
+    for is_retrained in (False, True):
+        if is_retrained:
+            for made in newer.iterdir():
+                shutil.rmtree(workdir / made.name)
+                shutil.copytree(made, workdir / made.name)
+            recorder.settle()
+        with recorder.watching():
+            export(RunContext(workdir), num_beams=11, batch_sizes=(1,))
             recorder.acknowledge()
-    return recorder
+        expected.append(_served(workdir))
+    return recorder, expected
 
 
 def cut_export(number: int, folder: Path) -> Outcome:
     """A bundle can be served: the last one exported, or the one being exported."""
-    recorder, target = _exports(folder), folder / "after"
+    (recorder, expected), target = _exports(folder), folder / "after"
     moment = number * 7919 % len(recorder.moments)
     made = recorder.lose_power(moment, EXPORTS.random(number), target)
     artifacts.recover_all(target)
-    beams = Bundle.load(target / "bundle").shapes.num_beams
-    if beams not in (10 + made, 11 + made):
-        return Outcome(lost=1, note=f"moment {moment}: {beams} beams after {made}")
+    found = _served(target)
+    if found not in expected[made : made + 2]:
+        return Outcome(lost=1, note=f"moment {moment}: {found} after {made}")
+    if found == expected[2]:
+        before = expected[0][0]
+        kept = Bundle.load(target / f"bundle-{before[:12]}")
+        return FINE if kept.content_hash == before else Outcome(lost=1)
     return FINE
 
 

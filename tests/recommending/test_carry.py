@@ -1,5 +1,6 @@
 """A retrain takes over what the shop did to the catalogue."""
 
+import dataclasses
 import shutil
 
 import numpy as np
@@ -8,7 +9,7 @@ from joining import HISTORIES, new_items
 from trained_workdir import make_trained_workdir
 
 from tiger_jax.recommending.bundle import Bundle
-from tiger_jax.recommending.carry import carry_over
+from tiger_jax.recommending.carry import BEFORE, Predecessor, carry_over
 from tiger_jax.recommending.parts import Parts
 from tiger_jax.recommending.programs import Shapes
 from tiger_jax.recommending.recommender import Recommender
@@ -16,6 +17,7 @@ from tiger_jax.recommending.searcher import SearchConfig
 from tiger_jax.recommending.versions import CatalogueVersions
 from tiger_jax.stages.context import RunContext
 from tiger_jax.stages.export import export
+from tiger_jax.workdir import artifacts
 
 
 def make_versions(folder, seed):
@@ -89,7 +91,39 @@ def test_nothing_is_carried_twice_nor_over_changes_made_since(old, new):
     assert carry_over(make_versions(new.bundle.folder.parent / "x", 2), new) is None
 
 
-@pytest.mark.slow  # three exports
+def test_changes_of_the_bundle_before_are_caught_up_with(new, old, monkeypatch):
+    """Servers that have it still answer, while others have the one after it."""
+    bundle = new.bundle.folder
+    kept = bundle.with_name(f"bundle-{'0' * 12}")
+    kept.mkdir()
+    old = CatalogueVersions(dataclasses.replace(old.bundle, folder=kept))
+    monkeypatch.setattr(CatalogueVersions, "open", lambda at, trust: {kept: old}[at])
+    old.change(old.load(), add=new_items(2), remove=["item-7"])
+    run = artifacts.begin(bundle.parent, "bundle", stage="export", config={})
+    run.commit(summary={BEFORE: old.bundle.content_hash})
+    new = CatalogueVersions(new.bundle)
+    before = Predecessor(new)
+    assert before.catch_up().version == 1
+    assert Predecessor(new).catch_up() is None
+    old.change(old.load(), remove=["item-9"])
+
+    def fail(*_, **__):
+        raise OSError("a moment's fault")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(new, "start_from", fail)
+        with pytest.raises(OSError, match="moment"):
+            before.catch_up()
+    assert before.catch_up().removed == ("item-7", "item-9")
+    assert before.catch_up() is None
+    assert set(new.load().item_ids) == set(old.load().item_ids)
+    new.change(new.load(), remove=["item-10"])  # from now on it goes its own way
+    old.change(old.load(), remove=["item-11"])
+    assert before.catch_up() is None
+    assert "item-11" in new.load().number_of
+
+
+@pytest.mark.slow  # four exports
 def test_a_retrain_keeps_the_shops_changes_and_the_bundle_before(tmp_path, capsys):
     workdir = make_trained_workdir(tmp_path / "work", with_quantizer=True)
     options = {"num_beams": 10, "batch_sizes": (1,)}
@@ -111,3 +145,11 @@ def test_a_retrain_keeps_the_shops_changes_and_the_bundle_before(tmp_path, capsy
     (kept,) = workdir.glob("bundle-*")
     assert kept.name == f"bundle-{live.model}"
     assert Recommender.load(kept).recommend(HISTORIES, k=5) == before
+    live.update(versions, remove=["item-8"])  # by a server that goes on with it
+    after = CatalogueVersions.open(workdir / "bundle")
+    assert Predecessor(after).catch_up().version == 2
+    assert set(after.load().item_ids) == {*live.catalogue.item_ids}
+    export(RunContext(workdir), num_beams=11, batch_sizes=(1,))  # in another shape
+    live.update(versions, remove=["item-9"])
+    after = CatalogueVersions.open(workdir / "bundle")
+    assert Predecessor(after).catch_up().version == 3

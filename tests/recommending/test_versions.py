@@ -148,9 +148,13 @@ def test_old_versions_that_cannot_be_removed_stop_nothing(versions, live, monkey
 def test_a_failure_after_the_commit_is_told_as_such(versions, live, monkeypatch):
     real = artifacts.sync
 
+    def broken(*_, **__):
+        raise OSError(5, "Input/output error")
+
     def fail(path):
         if path == versions.folder:
-            raise OSError(5, "Input/output error")
+            patched.setattr(os, "stat", broken)  # nor does the disk say what is there
+            broken()
         real(path)
 
     with monkeypatch.context() as patched:

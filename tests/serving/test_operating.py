@@ -278,6 +278,23 @@ def test_what_another_process_changes_is_followed(live):
         assert served.ask("GET", "/items/item-9").status == 404
 
 
+def test_changes_of_the_bundle_before_are_followed(live, monkeypatch):
+    class Before:
+        def __init__(self, versions, trust):
+            assert trust == ANY
+            self.versions, self.left = versions, ["item-8", "item-7"]
+
+        def catch_up(self):
+            if self.left:
+                self.versions.change(self.versions.load(), remove=[self.left.pop()])
+
+    monkeypatch.setattr(service_module, "Predecessor", Before)
+    with run_in_thread(live) as served:
+        for item in ("item-7", "item-8"):
+            path = f"/items/{item}"
+            served.wait_until(lambda at=path: served.ask("GET", at).status == 404)
+
+
 def test_a_damaged_version_of_another_is_not_served(live, caplog):
     recommender, versions = live
     other = CatalogueVersions(versions.bundle, versions.folder)

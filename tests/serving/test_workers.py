@@ -117,6 +117,21 @@ def test_a_signal_ends_it_at_once_while_it_compiles(folder, tmp_path):
             served.process.kill()
 
 
+@pytest.mark.slow  # starts a process
+def test_a_reload_while_it_compiles_is_done_when_it_is_ready(folder, tmp_path):
+    """As `systemctl reload` asks right after a start: by default, SIGHUP kills."""
+    served = Command(folder, tmp_path)
+    try:
+        served.wait_for("compiling the searches")
+        served.process.send_signal(signal.SIGHUP)
+        served.wait_for("serve: ready")
+        served.wait_for("serving {'bundle")
+        served.process.terminate()
+        assert served.process.wait(60) == 0
+    finally:
+        served.process.kill()
+
+
 def _why_not_first():
     try:
         subprocess.run([*AS_FIRST, "true"], check=True, capture_output=True)

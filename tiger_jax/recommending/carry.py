@@ -5,16 +5,58 @@ training knows are its own by now. What was removed stays removed, and values se
 hand stay set, where the new catalogue has the item.
 """
 
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
+from tiger_jax.errors import InputError, LockedError
 from tiger_jax.recommending.catalogue import ALL_ITEMS, Catalogue
 from tiger_jax.recommending.new_items import NewItem
+from tiger_jax.recommending.trust import ANY, Trust
 from tiger_jax.recommending.updates import UpdateReport
-from tiger_jax.recommending.versions import CatalogueVersions
+from tiger_jax.recommending.versions import CatalogueVersions, folder_of, numbers_in
+from tiger_jax.workdir import artifacts
 
 CARRIED = "carried over from"
+BEFORE = "before"
+"""In the summary of a bundle's manifest: the hash of the one whose place it took."""
+
+
+class Predecessor:
+    """The bundle before, which others may serve, and change, for a while yet."""
+
+    def __init__(self, versions: CatalogueVersions, trust: Trust = ANY) -> None:
+        """Takes the versions of the bundle after it."""
+        self._after, self._trust, self._seen = versions, trust, 0
+        self._hash, bundle = "", versions.bundle.folder
+        with suppress(InputError):  # one that doesn't lie on disk
+            manifest = artifacts.load_manifest(bundle, verify=False)
+            self._hash = manifest.summary.get(BEFORE, "")
+        self._folder = bundle.with_name(f"{bundle.name}-{self._hash[:12]}")
+
+    def catch_up(self) -> UpdateReport | None:
+        """Carries over what came since the last time, unless there is nothing.
+
+        Raises:
+            InputError: It can't be read, or see `carry_over`; not tried again.
+            OSError: The disk failed, or LockedError; tried again the next time.
+        """
+        if not self._hash or not self._folder.is_dir():
+            return None
+        newest = max(numbers_in(folder_of(self._folder, self._hash)), default=0)
+        if newest <= self._seen:
+            return None
+        notes = _carried(self._after)
+        self._seen = newest
+        if notes is None or _note(self._hash, newest) in notes:
+            return None
+        try:
+            old = CatalogueVersions.open(self._folder, trust=self._trust)
+            return carry_over(old, self._after)
+        except (OSError, LockedError):
+            self._seen = 0
+            raise
 
 
 def carry_over(
@@ -30,8 +72,7 @@ def carry_over(
         InputError: An item can't join: there is no room for it, or no vector.
     """
     old, exported = source.load(), target.load(0)
-    own = [info.what for info in target.kept()[1:]]
-    if not old.version or any(not what.startswith(CARRIED) for what in own):
+    if not old.version or _carried(target) is None:
         return None
     add = _joined(old, exported, _is_same_space(source, target))
     gone = set(source.bundle.parts.table.item_ids) - old.number_of.keys()
@@ -43,14 +84,23 @@ def carry_over(
             attributes.setdefault(item_id, {})[field] = values[item_id]
     if not (add or remove or attributes):
         return None
-    name = f"{source.bundle.content_hash[:12]}, version {old.version}"
     return target.start_from(
         exported,
-        f"{CARRIED} {name}",
+        _note(source.bundle.content_hash, old.version),
         add=add,
         remove=remove,
         attributes=attributes,
     )
+
+
+def _note(content_hash: str, version: int) -> str:
+    return f"{CARRIED} {content_hash[:12]}, version {version}"
+
+
+def _carried(target: CatalogueVersions) -> list[str] | None:
+    """What was carried to a catalogue; None where it had changes of its own."""
+    notes = [info.what for info in target.kept()[1:]]
+    return notes if all(note.startswith(CARRIED) for note in notes) else None
 
 
 def _joined(old: Catalogue, exported: Catalogue, is_same_space: bool) -> list[NewItem]:

@@ -101,7 +101,7 @@ class CatalogueVersions:
         """
         if keep < 1:
             raise InputError(f"at least one version must be kept, not {keep}")
-        self.folder = folder or _folder_of(bundle)
+        self.folder = folder or folder_of(bundle.folder, bundle.content_hash)
         self.bundle, self._keep = bundle, keep
         self._seen: tuple[int, int] | None = None
 
@@ -262,16 +262,19 @@ class CatalogueVersions:
             external={"bundle": self.bundle.content_hash},
         )
         _write_parts(run.folder, catalogue, self.bundle)
+        is_there = False
         try:
             run.commit(summary={"items": catalogue.num_items, "what": what})
+            is_there = True
             self._seen = self._stamp()
         except OSError as error:
-            if path.is_dir():
-                raise UnconfirmedError(
-                    f"version {catalogue.version} is in force, but {self.folder} did "
-                    f"not confirm it ({error}): see to the disk before more changes"
-                ) from error
-            raise
+            # Not asked of the disk, which may fail again.
+            if not (is_there or isinstance(error, artifacts.NotSyncedError)):
+                raise
+            raise UnconfirmedError(
+                f"version {catalogue.version} is in force, but {self.folder} did "
+                f"not confirm it ({error}): see to the disk before more changes"
+            ) from error
 
     def prune(self) -> None:
         """Removes all but the newest versions; what can't be now, is the next time."""
@@ -294,22 +297,26 @@ class CatalogueVersions:
             yield
 
     def _numbers(self) -> set[int]:
-        if not self.folder.is_dir():
-            return set()
-        paths = self.folder.iterdir()
-        found = (re.fullmatch(r"version_(\d{6,})", path.name) for path in paths)
-        return {int(number[1]) for number in found if number}
+        return numbers_in(self.folder)
 
 
-def _folder_of(bundle: Bundle) -> Path:
-    """Where a bundle's versions lie, by default."""
-    own, short = bundle.folder.resolve(), bundle.content_hash[:12]
+def numbers_in(folder: Path) -> set[int]:
+    """The versions that lie in a folder."""
+    if not folder.is_dir():
+        return set()
+    found = (re.fullmatch(r"version_(\d{6,})", path.name) for path in folder.iterdir())
+    return {int(number[1]) for number in found if number}
+
+
+def folder_of(bundle: Path, content_hash: str) -> Path:
+    """Where the versions of a bundle with that hash lie, by default."""
+    own, short = bundle.resolve(), content_hash[:12]
     root = own.with_name(own.name.removesuffix(f"-{short}") + SUFFIX)
     owners = set()
     for facts in root.glob(f"version_*/{_FACTS}"):
         with suppress(OSError, ValueError, LookupError, TypeError):  # told by `load`
             owners.add(read_json(facts)["bundle"])
-    return root if owners <= {bundle.content_hash} else root / short
+    return root if owners <= {content_hash} else root / short
 
 
 def _write_parts(folder: Path, catalogue: Catalogue, bundle: Bundle) -> None:

@@ -200,10 +200,14 @@ def run_server(
     service: Service,
     listeners: Sequence[socket.socket],
     on_ready: Callable[[], None] = lambda: None,
+    reloads: Sequence[int] = (),
 ) -> None:
     """Serves until SIGINT or SIGTERM, then answers what it has taken and returns.
 
     On SIGHUP, a bundle that was exported anew takes the place of the one served.
+
+    Args:
+        reloads: The signals of this kind that came before it is ready.
 
     Raises what kept the searches from being compiled.
     """
@@ -223,6 +227,8 @@ def run_server(
         asyncio.get_running_loop().add_signal_handler(
             signal.SIGHUP, service.reload_bundle
         )
+        if reloads:
+            service.reload_bundle()
         on_ready()
 
     service.on_failure, service.on_ready = stop, note_ready

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from tiger_jax.errors import UserFacingError
-from tiger_jax.recommending.carry import carry_over
+from tiger_jax.recommending.carry import Predecessor, carry_over
 from tiger_jax.recommending.catalogue import Catalogue
 from tiger_jax.recommending.explanation import Explanation, explain
 from tiger_jax.recommending.recommender import Recommender, load_with_versions
@@ -47,8 +47,10 @@ class Engine:
         limits: Limits,
         metrics: Metrics,
         traces: Traces,
+        trust: Trust,
     ) -> None:
         self.recommender, self.versions = recommender, versions
+        self._before = Predecessor(versions, trust)
         self.folder = versions.bundle.folder.resolve()
         self.stamp = artifacts.stamp(self.folder)
         self.batcher = Batcher(recommender, limits, metrics, traces)
@@ -63,6 +65,15 @@ class Engine:
         """Something that can always be answered."""
         catalogue = self.recommender.catalogue
         return Request([catalogue.item_ids[int(catalogue.popularity.argmax())]], 1)
+
+    def follow(self) -> bool:
+        """Takes over what other processes made of the catalogue; whether they did.
+
+        So too of that of the bundle before: where several servers exchange it one
+        after the other, those that have it still answer changes.
+        """
+        self._before.catch_up()
+        return self.recommender.follow(self.versions)
 
     def warm_up(self) -> None:
         """Compiles everything; the model's code where an exported search can't run."""
@@ -118,7 +129,8 @@ class Service:
         self._reads, self._reading = ThreadPoolExecutor(1, "read"), 0
 
     def _engine(self, recommender: Recommender, versions: CatalogueVersions) -> Engine:
-        return Engine(recommender, versions, self.limits, self.metrics, self.traces)
+        shared = (self.limits, self.metrics, self.traces, self._trust)
+        return Engine(recommender, versions, *shared)
 
     @property
     def recommender(self) -> Recommender:
@@ -227,8 +239,7 @@ class Service:
         for engine in self.engines:
             engine.complaint, before = "", engine.complaint
             try:
-                follow = engine.recommender.follow
-                if await asyncio.to_thread(follow, engine.versions):
+                if await asyncio.to_thread(engine.follow):
                     version = engine.recommender.catalogue.version
                     _LOG.warning("version %d, by another process", version)
                     self.metrics.changes.labels("followed").inc()

@@ -3,13 +3,14 @@
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import gin
 
 from tiger_jax.errors import InputError
 from tiger_jax.progress import say
 from tiger_jax.recommending import bundle, programs, searcher
-from tiger_jax.recommending.carry import carry_over
+from tiger_jax.recommending.carry import BEFORE, carry_over
 from tiger_jax.recommending.parts import Parts
 from tiger_jax.recommending.trust import Signer
 from tiger_jax.recommending.versions import CatalogueVersions
@@ -79,9 +80,10 @@ def export(
     card = build_model_card(context.workdir, parts)
     (run.folder / bundle.CARD).write_text(card, encoding="utf-8")
     new = bundle.Bundle(run.final, parts, shapes, content_hash)
+    summary: dict[str, Any] = {"items": parts.table.num_items}
     if carry and run.final.exists():
-        _carry_over(run.final, CatalogueVersions(new))
-    manifest = run.commit(summary={"items": parts.table.num_items})
+        summary |= _carry_over(run.final, CatalogueVersions(new))
+    manifest = run.commit(summary=summary)
     if signer is not None:
         signer.sign(run.final)
     size = sum(file["bytes"] for file in manifest.files.values())
@@ -91,15 +93,20 @@ def export(
     )
 
 
-def _carry_over(folder: Path, new: CatalogueVersions) -> None:
-    """Keeps the bundle before under a name of its own, and its shop's changes."""
+def _carry_over(folder: Path, new: CatalogueVersions) -> dict[str, str]:
+    """Keeps the bundle before under a name of its own, and its shop's changes.
+
+    Returns:
+        What the new one's manifest says of it.
+    """
     try:
         old = CatalogueVersions.open(folder)
     except InputError as error:
         say(f"note: nothing is carried over from the bundle before: {error}")
-        return
-    if old.bundle.content_hash == new.bundle.content_hash:
-        return  # another shape of the same
+        return {}
+    if old.bundle.content_hash == new.bundle.content_hash:  # in another shape
+        was = artifacts.load_manifest(folder, verify=False).summary
+        return {BEFORE: was[BEFORE]} if BEFORE in was else {}
     kept = folder.with_name(f"{folder.name}-{old.bundle.content_hash[:12]}")
     if not kept.exists():
         half = folder.with_name(f".{kept.name}.copy")
@@ -117,3 +124,4 @@ def _carry_over(folder: Path, new: CatalogueVersions) -> None:
             f"{len(report.added):,} items joined, {len(report.removed):,} removed, "
             f"{report.attributes_set:,} values set"
         )
+    return {BEFORE: old.bundle.content_hash}

@@ -90,6 +90,8 @@ def serve(
     if workers < 1 or poll_seconds <= 0:
         raise InputError("serve.workers and serve.poll_seconds must be positive")
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # until it answers
+    reloads: list[int] = []  # asked for until then
+    signal.signal(signal.SIGHUP, lambda number, _: reloads.append(number))
     proxy = server.Proxy(root_path, trusted_proxies, certificate, key)
     tokens = Tokens.read(token_file, admin_token_file)
     listeners = processes.inherited_listeners()
@@ -141,4 +143,4 @@ def serve(
         proxy=proxy,
         operations=(*listeners, None)[1],
     )
-    server.run_server(made, service, listeners, processes.tell_parent_ready)
+    server.run_server(made, service, listeners, processes.tell_parent_ready, reloads)

@@ -355,15 +355,26 @@ def is_inside(name: str) -> bool:
     return not name.startswith("/") and ".." not in name.split("/")
 
 
+class NotSyncedError(OSError):
+    """A folder is under its name, but the disk has not confirmed that."""
+
+
 def exchange(whole: Path, final: Path) -> None:
-    """Renames a complete folder to `final`; `recover` can finish this."""
+    """Renames a complete folder to `final`; `recover` can finish this.
+
+    Raises:
+        NotSyncedError: It is done, but may not outlast the power.
+    """
     old = _old(final)
     if final.exists():
         if old.exists():
             shutil.rmtree(old)
         final.rename(old)
     whole.rename(final)
-    sync(final.parent)
+    try:
+        sync(final.parent)
+    except OSError as error:
+        raise NotSyncedError(*error.args) from error
     shutil.rmtree(old, ignore_errors=True)
 
 
