@@ -2,6 +2,7 @@
 
 import re
 
+import browser
 import numpy as np
 import pytest
 from trained_workdir import make_trained_workdir
@@ -93,3 +94,39 @@ def test_a_run_without_an_evaluation_names_the_stage(tmp_path):
     workdir = make_trained_workdir(tmp_path / "a")
     with pytest.raises(InputError, match="--stage=evaluate first"):
         compare(RunContext(tmp_path, runs=(workdir, workdir)))
+
+
+@pytest.mark.slow  # starts Chromium
+@pytest.mark.skipif(not browser.is_installed(), reason="needs chromium")
+def test_the_page_is_read_and_sorted_in_a_browser(tmp_path):
+    runs = [measured(tmp_path / f"found_{n}", n) for n in (9, 27, 18)]
+    compare(RunContext(tmp_path, runs=tuple(runs)))
+    drawn = "return [...document.images].map(i => i.complete && i.currentSrc)"
+    order = (
+        "return [...document.querySelectorAll('#metrics table')[0].rows].slice(1)"
+        ".map(row => row.cells[0].textContent)"
+    )
+    pictures = set()
+    with browser.open_browser() as window:
+        for width in (1280, 390):
+            for dark in (False, True):
+                window.resize(width, 900, dark=dark)
+                window.open(f"file://{tmp_path}/compare/index.html")
+                assert window.run("return document.documentElement.scrollWidth") <= (
+                    width
+                )
+                pictures.add(tuple(window.run(drawn)))
+        assert len(pictures) == 4  # each is drawn for its width and theme
+        assert all(map(all, pictures))
+        cell = "document.querySelector('#metrics th.sorts')"
+        assert window.run(f"return {cell}.textContent").lower() == "recall@5"
+        window.run(f"{cell}.focus()")
+        press = f"{cell}.dispatchEvent(new KeyboardEvent('keydown', {{key: 'Enter'}}))"
+        window.run(press)
+        assert window.run(order) == ["found_27", "found_18", "found_9"]
+        window.click("#metrics th.sorts")
+        assert window.run(order) == ["found_9", "found_18", "found_27"]
+        links = "[...document.querySelectorAll('nav a')].map(a => a.hash)"
+        missing = f"return {links}.filter(hash => !document.querySelector(hash))"
+        assert window.run(missing) == []
+        assert not window.log()
