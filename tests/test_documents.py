@@ -3,12 +3,14 @@
 import csv
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import gin
+import markdown
 import pytest
 
 from benchmarks.lib import read_rows
@@ -50,6 +52,16 @@ def test_every_link_leads_somewhere(name):
         if anchor and target.suffix == ".md":
             found = anchors(target.resolve().relative_to(ROOT).as_posix())
             assert anchor in found, f"{name} links to {link}"
+
+
+@pytest.mark.parametrize("name", [d for d in DOCUMENTS if FENCE.search(read(d))])
+def test_the_site_shows_every_block_as_one(name):
+    hooks = runpy.run_path(str(ROOT / "docs" / "site" / "hooks.py"))
+    text = hooks["relink"](read(name), name, Path(name).name)
+    html = markdown.markdown(
+        text, extensions=["pymdownx.superfences", "pymdownx.highlight"]
+    )
+    assert "```" not in html
 
 
 def commands(text):

@@ -43,6 +43,16 @@ def test_a_quick_start_counts(clock, capsys):
     assert last == "Embedding: 20/20 items, 1.0 items/s, 0:20"
 
 
+def test_slow_work_says_what_each_takes_and_ends_once(clock, capsys):
+    with Progress(3, "Compiling", unit="program") as bar:
+        for minute in (1, 2, 3):
+            clock["now"] = 60.0 * minute
+            bar.advance(1)
+    _, second, last = capsys.readouterr().out.splitlines()
+    assert second == "Compiling: 2/3 programs, 60.0 s each, 1:00 left"
+    assert last == "Compiling: 3/3 programs, 60.0 s each, 3:00"
+
+
 def test_what_is_unbuffered_stays_so_where_readers_are_outlived():
     """As in containers: a process that is ended at once has said all it had to."""
     code = (

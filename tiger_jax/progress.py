@@ -92,7 +92,7 @@ class Progress:
         """Starts at `start` of `total`, as a resumed stage does."""
         self.total, self.description, self.unit = total, description, unit
         self.done = self._start = start
-        self._is_first = True
+        self._is_first, self._printed = True, -1
         self._values: dict[str, float | str] = {}
         self._began = self._started = self._last_line = time.monotonic()
         self._bar = None
@@ -115,7 +115,7 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if self._bar is not None:
             self._bar.close()
-        elif kind is None:
+        elif kind is None and self._printed != self.done:
             self._print_line()
 
     def advance(self, n: int = 1, **values: float | str) -> None:
@@ -141,11 +141,16 @@ class Progress:
 
     def _print_line(self) -> None:
         now = time.monotonic()
-        self._last_line = now
+        self._last_line, self._printed = now, self.done
         seconds = max(now - self._started, 1e-9)
         rate = (self.done - self._start) / seconds
         parts = [f"{self.description}: {self.done:,}/{self.total:,} {self.unit}s"]
-        parts += [f"{rate:,.1f} {self.unit}s/s"] * (rate > 0)
+        if rate > 0:
+            is_fast = rate >= 0.5
+            text = (
+                f"{rate:,.1f} {self.unit}s/s" if is_fast else f"{1 / rate:,.1f} s each"
+            )
+            parts.append(text)
         if self.done >= self.total:
             parts.append(_clock(now - self._began))
         elif rate > 0:

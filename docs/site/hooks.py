@@ -17,6 +17,7 @@ OUTSIDE = {
     "benchmarks/README.md": "benchmarks.md",
 }
 _LINK = re.compile(r"(?<!!)\[((?:!\[[^\]]*\]\([^)]*\)|[^\]])*)\]\(([^)\s]+)\)")
+_NAMED_FENCE = re.compile(r"^( *```\w+) ([\w.]+)$", re.MULTILINE)
 _SOURCE = re.compile(r"(?P<before>(?:src|srcset)=\"|!\[[^\]]*\]\()(?P<path>[^\"\s)]+)")
 
 
@@ -58,7 +59,11 @@ def relink(text: str, path: str, name: str) -> str:
     def source(found: re.Match[str]) -> str:
         return found["before"] + (to_page(found["path"]) or found["path"])
 
-    # Fenced code stays as it is: brackets and parentheses in it are no links.
+    def title(found: re.Match[str]) -> str:
+        return found[1] + f' title="{found[2]}"' * ("." in found[2])
+
+    # Brackets and parentheses in fenced code are no links.
     parts = re.split(r"(^ *```.*?^ *```$)", text, flags=re.MULTILINE | re.DOTALL)
+    parts[1::2] = [_NAMED_FENCE.sub(title, part, count=1) for part in parts[1::2]]
     parts[::2] = [_LINK.sub(link, _SOURCE.sub(source, part)) for part in parts[::2]]
     return "".join(parts)

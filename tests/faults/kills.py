@@ -152,39 +152,38 @@ def stale_lock(number: int, folder: Path) -> Outcome:
     return Outcome(lost=1, note=str(problems)) if problems else FINE
 
 
+_CHANGED = "packed_histories.PackedConfig.batch_size"
+
+
 def changed_setting(number: int, folder: Path) -> Outcome:
     """Stopped, tried with another setting, and stopped again: nothing is lost."""
     stage = "train_recommender"
     whole = shop.whole_run(folder.parent, stage)
     rng, workdir = CHANGED.random(number), folder / WORK
-    partial = workdir / "recommender.partial"
+    partial, other = workdir / "recommender.partial", f"--gin.{_CHANGED}=4"
     said: list[str] = []
 
-    def kill(lowest: float, *bindings: str, may_end: bool = False) -> str:
-        """Kills a run; returns what is wrong with how it ended."""
+    def kill(*bindings: str) -> tuple[str, str]:
+        """Kills a run, unless it is done before; what it said, and what is wrong."""
         sent = rng.choice([signal.SIGKILL, signal.SIGTERM])
-        operation = 1 + int(rng.uniform(lowest, 0.95) * whole.operations[stage])
+        operation = 1 + int(rng.uniform(0.2, 0.9) * whole.operations[stage])
         running = shop.Stage(stage, workdir, *bindings, dies_at=(operation, sent))
         ended = running.end()
         said.append(f"{sent.name} at operation {operation}: {ended.code}")
-        wanted = _ENDS[sent] if may_end else set(_ENDS[sent]) - {_ENDED_BY_ITSELF}
-        if ended.code not in wanted:
-            return ended.output[-300:]
-        is_told = "batch_size was" in ended.output
-        return "" if is_told or len(said) != told_by else "not told of the change"
+        return ended.output, "" if ended.code in _ENDS[sent] else ended.output[-300:]
 
-    lowest, told_by, problem = 0.3, 0, ""
-    while not problem and not any(partial.glob("checkpoints/checkpoint_*[0-9]")):
+    while not any(partial.glob("checkpoints/checkpoint_*[0-9]")):
+        if len(said) == 20:
+            return Outcome(wrong=1, note=f"no checkpoint was left: {said}")
         shop.copy_before(stage, whole, workdir)
-        problem = kill(lowest)
-        lowest = min(lowest + 0.1, 0.9)
-    told_by = len(said) + 1
-    other = "--gin.packed_histories.PackedConfig.batch_size=4"
-    # What is gone on with has less to do, and may be done before its moment.
-    for bindings, may_end in (((other,), False), ((), True), ((other,), True)):
-        problem = problem or kill(0.3, *bindings, may_end=may_end)
-    if problem:
-        return Outcome(wrong=1, note=f"{said}: {problem}")
+        if problem := kill()[1]:
+            return Outcome(wrong=1, note=f"{said}: {problem}")
+    for place, bindings in enumerate([(other,), (), (other,)]):
+        output, problem = kill(*bindings)
+        if not place and f"{_CHANGED.rpartition('.')[2]} was" not in output:
+            problem = f"not told of the change: {output[-300:]}"
+        if problem:
+            return Outcome(wrong=1, note=f"{said}: {problem}")
     ended = shop.run_stage(stage, workdir)
     if ended.code:
         return Outcome(lost=1, note=f"{said}, then {ended.output[-300:]}")

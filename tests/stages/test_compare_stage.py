@@ -61,8 +61,12 @@ def test_two_runs_stand_side_by_side(tmp_path, capsys):
 
 
 def test_only_users_of_both_runs_count(tmp_path):
-    runs = (measured(tmp_path / "a", 9), measured(tmp_path / "b", 27, rows=(0, 18)))
+    runs = (
+        measured(tmp_path / "a" / "run", 9),
+        measured(tmp_path / "b" / "run", 27, rows=(0, 18)),
+    )
     first, second = compared_runs.load_runs(runs, 0)
+    assert (first.name, second.name) == ("a/run", "b/run")
     assert len(first.rows) == len(second.rows) == 18
     rows = compared_runs.differences([first, second], 0)
     assert [row["difference"] for row in rows if row["metric"] == "recall@10"] == [
@@ -74,6 +78,11 @@ def test_only_users_of_both_runs_count(tmp_path):
     (gain,) = users["gains"]
     assert gain[0] == pytest.approx(users["recalls"][1] - users["recalls"][0])
     assert gain[1] <= gain[0] <= gain[2]
+    assert compared_runs.config_differences([first, second]) == []
+    packages = second.parts.manifests["evaluation"].made["packages"]
+    packages["jax"], now = "0.0", packages["jax"]
+    (row,) = compared_runs.config_differences([first, second])
+    assert row == {"key": "evaluation: jax", "values": [now, "0.0"]}
 
 
 def test_runs_that_share_no_user_are_refused(tmp_path):

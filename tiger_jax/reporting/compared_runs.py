@@ -53,9 +53,7 @@ def load_runs(workdirs: Sequence[Path], seed: int) -> list[ComparedRun]:
         InputError: A run has no evaluation with lists, or they share no user with the
             same held-out item.
     """
-    names = [path.name for path in workdirs]
-    if len(set(names)) < len(names):
-        names = [str(path) for path in workdirs]
+    names = _names(workdirs)
     parts, ranks, rows = [], [], []
     for path in workdirs:
         for folder in ("data", "evaluation"):
@@ -83,6 +81,16 @@ def load_runs(workdirs: Sequence[Path], seed: int) -> list[ComparedRun]:
         )
         for name, part, own, place in zip(names, parts, ranks, rows, strict=True)
     ]
+
+
+def _names(workdirs: Sequence[Path]) -> list[str]:
+    """The shortest ends of the paths that tell them apart."""
+    longest = max(len(path.parts) for path in workdirs)
+    for length in range(1, longest + 1):
+        names = ["/".join(path.parts[-length:]) for path in workdirs]
+        if len(set(names)) == len(names):
+            return names
+    return [str(path) for path in workdirs]
 
 
 _Key = tuple[str, str]  # a user's id and that of the held-out item
@@ -182,14 +190,23 @@ def changed_items(first: ComparedRun, other: ComparedRun) -> list[dict[str, Any]
 
 
 def config_differences(runs: Sequence[ComparedRun]) -> list[dict[str, Any]]:
-    """Settings in which the runs are not alike, of the stages that all have run."""
+    """Settings in which the runs are not alike, of the stages that all have run.
+
+    And the versions that made them.
+    """
     shared = set.intersection(*(set(run.parts.manifests) for run in runs))
     flat = [
         {
             f"{name}: {key}": str(value)
             for name, manifest in run.parts.manifests.items()
             if name in shared
-            for key, value in artifacts.flatten(manifest.config)
+            for key, value in artifacts.flatten(
+                {
+                    **manifest.config,
+                    "commit": manifest.made.get("commit"),
+                    **manifest.made.get("packages", {}),
+                }
+            )
         }
         for run in runs
     ]

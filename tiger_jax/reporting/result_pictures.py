@@ -155,6 +155,7 @@ def _draw_differences(
                 axes.plot([low, high], [place, place], color=color, linewidth=2)
                 axes.plot([at], [place], "o", color=color, markersize=6)
         axes.margins(x=0.12, y=0.25)
+        axes.locator_params(axis="x", nbins=3 if is_narrow(figure) else 6)
         axes.grid(axis="y", visible=False)
         axes.set_yticks(range(len(lines)), list(lines.values()))
         label(axes, tables.metric_title(metric))
