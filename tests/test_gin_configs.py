@@ -109,7 +109,7 @@ def test_a_config_that_refuses_its_values_is_one_line():
 def _shapes(config, num_user_tokens):
     """Most experiments train one of a few models: each is traced once."""
     layout = TokenLayout((256, 256, 256, 256), num_user_tokens)
-    model = build_model(config, layout, content_dims=8)
+    model = build_model(config, layout, content_shape=(4, 8))
     return jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
 
 

@@ -54,6 +54,7 @@ TINY_TWO_LEVEL = TwoLevelConfig(
     mlp_dim=16,
     reads_content=True,
     dense_head=True,
+    item_embeddings=True,
 )
 
 
@@ -172,9 +173,9 @@ def make_trained_workdir(
         semantic_ids=table.content_hash,
     )
     if needs_content(config):
-        dims = load_content(workdir, NUM_ITEMS).shape[1]
-        card = dataclasses.replace(card, content_dims=dims)
-    model = build_model(config, card.layout, card.content_dims)
+        shape = load_content(workdir, NUM_ITEMS).shape
+        card = dataclasses.replace(card, content_shape=shape)
+    model = build_model(config, card.layout, card.content_shape)
     init = jax.jit(functools.partial(init_params, model))
     params = nn.meta.unbox(init(jax.random.key(seed)))
     state = TrainState(params, optax.sgd(0.1).init(params), jnp.int32(0))

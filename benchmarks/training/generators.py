@@ -61,7 +61,7 @@ def make_update(
     recipe: Recipe, inputs: TrainingInputs, partitioner: Partitioner
 ) -> tuple[Callable[[], float], Callable[[], object], int]:
     """An update that gives its pairs, a search, and the number of parameters."""
-    model = build_model(recipe.model, inputs.layout, inputs.content_dims)
+    model = build_model(recipe.model, inputs.layout, inputs.content_shape)
     optimizer, loss_fn = make_optimizer(recipe.optimizer), make_loss_fn(model)
     kept = averaging(recipe.average_decay) if recipe.average_decay else {}
     init_key, key = split_seed(0)

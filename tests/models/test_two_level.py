@@ -14,6 +14,7 @@ from tiger_jax.decoding.search import beam_search
 from tiger_jax.decoding.search.exact_scoring import CatalogueWalk, exact_search
 from tiger_jax.decoding.trie.trie import Trie
 from tiger_jax.errors import InputError
+from tiger_jax.input_pipeline.item_content import add_content
 from tiger_jax.models.generator import (
     build_model,
     init_params,
@@ -215,18 +216,19 @@ DENSE = dataclasses.replace(
 
 @pytest.fixture(scope="module")
 def dense():
-    model = build_model(DENSE, LAYOUT, CONTENT.shape[1])
+    model = build_model(DENSE, LAYOUT, CONTENT.shape)
     init = jax.jit(functools.partial(init_params, model))
     return model, nn.unbox(init(jax.random.key(3)))
 
 
-def dense_batch(histories, targets, ranked):
+def dense_batch(histories, targets, ranked=None):
     histories, targets = np.asarray(histories), np.asarray(targets)
-    return {
-        **batch_of(histories, targets),
-        "content": CONTENT[histories.clip(0)],
-        "target_items": jnp.asarray(targets),
-        "target_content": CONTENT[targets.clip(0)],
+    items = jnp.asarray(histories), jnp.asarray(targets)
+    batch = batch_of(histories, targets)
+    batch = add_content(batch, *items, CONTENT, ranks_items=True)
+    if ranked is None:
+        return batch
+    return batch | {
         "ranked_items": jnp.asarray(ranked),
         "ranked_content": CONTENT[ranked],
         "log_share": jnp.log(NUM_ITEMS / len(ranked)),
@@ -236,7 +238,8 @@ def dense_batch(histories, targets, ranked):
 def item_log_probs(model, params, histories):
     """log p(item) after each position, by the definition."""
     histories = np.asarray(histories)
-    table = model.apply({"params": params}, CONTENT, method="embed_items")
+    numbers = jnp.arange(NUM_ITEMS)
+    table = model.apply({"params": params}, CONTENT, numbers, method="embed_items")
     inputs = ItemInputs(tokens_of(histories), table.read[histories.clip(0)])
     encode = functools.partial(model.apply, is_training=False, method="encode")
     states = jax.jit(encode)({"params": params}, inputs)
@@ -251,7 +254,7 @@ def item_log_probs(model, params, histories):
 def test_the_dense_loss_is_the_items_cross_entropy(dense):
     model, params = dense
     histories, targets = [[3, 7, 9], [4, 2, -1]], [[7, 9, 1], [2, 5, -1]]
-    batch = dense_batch(histories, targets, np.arange(NUM_ITEMS))
+    batch = dense_batch(histories, targets)
     loss_fn = jax.jit(make_loss_fn(model))
     loss, sums = loss_fn(params, batch, None)
     codes_alone = {k: v for k, v in batch.items() if not k.startswith("ranked")}
@@ -271,9 +274,7 @@ def test_a_sampled_softmax_estimates_the_whole_one(dense):
     model, params = dense
     histories, targets = [[3, 7, 9]], [[7, 9, 1]]
     loss_fn, rng = jax.jit(make_loss_fn(model)), np.random.default_rng(0)
-    whole = loss_fn(
-        params, dense_batch(histories, targets, np.arange(NUM_ITEMS)), None
-    )[1]["item_nll"]
+    whole = loss_fn(params, dense_batch(histories, targets), None)[1]["item_nll"]
     sampled = [
         loss_fn(
             params,
@@ -289,12 +290,59 @@ def test_a_sampled_softmax_estimates_the_whole_one(dense):
 def test_content_is_read_and_missing_content_is_refused(dense):
     model, params = dense
     tokens = tokens_of([[3, 7, 9]])
-    read = model.apply(
-        {"params": params}, CONTENT[jnp.array([[3, 7, 9]])], method="read_content"
-    )
+    items = jnp.array([[3, 7, 9]])
+    read = model.apply({"params": params}, CONTENT[items], items, method="read_content")
     encode = jax.jit(functools.partial(model.apply, is_training=False, method="encode"))
     states = encode({"params": params}, ItemInputs(tokens, read))
     others = encode({"params": params}, ItemInputs(tokens, 0 * read))
     assert np.abs(states - others).max() > 1e-3
     with pytest.raises(InputError, match="run --stage=embed_items"):
         build_model(DENSE, LAYOUT)
+
+
+OWN = dataclasses.replace(DENSE, item_embeddings=True)
+
+
+@pytest.fixture(scope="module")
+def own():
+    model = build_model(OWN, LAYOUT, CONTENT.shape)
+    init = jax.jit(functools.partial(init_params, model))
+    params = nn.unbox(init(jax.random.key(3)))
+    assert params["item_embeddings"].shape == (NUM_ITEMS, OWN.d_model)
+    return model, params
+
+
+def test_an_item_has_an_embedding_of_its_own_and_a_new_one_has_none(own, dense):
+    model, params = own
+    embed = functools.partial(model.apply, {"params": params}, method="embed_items")
+    known, new = (
+        embed(CONTENT, jnp.arange(NUM_ITEMS)),
+        embed(CONTENT, jnp.full(NUM_ITEMS, -1)),
+    )
+    others = {k: v for k, v in params.items() if k != "item_embeddings"}
+    plain = dense[0].apply(
+        {"params": others}, CONTENT, jnp.arange(NUM_ITEMS), method="embed_items"
+    )
+    for name in ("read", "ranked"):
+        np.testing.assert_array_equal(getattr(new, name), getattr(plain, name))
+        assert (getattr(known, name) != getattr(plain, name)).any(1).all()
+    with pytest.raises(InputError, match="item_embeddings"):
+        dataclasses.replace(SMALL, item_embeddings=True)
+
+
+def test_items_left_out_of_an_update_are_trained_as_new_ones(own):
+    model, params = own
+    batch = dense_batch([[3, 7, 9]], [[7, 9, 1]])
+
+    def gradient(rate, key):
+        config = dataclasses.replace(
+            OWN, item_dropout_rate=rate, dropout_rate=0.0, depth_dropout_rate=0.0
+        )
+        loss_fn = make_loss_fn(build_model(config, LAYOUT, CONTENT.shape))
+        found = jax.grad(lambda p: loss_fn(p, batch, key)[0])(params)
+        return np.asarray(found["item_embeddings"])
+
+    assert gradient(0.5, None).any(1).all()  # every item is ranked
+    is_moved = gradient(0.5, jax.random.key(1)).any(1)
+    assert 0 < is_moved.sum() < NUM_ITEMS
+    assert not gradient(0.999999, jax.random.key(1)).any()

@@ -166,7 +166,7 @@ def make_real(name: str):
         content=content,
         ranks_items=True,
     )
-    return input, generator.build_model(config, layout, content.shape[1])
+    return input, generator.build_model(config, layout, content.shape)
 
 
 def evaluate_fn(params) -> dict[str, float]:

@@ -119,7 +119,8 @@ def programs_of(
     codes = add_collision_level(codes, [str(i) for i in range(num_items)])
     layout = TokenLayout((*levels, COLLISION_LEVEL_SIZE), recipe.num_user_tokens)
     takes_content = needs_content(recipe.model)
-    model = build_model(recipe.model, layout, width * takes_content)
+    shape = (num_items, width) if takes_content else (0, 0)
+    model = build_model(recipe.model, layout, shape)
     whole = Partitioner(run.mesh, devices=list(devices))
     alone = Partitioner(MeshConfig(1, 1), devices=list(devices[:1]))
 
@@ -273,9 +274,11 @@ def search_program(
     )
     searched: Any = trie
     if needs_content(model.config):
-        content = jax.ShapeDtypeStruct((num_rows, model.content_dims), jnp.float32)
+        dims = model.content_shape[1]
+        content = jax.ShapeDtypeStruct((num_rows, dims), jnp.float32)
+        numbers = jax.ShapeDtypeStruct((num_rows,), jnp.int32)
         embed = functools.partial(model.apply, method="embed_items")
-        vectors = jax.eval_shape(embed, {"params": params}, content)
+        vectors = jax.eval_shape(embed, {"params": params}, content, numbers)
         table = searcher.ItemTable(
             vectors,
             np.ones(num_rows, bool),

@@ -90,11 +90,11 @@ def add_content(
         ranks_items: Add what a dense head is trained with, too.
 
     Returns:
-        The batch with `content[B P E]`, and for a dense head `target_items[B P]`,
-        `target_content[B P E]`, `ranked_items[n]`, `ranked_content[n E]` and
-        `log_share`, the logarithm of N / n.
+        The batch with `content[B P E]` and `read_items[B P]`, and for a dense head
+        `target_items[B P]`, `target_content[B P E]`, `ranked_items[n]`,
+        `ranked_content[n E]` and `log_share`, the logarithm of N / n.
     """
-    batch = batch | {"content": content[jnp.maximum(read, 0)]}
+    batch = batch | {"content": content[jnp.maximum(read, 0)], "read_items": read}
     if not ranks_items:
         return batch
     num_items = len(content)

@@ -9,10 +9,10 @@ A generator is a hashable Flax module with `config` and `layout`, and the method
 Its config has `normalize`, `label_smoothing` and `z_loss`, and `build(layout)` makes
 the module. `tiger` is the paper's, `two_level` its successor; one loss trains both.
 
-A config whose `needs_content` is true is built with `content_dims` too, and its module
+A config whose `needs_content` is true is built with `content_shape` too, and its module
 also reads, or ranks by, the items' content vectors: it has the methods
 
-    embed_items(content[N E]) -> ItemVectors
+    embed_items(content[N E], numbers[N]) -> ItemVectors
     logits_and_states(inputs, decoder_input_tokens, *, is_training)
     item_logits(states, ranked[N D]) -> logits
 
@@ -90,17 +90,24 @@ def has_dense_head(config: GeneratorConfig) -> bool:
 
 
 def build_model(
-    config: GeneratorConfig, layout: TokenLayout, content_dims: int = 0
+    config: GeneratorConfig,
+    layout: TokenLayout,
+    content_shape: tuple[int, int] = (0, 0),
 ) -> nn.Module:
-    """Builds the module; InputError if its content vectors are missing."""
+    """Builds the module; InputError if its content vectors are missing.
+
+    Args:
+        content_shape: Items of the training catalogue, and dimensions of their content
+            vectors.
+    """
     if not needs_content(config):
         return config.build(layout)
-    if not content_dims:
+    if not content_shape[1]:
         raise InputError(
             f"{type(config).__name__} reads the items' content vectors, and there are "
             "none: run --stage=embed_items, or turn reads_content and dense_head off"
         )
-    return config.build(layout, content_dims)  # type: ignore[call-arg]
+    return config.build(layout, content_shape)  # type: ignore[call-arg]
 
 
 def stack_levels(
@@ -166,7 +173,13 @@ def make_loss_fn(model: nn.Module) -> LossFn:
         inputs: Any = batch["encoder_input_tokens"]
         read, windows = batch.get("read"), batch.get("windows")
         if "content" in batch:  # [B, P, E], of the items that the tokens spell
-            read = model.apply(variables, batch["content"], method="read_content")
+            numbers = _leave_out(model, dropout_key)
+            read = model.apply(
+                variables,
+                batch["content"],
+                numbers(batch["read_items"]),
+                method="read_content",
+            )
         if read is not None or windows is not None:
             inputs = ItemInputs(inputs, read, windows)
         is_dense = "ranked_content" in batch
@@ -204,7 +217,7 @@ def make_loss_fn(model: nn.Module) -> LossFn:
         for level in range(length):
             sums[f"correct_level_{level}"] = correct[level] * length
         if is_dense:
-            dense, item_sums = _item_loss(model, variables, states, batch)
+            dense, item_sums = _item_loss(model, variables, states, batch, numbers)
             loss, sums = loss + config.dense_loss_weight * dense, {**sums, **item_sums}
             sums["loss"] = loss
         return loss, sums
@@ -212,8 +225,26 @@ def make_loss_fn(model: nn.Module) -> LossFn:
     return loss_fn
 
 
+def _leave_out(
+    model: nn.Module, dropout_key: Array | None
+) -> Callable[[Int[Array, "*batch"]], Int[Array, "*batch"]]:
+    """Makes the items that an update takes for new ones -1."""
+    config = model.config
+    has_own = getattr(config, "item_embeddings", False)
+    rate = config.item_dropout_rate if has_own else 0.0
+    if dropout_key is None or not rate:
+        return lambda numbers: numbers
+    key = jax.random.fold_in(dropout_key, 1)
+    is_kept = jax.random.bernoulli(key, 1 - rate, model.content_shape[:1])
+    return lambda numbers: jnp.where(is_kept[jnp.maximum(numbers, 0)], numbers, -1)
+
+
 def _item_loss(
-    model: nn.Module, variables: Any, states: Float[Array, "B P D"], batch: Batch
+    model: nn.Module,
+    variables: Any,
+    states: Float[Array, "B P D"],
+    batch: Batch,
+    numbers: Callable[[Int[Array, "*batch"]], Int[Array, "*batch"]],
 ) -> tuple[Float[Array, ""], Sums]:
     """The dense head's cross entropy of each target item among those to be ranked.
 
@@ -222,16 +253,17 @@ def _item_loss(
     """
     targets, ranked = batch["target_items"], batch["ranked_items"]  # [B, P], [n]
 
-    def vectors(content: Float[Array, "*batch E"]) -> Float[Array, "*batch D"]:
-        return model.apply(variables, content, method="rank_content")
+    def vectors(name: str) -> Float[Array, "*batch D"]:
+        content, items = batch[f"{name}_content"], numbers(batch[f"{name}_items"])
+        return model.apply(variables, content, items, method="rank_content")
 
     def logits(vectors: Float[Array, "n D"]) -> Float[Array, "B P n"]:
         return model.apply(variables, states, vectors, method="item_logits")
 
     own = model.apply(
-        variables, states, vectors(batch["target_content"]), method="own_logits"
+        variables, states, vectors("target"), method="own_logits"
     )  # [B, P]
-    others = logits(vectors(batch["ranked_content"])) + batch["log_share"]
+    others = logits(vectors("ranked")) + batch["log_share"]
     others = jnp.where(ranked[None, None] == targets[..., None], -jnp.inf, others)
     log_z = jnp.logaddexp(own, jax.nn.logsumexp(others, -1))
     is_target = (targets >= 0).astype(jnp.float32)

@@ -13,6 +13,10 @@ With a dense head the state is also compared with all items' projected content v
 
     p(item) = softmax(cosine(user(state), item(content)) / temperature)
 
+An item of the training histories may also have an embedding of its own, added where it
+is read and where it is ranked. In training some are left out, so that a new item, which
+has none, is read and ranked by its content.
+
 One network, trained once, then has two sorts of candidates, those that are spelled
 best and those of the largest p(item), and orders both by their codes and p(item)
 together (`DenseWeights`).
@@ -48,6 +52,7 @@ EMBEDDING_STD = 0.1
 # Content is one of an item's two parts, and not the larger one: it must not teach the
 # model to overlook the codes.
 CONTENT_SCALE = 0.3
+ITEM_STD = 0.1  # of items' own embeddings at first: content comes before them
 TEMPERATURE = 0.07  # that the dense head starts with
 
 
@@ -72,6 +77,10 @@ class TwoLevelConfig:
         reads_content: The encoder reads each item's content vector too.
         dense_head: The state is also compared with every item's content vector.
         dense_loss_weight: Of the dense head's loss, beside the codewords'.
+        item_embeddings: Every item of the training histories has an embedding of its
+            own, beside what is made of its content vector.
+        item_dropout_rate: Share of items whose own embeddings are left out in an
+            update, as if they were new.
         filter_share: Of the history's low frequencies in what a block adds, beside
             attention, as in BSARec; 0 for attention alone.
         filter_cutoff: The filter keeps the frequencies up to half of it.
@@ -92,6 +101,8 @@ class TwoLevelConfig:
     reads_content: bool = False
     dense_head: bool = False
     dense_loss_weight: float = 1.0
+    item_embeddings: bool = dataclasses.field(default=False, metadata=ADDED_LATER)
+    item_dropout_rate: float = dataclasses.field(default=0.2, metadata=ADDED_LATER)
     filter_share: float = dataclasses.field(default=0.0, metadata=ADDED_LATER)
     filter_cutoff: int = dataclasses.field(default=5, metadata=ADDED_LATER)
     filter_length: int = dataclasses.field(default=50, metadata=ADDED_LATER)
@@ -101,6 +112,11 @@ class TwoLevelConfig:
         if self.d_model % self.num_heads:
             raise ValueError(
                 f"num_heads = {self.num_heads} must divide d_model = {self.d_model}"
+            )
+        if self.item_embeddings and not self.needs_content:
+            raise ValueError(
+                "item_embeddings = True stand beside content vectors: set "
+                "reads_content or dense_head too"
             )
         if not 0 <= self.filter_share <= 1:
             raise ValueError(f"filter_share = {self.filter_share} is no share")
@@ -130,11 +146,14 @@ class TwoLevelConfig:
         """Whether the model takes content vectors."""
         return self.reads_content or self.dense_head
 
-    def build(self, layout: TokenLayout, content_dims: int = 0) -> "TwoLevel":
+    def build(
+        self, layout: TokenLayout, content_shape: tuple[int, int] = (0, 0)
+    ) -> "TwoLevel":
         """Makes the module.
 
         Args:
-            content_dims: Of an item's content vector, if the model takes these.
+            content_shape: Items of the training catalogue, and dimensions of an item's
+                content vector, if the model takes these.
 
         Raises:
             InputError: The layout has user tokens, which this model doesn't read.
@@ -144,7 +163,7 @@ class TwoLevelConfig:
                 "the two-level model reads no user tokens: train it with "
                 + flag("train_recommender.num_user_tokens", 0)
             )
-        return TwoLevel(self, layout, content_dims)
+        return TwoLevel(self, layout, content_shape)
 
 
 class DecodeCache(NamedTuple):
@@ -159,7 +178,7 @@ class TwoLevel(nn.Module):
 
     config: TwoLevelConfig
     layout: TokenLayout
-    content_dims: int = 0
+    content_shape: tuple[int, int] = (0, 0)
 
     def setup(self) -> None:
         """Declares the tables and matrices."""
@@ -190,7 +209,11 @@ class TwoLevel(nn.Module):
             DepthBlock(cfg, name=f"depth_{i}") for i in range(cfg.num_depth_layers)
         ]
         self.depth_norm = RmsNorm()
-        content = (self.content_dims, d)
+        content = (self.content_shape[1], d)
+        if cfg.item_embeddings:
+            self.item_embeddings = self._table(
+                "item_embeddings", ITEM_STD * EMBEDDING_STD, self.content_shape[0]
+            )
         if cfg.reads_content:
             self.content_in = linear_param(
                 self, "content_in", content, ("embed_in", "embed")
@@ -208,10 +231,13 @@ class TwoLevel(nn.Module):
                 (),
             )
 
-    def _table(self, name: str, std: float) -> Float[Array, "V D"]:
+    def _table(
+        self, name: str, std: float, num_rows: int | None = None
+    ) -> Float[Array, "V D"]:
         init = nn.initializers.normal(std)
         boxed = nn.with_logical_partitioning(init, ("vocab", "embed"))
-        return self.param(name, boxed, (self.layout.vocab_size, self.config.d_model))
+        rows = self.layout.vocab_size if num_rows is None else num_rows
+        return self.param(name, boxed, (rows, self.config.d_model))
 
     def __call__(
         self,
@@ -283,21 +309,42 @@ class TwoLevel(nn.Module):
             x = block(x, is_seen, is_training=is_training)
         return self.final_norm(x)
 
-    def read_content(self, content: Float[Array, "*batch E"]) -> Array:
-        """What the encoder adds to each item; zeros if it doesn't read content."""
+    def read_content(
+        self, content: Float[Array, "*batch E"], numbers: Int[Array, "*batch"]
+    ) -> Float[Array, "*batch D"]:
+        """What the encoder adds to each item; zeros if it doesn't read content.
+
+        Args:
+            numbers: The items' in the training catalogue, -1 for new ones.
+        """
         if not self.config.reads_content:
             return jnp.zeros((*content.shape[:-1], self.config.d_model))
-        return self._linear(content * CONTENT_SCALE, self.content_in)
+        read = self._linear(content * CONTENT_SCALE, self.content_in)
+        return read + self._own(numbers) * CONTENT_SCALE
 
-    def rank_content(self, content: Float[Array, "*batch E"]) -> Array:
+    def rank_content(
+        self, content: Float[Array, "*batch E"], numbers: Int[Array, "*batch"]
+    ) -> Float[Array, "*batch D"]:
         """What a state is compared with, brought to length 1."""
         if not self.config.dense_head:
             return jnp.zeros((*content.shape[:-1], self.config.d_model))
-        return _to_unit_length(self._linear(content, self.content_out))
+        ranked = self._linear(content, self.content_out) + self._own(numbers)
+        return _to_unit_length(ranked)
 
-    def embed_items(self, content: Float[Array, "N E"]) -> ItemVectors:
+    def _own(self, numbers: Int[Array, "*batch"]) -> Float[Array, "*#batch #D"]:
+        """The items' own embeddings; zeros where there are none."""
+        if not self.config.item_embeddings:
+            return jnp.zeros((1,) * (numbers.ndim + 1), self.config.dtype)
+        own = self.item_embeddings[jnp.maximum(numbers, 0)] / EMBEDDING_STD
+        return jnp.where(numbers[..., None] < 0, 0.0, own).astype(self.config.dtype)
+
+    def embed_items(
+        self, content: Float[Array, "N E"], numbers: Int[Array, " N"]
+    ) -> ItemVectors:
         """Both, for all items of a catalogue."""
-        return ItemVectors(self.read_content(content), self.rank_content(content))
+        return ItemVectors(
+            self.read_content(content, numbers), self.rank_content(content, numbers)
+        )
 
     def item_logits(
         self, states: Float[Array, "*batch D"], ranked: Float[Array, "N D"]

@@ -48,6 +48,7 @@ from tiger_jax.recommending.item_encoder import ItemEncoder
 from tiger_jax.recommending.parts import PARAMS, Parts
 from tiger_jax.recommending.programs import KINDS, SUFFIX, Shapes, program_name
 from tiger_jax.recommending.searcher import DenseWeights, Searcher
+from tiger_jax.recommending.trained_model import content_shape_of
 from tiger_jax.recommending.trust import ANY, SIGNATURE, Trust
 from tiger_jax.semantic_ids.table import SemanticIdTable
 from tiger_jax.semantic_ids.token_ids import TokenLayout
@@ -216,7 +217,7 @@ def _read_parts(folder: Path, facts: Mapping[str, Any]) -> tuple[Parts, Shapes, 
         model=build_model(
             config_of(facts["model"], TigerConfig, folder / _FACTS),
             TokenLayout.from_json(facts["layout"]),
-            int(facts.get("content_dims", 0)),
+            content_shape_of(facts),
         ),
         params=traverse_util.unflatten_dict(flat, sep="/"),
         max_items=int(facts["max_items"]),

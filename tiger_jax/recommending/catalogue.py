@@ -34,6 +34,7 @@ class Catalogue:
         items: The columns of `PreparedData.items`, by item number.
         popularity: How often each item occurs in the training shop's histories.
         occurrences: The same in the histories that the recommender was trained on.
+        numbers: The items' in the exported catalogue, -1 for those that joined.
         is_new: Items that the recommender has never seen in training.
         joined: The version in which each item came; 0 for the exported ones.
         attributes: Values set by hand, by field and item id (or `ALL_ITEMS`). They
@@ -50,6 +51,7 @@ class Catalogue:
         popularity: Int64[np.ndarray, " N"],
         occurrences: Int64[np.ndarray, " N"],
         is_new: Bool[np.ndarray, " N"],
+        numbers: Int32[np.ndarray, " N"] | None = None,
         joined: Int32[np.ndarray, " N"] | None = None,
         version: int = 0,
         attributes: Mapping[str, Mapping[str, Any]] | None = None,
@@ -67,6 +69,8 @@ class Catalogue:
         """
         self.version, self.table, self.items = version, table, items
         self.popularity, self.occurrences = popularity, occurrences
+        exported = np.arange(len(is_new), dtype=np.int32)
+        self.numbers = exported if numbers is None else numbers
         self.is_new = is_new
         self.joined = np.zeros(len(is_new), np.int32) if joined is None else joined
         self.attributes = attributes or {}

@@ -145,10 +145,9 @@ class Parts:
         """What a model that takes content vectors needs; nothing for another one."""
         if not needs_content(self.model.config):
             return {}
-        dims = self.model.content_dims
         weights = self.dense_weights
         return {
-            "content_dims": dims,
+            "content_shape": self.model.content_shape,
             "dense_weight": weights.item,
             "popularity_weight": weights.popularity,
         }

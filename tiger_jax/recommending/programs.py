@@ -116,6 +116,7 @@ def embed_catalogue(
     return own.embed_items(
         content,
         occurrences=catalogue.occurrences,
+        numbers=catalogue.numbers,
         weights=weights,
         num_rows=catalogue.capacity,
     )

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Bool, Float32, Int32, Int64
+from jaxtyping import Bool, Float32, Int, Int32, Int64
 
 from tiger_jax.config import config
 from tiger_jax.decoding.search import (
@@ -221,17 +221,23 @@ class Searcher:
         *,
         occurrences: Int64[np.ndarray, " N"],
         weights: DenseWeights,
+        numbers: Int[np.ndarray, " N"] | None = None,
         num_rows: int | None = None,
     ) -> ItemTable:
         """What the model makes of a catalogue's content; once for many searches.
 
         Args:
             occurrences: Of each item in the histories of training.
+            numbers: The items' in the training catalogue, if this is another one; -1
+                for new ones.
             num_rows: Rows of the table, so that a larger catalogue has its shape.
         """
         missing = (num_rows or len(content)) - len(content)
         filled = np.pad(content, ((0, missing), (0, 0)))
-        vectors = _embed_items(self.model, self.params, filled)
+        trained = np.pad(
+            trained_numbers(occurrences, numbers), (0, missing), constant_values=-1
+        )
+        vectors = _embed_items(self.model, self.params, filled, trained)
         is_item = np.arange(len(filled)) < len(content)
         popularity = np.pad(log_occurrences(occurrences), (0, missing))
         popularity *= np.float32(weights.popularity)
@@ -447,6 +453,15 @@ def num_proposals(num_beams: int) -> int:
     return -(-num_beams // 2)
 
 
+def trained_numbers(
+    occurrences: Int64[np.ndarray, " N"], numbers: Int[np.ndarray, " N"] | None = None
+) -> Int32[np.ndarray, " N"]:
+    """The numbers of items that training has seen; -1 for all others."""
+    if numbers is None:
+        numbers = np.arange(len(occurrences))
+    return np.where(occurrences > 0, numbers, -1).astype(np.int32)
+
+
 def log_occurrences(counts: Int64[np.ndarray, " N"]) -> Float32[np.ndarray, " N"]:
     """The logarithm of how often each item was seen, and once more."""
     return np.log1p(counts).astype(np.float32)
@@ -458,9 +473,12 @@ _run_compiled = jax.jit(run, static_argnums=(0, 1, 2))
 
 @functools.partial(jax.jit, static_argnums=0)
 def _embed_items(
-    model: nn.Module, params: Params, content: Float32[jax.Array, "N E"]
+    model: nn.Module,
+    params: Params,
+    content: Float32[jax.Array, "N E"],
+    numbers: Int32[jax.Array, " N"],
 ) -> ItemVectors:
-    return model.apply({"params": params}, content, method="embed_items")
+    return model.apply({"params": params}, content, numbers, method="embed_items")
 
 
 def put_rows(partitioner: Partitioner, rows: Any) -> Any:

@@ -36,7 +36,7 @@ def train_tiger(
     """
     recipe = recipe.for_examples(inputs.num_examples)
     table, num_pairs = inputs.table, inputs.num_pairs
-    tiger = build_model(recipe.model, inputs.layout, inputs.content_dims)
+    tiger = build_model(recipe.model, inputs.layout, inputs.content_shape)
     batch_size = recipe.input[0].batch_size
     evaluate_fn = make_evaluate_fn(
         tiger,
@@ -78,7 +78,7 @@ def train_tiger(
         best_step=result.best_step,
         best_metrics=result.best_metrics,
         semantic_ids=table.content_hash,
-        content_dims=inputs.content_dims,
+        content_shape=inputs.content_shape,
         is_averaged=recipe.average_decay > 0,
     )
     return card, {"training_pairs": num_pairs, **result.report()}

@@ -1,6 +1,7 @@
 """The folder `recommender/`: what rebuilds a trained model, and reading it back."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,8 @@ class ModelCard:
         best_step: The step whose checkpoint is the best on validation.
         best_metrics: The validation metrics at that step.
         semantic_ids: Content hash of the Semantic ID table it was trained on.
-        content_dims: Of the content vectors that the model takes; 0 if it takes none.
+        content_shape: Items, and dimensions of the content vectors that the model
+            takes; zeros if it takes none.
         is_averaged: Whether the parameters are a checkpoint's running average.
     """
 
@@ -60,7 +62,7 @@ class ModelCard:
     best_step: int
     best_metrics: dict[str, float]
     semantic_ids: str
-    content_dims: int = 0
+    content_shape: tuple[int, int] = (0, 0)
     is_averaged: bool = False
 
     @property
@@ -86,7 +88,7 @@ class ModelCard:
                 "best_step": self.best_step,
                 "best_metrics": self.best_metrics,
                 "semantic_ids": self.semantic_ids,
-                "content_dims": self.content_dims,
+                "content_shape": self.content_shape,
                 "is_averaged": self.is_averaged,
             },
         )
@@ -108,9 +110,15 @@ class ModelCard:
                 best_step=int(value["best_step"]),
                 best_metrics=dict(value["best_metrics"]),
                 semantic_ids=value["semantic_ids"],
-                content_dims=int(value.get("content_dims", 0)),
+                content_shape=content_shape_of(value),
                 is_averaged=bool(value.get("is_averaged", False)),
             )
+
+
+def content_shape_of(facts: Mapping[str, Any]) -> tuple[int, int]:
+    """What a model was built with; earlier versions wrote the dimensions alone."""
+    num_items, dims = facts.get("content_shape", (0, facts.get("content_dims", 0)))
+    return int(num_items), int(dims)
 
 
 def load_recommender(
@@ -133,7 +141,7 @@ def load_recommender(
     card = ModelCard.load(folder)
     if step is not None:
         card = dataclasses.replace(card, best_step=step)
-    model = build_model(card.config, card.layout, card.content_dims)
+    model = build_model(card.config, card.layout, card.content_shape)
     params = _restore_best(Path(folder), card, model, sharding)
     return card.config, card.layout, model, params
 

@@ -66,9 +66,9 @@ class TrainingInputs:
     occurrences: Int64[np.ndarray, " N"] | None = None
 
     @property
-    def content_dims(self) -> int:
-        """Of the content vectors; 0 if there are none."""
-        return 0 if self.content is None else self.content.shape[1]
+    def content_shape(self) -> tuple[int, int]:
+        """Of the content vectors, [N E]; zeros if there are none."""
+        return (0, 0) if self.content is None else self.content.shape
 
 
 @contextlib.contextmanager

@@ -174,6 +174,7 @@ def change_rows(
         pa.concat_tables([catalogue.items.filter(pa.array(kept)), rows.items]),
         popularity=np.concatenate([catalogue.popularity[kept], none_yet]),
         occurrences=np.concatenate([catalogue.occurrences[kept], none_yet]),
+        numbers=np.append(catalogue.numbers[kept], np.full(num_new, -1, np.int32)),
         is_new=np.concatenate([catalogue.is_new[kept], np.ones(num_new, bool)]),
         joined=np.concatenate([catalogue.joined[kept], rows.joined]),
         version=version,

@@ -34,6 +34,7 @@ from tiger_jax.recommending.searcher import (
     Settings,
     log_occurrences,
     reorder,
+    trained_numbers,
 )
 from tiger_jax.recommending.trained_model import DENSE_WEIGHT, POPULARITY_WEIGHT
 from tiger_jax.semantic_ids.collisions import group_rows
@@ -217,8 +218,8 @@ def make_evaluate_fn(
         return found, log_probs, is_own
 
     embed = jax.jit(
-        lambda params, content: model.apply(
-            {"params": params}, content, method="embed_items"
+        lambda params, *items: model.apply(
+            {"params": params}, *items, method="embed_items"
         ),
         out_shardings=replicated,
     )
@@ -226,7 +227,10 @@ def make_evaluate_fn(
     search = jax.jit(search, out_shardings=replicated)
 
     def evaluate_fn(params: Params) -> dict[str, float]:
-        vectors = None if content is None else embed(params, content)
+        vectors = None
+        if content is not None:
+            assert occurrences is not None
+            vectors = embed(params, content, trained_numbers(occurrences))
         # One batch at a time: hundreds under way at once can starve one another of
         # the threads that CPU devices meet in.
         sums = [jax.device_get(sum_losses(params, b, vectors)) for b in batches]

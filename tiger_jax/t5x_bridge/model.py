@@ -84,8 +84,8 @@ class T5xTiger:
         layout = self._task.output_features["targets"].vocabulary.layout
         config = config or TigerConfig()
         self._items = self._read_items() if needs_content(config) else None
-        dims = 0 if self._items is None else self._items.content.shape[1]
-        self.module = build_model(config, layout, dims)
+        shape = (0, 0) if self._items is None else self._items.content.shape
+        self.module = build_model(config, layout, shape)
         self._dense_weights = DenseWeights(*dense_weights)
         self.optimizer_def = optimizer_def
         self._num_beams = num_beams
@@ -189,18 +189,16 @@ class T5xTiger:
         return -sums["nll"]
 
     def _read_items(self) -> SpelledItems:
-        """The content of the task's items, numbered as `_codes` has them."""
+        """The content of the task's items, numbered as the shop does."""
         shops = self._shops
         if len(shops) > 1 or not hasattr(shops[0], "load_content"):
             raise InputError(
                 f"the items of {self._task.name} have no content vectors, as one work "
                 "directory's have: turn reads_content and dense_head off"
             )
-        order = np.unique(shops[0].table.codes, axis=0, return_index=True)[1]
-        times = np.bincount(shops[0].train.items, minlength=len(order))
-        self._occurrences = times[order]
-        content = shops[0].load_content()[order]
-        return SpelledItems.of(self._codes, shops[0].layout, content)
+        shop = shops[0]
+        self._occurrences = np.bincount(shop.train.items, minlength=len(self._codes))
+        return SpelledItems.of(self._codes, shop.layout, shop.load_content())
 
     @property
     def _shops(self) -> list[Any]:
@@ -208,8 +206,14 @@ class T5xTiger:
 
     @functools.cached_property
     def _codes(self) -> np.ndarray:
-        """The Semantic IDs of all the task's items, each once: [N, T]."""
-        return np.unique(np.concatenate([s.table.codes for s in self._shops]), axis=0)
+        """The Semantic IDs of all the task's items, each once: [N, T].
+
+        In the order of the shop's items if it is one, or else of the Semantic IDs.
+        """
+        tables = [shop.table.codes for shop in self._shops]
+        return (
+            tables[0] if len(tables) == 1 else np.unique(np.concatenate(tables), axis=0)
+        )
 
     @functools.cached_property
     def _trie(self) -> Trie:
