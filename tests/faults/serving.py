@@ -120,7 +120,7 @@ class _Served:
     def __init__(self, folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         drawn, versions = make_recommender(folder / "shop")
-        shapes = dataclasses.replace(drawn.shapes, batch_sizes=(1, 31))
+        shapes = dataclasses.replace(drawn.shapes, batch_sizes=(1, 31), num_beams=10)
         self.python = Recommender.of_parts(versions.bundle.parts, shapes)
         kept = [CatalogueVersions(versions.bundle, folder / "v", keep=20) for _ in "12"]
         self.versions, self.reader = kept

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -78,7 +79,7 @@ def test_workers_share_a_listener_and_follow_each_other(folder, tmp_path):
         text = served.ask("GET", "/metrics")[1]
         counted = r'tiger_requests_total{path="/recommend",status="200"} (\d+)'
         assert re.findall(counted, text) == ["20"]
-        (used,) = re.findall(r"tiger_resident_bytes (\S+)", text)
+        (used,) = re.findall(r"^tiger_resident_bytes (\S+)", text, re.M)
         each = [f"/proc/{child}/statm" for child in served.children()]
         pages = [int(Path(name).read_text().split()[1]) for name in each]
         size = os.sysconf("SC_PAGE_SIZE")
@@ -101,6 +102,25 @@ def test_workers_share_a_listener_and_follow_each_other(folder, tmp_path):
         assert "Traceback" not in served.said
     finally:
         served.process.kill()
+
+
+def can_connect(port):
+    with socket.socket() as one:
+        return one.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.mark.slow  # starts two processes
+def test_workers_end_with_the_first_process(folder, tmp_path):
+    """However it ended; else they would keep the port from its successor."""
+    served = Command(folder, tmp_path, workers=2)
+    while len(served.wait_for("serve: ready")) < 2:
+        time.sleep(0.2)
+    (port, *_) = served.wait_for(r"http://127.0.0.1:(\d+)")
+    served.process.kill()
+    end = time.monotonic() + 60
+    while can_connect(int(port)):
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 @pytest.mark.slow  # starts a process twice

@@ -23,6 +23,7 @@ from tiger_jax.serving.guard import Operations
 from tiger_jax.serving.protocol import with_limits
 from tiger_jax.serving.service import NotReadyError, Service
 from tiger_jax.serving.tokens import Tokens
+from tiger_jax.serving.workers import is_orphan
 from tiger_jax.workdir.reading import path_of
 
 UNIX = "unix:"
@@ -162,7 +163,7 @@ class _Server(uvicorn.Server):
             super().handle_exit(sig, frame)
 
     async def on_tick(self, counter: int) -> bool:
-        self.should_exit |= time.monotonic() >= self._closes_at
+        self.should_exit |= time.monotonic() >= self._closes_at or is_orphan()
         return await super().on_tick(counter)
 
 

@@ -24,6 +24,7 @@ from tiger_jax.progress import say
 from tiger_jax.serving.metrics import FOLDER_VARIABLE
 
 LISTENER_VARIABLE, READY_VARIABLE = "TIGER_SERVE_LISTENER", "TIGER_SERVE_READY"
+_PARENT_VARIABLE = "TIGER_SERVE_PARENT"
 _SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD}
 _STOPS = {signal.SIGTERM, signal.SIGINT}
 Listeners = Sequence[socket.socket]
@@ -42,6 +43,12 @@ def tell_parent_ready() -> None:
         os.write(int(number), b"!")
 
 
+def is_orphan() -> bool:
+    """Whether the first process is gone, so that nobody would end this one."""
+    parent = os.environ.get(_PARENT_VARIABLE)
+    return parent is not None and os.getppid() != int(parent)
+
+
 class Worker:
     """One process that serves."""
 
@@ -52,6 +59,7 @@ class Worker:
         environment = {
             LISTENER_VARIABLE: " ".join(map(str, inherited)),
             READY_VARIABLE: str(ready),
+            _PARENT_VARIABLE: str(os.getpid()),
             **_device_of(number, count),
         }
         self.process = subprocess.Popen(
