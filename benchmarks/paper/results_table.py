@@ -35,8 +35,16 @@ HEADLINE = (
         ("encoder_decoder", "beauty_best, max_minutes=None"),
         "**TIGER**, encoder–decoder",
     ),
-    ("codes_alone", ("two_level",), "**Two-level generator**, by its codes alone"),
-    ("tiger", ("two_level",), "**Two-level generator** with its dense head"),
+    (
+        "codes_alone",
+        ("two_level", "two_level_content"),
+        "**Two-level generator**, by its codes alone",
+    ),
+    (
+        "tiger",
+        ("two_level", "two_level_content"),
+        "**Two-level generator** with its dense head",
+    ),
     ("fusion", ("fusion", "beauty_longer"), "**Fusion** of TIGER and others"),
 )
 MAY_LACK = ("BSARec",)
