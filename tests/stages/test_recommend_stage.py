@@ -145,6 +145,22 @@ def test_without_a_recommender_the_stage_to_run_is_named(tmp_path):
         recommend(RunContext(tmp_path))
 
 
+@pytest.mark.parametrize("output", ["table", "lists.inter"])
+def test_items_written_otherwise_are_told_with_the_cause(
+    workdir, tmp_path, capsys, output
+):
+    path = tmp_path / "h.csv"
+    path.write_text("user_id;item_id\na;item-1\na;ITEM-2\nb;ITEM-3\n")
+    output = output.replace("lists", str(tmp_path / "lists"))
+    recommend(RunContext(workdir), histories=str(path), k=K, output=output)
+    said = capsys.readouterr().out
+    assert (
+        "note: 2 of 3 items in the histories are not in the catalogue, such as "
+        "'ITEM-2'; it has 'item-2': capitals differ\n"
+    ) in said
+    assert "';' stands between its fields" in said
+
+
 def test_lists_as_parquet_and_as_recbole_read_back_the_same(workdir, tmp_path, capsys):
     paths = [tmp_path / "lists.parquet", tmp_path / "lists.inter"]
     options = {"num_users": 4, "k": K}

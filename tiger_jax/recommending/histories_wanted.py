@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tiger_jax.data.prepared import PreparedData
+from tiger_jax.data.readers.assemble import EXAMPLES, same_but_for_writing
 from tiger_jax.data.readers.files import FilesConfig
 from tiger_jax.data.tables import text_files
 from tiger_jax.errors import InputError
@@ -62,6 +64,24 @@ def read_histories(path: Path, files: FilesConfig | None = None) -> list[Wanted]
         raise InputError(f"{path} holds no history: write {FORMS}")
     wanted = [Wanted(user, tuple(items), user_id=user) for user, items in found]
     return [dataclasses.replace(wanted[0], notes=tuple(notes)), *wanted[1:]]
+
+
+def tell_unknown(wanted: Sequence[Wanted], catalogue: Catalogue) -> list[str]:
+    """A note of how many items the catalogue lacks, with one and the likely cause."""
+    given = [item for one in wanted for item in one.history]
+    unknown = [item for item in given if item not in catalogue.number_of]
+    if not unknown:
+        return []
+    examples = list(dict.fromkeys(unknown))[:EXAMPLES]
+    found = same_but_for_writing(examples, catalogue.item_ids)
+    example = examples[0] if found is None else found[1]
+    note = (
+        f"{len(unknown):,} of {len(given):,} items in the histories are not in the "
+        f"catalogue, such as {ascii(example[:60])}"
+    )
+    if found is not None:
+        note += f"; it has {ascii(found[2][:60])}: {found[0]}"
+    return [note]
 
 
 def search_titles(text: str, catalogue: Catalogue) -> Wanted:

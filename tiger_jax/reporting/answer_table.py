@@ -30,8 +30,8 @@ def format_answer(wanted: Wanted, answer: Answer, catalogue: Catalogue) -> str:
         shown = ", ".join(shorten(i, 20) for i in answer.unknown_items[:5])
         more = len(answer.unknown_items) - 5
         lines.append(
-            f"  left out: {len(answer.unknown_items)} items that are not in the "
-            f"catalogue ({shown}{f', and {more} more' if more > 0 else ''})"
+            f"  left out, not in the catalogue: {shown}"
+            f"{f', and {more} more' if more > 0 else ''}"
         )
     had = [item_id for item_id in wanted.history if item_id in catalogue.number_of]
     earlier = len(had) - HISTORY_SHOWN

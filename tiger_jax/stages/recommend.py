@@ -109,6 +109,10 @@ def recommend(
         for number, one in enumerate(wanted)
     ]
     answers = _answer(recommender, requests, is_shown=output != "jsonl")
+    notes = [note for one in wanted for note in one.notes] * is_file
+    notes += histories_wanted.tell_unknown(wanted, catalogue)
+    for note in notes if output != "jsonl" else ():  # each line has its own there
+        say(f"note: {note}")
     if is_file:
         write_recommendations(path_of(output), wanted, answers)
         say(f"recommend: {len(wanted):,} lists in {output}")
@@ -140,8 +144,7 @@ def _answer(
     is_shown &= len(requests) > AT_A_TIME
     with bar if is_shown else contextlib.nullcontext():
         for start in range(0, len(requests), AT_A_TIME):
-            part = requests[start : start + AT_A_TIME]
-            answers += recommender.answer(part)
+            answers += recommender.answer(requests[start : start + AT_A_TIME])
             if is_shown:
-                bar.advance(len(part))
+                bar.advance(len(answers) - start)
     return answers

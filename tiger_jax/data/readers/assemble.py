@@ -35,7 +35,7 @@ _WRITINGS = (
     ("one lost its leading zeros", lambda i: i.lstrip("0")),
     ("capitals differ", str.casefold),
 )
-_EXAMPLES = 1000  # unknown items of which the cause is looked for
+EXAMPLES = 1000  # unknown items of which the cause is looked for
 
 
 @dataclass(frozen=True)
@@ -284,8 +284,8 @@ def _tell_unknown(
     """Which items aren't known; and what to do if the cause is how they're written."""
     unknown = event_ids.filter(pa.array(~is_known))
     count = f"{len(unknown):,} of {len(event_ids):,} interactions"
-    examples = unknown.unique()[:_EXAMPLES].to_pylist()
-    found = _same_but_for_writing(examples, item_ids.to_pylist())
+    examples = unknown.unique()[:EXAMPLES].to_pylist()
+    found = same_but_for_writing(examples, item_ids.to_pylist())
     wanted = examples[0] if found is None else found[1]
     row = interactions.where(pc.index(event_ids, wanted).as_py())
     # Two Unicode forms of one text look alike.
@@ -306,7 +306,7 @@ def _tell_unknown(
     return f"{what} ({count})", None
 
 
-def _same_but_for_writing(
+def same_but_for_writing(
     unknown: list[str], known: Iterable[str]
 ) -> tuple[str, str, str] | None:
     """Why most of the unknown identifiers differ from known ones, and a pair."""
