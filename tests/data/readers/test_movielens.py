@@ -79,8 +79,11 @@ def test_bad_files_name_the_line(tmp_path):
     write(tmp_path / "ratings.dat", "")
     with pytest.raises(InputError, match="ratings.dat"):
         read(tmp_path)
-    write(tmp_path / "ratings.dat", "1::9::5::50\n")
-    with pytest.raises(InputError, match="ratings.dat, line 1: item '9' is not in"):
+    write(tmp_path / "ratings.dat", "\n1::9::5::50\n")
+    with pytest.raises(InputError, match="ratings.dat, line 2: item '9' is not in"):
+        read(tmp_path)
+    write(tmp_path / "movies.dat", "\n")
+    with pytest.raises(InputError, match="movies.dat has no rows"):
         read(tmp_path)
 
 

@@ -8,6 +8,7 @@ categories side by side: paths of one level.
 """
 
 import dataclasses
+import itertools
 from pathlib import Path
 from typing import ClassVar
 
@@ -133,4 +134,12 @@ def _read_fields(path: Path, columns: tuple[str, ...], mark: str) -> SourceTable
         )
     except pa.ArrowException as error:
         raise InputError(f"{path} can't be read: {one_line(error)}") from error
-    return SourceTable(path, table, {}, lambda row: f"{path}, line {row + 1}")
+    if table.num_rows == 0:
+        raise InputError(f"{path} has no rows: it should hold a table")
+
+    def where(row: int) -> str:
+        lines = enumerate(data.split(b"\n"), 1)
+        filled = (line for line, text in lines if text.strip())
+        return f"{path}, line {next(itertools.islice(filled, row, None))}"
+
+    return SourceTable(path, table, {}, where)
