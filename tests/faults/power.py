@@ -52,7 +52,6 @@ class Recorder:
     def __init__(self, root: Path) -> None:
         self.root, self.moments = root, list[_Moment]()
         self.acknowledged = 0
-        self._ids: dict[int, int] = {root.stat().st_ino: _ROOT}
         self._next = 1
         self._bytes: dict[tuple, bytes] = {}
         self._synced_folders: dict[int, int] = {}
@@ -60,7 +59,8 @@ class Recorder:
         self.settle()  # what is there at the beginning has been there for long
 
     def settle(self) -> None:
-        """Has the disk confirm all that is there."""
+        """Has the disk confirm all that is there, whoever made it."""
+        self._ids = {self.root.stat().st_ino: _ROOT}
         folders, files = self._look()
         self._synced_folders = dict.fromkeys(folders, len(self.moments))
         self._synced_files = dict(files)
