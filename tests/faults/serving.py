@@ -79,8 +79,8 @@ _TARGETS = [
     *(_Target(socket.socket, n, c, (*_ONCE, 9), _LOOP) for n, c in _SOCKET.items()),
     _Target(jax, "device_put", 20, is_needed=True),
     _Target(jax, "device_get", 20, is_needed=True),
-    _Target(jax, "block_until_ready", 10),
-    _Target(FilterSlots, "_with_bits", 10),  # of filters that have their bits, none
+    _Target(jax, "block_until_ready", 10, is_needed=True),
+    _Target(FilterSlots, "_with_bits", 10, is_needed=True),
     _Target(Searcher, "_run", 20, is_needed=True),
 ]
 

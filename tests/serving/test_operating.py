@@ -16,6 +16,7 @@ from joining import new_items
 from served import make_recommender, read_reply, run_in_thread
 
 from tiger_jax.errors import InputError
+from tiger_jax.recommending.filters import FilterSlots
 from tiger_jax.recommending.recommender import Recommender
 from tiger_jax.recommending.trust import ANY, Trust
 from tiger_jax.recommending.versions import CatalogueVersions
@@ -104,6 +105,24 @@ def test_readiness_tells_of_failing_searches_and_of_their_end(live, caplog):
         programs.is_broken = False  # nobody asks, and it is found out
         served.wait_until(lambda: served.ask("GET", "/readyz").status == 200, 3)
         assert served.ask("POST", "/recommend", HISTORY).status == 200
+
+
+def test_a_device_without_room_for_a_filter_stays_unready(live, monkeypatch):
+    """What is tried without a client needs all that clients' requests may need."""
+
+    def fail(*_):
+        raise MemoryError("the device is full")
+
+    with run_in_thread(live) as served:
+        with monkeypatch.context() as patched:
+            patched.setattr(FilterSlots, "_with_bits", fail)
+            for n in range(3):
+                asked = {**HISTORY, "filter": {"price": {"max": n}}}
+                assert served.ask("POST", "/recommend", asked).status == 500
+            for _ in range(4):
+                assert served.ask("GET", "/readyz").status == 503
+                time.sleep(0.3)
+        served.wait_until(lambda: served.ask("GET", "/readyz").status == 200, 3)
 
 
 def test_a_server_that_stays_unready_gives_up(live):

@@ -62,9 +62,11 @@ class Engine:
 
     @property
     def probe(self) -> Request:
-        """Something that can always be answered."""
+        """Something that can always be answered, by all that a search may need."""
         catalogue = self.recommender.catalogue
-        return Request([catalogue.item_ids[int(catalogue.popularity.argmax())]], 1)
+        item_id = catalogue.item_ids[int(catalogue.popularity.argmax())]
+        unseen = {"price": {"max": time.monotonic()}}  # its bits are uploaded
+        return Request([item_id], 1, filter=unseen)
 
     def follow(self) -> bool:
         """Takes over what other processes made of the catalogue; whether they did.
