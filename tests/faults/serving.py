@@ -131,6 +131,7 @@ class _Served:
         self.served: Running = _OPEN.enter_context(
             run_in_thread((live, self.versions), limits, admin_token=_TOKEN_TEXT)
         )
+        self.ask_all()  # compiles what Python needs
 
     @property
     def version(self) -> int:
