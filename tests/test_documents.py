@@ -241,7 +241,9 @@ def test_numbers_in_the_prose_stand_in_rows_that_it_cites(name):
 
 
 def test_a_number_without_a_row_is_found():
-    cited = "recall .0911, NDCG .0519 <!-- rows: results experiment=two_level -->"
+    cited = (
+        "recall .0911, NDCG .0519 <!-- rows: results experiment=two_level_content -->"
+    )
     assert list(unfounded(cited)) == []
     for number in ("0.0912", ".0911", "54 minutes", "71 %", "12,101"):
         bare = number.partition(" ")[0]

@@ -31,11 +31,6 @@ HEADLINE = (
     ("sasrec", ("sasrec", "beauty_longer"), "SASRec, full softmax"),
     ("sasrec", ("bsarec",), "BSARec"),
     (
-        "tiger",
-        ("encoder_decoder", "beauty_best, max_minutes=None"),
-        "**TIGER**, encoder–decoder",
-    ),
-    (
         "codes_alone",
         ("two_level", "two_level_content"),
         "**Two-level generator**, by its codes alone",
@@ -45,7 +40,6 @@ HEADLINE = (
         ("two_level", "two_level_content"),
         "**Two-level generator** with its dense head",
     ),
-    ("fusion", ("fusion", "beauty_longer"), "**Fusion** of TIGER and others"),
 )
 MAY_LACK = ("BSARec",)
 _HEADLINE_METRICS = ("recall@10", "ndcg@10")
