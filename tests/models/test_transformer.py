@@ -57,6 +57,7 @@ def test_positions_count_only_relative_to_each_other():
     assert abs(straight[:, 2] - reordered[:, 2]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_every_mesh_computes_the_same_gradient_dropout_included():
     layout = TokenLayout((8, 8, 4), num_user_tokens=7)
     config = TigerConfig(

@@ -204,6 +204,9 @@ def test_what_does_not_fit_the_model_is_refused():
         TwoLevelConfig(d_model=16, num_heads=3)
     with pytest.raises(InputError, match="filter_cutoff = 50 must be below"):
         TwoLevelConfig(filter_cutoff=50)
+    for name in ("filter_share", "item_dropout_rate"):
+        with pytest.raises(InputError, match=f"{name} = 1.5 must lie between 0 and 1"):
+            TwoLevelConfig(**{name: 1.5})
     with pytest.raises(InputError, match="num_user_tokens=0"):
         SMALL.build(TokenLayout((5, 4, 3), num_user_tokens=7))
 

@@ -5,6 +5,7 @@ import gzip
 import json
 
 import numpy as np
+import pytest
 
 from tiger_jax.semantic_ids.code_tree import label_nodes, pack_tree
 
@@ -76,6 +77,7 @@ def test_two_directions_tell_groups_apart():
     assert between > 20 * spread
 
 
+@pytest.mark.slow
 def test_twelve_thousand_items_are_less_than_a_megabyte_and_a_half():
     rng = np.random.default_rng(0)
     n = 12_000

@@ -71,6 +71,7 @@ def test_it_learns_and_is_written_with_its_class(workdir):
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.slow
 def test_a_killed_training_resumes_bit_for_bit(workdir, tmp_path):
     again = make_trained_workdir(tmp_path / "work")
     stopping = dataclasses.replace(SETTINGS["loop"], checkpoint_every=10)

@@ -118,8 +118,9 @@ class TwoLevelConfig:
                 "item_embeddings = True stand beside content vectors: set "
                 "reads_content or dense_head too"
             )
-        if not 0 <= self.filter_share <= 1:
-            raise ValueError(f"filter_share = {self.filter_share} is no share")
+        for name in ("item_dropout_rate", "filter_share"):
+            if not 0 <= (share := getattr(self, name)) <= 1:
+                raise ValueError(f"{name} = {share} must lie between 0 and 1")
         if not 0 <= self.filter_cutoff < self.filter_length:
             raise ValueError(
                 f"filter_cutoff = {self.filter_cutoff} must be below filter_length = "
