@@ -46,7 +46,7 @@ def ranking_metrics(
 ) -> dict[str, float]:
     """Recall and NDCG of one target an example, by `evaluation.metrics`.
 
-    Example:
+    Examples:
         >>> beams = np.array([[[1, 3], [2, 4]], [[2, 3], [1, 4]]])
         >>> ranking_metrics(beams, np.array([[2, 4], [2, 4]]), (1, 2))
         {'recall@1': 0.0, 'recall@2': 0.5, 'ndcg@2': 0.3154648767857287}

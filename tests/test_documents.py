@@ -154,6 +154,13 @@ def test_all_pipelines_show_the_same():
     assert (len(drawn), len(words)) == (2, 1)
 
 
+def test_the_reference_shows_examples_as_code():
+    """Under another heading, the site would take `>>>` for quotations."""
+    for path in (ROOT / "tiger_jax").rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"^ *Example:$", text, re.MULTILINE), path
+
+
 def test_the_reference_has_every_stage():
     named = re.findall(
         r"::: tiger_jax\.stages\.(\w+)\.\1$", read("docs/reference/stages.md"), re.M

@@ -20,10 +20,8 @@ from tiger_jax.stages.prepare_data import prepare_data
 
 ROOT = Path(__file__).resolve().parent.parent
 FENCE = re.compile(r"^```(\w+) ([\w.]+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-BLOCKS = {
-    name: body
-    for _, name, body in FENCE.findall((ROOT / "docs" / "extending.md").read_text())
-}
+TEXT = (ROOT / "docs" / "extending.md").read_text()
+BLOCKS = {name: body for _, name, body in FENCE.findall(TEXT)}
 SMALL = SyntheticShopConfig(
     num_items=60, num_users=80, max_history=12, items_per_series=5.0
 )
@@ -60,7 +58,7 @@ def test_every_extension_has_at_most_30_lines(name):
     assert len(code) <= 30
 
 
-def test_reader(extension, tmp_path):
+def test_reader(extension, tmp_path, monkeypatch):
     shop = tmp_path / "my_shop"
     shop.mkdir()
     skus = [f"sku {n}" for n in range(8)]
@@ -78,8 +76,13 @@ def test_reader(extension, tmp_path):
     with pytest.raises(InputError, match=r"products\.json but not what belongs to it"):
         prepare_data(RunContext(workdir, shop))
     (shop / "orders.json").write_text(json.dumps(orders))
-    prepare_data(RunContext(workdir, shop))
-    data = PreparedData.load(workdir / "data")
+    # The document's command, as far as a shop of this size goes.
+    gin.clear_config()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_reader.gin").write_text(BLOCKS["my_reader.gin"])
+    (command,) = re.findall(r"^```sh\n.*run\.py (.*)\n```$", TEXT, re.MULTILINE)
+    assert cli.main(["run.py", *command.split(), "--stage=prepare_data"]) == 0
+    data = PreparedData.load(tmp_path / "runs" / "mine" / "data")
     assert (data.name, data.num_users, data.num_items) == ("my_shop", 12, 8)
     assert set(data.items["price"].to_pylist()) == {4.99}
 

@@ -31,7 +31,7 @@ def config(module: str) -> Callable[[C], C]:
         InputError: On construction: a value has the wrong type, or `__post_init__`
             raised a ValueError.
 
-    Example:
+    Examples:
         >>> @config("my_search")
         ... class SearchConfig:
         ...     num_beams: int = 50

@@ -48,7 +48,7 @@ class Preempted(UserFacingError):
 def flag(name: str, value: Any) -> str:
     """The command-line flag that binds a value, quoted for the shell.
 
-    Example:
+    Examples:
         >>> print(flag("rqvae.RqVaeConfig.codebook_sizes", (32, 32)))
         --gin.rqvae.RqVaeConfig.codebook_sizes='(32, 32)'
         >>> print(flag("files.FilesConfig.item_id", "product id"))

@@ -14,7 +14,7 @@ class Histories:
     User u's history is ``items[offsets[u]:offsets[u + 1]]``; it may be empty. There
     is one more offset than there are users.
 
-    Example:
+    Examples:
         >>> histories = Histories.from_lists([[3, 1, 4], [], [1, 5]])
         >>> histories.last(2).tolist()
         [[1, 4], [-1, -1], [1, 5]]

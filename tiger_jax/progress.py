@@ -16,7 +16,7 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 def printable(text: str) -> str:
     r"""Shows what a terminal would obey: a shop's texts may hold anything.
 
-    Example:
+    Examples:
         >>> printable("a \x1b[2J b")
         'a \\x1b[2J b'
     """
@@ -80,7 +80,7 @@ class Progress:
     pipe): a plain line every ten seconds and one at the end, so that logs stay
     readable. Work that ends within ten seconds leaves a single line.
 
-    Example:
+    Examples:
         >>> with Progress(2, "Embedding items", unit="item") as bar:
         ...     bar.advance(2)  # doctest: +ELLIPSIS
         Embedding items: 2/2 items, ...

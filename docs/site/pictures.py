@@ -42,8 +42,9 @@ def take_report(window: browser.Browser, page: Path, theme: str) -> None:
     window.run("document.querySelector('#codes figure:last-of-type').scrollIntoView()")
     first = window.run(BOX, "#codes")
     last = window.run(BOX, "#codes figure:last-of-type")
-    height = last["y"] + last["height"] - first["y"] + 8
-    take(window, f"report-{theme}", {**first, "height": height})
+    top, bottom = first["y"] + 1, last["y"] + last["height"] + 12
+    inner = {"x": first["x"] + 1, "width": first["width"] - 2}
+    take(window, f"report-{theme}", {**inner, "y": top, "height": bottom - top})
     window.run("document.getElementById('tree').scrollIntoView()")
     window.wait_for("window.shownTree")
     window.click(".tree-children button")
@@ -71,8 +72,12 @@ def take_page(
     window.click("#explained summary")
     window.wait_for("document.querySelectorAll('#beams g.on').length > 9", seconds=90)
     window.run("window.scrollTo(0, 0)")
-    top, beams = window.run(BOX, "main")["y"] + 10, window.run(BOX, "#beams")
-    height = beams["y"] + beams["height"] + 10 - top
+    window.wait_for("document.querySelectorAll('#contributions tr').length > 5")
+    top, card = (
+        window.run(BOX, "main")["y"] + 10,
+        window.run(BOX, "section:has(#explained)"),
+    )
+    height = card["y"] + card["height"] + 10 - top
     window.resize(WIDTH, round(height), dark=theme == "dark")  # the list is as tall
     take(window, f"page-{theme}", {"x": 0, "y": top, "width": WIDTH, "height": height})
     assert not window.log()

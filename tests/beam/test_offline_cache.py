@@ -1,4 +1,4 @@
-"""seqio's own offline caching of a task over token files, on Beam's FnApiRunner."""
+"""seqio's offline caching of token files, on Beam's FnApiRunner, as in scale.md."""
 
 import os
 import subprocess

@@ -6,6 +6,7 @@ import hashlib
 import re
 from xml.etree import ElementTree
 
+import browser
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -364,3 +365,70 @@ def test_where_a_baseline_wins_the_next_step_is_named(whole):
     assert sections.next_step(worse).startswith("popularity does better here")
     text = build_report(worse, shown_items=20, seed=0).html
     assert "--stage=list_candidates, then --stage=fuse" in text
+
+
+@pytest.mark.parametrize("theme", [0, 1])
+def test_every_text_has_contrast_to_what_is_behind_it(theme):
+    """4.5 to 1, as WCAG asks of small text."""
+    css = (figures.TEMPLATES / "report.css").read_text()
+    block = re.findall(r":root \{(.*?)\}", css, re.DOTALL)[theme]
+    colors = dict(re.findall(r"--([\w-]+): #(\w{6})", block))
+
+    def light(name):
+        parts = np.frombuffer(bytes.fromhex(colors[name]), np.uint8) / 255
+        linear = np.where(
+            parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4
+        )
+        return linear @ (0.2126, 0.7152, 0.0722) + 0.05
+
+    pairs = [
+        (text, on)
+        for text in ("ink", "soft", "faint", "accent")
+        for on in ("page", "card", "row")
+    ]
+    pairs += [
+        ("ink", "tint"),
+        ("faint", "tint"),
+        ("good", "good-tint"),
+        ("bad", "bad-tint"),
+    ]
+    for text, on in pairs:
+        ratio = light(text) / light(on)
+        assert max(ratio, 1 / ratio) >= 4.5, (text, on, ratio)
+
+
+@pytest.mark.slow  # starts Chromium
+@pytest.mark.skipif(not browser.is_installed(), reason="needs chromium")
+def test_tables_are_sorted_and_users_searched_in_a_browser(page, tmp_path):
+    (tmp_path / "index.html").write_text(page.html, encoding="utf-8")
+    methods = (
+        "return [...document.querySelector('table.wide').rows].slice(1)"
+        ".map(row => row.cells[0].firstChild.textContent)"
+    )
+    images = "[...document.querySelectorAll('figure img')]"
+    with browser.open_browser() as window:
+        for width, dark in ((390, True), (1280, False)):
+            window.resize(width, 900, dark=dark)
+            window.open(f"file://{tmp_path}/index.html")
+            wide = window.run("return document.documentElement.scrollWidth")
+            assert wide <= width
+            assert window.run(f"return {images}.every(i => i.naturalWidth && i.alt)")
+        written = window.run(methods)
+        window.click("th.sorts")
+        falling = window.run(methods)
+        assert falling == [
+            "Best possible", "Item co-occurrence", "TIGER (this run)", "Popularity",
+            "Our share of it",
+        ]  # fmt: skip
+        assert sorted(falling) == sorted(written) != falling
+        # The same by keyboard turns the order round.
+        window.run("document.querySelector('th.sorts').focus()")
+        window.devtools("Input.dispatchKeyEvent", type="keyDown", key="Enter")
+        assert window.run(methods) == [*falling[-2::-1], "Our share of it"]
+        shown = "return document.querySelectorAll('.user:not([hidden])').length"
+        assert window.run(shown) == 6
+        window.type("#user-query", "found soap")
+        said = "return document.getElementById('users-found').textContent"
+        assert window.run(said) == "6 of 12 users"
+        assert window.run(shown) == 6
+        assert not window.log()

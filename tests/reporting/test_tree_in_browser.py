@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from trained_workdir import make_trained_workdir
 
+from tiger_jax.data.prepared import PreparedData
 from tiger_jax.reporting.figures import TEMPLATES
 from tiger_jax.reporting.page import inline_script, make_environment
 from tiger_jax.semantic_ids.code_tree import pack_tree
@@ -51,6 +52,41 @@ def test_the_tree_has_every_prefix_and_leads_to_the_items(workdir):
         assert said.startswith(f"Prefix {first[0]} {first[1]}:")
         window.run(press, "ArrowLeft")
         assert window.run("return shownTree.state.level") == 0
+        # Under the pointer: the prefix's numbers, and titles of its items.
+        window.run("shownTree.go(-1, 0)")
+        window.run(
+            "const canvas = document.querySelector('.tree-canvas');"
+            "const {x, y} = canvas.getBoundingClientRect();"
+            "const at = {clientX: x + 9, clientY: y + 2};"
+            "canvas.dispatchEvent(new PointerEvent('pointermove', at))"
+        )
+        hovered = window.run("return document.querySelector('.tree-tip').innerText")
+        data = PreparedData.load(workdir / "data")
+        below = np.flatnonzero(codes[:, 0] == first[0])
+        counts = np.bincount(data.histories.items, minlength=data.num_items)
+        said = f"{len(below)} items · {counts[below].sum()} interactions"
+        assert said in hovered
+        titles = data.items["title"].to_pylist()
+        shown = hovered.splitlines()[2:]
+        assert len(shown) == 3
+        assert set(shown) <= {titles[n] for n in below}
+        # By interactions, the first child is the one with most of them.
+        choose = (
+            "const selects = document.querySelectorAll('.tree-bar select');"
+            "const select = selects[arguments[0]]; select.value = arguments[1];"
+            "select.dispatchEvent(new Event('change'))"
+        )
+        window.run(choose, 0, "interactions")
+        button = "document.querySelector('.tree-children button').firstChild.data"
+        taken = np.bincount(codes[:, 0], counts + 0.5)
+        assert taken[int(window.run(f"return {button}"))] == taken.max()
+        pixels = "return document.querySelector('.tree-canvas').toDataURL()"
+        frame = "return new Promise(requestAnimationFrame)"
+        window.run(frame)
+        by_category = window.run(pixels)
+        window.run(choose, 1, "purity")
+        window.run(frame)
+        assert window.run(pixels) != by_category
         assert json.dumps(window.log()) == "[]"
 
 

@@ -3,6 +3,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gin
 import numpy as np
 import pytest
 from small_workdir import CODEBOOK_SIZES, make_workdir, small_histories, small_table
@@ -24,8 +25,8 @@ def workdir(tmp_path_factory):
     return make_workdir(tmp_path_factory.mktemp("small") / "work")
 
 
-def _blocks(language: str) -> list[str]:
-    text = (Path(__file__).parents[2] / "tasks" / "README.md").read_text()
+def _blocks(language: str, name: str = "tasks/README.md") -> list[str]:
+    text = (Path(__file__).parents[2] / name).read_text()
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
@@ -67,6 +68,21 @@ def test_the_readme_mixes_shops_over_one_codebook(tmp_path, monkeypatch):
         seqio.MixtureRegistry.remove("tiger_media")
         for name in ("tiger_books", "tiger_films"):
             seqio.TaskRegistry.remove(name)
+
+
+@pytest.mark.parametrize("name", ["tasks/README.md", "docs/t5x.md"])
+def test_gin_of_the_documents_registers_a_task(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    make_workdir(tmp_path / "runs" / "books")
+    (block,) = _blocks("gin", name)
+    made = gin.external_configurable(lambda task: task, "asked")
+    try:
+        gin.parse_config(block + "asked.task = %MIXTURE_OR_TASK_NAME")
+        assert made() == "tiger_books"
+        assert len(_examples("tiger_books", "train", shuffle=False)) == 850
+    finally:
+        gin.clear_config()
+        seqio.TaskRegistry.remove("tiger_books")
 
 
 def test_the_commands_of_the_readme_run(workdir, tmp_path):

@@ -155,7 +155,7 @@ def read_cost(text: str, branch_shares: Sequence[float] = ()) -> Cost:
 def layer_of(name: str) -> str:
     """The part of the model that an instruction belongs to.
 
-    Example:
+    Examples:
         >>> layer_of("jit(run)/while/body/transpose(jvp(Tiger))/encoder/block_3/dot")
         'Tiger/encoder/block, backward'
         >>> layer_of("jit(run)/while/body/add")  # of no module: the operation

@@ -91,7 +91,7 @@ def shards_of(
 ) -> Int64[np.ndarray, " rows"]:
     """Which of the contiguous ranges each number lies in.
 
-    Example:
+    Examples:
         >>> shards_of(np.array([0, 3, 9]), [0, 3, 6, 10]).tolist()
         [0, 1, 2]
     """

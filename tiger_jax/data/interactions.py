@@ -165,7 +165,7 @@ def k_core(
     Removing the users and items with too few, again and again, ends in the same
     set whatever the order; here all of them go at once.
 
-    Example:
+    Examples:
         >>> users, items = np.array([0, 0, 1, 1, 2]), np.array([0, 1, 0, 1, 1])
         >>> k_core(users, items, min_user=2, min_item=2).tolist()
         [True, True, True, True, False]

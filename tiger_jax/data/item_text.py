@@ -42,7 +42,7 @@ def build_item_texts(items: pa.Table, config: ItemTextConfig) -> list[str]:
     Raises:
         InputError: The template is malformed, or names a field that isn't there.
 
-    Example:
+    Examples:
         >>> items = pa.table({"title": ["Red polish", ""], "price": [None, 2.5]})
         >>> config = ItemTextConfig(("Called {title}.", "Costs {price}."))
         >>> build_item_texts(items, config)

@@ -37,7 +37,7 @@ class Splits:
         with the users whose validation target they are. They stay in the test
         histories: a shop shows its new items, it only hasn't learned from them.
 
-        Example:
+        Examples:
             >>> histories = Histories.from_lists([[3, 1, 4, 1, 5]])
             >>> splits = Splits.leave_one_out(histories, np.array([1], np.int32))
             >>> splits.train.of(0).tolist(), splits.validation.targets.tolist()

@@ -8,7 +8,7 @@ from jaxtyping import Int64
 def number_texts(texts: pa.ChunkedArray) -> tuple[Int64[np.ndarray, " rows"], pa.Array]:
     """Each row's number, by first appearance, and the distinct texts by number.
 
-    Example:
+    Examples:
         >>> numbers, distinct = number_texts(pa.chunked_array([["b", "a", "b"]]))
         >>> numbers.tolist(), distinct.to_pylist()
         ([0, 1, 0], ['b', 'a'])

@@ -97,7 +97,7 @@ class FrozenTfidf:
 def find_words(text: str) -> list[str]:
     """Finds the words of a text; in scripts without spaces, characters and pairs.
 
-    Example:
+    Examples:
         >>> find_words("soap n5 红色香皂")
         ['soap', 'n5', '红', '色', '香', '皂', '红色', '色香', '香皂']
     """

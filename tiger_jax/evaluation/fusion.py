@@ -84,7 +84,7 @@ def normalize_scores(
     Args:
         scores: Best first, -inf where there is no item.
 
-    Example:
+    Examples:
         >>> normalize_scores(np.array([[4, 2, 0]], np.float32), "min_max").tolist()
         [[1.0, 0.5, 0.0]]
     """

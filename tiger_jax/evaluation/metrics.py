@@ -57,7 +57,7 @@ def metric(name: str) -> Callable[[MetricFn], MetricFn]:
     Raises:
         ValueError: Another function has the name.
 
-    Example:
+    Examples:
         >>> @metric("halves")
         ... def half_recall(ranks, k):
         ...     return 0.5 * (ranks < k)
@@ -108,7 +108,7 @@ def values_per_user(
     Raises:
         ValueError: The name isn't ``NAME@k`` of a registered metric.
 
-    Example:
+    Examples:
         >>> values_per_user("mrr@20", np.array([0, 3, MISS], np.int32)).tolist()
         [1.0, 0.25, 0.0]
     """

@@ -117,7 +117,7 @@ def recency_weights(
 
     The newest item has recency 1, the one before it 2, and so on.
 
-    Example:
+    Examples:
         >>> recency_weights(np.array([[7, 8, 9, -1]], np.int32), last=2).tolist()
         [[0.0, 0.5, 1.0, 0.0]]
     """
@@ -132,7 +132,7 @@ def last_items(
 ) -> Int32[np.ndarray, "B kept"]:
     """Cuts histories to their `n` most recent items, padding on the right again.
 
-    Example:
+    Examples:
         >>> last_items(np.array([[7, 8, 9], [5, -1, -1]], np.int32), 2).tolist()
         [[8, 9], [5, -1]]
     """

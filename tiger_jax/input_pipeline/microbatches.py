@@ -33,7 +33,7 @@ def cut_by_length(
         microbatch_size: Rows R of a microbatch; divides the number of examples.
         buckets: Padded lengths, ascending.
 
-    Example:
+    Examples:
         >>> rows, bucket = cut_by_length(np.array([9, 1, 4, 2]), 2, (2, 5, 10))
         >>> rows.tolist(), bucket.tolist()
         ([[1, 3], [2, 0]], [0, 2])

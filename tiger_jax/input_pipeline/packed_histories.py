@@ -227,7 +227,7 @@ def _cut_into_windows(
 def _pack(lengths: Int32[np.ndarray, " W"], width: int) -> Int64[np.ndarray, " W"]:
     """The row of each window: the fullest that has room for it, or a new one.
 
-    Example:
+    Examples:
         >>> _pack(np.array([3, 4, 2, 1], np.int32), 5).tolist()
         [0, 1, 0, 1]
     """

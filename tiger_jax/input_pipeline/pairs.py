@@ -47,7 +47,7 @@ class Pairs:
     def of_prefixes(cls, histories: Histories) -> "Pairs":
         """Every non-empty prefix of every history with the item after it.
 
-        Example:
+        Examples:
             >>> Pairs.of_prefixes(Histories.from_lists([[5, 6, 7], [8]])).num_pairs
             2
         """

@@ -22,7 +22,7 @@ def feature_lengths(
 
     In training on whole histories, there is a target for each item of the history.
 
-    Example:
+    Examples:
         >>> feature_lengths(TokenLayout((256, 256, 256, 256), num_user_tokens=2000))
         {'inputs': 81, 'targets': 4}
     """

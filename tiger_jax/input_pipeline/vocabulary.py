@@ -17,7 +17,7 @@ class TigerVocabulary(seqio.Vocabulary):
     and no unknown token. Vocabularies over equal layouts are equal, so tasks over
     one codebook can be mixed.
 
-    Example:
+    Examples:
         >>> vocabulary = TigerVocabulary(TokenLayout((4, 4), num_user_tokens=2))
         >>> vocabulary.decode([10, 3, 8, 0, 0])
         '<user_1><a_2><b_3>'

@@ -128,7 +128,7 @@ def relative_position_bucket(
       Raffel et al. 2020, "Exploring the Limits of Transfer Learning with a
       Unified Text-to-Text Transformer", 2.1.
 
-    Example:
+    Examples:
       >>> relative_position_bucket(np.array([-9, -1, 0, 1, 9]), True, 32, 128)
       array([ 8,  1,  0, 17, 24])
       >>> relative_position_bucket(np.array([-9, -1, 0, 1, 9]), False, 32, 128)

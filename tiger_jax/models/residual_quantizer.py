@@ -48,7 +48,7 @@ def residual_quantize(
         The codewords c_l; the residuals r_l, each before its level; and the codeword
         embeddings e_{l,c_l}, which sum to the quantized vector.
 
-    Example:
+    Examples:
         >>> codebooks = [jnp.array([[0.0], [4.0]]), jnp.array([[0.0], [1.0]])]
         >>> codewords, _, chosen = residual_quantize(jnp.array([[4.9]]), codebooks)
         >>> codewords.tolist(), chosen.sum(0).tolist()

@@ -102,7 +102,7 @@ def usual_codebook_size(
 
     With fewer, codewords stay unused. Reads no more rows than it needs.
 
-    Example:
+    Examples:
         >>> usual_codebook_size(np.eye(300)), usual_codebook_size(np.ones((300, 2)))
         (32, 2)
     """

@@ -56,7 +56,7 @@ UNEXPORTED_BATCHES, UNEXPORTED_EXCLUDED = (1, 31), 64
 class Recommender:
     """Recommends from one catalogue, which can be exchanged while it works.
 
-    Example:
+    Examples:
         recommender = Recommender.load("runs/my_shop/bundle")
         answer = recommender.recommend(["item 7", "item 12"], k=10)
         for item in answer.items:

@@ -21,7 +21,7 @@ Group = Literal["any", "known", "new"]
 def places_for_new(k: int, epsilon: float) -> int:
     """Places of a list of k that are kept for new items, rounded up.
 
-    Example:
+    Examples:
         >>> places_for_new(10, 0.05), places_for_new(100, 0.07), places_for_new(10, 0.0)
         (1, 7, 0)
     """

@@ -75,7 +75,7 @@ def update(
     Raises:
         InputError: Something makes no sense, or doesn't fit; nothing has changed then.
 
-    Example:
+    Examples:
         catalogue, report = update(recommender.catalogue, coder, remove=["item 7"])
         recommender.swap(catalogue)
     """

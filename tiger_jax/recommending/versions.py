@@ -83,7 +83,7 @@ class VersionInfo:
 class CatalogueVersions:
     """Reads and writes the versions of one bundle's catalogue.
 
-    Example:
+    Examples:
         versions = CatalogueVersions.open(Path("runs/my_shop/bundle"))
         recommender = Recommender.load(versions)
         recommender.update(versions, add=[{"item_id": "a7", "title": "Red soap"}])

@@ -53,8 +53,8 @@ def data_pictures(data: PreparedData, shown_items: int) -> list[Picture]:
             height=2.9,
             narrow_height=4.8,
             alt="Interactions by item rank, and the share held by popular items",
-            caption="Left: how often the most, second most, … popular item occurs. "
-            "Right: the share of all interactions that the most popular items hold.",
+            caption="How often the most, second most, … popular item occurs; and the "
+            "share of all interactions that the most popular items hold.",
         ),
     ]
 
@@ -132,7 +132,9 @@ def _draw_popularity(
     tenth = float(share[max(0, round(len(share) / 10) - 1)]) if len(share) else 0.0
     right.plot([10], [tenth * 100], "o", color=theme.accent, markersize=5)
     text = f"a tenth of the items\nhas {tenth:.0%}"
-    note(right, theme, text, (10, tenth * 100), xytext=(10, -4), va="top")
+    ground = {"facecolor": theme.background, "edgecolor": "none", "pad": 1.5}
+    place = {"xytext": (10, -4), "va": "top", "bbox": ground}
+    note(right, theme, text, (10, tenth * 100), **place)
     label(right, "Share of interactions", "% of items", "% of interactions")
     for axis in (left.xaxis, left.yaxis):
         log_scale(axis)

@@ -231,7 +231,7 @@ def describe_items(data: PreparedData) -> dict[str, dict[str, Any]]:
 def in_a_sentence(title: str) -> str:
     """A title without what follows its comma, small unless it holds a proper name.
 
-    Example:
+    Examples:
         >>> in_a_sentence("Item co-occurrence"), in_a_sentence("SASRec, full softmax")
         ('item co-occurrence', 'SASRec')
     """

@@ -114,7 +114,7 @@ def build_fusion_rows(
 def format_value(row: ResultRow, metric: str) -> str:
     """A number as the literature prints it (.0648), or a share in percent.
 
-    Example:
+    Examples:
         >>> format_value(ResultRow("TIGER", "ours", {"mrr@20": 0.06484}), "mrr@20")
         '.0648'
     """
@@ -132,7 +132,7 @@ def short(value: float) -> str:
 def format_mean(values: Sequence[float]) -> str:
     """A mean over seeds, with the half width of its 95 % t interval from two on.
 
-    Example:
+    Examples:
         >>> format_mean([0.0665]), format_mean([0.0660, 0.0670, 0.0665])
         ('.0665', '.0665 ± .0012')
     """
@@ -148,7 +148,7 @@ def format_mean(values: Sequence[float]) -> str:
 def format_interval(interval: Sequence[float]) -> str:
     """Both ends of an interval.
 
-    Example:
+    Examples:
         >>> format_interval((0.0612, 0.0671))
         '.0612–.0671'
     """
@@ -219,7 +219,7 @@ def columns_of(rows: Sequence[ResultRow]) -> tuple[str, ...]:
 def metric_title(metric: str) -> str:
     """`recall@10` as a column's title.
 
-    Example:
+    Examples:
         >>> metric_title("ndcg@10"), metric_title("recall@5")
         ('NDCG@10', 'Recall@5')
     """

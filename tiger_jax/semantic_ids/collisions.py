@@ -25,7 +25,7 @@ def group_rows(codes: Int[np.ndarray, "N L"]) -> Int64[np.ndarray, " N"]:
     However many levels there are, no number ever exceeds 62 bits, or else N times a
     codebook's size.
 
-    Example:
+    Examples:
         >>> group_rows(np.array([[1, 9], [0, 5], [1, 9], [1, 2]])).tolist()
         [2, 0, 2, 1]
     """
@@ -71,7 +71,7 @@ def number_within_groups(
         order: Row numbers, first to last; a row that is left out is numbered 0, as
             one that is alone in its group would be.
 
-    Example:
+    Examples:
         >>> groups, order = np.array([7, 7, 3, 7]), np.array([3, 2, 1, 0])
         >>> number_within_groups(groups, order).tolist()
         [2, 1, 0, 0]
@@ -104,7 +104,7 @@ def add_collision_level(
         InputError: More items share their codewords than the level can hold, or two
             items keep the same ID.
 
-    Example:
+    Examples:
         >>> codes = np.array([[5], [5], [2]])
         >>> add_collision_level(codes, ["b", "a", "c"]).tolist()
         [[5, 1], [5, 0], [2, 0]]

@@ -46,7 +46,7 @@ def encode_histories(
             encoder attends to their items alone, which keep their places.
         with_items: Give `ItemInputs`, for a model that takes content vectors.
 
-    Example:
+    Examples:
         >>> layout = TokenLayout((4, 2), num_user_tokens=3)
         >>> codes = np.array([[3, 0], [1, 1]], np.int32)
         >>> history = np.array([[1, 0, -1]], np.int32)

@@ -151,7 +151,7 @@ def plan_semantic_ids(
         InputError: No number of levels is enough, or the collision level would
             exceed 65,536 codewords.
 
-    Example:
+    Examples:
         >>> print(plan_semantic_ids(12_101, num_levels=3))
         12,101 items: 256 × 256 × 256 × 256, the last for collisions; 0.04% collide, \
 up to 2 alike; 193,616 bytes
@@ -213,7 +213,7 @@ up to 2 alike; 193,616 bytes
 def expected_distinct(num_items: int, num_cells: int, agreement: float) -> float:
     """How many of the cells some item falls into.
 
-    Example:
+    Examples:
         >>> round(expected_distinct(100, 1000, 1 / 1000), 2)
         95.16
     """

@@ -71,7 +71,7 @@ def describe_codes(
 def perplexity(counts: Real[np.ndarray, " K"]) -> float:
     """exp(entropy) of how often each codeword is used: K if all equally often.
 
-    Example:
+    Examples:
         >>> perplexity(np.array([5, 5, 0, 0]))
         2.0
     """
@@ -93,7 +93,7 @@ def category_purity(
     Returns:
         The purity and its mean over 5 shuffles; None where no category is known.
 
-    Example:
+    Examples:
         >>> category_purity(np.array([0, 0, 0, 1]), ["a", "a", "b", "b"])[0]
         0.75
     """

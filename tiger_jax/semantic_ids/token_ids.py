@@ -28,7 +28,7 @@ class TokenLayout:
         codebook_sizes: Codewords per level, T of them, the collision level last.
         num_user_tokens: Tokens that users are hashed to; 0 for no user token.
 
-    Example:
+    Examples:
         >>> layout = TokenLayout((4, 4, 2), num_user_tokens=3)
         >>> layout.level_offsets, layout.first_user_token, layout.vocab_size
         ((1, 5, 9), 11, 14)

@@ -61,7 +61,7 @@ def make_schedule(
     Raises:
         InputError: An unknown name, or a cosine without its length.
 
-    Example:
+    Examples:
         >>> schedule = make_schedule(OptimizerConfig())
         >>> [round(float(schedule(step)), 6) for step in (0, 10_000, 40_000)]
         [0.01, 0.01, 0.005]

@@ -247,7 +247,7 @@ def spreads_microbatches(partitioner: Partitioner, count: int) -> bool:
 def _deal(count: int, hands: int) -> Int32[np.ndarray, "hands share"]:
     """Deals numbers that ascend in cost to hands of nearly the same cost.
 
-    Example:
+    Examples:
         >>> _deal(8, 2).tolist()
         [[0, 3, 4, 7], [1, 2, 5, 6]]
     """

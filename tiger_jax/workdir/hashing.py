@@ -17,7 +17,7 @@ def hash_arrays(arrays: Mapping[str, Any]) -> str:
 
     Values may be arrays, or nested mappings and sequences of them.
 
-    Example:
+    Examples:
         >>> a, b = np.arange(3), np.ones(2)
         >>> hash_arrays({"a": a, "b": b}) == hash_arrays({"b": b, "a": a})
         True

@@ -209,7 +209,7 @@ def recipe_of(config: Mapping[str, Any], *inputs: Shards | str) -> str:
 def cut_evenly(total: int, num_shards: int) -> list[int]:
     """Where contiguous shards begin, and the end of the last.
 
-    Example:
+    Examples:
         >>> cut_evenly(10, 3)
         [0, 3, 6, 10]
     """

@@ -29,7 +29,7 @@ class StoreError(InputError):
 def is_url(text: str) -> bool:
     """Whether a path that a user gave is a URL.
 
-    Example:
+    Examples:
         >>> is_url("gs://bucket/run"), is_url("runs/lr:1")
         (True, False)
     """

@@ -293,7 +293,7 @@ def parse_line(text: str) -> dict[Any, Any] | None:
 
     Runs no code. Text nested deeper than `MAX_DEPTH` is refused unparsed.
 
-    Example:
+    Examples:
         >>> parse_line("{'asin': 'B1', 'price': 3.5}")
         {'asin': 'B1', 'price': 3.5}
         >>> parse_line('{"asin": "B1", "price": null}')

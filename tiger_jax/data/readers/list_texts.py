@@ -24,7 +24,7 @@ _ARRAY = re.compile(
 def is_list(text: str) -> bool:
     """Whether a text is a list, or was meant as one.
 
-    Example:
+    Examples:
         >>> [is_list(t) for t in ("['A', 'B']", "('A',)", "{A,B}", "['A'", "(A) > (B)")]
         [True, True, True, True, False]
     """
@@ -45,7 +45,7 @@ def parse_list(text: str) -> list[Any]:
         ValueError: It isn't clear where names begin and end, or it holds more than
             names and lists.
 
-    Example:
+    Examples:
         >>> parse_list("['A' 'B']"), parse_list("[27,  9]"), parse_list("{A,B c}")
         (['A', 'B'], ['27', '9'], ['A', 'B c'])
     """

@@ -193,7 +193,7 @@ def split_rows(
 
     Some ranges may be empty, as those beyond the number of codewords are.
 
-    Example:
+    Examples:
         >>> [r.tolist() for r in split_rows(np.array([2, 0, 0, 1, 2]), 4, 2)]
         [[1, 2, 3], [0, 4]]
     """

@@ -165,7 +165,7 @@ const codeTree = (() => {
       const { low, high, columnWidth, columns } = layout(width);
       const y = (weight) => (weight - low) / (high - low) * height;
       pen.font = "12px system-ui, sans-serif"; pen.textBaseline = "middle";
-      const ink = style("--ink");
+      const ink = style("--ink"), labels = [];
       for (let level = 0; level < columns; level++) {
         const starts = tree.starts[level], x = level * columnWidth;
         let node = find(starts, find(weights, low + 1e-9)), drawn = -1;
@@ -181,8 +181,7 @@ const codeTree = (() => {
             if (bottom - top >= 13) {
               const code = prefix(level, node).at(-1);
               const text = isItem(level) ? tree.titles[starts[node]] : `${code}  ${label(level, node)}`;
-              pen.fillStyle = lit ? ink : style("--faint");
-              pen.fillText(shorten(pen, text, columnWidth - 12), x + 5, (top + bottom) / 2);
+              labels.push([shorten(pen, text, columnWidth - 12), x + 5, (top + bottom) / 2, lit ? ink : style("--faint"), pen.fillStyle]);
             }
             node++;
           } else {
@@ -197,15 +196,22 @@ const codeTree = (() => {
         pen.lineWidth = kind === "found" ? 1 : 1.8;
         for (const item of items.slice(0, 400)) {
           if (weights[item] < low || weights[item] >= high) continue;
+          // Up and down between the columns, where no label stands.
           pen.beginPath();
           for (let level = 0; level < columns; level++) {
             const [begin, end] = range(level, nodeOf(level, item));
             const middle = Math.min(height, Math.max(0, (Math.max(0, y(weights[begin])) + Math.min(height, y(weights[end]))) / 2));
-            const at = (level + 0.5) * columnWidth;
-            if (level) pen.lineTo(at, middle); else pen.moveTo(at, middle);
+            if (level) pen.lineTo(level * columnWidth - 1, middle); else pen.moveTo(columnWidth / 2, middle);
+            pen.lineTo((level + (level === columns - 1 ? 0.5 : 1)) * columnWidth - 1, middle);
           }
           pen.globalAlpha = kind === "found" ? 0.35 : 0.9; pen.stroke(); pen.globalAlpha = 1;
         }
+      }
+      for (const [text, x, middle, color, ground] of labels) {
+        pen.fillStyle = ground;
+        if (litSums && color === ink) pen.fillRect(x - 2, middle - 7, pen.measureText(text).width + 4, 13);
+        pen.fillStyle = color;
+        pen.fillText(text, x, middle);
       }
       if (state.hover) {
         const [level, node] = state.hover, [begin, end] = range(level, node);

@@ -13,7 +13,9 @@ for (const table of document.querySelectorAll("table.wide")) {
       for (const other of head.cells) other.removeAttribute("aria-sort");
       cell.setAttribute("aria-sort", isRising ? "ascending" : "descending");
       const of = (row) => { const x = value(row, i); return Number.isFinite(x) ? x : -Infinity; };
-      head.parentElement.append(...[...rows].sort((a, b) => (isRising ? 1 : -1) * (of(a) - of(b))));
+      // Shares of another row keep their place below all rows.
+      const isShare = (row) => row.classList.contains("share");
+      head.parentElement.append(...[...rows].sort((a, b) => isShare(a) - isShare(b) || (isRising ? 1 : -1) * (of(a) - of(b))));
     };
     cell.addEventListener("click", sort);
     cell.addEventListener("keydown", (event) => {
