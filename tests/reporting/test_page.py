@@ -381,17 +381,9 @@ def test_every_text_has_contrast_to_what_is_behind_it(theme):
         )
         return linear @ (0.2126, 0.7152, 0.0722) + 0.05
 
-    pairs = [
-        (text, on)
-        for text in ("ink", "soft", "faint", "accent")
-        for on in ("page", "card", "row")
-    ]
-    pairs += [
-        ("ink", "tint"),
-        ("faint", "tint"),
-        ("good", "good-tint"),
-        ("bad", "bad-tint"),
-    ]
+    pairs = [("good", "good-tint"), ("bad", "bad-tint")]
+    for text in ("ink", "soft", "faint", "accent"):
+        pairs += [(text, on) for on in ("page", "card", "row", "tint")]
     for text, on in pairs:
         ratio = light(text) / light(on)
         assert max(ratio, 1 / ratio) >= 4.5, (text, on, ratio)

@@ -11,11 +11,14 @@ from small_workdir import CODEBOOK_SIZES, make_workdir, small_histories, small_t
 from tasks import show
 from tasks.metrics import make_beam_metric_fn, ranking_metrics
 from tasks.tiger import register_tiger_mixture, register_tiger_task
+from tiger_jax import cli
 from tiger_jax.data.prepared import hash_user_ids
 from tiger_jax.errors import InputError
+from tiger_jax.input_pipeline.batches import SeqioConfig
 from tiger_jax.input_pipeline.quiet_tensorflow import seqio
 from tiger_jax.input_pipeline.vocabulary import TigerVocabulary
 from tiger_jax.semantic_ids.token_ids import TokenLayout
+from tiger_jax.workdir import artifacts
 
 LENGTHS = {"inputs": 81, "targets": 4}
 
@@ -70,15 +73,57 @@ def test_the_readme_mixes_shops_over_one_codebook(tmp_path, monkeypatch):
             seqio.TaskRegistry.remove(name)
 
 
-@pytest.mark.parametrize("name", ["tasks/README.md", "docs/t5x.md"])
-def test_gin_of_the_documents_registers_a_task(tmp_path, monkeypatch, name):
+@pytest.mark.slow
+def test_the_readme_trains_on_its_task(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    make_workdir(tmp_path / "runs" / "books")
+    (code,) = (block for block in _blocks("python") if "TaskRegistry.add" in block)
+    (tmp_path / "books.py").write_text(code)
+    (tmp_path / "books.gin").write_text(_blocks("gin books.gin")[0])
+    words = _blocks("sh train")[0].replace("\\\n", "").split("run.py")[1].split()
+    tiny = [
+        "tiger.TigerConfig.d_model = 8",
+        "tiger.TigerConfig.num_encoder_layers = 1",
+        "tiger.TigerConfig.num_decoder_layers = 1",
+        "tiger.TigerConfig.mlp_dim = 16",
+        "loop.LoopConfig.total_steps = 4",
+        "loop.LoopConfig.evaluate_every = 4",
+        "loop.LoopConfig.checkpoint_every = 4",
+        "optimizers.OptimizerConfig.warmup_steps = 2",
+        "batches.SeqioConfig.batch_size = 32",
+    ]
+    monkeypatch.setenv("TIGER_GIN", "\n".join(tiny))
+    try:
+        assert cli.main(["run.py", *words]) == 0
+        made = artifacts.load_manifest(tmp_path / "runs" / "books" / "recommender")
+    finally:
+        gin.clear_config()
+        seqio.TaskRegistry.remove("tiger_books")
+    assert made.stage == "train_recommender"
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after"),
+    [
+        ("tasks/README.md", "import tiger_jax.input_pipeline.batches\n", ""),
+        (
+            "docs/t5x.md",
+            "from __gin__ import dynamic_registration\nimport tasks.tiger\n"
+            "from tiger_jax.input_pipeline import batches\n",
+            "batches.SeqioConfig.task = %MIXTURE_OR_TASK_NAME",
+        ),
+    ],
+)
+def test_gin_of_the_documents_registers_a_task(
+    tmp_path, monkeypatch, name, before, after
+):
     monkeypatch.chdir(tmp_path)
     make_workdir(tmp_path / "runs" / "books")
     (block,) = _blocks("gin", name)
-    made = gin.external_configurable(lambda task: task, "asked")
     try:
-        gin.parse_config(block + "asked.task = %MIXTURE_OR_TASK_NAME")
-        assert made() == "tiger_books"
+        gin.parse_config(before + block + after)
+        assert gin.get_configurable(SeqioConfig)().task == "tiger_books"
         assert len(_examples("tiger_books", "train", shuffle=False)) == 850
     finally:
         gin.clear_config()
