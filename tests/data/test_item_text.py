@@ -42,6 +42,7 @@ def test_the_default_is_the_papers_sentence():
         ({"title": "", "brand": "", "price": None, "categories": []}, "no item has a"),
         ({"title": "", "brand": "", "price": 3.0, "categories": []}, "but a price"),
         ({"title": "Item", "brand": "", "categories": []}, "have the same text"),
+        ({"title": "12.99 €"}, "titles hold no letters"),
         ({"brand": "", "categories": []}, "about 67% of the items have no text"),
         ({}, None),
     ],

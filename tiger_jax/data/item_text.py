@@ -90,6 +90,10 @@ def examine_texts(items: pa.Table, config: ItemTextConfig) -> list[str]:
         problem = "the items' texts hold nothing but a price"
     elif len(set(telling)) == 1 and len(telling) > 1:
         problem = "all items have the same text"
+    elif not any(map(str.isalpha, "".join(some["title"].to_pylist()))) and any(
+        some["title"].to_pylist()
+    ):
+        problem = "the items' titles hold no letters"
     elif (empty := telling.count("")) > len(telling) / 2:
         problem = f"about {empty / len(telling):.0%} of the items have no text"
     else:

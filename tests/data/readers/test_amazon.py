@@ -430,6 +430,15 @@ def test_ratings_alone_are_told_from_reviews(tmp_path):
         AmazonConfig().read(tmp_path)
 
 
+def test_a_byte_order_mark_may_stand_first(tmp_path):
+    (tmp_path / "reviews_Beauty_5.json").write_bytes(
+        "\n".join(["\ufeff" + review_lines()[0], *review_lines()[1:]]).encode()
+    )
+    lines = (json.dumps({"asin": f"B00{n}", "title": "T"}) for n in range(1, 6))
+    (tmp_path / "meta_Beauty.json").write_bytes(("\ufeff" + "\n".join(lines)).encode())
+    assert AmazonConfig().read(tmp_path).items["title"].to_pylist() == ["T"] * 5
+
+
 def test_metadata_in_strict_json_may_have_nulls(tmp_path):
     write_gzip(tmp_path / "reviews_Beauty_5.json.gz", review_lines())
     metas = [{"asin": f"B00{n}", "title": "T", "imUrl": None} for n in range(1, 6)]

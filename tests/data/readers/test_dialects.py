@@ -203,7 +203,7 @@ def test_missing_values_are_the_same_everywhere(tmp_path, kind):
     rows = [
         {"item_id": "a", "title": "NaN", "price": "null", "categories": "NaN"},
         {"item_id": "b", "title": None, "price": None, "categories": None},
-        {"item_id": "c", "title": "", "price": "", "categories": ""},
+        {"item_id": "c", "title": "n/a", "price": "N/A", "categories": ""},
         {"item_id": "d", "title": "NA", "price": "2", "categories": "A > nan"},
     ]
     write(tmp_path / "interactions.csv", EVENTS)
@@ -249,6 +249,11 @@ def test_missing_values_are_the_same_everywhere(tmp_path, kind):
         ("7/1/2014", "7/31/2014", 30 * 86_400),
         ("2014-07-01 00:00:00 +0000", "2014-07-01 00:00:00 +01:00", -3600),
         ("2014-07-01 00:00:00,500", "2014-07-01 00:00:01", 0.5),
+        ("Sun Jul 30 07:44:10 -0700 2017", "Mon Jul 31 07:44:10 +0000 2017", 61_200),
+        ("1 May 2014", "30 May 2014", 29 * 86_400),
+        ("01-Jan-1995", "02-Jan-1995", 86_400),
+        ("May 1, 2014", "May 2, 2014", 86_400),
+        ("11/15/2023 1:05 PM", "11/15/2023 12:00 AM", -13.0833333333 * 3600),
     ],
 )
 def test_times_of_other_programs(tmp_path, first, second, seconds):
@@ -259,12 +264,31 @@ def test_times_of_other_programs(tmp_path, first, second, seconds):
 def test_days_and_months_are_not_guessed(tmp_path):
     with pytest.raises(InputError, match="line 2: .*time_format"):
         times_of(tmp_path, "01/02/2014", "03/04/2014")
-    with pytest.raises(InputError, match="is no time"):
-        times_of(tmp_path, "13/02/2014", "03/14/2014")
+    for times in (
+        ("13/02/2014", "03/14/2014"),
+        ("1/2/2014 1:05 PM", "3/4/2014 1:05 AM"),
+    ):
+        with pytest.raises(InputError, match="is no time"):
+            times_of(tmp_path, *times)
+    with pytest.raises(InputError, match="line 2: .*'15 Nov 2023', which is no time"):
+        times_of(tmp_path, "15 Nov 2023", "Nov 16, 2023")
     found = times_of(tmp_path, "01/02/2014", "01/03/2014", time_format="%d/%m/%Y")
     assert found[1] - found[0] == 28 * 86_400
     with pytest.raises(InputError, match="line 3: 'timestamp' is '5', which isn't"):
         times_of(tmp_path, "01/02/2014", "5", time_format="%d/%m/%Y")
+
+
+@pytest.mark.parametrize("odd", ["1700000001000", "0", "-1"])
+def test_times_in_other_units_are_warned_of(tmp_path, odd):
+    times_of(tmp_path, "1700000000", odd, "1700000002")
+    note = read(tmp_path).notes[-1]
+    assert note.startswith(
+        "WARNING: interactions.csv: 1 of 3 times are in another unit"
+    )
+    assert f"({odd} beside 1700000000)" in note
+    for same in (("3", "1", "2"), ("1700000000", "1588687728"), ("2e12", "1e12")):
+        times_of(tmp_path, *same)
+        assert not any("unit" in note for note in read(tmp_path).notes)
 
 
 @pytest.mark.parametrize("time", ["", "NaN", "null"])
@@ -358,6 +382,51 @@ def test_parquet_parts_may_lie_in_folders_of_a_partition(tmp_path):
     shop = find_source(tmp_path)
     assert "interactions/day=1/x/part.parquet" in shop.external
     assert shop.read().interactions["item_id"].to_pylist() == ["a", "b"]
+
+
+def test_a_delta_table_is_refused(tmp_path):
+    write_csv_shop(tmp_path, ITEMS_CSV, EVENTS)
+    (tmp_path / "items.csv").unlink()
+    (tmp_path / "items" / "_delta_log").mkdir(parents=True)
+    pa.parquet.write_table(pa.table({"item_id": ["a"]}), tmp_path / "items/a.parquet")
+    assert "items is a Delta table" in error_of(tmp_path)
+
+
+def test_a_folder_in_a_file_s_place_is_told_of(tmp_path):
+    write_csv_shop(tmp_path, ITEMS_CSV, EVENTS)
+    (tmp_path / "items.csv").rename(tmp_path / "part-00000.csv")
+    (tmp_path / "items.csv").mkdir()
+    assert "(items.csv is a folder without .parquet files: " in error_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "advice"),
+    [
+        ("items.csv", b"PK\x03\x04\x14\x00", "is an Excel workbook or a zip archive"),
+        ("items.xlsx", b"PK\x03\x04\x14\x00", "which isn't read: save it as CSV"),
+        ("items.xls", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "save it as CSV"),
+        ("items.json", b'[{"item_id": "a"}]', "orient='records', lines=True"),
+    ],
+)
+def test_what_is_no_table_says_how_to_make_one(tmp_path, name, content, advice):
+    write(tmp_path / "interactions.csv", EVENTS)
+    write(tmp_path / name, content)
+    assert advice in error_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("items.txt", "item_id\ttitle\na\tx\n".encode("utf-16")),  # "Unicode text"
+        ("items.json", b'{"item_id": "a", "title": "x"}\n'),
+    ],
+)
+def test_tables_under_other_endings_are_read(tmp_path, name, content):
+    write(tmp_path / "interactions.csv", EVENTS)
+    write(tmp_path / name, content)
+    assert read(tmp_path).items["title"].to_pylist() == ["x"]
+    write(tmp_path / "items.csv", "item_id,title\na,y\n")  # goes before
+    assert read(tmp_path).items["title"].to_pylist() == ["y"]
 
 
 def test_a_folder_of_parquet_parts_is_one_table(tmp_path):

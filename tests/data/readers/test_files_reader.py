@@ -130,6 +130,7 @@ def test_without_timestamps_the_file_order_counts_and_is_said(tmp_path):
         ('"[""Beauty"", ""Nails""]"', [["Beauty", "Nails"]]),
         ("\"['Beauty', 'Nails']\"", [["Beauty", "Nails"]]),
         ("\"[['Beauty', 'Nails'], ['Gifts']]\"", [["Beauty", "Nails"], ["Gifts"]]),
+        ("Beauty -> Nails » Polish › Red", [["Beauty", "Nails", "Polish", "Red"]]),
         ("[Sale] Shoes > Boots", [["[Sale] Shoes", "Boots"]]),
         (" > Nails || ", [["Nails"]]),
         ("", []),

@@ -1,5 +1,7 @@
 """MovieLens, in both of the forms that GroupLens ships."""
 
+import gzip
+
 import pytest
 from shops import write
 
@@ -52,10 +54,12 @@ def test_csv_files_are_read(tmp_path):
     assert shop.interactions.to_pylist() == EXPECTED_EVENTS
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
-def test_dat_files_are_read_in_either_encoding(tmp_path, encoding):
-    write(tmp_path / "movies.dat", MOVIES_DAT.encode(encoding))
-    write(tmp_path / "ratings.dat", RATINGS_DAT)
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "utf-8-sig"])
+@pytest.mark.parametrize("ending", ["", ".gz"])
+def test_dat_files_are_read_in_either_encoding(tmp_path, encoding, ending):
+    pack = gzip.compress if ending else bytes
+    write(tmp_path / f"movies.dat{ending}", pack(MOVIES_DAT.encode(encoding)))
+    write(tmp_path / f"ratings.dat{ending}", pack(RATINGS_DAT.encode()))
     shop = read(tmp_path)
     assert shop.items.to_pylist() == EXPECTED_ITEMS
     assert shop.interactions.to_pylist() == EXPECTED_EVENTS
@@ -87,10 +91,12 @@ def test_bad_files_name_the_line(tmp_path):
         read(tmp_path)
 
 
-def test_a_missing_column_is_named(tmp_path):
-    write(tmp_path / "movies.csv", "movieId,title\n1,A\n")
+def test_a_missing_column_is_named_unless_it_only_describes(tmp_path):
+    write(tmp_path / "movies.csv", "movieId,title\n1,A\n2,B\n")
     write(tmp_path / "ratings.csv", RATINGS_CSV)
-    with pytest.raises(InputError, match="movies.csv has no column 'genres'"):
+    assert read(tmp_path).items["categories"].to_pylist() == [[], []]
+    write(tmp_path / "movies.csv", "id,title\n1,A\n")
+    with pytest.raises(InputError, match="movies.csv has no column 'movieId'"):
         read(tmp_path)
 
 

@@ -52,6 +52,12 @@ def test_usual_synonyms_are_taken_and_said(tmp_path):
         ("customer_id", "article_id", "t_dat"),
         ("User", "Product ID", "created_at"),
         ("\ufeffUSER_ID", "ITEM-ID", "Date"),
+        ("CustomerID", "StockCode", "InvoiceDate"),
+        ("customer_unique_id", "product_id", "order_purchase_timestamp"),
+        ("username", "product_id", "date"),
+        ("household_key", "PRODUCT_ID", "transaction_date"),
+        ("user_id", "business_id", "date"),
+        ("user_id", "book_id", "date_added"),
     ],
 )
 def test_events_columns_of_known_data_sets(tmp_path, user, item, time):
@@ -85,6 +91,37 @@ def test_a_usual_name_goes_before_a_synonym(tmp_path):
     assert shop.items["title"].to_pylist() == ["Soap"]
     assert shop.items["name"].to_pylist() == ["Not this"]
     assert shop.interactions["timestamp"].to_pylist() == [2.0]
+
+
+def test_of_several_identifiers_one_that_both_files_have_counts(tmp_path):
+    shop = read(
+        tmp_path,
+        "product_code,article_id,prod_name,product_type_name\n7,70,Top,Vest\n7,71,X,\n",
+        "customer_id,article_id,t_dat\nu,71,2018-09-20\n",
+    )
+    assert shop.items["item_id"].to_pylist() == ["70", "71"]
+    assert shop.items["title"].to_pylist() == ["Top", "X"]
+    assert shop.items["categories"].to_pylist() == [[["Vest"]], []]
+
+
+def test_a_thing_s_name_before_a_part_s_is_understood(tmp_path):
+    items = "ISBN,Book-Title,Book-Author,title_length,description\nx,Soap,Dove,4,long\n"
+    row = read(tmp_path, items, "user_id,ISBN\nu,x\n").items.to_pylist()[0]
+    assert (row["title"], row["brand"], row["description"]) == ("Soap", "Dove", "long")
+    items = "sku,Description\nx,WHITE LANTERN\n"  # nothing better
+    shop = read(tmp_path, items, "user_id,sku\nu,x\n")
+    assert shop.items["title"].to_pylist() == ["WHITE LANTERN"]
+
+
+def test_a_date_and_a_time_are_one_time(tmp_path):
+    rows = "u,x,2016-10-30,10:05:34\nu,x,2016-10-30,9:58\nu,x,2016-10-29,23:00\n"
+    shop = read(tmp_path, "item_id\nx\n", "user_id,item_id,Date,Time\n" + rows)
+    times = shop.interactions["timestamp"].to_numpy()
+    assert (times - times[2]).tolist() == [39_934.0, 39_480.0, 0.0]
+    assert "interactions.csv: Date and Time are one time" in shop.notes
+    rows = "u,x,2016-10-30,7\n"  # no time of day
+    shop = read(tmp_path, "item_id\nx\n", "user_id,item_id,Date,Time\n" + rows)
+    assert shop.interactions["timestamp"].to_pylist() == [7.0]
 
 
 def test_a_column_that_is_named_plays_no_other_part(tmp_path):

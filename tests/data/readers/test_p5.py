@@ -57,13 +57,20 @@ def test_sequences_become_histories_in_their_order(tmp_path):
         ("1 2\n1 3\n", MAPS, "line 2: user '1' comes twice"),
         ("\n1\n", MAPS, "holds no sequences"),
         ("1 2\n", [], "has no map 'id2user'"),
-        ("1 2\n", MAPS | {"id2item": {"1": 5}}, "id2item has '5' for '1'"),
+        ("1 2\n", MAPS | {"id2item": {"1": None}}, "id2item has 'None' for"),
         ("1 2\n", MAPS | {"id2item": {"1": "B", "2": "B"}}, "two numbers of id2item"),
     ],
 )
 def test_what_does_not_fit_is_named(tmp_path, sequences, maps, message):
     with pytest.raises(InputError, match=message):
         find_source(write_p5(tmp_path, sequences, maps)).read()
+
+
+def test_numbers_may_name_items_and_a_mark_may_stand_first(tmp_path):
+    maps = MAPS | {"id2item": {"1": 13, "2": 11, "3": 12}}
+    shop = find_source(write_p5(tmp_path, "\ufeff1 2 1\r\n", maps)).read()
+    assert shop.items["item_id"].to_pylist() == ["13", "11", "12"]
+    assert shop.interactions["item_id"].to_pylist() == ["11", "13"]
 
 
 def test_maps_must_be_json(tmp_path):

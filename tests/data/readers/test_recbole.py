@@ -1,5 +1,7 @@
 """RecBole's atomic files."""
 
+import gzip
+
 import pytest
 from shops import write
 
@@ -104,6 +106,40 @@ def test_a_split_is_read_as_one(tmp_path):
     write(tmp_path / "films.test.inter", header + "u2\tzz\t3\t7\n")
     with pytest.raises(InputError, match="films.test.inter, line 2: item 'zz'"):
         read(tmp_path)
+
+
+def test_gzipped_files_are_read_as_they_are(tmp_path):
+    for name, text in (("films.item.gz", ITEMS), ("films.inter.gz", INTERACTIONS)):
+        write(tmp_path / name, gzip.compress(text.encode()))
+    assert read(tmp_path).interactions["timestamp"].to_pylist() == [10.0, 5.0]
+
+
+@pytest.mark.parametrize("second", ["test", "valid"])
+def test_a_split_may_have_two_parts(tmp_path, second):
+    write(tmp_path / "films.item", ITEMS)
+    write(tmp_path / "films.train.inter", INTERACTIONS)
+    write(tmp_path / f"films.{second}.inter", INTERACTIONS.replace("u1", "u2"))
+    shop = read(tmp_path)
+    assert shop.interactions["user_id"].to_pylist() == ["u1", "u1", "u2", "u2"]
+
+
+def test_columns_go_by_the_names_of_recboles_data_sets(tmp_path):
+    """Of Yelp, where `date` is the time."""
+    rows = "u1\ti1\t4\t10\nu1\ti2\t2\t5\n"
+    header = "user_id:token\tbusiness_id:token\tstars:float\tdate:float\n"
+    write_films(tmp_path, interactions=header + rows)
+    shop = read(tmp_path, min_rating=3.0)
+    assert shop.interactions.to_pylist() == [
+        {"user_id": "u1", "item_id": "i1", "timestamp": 10.0}
+    ]
+
+
+def test_rows_without_a_time_are_dropped_as_the_message_says(tmp_path):
+    write_films(tmp_path, interactions=INTERACTIONS + "u1\ti2\t3\t\n")
+    with pytest.raises(InputError) as caught:
+        read(tmp_path)
+    assert str(caught.value).endswith("--gin.recbole.RecboleConfig.missing_times=drop")
+    assert read(tmp_path, missing_times="drop").interactions.num_rows == 2
 
 
 def test_histories_cut_by_recbole_are_not_taken_for_single_rows(tmp_path):

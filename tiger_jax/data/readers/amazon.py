@@ -269,7 +269,7 @@ def read_metadata(
         warnings.simplefilter("ignore", SyntaxWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
         for line, data in _read_lines(path):
-            text = (data or b"").decode("utf-8", errors="replace")
+            text = (data or b"").decode("utf-8-sig", errors="replace")
             asin = _ASIN.search(text)
             if asin and (asin[1] not in wanted or asin[1] in found):
                 continue

@@ -134,6 +134,8 @@ def assemble_shop(
             f"{interactions.path.name}: {(~is_kept).sum():,} of {len(is_kept):,} "
             f"interactions are rated below {min_rating:g} and left out"
         )
+    if names.timestamp is not None:
+        notes += _tell_other_units(interactions, event_table["timestamp"].to_numpy())
     has_time = pc.is_valid(event_table["timestamp"]).to_numpy()
     if not has_time.all():
         notes.append(
@@ -175,6 +177,25 @@ def assemble_shop(
             ),
         ),
     )
+
+
+def _tell_other_units(interactions: SourceTable, times: np.ndarray) -> list[str]:
+    """Tells of times that aren't in the unit of most: they'd be sorted first or last.
+
+    Seconds since 1970, and a thousandth each, keep to 11, 14, 17 and 20 digits.
+    """
+    times = times[np.isfinite(times)]
+    unit = np.searchsorted(10.0 ** np.array([8, 11, 14, 17]), times)
+    counts = np.bincount(unit, minlength=5)
+    usual = int(counts.argmax())
+    if not usual or counts[usual] == len(times):
+        return []
+    odd, like = times[unit != usual], times[unit == usual][0]
+    return [
+        f"WARNING: {interactions.path.name}: {len(odd):,} of {len(times):,} times are "
+        f"in another unit than the others ({odd[0]:.0f} beside {like:.0f}): mend them, "
+        "or those interactions stand first or last in their histories"
+    ]
 
 
 def require_columns(

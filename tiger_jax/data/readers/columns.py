@@ -15,8 +15,10 @@ from tiger_jax.data.tables.table import SourceTable
 from tiger_jax.errors import InputError, flag
 
 _BETWEEN_PATHS = "|"
-_BETWEEN_LEVELS = r">|&gt;"
-MISSING = ("NaN", "nan", "NULL", "null", "None", "<NA>", "#N/A", "\\N")
+_BETWEEN_LEVELS = r"-?>|-?&gt;|»|›"
+MISSING = (
+    *("NaN", "nan", "NULL", "null", "None", "<NA>", "#N/A", "N/A", "n/a", "\\N"),
+)
 """What programs write in place of a text that isn't there; "NA" is a text."""
 _MISSING = pa.array(["", *MISSING])
 # What brings the times of other programs into the form that Arrow reads.
@@ -29,6 +31,14 @@ _TO_ISO = (
     (r"(:\d\d)[.,](\d{1,6})\d*", r"\1.\2"),
     (r"^(.*:.*?)\s*(UTC|GMT|z)$", r"\1Z"),
     (r"^(.*:.*?)\s+([+-]\d\d:?\d\d)$", r"\1\2"),
+)
+# Names of months and halves of a day, of which Arrow knows nothing.
+_FORMATS = (
+    *("%a %b %d %H:%M:%S %z %Y", "%a %b %d %H:%M:%S %Y", "%a, %d %b %Y %H:%M:%S %Z"),
+    *("%d %b %Y", "%d %B %Y", "%d-%b-%Y", "%d-%b-%y", "%b %d, %Y", "%B %d, %Y"),
+    *("%d %b %Y %H:%M", "%d %b %Y %H:%M:%S", "%b %d, %Y %H:%M:%S"),
+    *("%m/%d/%Y %I:%M %p", "%m/%d/%Y %I:%M:%S %p"),
+    *("%d/%m/%Y %I:%M %p", "%d/%m/%Y %I:%M:%S %p"),
 )
 _ROUNDED = r"^\d[.,]\d+E\+\d+$"  # 9.78014E+12
 _ENTITY = r"&(#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[a-zA-Z]\w{1,30});"
@@ -323,6 +333,8 @@ def _parse_times(
     parse = (fits or parsers)[0]
     if (row := _first_refused(plain, parse)) is None:
         return parse(plain)
+    if (found := _in_known_format(source, column, texts)) is not None:
+        return found
     advice = ""
     if options is not None:
         named = flag(f"{options}.time_format", "%d.%m.%Y %H:%M")
@@ -352,6 +364,20 @@ def _year_first(texts: pa.ChunkedArray) -> pa.ChunkedArray:
     for pattern, replacement in changes:
         texts = pc.replace_substring_regex(texts, pattern, replacement)
     return texts
+
+
+def _in_known_format(
+    source: SourceTable, column: str, texts: pa.ChunkedArray
+) -> pa.ChunkedArray | None:
+    """The times, if all are written as one of `_FORMATS` has it, and it is clear."""
+    found = []
+    for time_format in _FORMATS:
+        try:
+            _strptime(source, column, _first_known(texts), time_format)
+            found.append(_strptime(source, column, texts, time_format))
+        except InputError:
+            continue
+    return found[0] if found and all(map(found[0].equals, found)) else None
 
 
 def _strptime(

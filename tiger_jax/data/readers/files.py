@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +18,11 @@ from tiger_jax.data.readers.assemble import (
     require_columns,
 )
 from tiger_jax.data.readers.columns import read_ids, read_times
-from tiger_jax.data.readers.naming import describe_columns, find_columns
+from tiger_jax.data.readers.naming import (
+    columns_of,
+    describe_columns,
+    join_date_and_time,
+)
 from tiger_jax.data.readers.reader import match_files, required_files
 from tiger_jax.data.tables.csv_files import CsvFormat
 from tiger_jax.data.tables.table import SourceTable, read_table
@@ -72,9 +76,14 @@ class FilesConfig:
     looks_for: ClassVar = "items.csv and interactions.csv (or .jsonl, .parquet, .gz)"
 
     def find(self, folder: Path) -> tuple[Path | None, ...]:
-        kinds = r"(\.((csv|tsv|jsonl|ndjson)(\.gz)?|parquet))?"
-        names = (f"(?i:{name}{kinds})" for name in ("items", "interactions"))
-        return match_files(folder, *names)
+        found: tuple[Path | None, ...] = ()
+        # What else people save tables as counts where there is nothing better.
+        for more in ("", "|txt|json|xlsx?"):
+            kinds = rf"(\.((csv|tsv|jsonl|ndjson{more})(\.gz)?|parquet))?"
+            names = (f"(?i:{name}{kinds})" for name in ("items", "interactions"))
+            if all(found := match_files(folder, *names)):
+                break
+        return found
 
     def read(self, folder: Path) -> RawShop:
         items_path, interactions_path = required_files(self, folder)
@@ -86,8 +95,8 @@ class FilesConfig:
         if self.min_rating is not None:
             wanted.append(self.rating)
         items = read_table(items_path, csv_format=self._csv_format)
-        interactions = read_table(
-            interactions_path, columns=wanted, csv_format=self._csv_format
+        interactions = join_date_and_time(
+            read_table(interactions_path, columns=wanted, csv_format=self._csv_format)
         )
         names, notes = self._names(items, interactions)
         shop = assemble_shop(
@@ -127,7 +136,7 @@ class FilesConfig:
         Raises:
             InputError: Something is wrong with the file: names the line or column.
         """
-        source = read_table(path, csv_format=self._csv_format)
+        source = join_date_and_time(read_table(path, csv_format=self._csv_format))
         names, notes = self._names(None, source)
         has_users = names.user_id in source.column_names
         require_columns(source, names, ["user_id"] * has_users + ["event_item_id"])
@@ -156,23 +165,20 @@ class FilesConfig:
         self, items: SourceTable | None, interactions: SourceTable | None = None
     ) -> tuple[ColumnNames, list[str]]:
         """The columns that are named here, or that go by one of the usual names."""
-        usual: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(self)}
-
-        def find(source: SourceTable, parts: Sequence[str]) -> dict[str, str]:
-            named = {p: n for p in parts if (n := getattr(self, p)) != usual[p]}
-            open_parts = {p: usual[p] for p in parts if p not in named}
-            found, missing = find_columns(
-                source, open_parts, taken=named.values(), options=_OPTIONS
-            )
-            notes.extend(missing)
-            return {**found, **named}
-
         notes: list[str] = []
-        parts = find(items, ITEM_PARTS) if items is not None else {}
+        parts: dict[str, str] = {}
+        if items is not None:
+            parts, notes = columns_of(
+                self, items, ITEM_PARTS, options=_OPTIONS, other=interactions
+            )
         parts.setdefault("item_id", self.item_id)
         if interactions is not None:
-            rating = ["rating"] if self.min_rating is not None else []
-            events = find(interactions, ["user_id", "item_id", "timestamp", *rating])
+            wanted = ["user_id", "item_id", "timestamp"]
+            wanted += ["rating"] if self.min_rating is not None else []
+            events, missing = columns_of(
+                self, interactions, wanted, options=_OPTIONS, other=items
+            )
+            notes += missing
             own = self.interaction_item_id or events.pop("item_id", self.item_id)
             parts |= {**events, "interaction_item_id": own}
         parts.setdefault("user_id", self.user_id)

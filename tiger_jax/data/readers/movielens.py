@@ -7,6 +7,7 @@ Each rating is an interaction, whatever its stars. The genres of a film are
 categories side by side: paths of one level.
 """
 
+import codecs
 import dataclasses
 import itertools
 from pathlib import Path
@@ -20,7 +21,7 @@ from tiger_jax.data.raw_shop import CATEGORY_PATHS, RawShop
 from tiger_jax.data.readers.assemble import ColumnNames, assemble_shop
 from tiger_jax.data.readers.reader import match_files, required_files
 from tiger_jax.data.tables.table import SourceTable, read_table
-from tiger_jax.data.tables.text_files import one_line
+from tiger_jax.data.tables.text_files import one_line, open_bytes
 from tiger_jax.errors import InputError
 
 _NO_GENRES = "(no genres listed)"
@@ -51,20 +52,23 @@ class MovielensConfig:
     )
 
     def find(self, folder: Path) -> tuple[Path | None, ...]:
-        kinds = r"s?\.(csv(\.gz)?|dat)"
-        return match_files(folder, rf"movie{kinds}|u\.item", rf"rating{kinds}|u\.data")
+        kinds = r"s?\.(csv|dat)(\.gz)?"
+        return match_files(
+            folder, rf"movie{kinds}|u\.item(\.gz)?", rf"rating{kinds}|u\.data(\.gz)?"
+        )
 
     def read(self, folder: Path) -> RawShop:
         movies_path, ratings_path = required_files(self, folder)
         movies = _read(movies_path, _MOVIES)
         ratings = _read(ratings_path, _RATINGS)
-        if "genres" in movies.table.column_names:
+        found = movies.table.column_names
+        if "genres" in found:
             movies = movies.with_column("genres", _genre_lists)
         names = ColumnNames(
             item_id="movieId",
             user_id="userId",
-            title="title",
-            categories="genres",
+            title="title" if "title" in found else None,
+            categories="genres" if "genres" in found else None,
             timestamp="timestamp",
             config="movielens.MovielensConfig",
         )
@@ -85,7 +89,7 @@ def _genre_lists(texts: pa.ChunkedArray) -> pa.Array:
 
 
 def _read(path: Path, columns: tuple[str, ...]) -> SourceTable:
-    match path.name:
+    match path.name.removesuffix(".gz"):
         case "u.data":
             return _read_fields(path, columns, "\t")
         case "u.item":
@@ -108,7 +112,8 @@ def _with_genres(films: SourceTable) -> SourceTable:
 def _read_fields(path: Path, columns: tuple[str, ...], mark: str) -> SourceTable:
     """Reads rows without a header, whose mark between fields may be no character."""
     try:
-        data = path.read_bytes()
+        with open_bytes(path) as file:
+            data = file.read().removeprefix(codecs.BOM_UTF8)
     except OSError as error:
         raise InputError(f"{path} can't be read: {error.strerror}") from error
     try:

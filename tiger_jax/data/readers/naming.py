@@ -1,8 +1,10 @@
 """Which column of a file plays which part, under the names that shops give them."""
 
+import dataclasses
 import difflib
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -12,30 +14,58 @@ from tiger_jax.errors import flag
 
 # By part, the likeliest first; capitals, spaces and signs don't count.
 _SYNONYMS = {
-    "item_id": "item, item_no, item_number, sku, parent_asin, asin, product_id, "
-    "product_no, product_code, article_id, article_no, movie_id, book_id, isbn, "
-    "video_id, track_id, news_id, product",
-    "user_id": "user, user_no, customer_id, customer_no, customer, client_id, client, "
-    "buyer_id, visitor_id, member_id, reviewer_id, account_id, person_id, session_id, "
-    "uid",
+    "item_id": "item, item_no, item_number, item_code, sku, parent_asin, asin, "
+    "product_id, product_no, product_code, article_id, article_no, stock_code, isbn, "
+    "movie_id, book_id, video_id, track_id, song_id, artist_id, game_id, app_id, "
+    "news_id, recipe_id, business_id, venue_id, product",
+    "user_id": "user, user_no, user_name, customer_unique_id, customer_id, "
+    "customer_no, customer, client_id, client, buyer_id, visitor_id, member_id, "
+    "reviewer_id, account_id, person_id, household_id, household_key, session_id, uid",
     "timestamp": "time, datetime, date, event_time, event_timestamp, event_date, "
-    "unix_review_time, unix_time, review_time, created_at, order_time, order_date, "
-    "ordered_at, purchase_time, purchase_date, purchased_at, invoice_date, click_time, "
-    "view_time, rated_at, time_ms, timestamp_ms, t_dat, ts",
-    "title": "name, product_title, product_name, product_display_name, item_title, "
-    "item_name, prod_name, movie_title, book_title, track_name, headline, product",
+    "unix_review_time, unix_time, review_time, review_date, created_at, order_time, "
+    "order_date, ordered_at, order_timestamp, order_purchase_timestamp, "
+    "purchase_time, purchase_date, purchased_at, transaction_date, invoice_date, "
+    "click_time, view_time, rated_at, date_added, added_at, played_at, time_ms, "
+    "timestamp_ms, t_dat, ts",
+    "title": "name, display_name, headline, product, description",
     "brand": "vendor, manufacturer, brand_name, maker, store, supplier, publisher, "
     "author, artist",
     "price": "unit_price, sale_price, list_price, retail_price, current_price, "
     "price_usd, price_eur",
     "categories": "category, category_name, category_path, category_code, genres, "
-    "genre, product_category, product_type, main_category, department",
+    "genre, product_type, product_type_name, main_category, department, "
+    "department_name",
     "rating": "stars, overall, score, rate",
 }
+# "book_author" is an author, where no column is called so.
+_THING = re.compile("^(product|prod|item|article|book|movie|film|game|app|song|track)")
 _OPTIONAL = ("title", "brand", "price", "categories", "timestamp")
 # 1973 in seconds; no count and no price is larger.
 _LEAST_TIME = 1e8
 _LOOKED_AT = 100
+
+
+def columns_of(
+    config: Any,
+    source: SourceTable,
+    parts: Sequence[str],
+    *,
+    options: str,
+    other: SourceTable | None = None,
+) -> tuple[dict[str, str], list[str]]:
+    """The columns that a reader's config names, or that go by one of the usual names.
+
+    Args:
+        other: The shop's other file; see `find_columns`, which the rest is as well.
+    """
+    usual: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(config)}
+    named = {p: n for p in parts if (n := getattr(config, p)) != usual[p]}
+    open_parts = {p: usual[p] for p in parts if p not in named}
+    shared = () if other is None else other.column_names
+    found, notes = find_columns(
+        source, open_parts, options=options, taken=named.values(), shared=shared
+    )
+    return {**found, **named}, notes
 
 
 def find_columns(
@@ -44,6 +74,7 @@ def find_columns(
     *,
     options: str,
     taken: Collection[str] = (),
+    shared: Collection[str] = (),
 ) -> tuple[dict[str, str], list[str]]:
     """Finds the columns that play the parts, by their usual names or synonyms of them.
 
@@ -51,6 +82,8 @@ def find_columns(
         wanted: By part, the column's usual name.
         options: The config whose fields name columns, for messages.
         taken: Columns that play another part.
+        shared: Columns of the shop's other file: of several that may be the items'
+            identifiers, one that both files have.
 
     Returns:
         The columns by part, without the parts that none plays; and notes on parts that
@@ -65,7 +98,13 @@ def find_columns(
             continue
         names = [wanted[part], *_SYNONYMS[part].split(", ")]
         names += ["id"] if part == "item_id" and is_items else []
-        matching = [c for name in names for c in free if free[c] == _plain(name)]
+        plain = [_plain(name) for name in names]
+        matching = [c for name in plain for c in free if free[c] == name]
+        if part == "item_id":
+            matching.sort(key=lambda c: free[c] not in map(_plain, shared))
+        elif is_items:
+            bare = {c: _THING.sub("", free[c]) for c in free}
+            matching += [c for name in plain for c in bare if bare[c] == name]
         if matching:
             found[part] = matching[0]
             del free[matching[0]]
@@ -81,6 +120,29 @@ def find_columns(
                 + flag(f"{options}.{part}", near[0])
             )
     return found, notes
+
+
+def join_date_and_time(source: SourceTable) -> SourceTable:
+    """Writes the hours of a column `time` after the days of a column `date`."""
+    by_name = {_plain(c): c for c in source.table.column_names}
+    pair = by_name.get("date", ""), by_name.get("time", "")
+    if not all(pair):
+        return source
+    columns = [source.table[name] for name in pair]
+    patterns = r"^[^:]*\d[^:]*$", r"^\s*\d\d?:\d\d"
+    for column, pattern in zip(columns, patterns, strict=True):
+        if (
+            not pa.types.is_string(column.type)
+            or not pc.all(pc.match_substring_regex(column, pattern)).as_py()
+        ):
+            return source
+    both = pc.binary_join_element_wise(*columns, " ")
+    joined = source.with_column(pair[0], lambda _: both)
+    return dataclasses.replace(
+        joined,
+        table=joined.table.drop_columns([pair[1]]),
+        notes=(*source.notes, f"{source.path.name}: {' and '.join(pair)} are one time"),
+    )
 
 
 def near_misses(part: str, columns: list[str]) -> list[str]:

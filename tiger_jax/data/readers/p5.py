@@ -81,6 +81,7 @@ def read_datamaps(path: Path) -> tuple[dict[str, str], dict[str, str]]:
         one = found.get(name) if isinstance(found, dict) else None
         if not isinstance(one, dict) or not one:
             raise InputError(f"{path} has no map {name!r} of numbers to identifiers")
+        one = {n: str(i) if type(i) is int else i for n, i in one.items()}
         for number, known in one.items():
             if not amazon.is_id(known):
                 raise InputError(
@@ -104,7 +105,7 @@ def read_sequences(
     found: dict[str, list[str]] = {}
     with text_files.open_bytes(path) as file:
         for line, data in enumerate(file, 1):
-            numbers = data.decode("utf-8", errors="replace").split()
+            numbers = data.decode("utf-8-sig", errors="replace").split()
             if not numbers:
                 continue
             user, *items = numbers

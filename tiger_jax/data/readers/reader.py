@@ -97,6 +97,13 @@ def recognise(folder: Path, readers: Sequence[Reader]) -> tuple[Reader, list[Pat
         for place, reader in enumerate(readers)
         if place in halves or not halves
     ]
+    suffixes = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".item", ".inter")
+    empty = [p.name for p in folder.iterdir() if p.is_dir() and p.suffix in suffixes]
+    for name in sorted(empty):
+        if not parquet_parts(folder / name):
+            what += (
+                f" ({name} is a folder without .parquet files: write it as one file)"
+            )
     if inner := _folder_inside(folder, readers):
         raise InputError(
             f"{folder} holds {what}, but {inner.name} in it does: "

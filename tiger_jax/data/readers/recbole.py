@@ -17,6 +17,7 @@ from tiger_jax.data.raw_shop import RawShop
 from tiger_jax.data.readers import columns
 from tiger_jax.data.readers.assemble import ColumnNames, assemble_shop
 from tiger_jax.data.readers.list_texts import is_list
+from tiger_jax.data.readers.naming import columns_of
 from tiger_jax.data.readers.reader import match_files, required_files
 from tiger_jax.data.tables.csv_files import CsvFormat
 from tiger_jax.data.tables.table import SourceTable, read_table
@@ -42,6 +43,8 @@ class RecboleConfig:
         min_rating: Leave out interactions rated lower (None: all count).
         unknown_items: "error", or "drop" interactions of items that aren't listed.
         encoding: Text encoding of the files.
+        time_format: How times are written, where they are texts; see `files`.
+        missing_times: "error", or "drop" interactions without a time.
     """
 
     item_id: str = "item_id"
@@ -55,16 +58,18 @@ class RecboleConfig:
     min_rating: float | None = None
     unknown_items: str = "error"
     encoding: str = dataclasses.field(default="utf-8", metadata=ADDED_LATER)
+    time_format: str | None = dataclasses.field(default=None, metadata=ADDED_LATER)
+    missing_times: str = dataclasses.field(default="error", metadata=ADDED_LATER)
 
     kind: ClassVar = "recbole"
     looks_for: ClassVar = "NAME.item and NAME.inter (RecBole)"
 
     def find(self, folder: Path) -> tuple[Path | None, ...]:
-        parts = [rf".+\.{part}\.inter" for part in _PARTS]
-        found = match_files(folder, r".+\.item", *parts)
-        if all(found):
-            return found
-        return match_files(folder, r".+\.item", r".+\.inter")
+        for parts in (_PARTS, ("train", "test"), ("train", "valid")):
+            split = [rf".+\.{part}\.inter(\.gz)?" for part in parts]
+            if all(found := match_files(folder, r".+\.item(\.gz)?", *split)):
+                return found
+        return match_files(folder, r".+\.item(\.gz)?", r".+\.inter(\.gz)?")
 
     def read(self, folder: Path) -> RawShop:
         tables = [_read_atomic(p, self.encoding) for p in required_files(self, folder)]
@@ -77,25 +82,37 @@ class RecboleConfig:
         categories = _first_of(self.categories, items)
         if categories is not None:
             items = _separate(items, categories)
+        wanted = ["user_id", "item_id", "timestamp"]
+        wanted += ["rating"] if self.min_rating is not None else []
+        events, notes = columns_of(
+            self, interactions, wanted, options=_OPTIONS, other=items
+        )
+        own, _ = columns_of(
+            self, items, ["item_id"], options=_OPTIONS, other=interactions
+        )
         names = ColumnNames(
-            item_id=self.item_id,
-            user_id=self.user_id,
+            item_id=own.get("item_id", self.item_id),
+            user_id=events.get("user_id", self.user_id),
+            interaction_item_id=events.get("item_id", self.item_id),
             title=_first_of(self.title, items),
             brand=_first_of(self.brand, items),
             price=_first_of(self.price, items),
             categories=categories,
-            timestamp=_first_of((self.timestamp,), interactions),
-            rating=self.rating,
+            timestamp=events.get("timestamp"),
+            rating=events.get("rating", self.rating),
             options=_OPTIONS,
         )
-        return assemble_shop(
+        shop = assemble_shop(
             folder.resolve().name,
             items,
             interactions,
             names,
             unknown_items=self.unknown_items,
             min_rating=self.min_rating,
+            time_format=self.time_format,
+            missing_times=self.missing_times,
         )
+        return dataclasses.replace(shop, notes=(*shop.notes, *notes))
 
 
 def _read_atomic(path: Path, encoding: str) -> SourceTable:

@@ -160,7 +160,8 @@ def _parse_line(path: Path, line: int, text: str) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise InputError(
             f"{path}, line {line}: a JSON {type(row).__name__} where each line must "
-            'be one JSON object, such as {"item_id": "a1", "title": "…"}'
+            'be one JSON object, such as {"item_id": "a1", "title": "…"} (pandas: '
+            "to_json(orient='records', lines=True))"
         )
     return row
 

@@ -53,6 +53,11 @@ def read_parquet(
         InputError: The file is malformed, or would fill the memory.
     """
     parts = parquet_parts(path)
+    if (path / "_delta_log").is_dir():
+        raise InputError(
+            f"{path} is a Delta table, whose files may hold rows that are deleted: "
+            "write it as Parquet alone"
+        )
     if not parts:
         raise InputError(f"{path} holds no .parquet files")
     read = [_read_part(part, columns) for part in parts]

@@ -17,11 +17,18 @@ from tiger_jax.data.tables.parquet_files import place_of_row, read_parquet
 from tiger_jax.data.tables.text_files import one_line, open_bytes
 from tiger_jax.errors import InputError
 
+_FETCH, _SAVE = (
+    "and not the file itself: fetch that",
+    "which isn't read: save it as CSV",
+)
 _STAND_INS = {
-    b"version https://git-lfs": "a pointer of Git LFS",
-    b"<!doctype html": "a web page",
-    b"<html": "a web page",
+    b"version https://git-lfs": ("a pointer of Git LFS", _FETCH),
+    b"<!doctype html": ("a web page", _FETCH),
+    b"<html": ("a web page", _FETCH),
+    b"pk\3\4": ("an Excel workbook or a zip archive", _SAVE),
+    b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": ("an Excel workbook of before 2007", _SAVE),
 }
+_JSON = (".jsonl", ".ndjson", ".json")
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,7 @@ def read_table(
     columns: Sequence[str] | None = None,
     csv_format: CsvFormat | None = None,
 ) -> SourceTable:
-    """Reads a file by its suffix; what isn't `.jsonl` or `.parquet` is read as CSV.
+    """Reads a file by its suffix; what isn't JSON lines or Parquet is read as CSV.
 
     Either may be gzipped, and `.parquet` a folder of parts.
 
@@ -89,7 +96,7 @@ def read_table(
             _refuse_stand_in(path)
         if suffix == ".parquet" or path.is_dir():
             table, unusable = read_parquet(path, columns)
-        elif suffix in (".jsonl", ".ndjson"):
+        elif suffix in _JSON:
             table, unusable = read_json_lines(
                 path, columns, csv_format.encoding, csv_format.option
             )
@@ -107,7 +114,7 @@ def read_table(
     def where(row: int) -> str:
         if suffix == ".parquet" or path.is_dir():
             return place_of_row(path, row)
-        if suffix in (".jsonl", ".ndjson"):
+        if suffix in _JSON:
             return f"{path}, line {line_of_json_row(path, row)}"
         return f"{path}, line {line_of_csv_row(path, row, csv_format)}"
 
@@ -115,9 +122,9 @@ def read_table(
 
 
 def _refuse_stand_in(path: Path) -> None:
-    """Refuses what a failed download leaves in a file's place."""
+    """Refuses a workbook, and what a failed download leaves in a file's place."""
     with open_bytes(path) as file:
         start = file.read(64).lstrip().lower()
-    for begins, what in _STAND_INS.items():
+    for begins, (what, advice) in _STAND_INS.items():
         if start.startswith(begins):
-            raise InputError(f"{path} is {what}, and not the file itself: fetch that")
+            raise InputError(f"{path} is {what}, {advice}")

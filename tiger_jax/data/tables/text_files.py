@@ -127,7 +127,8 @@ def raise_for_encoding(path: Path, encoding: str, option: str | None = None) -> 
     """
     advice = "save the file as UTF-8"
     if option is not None:
-        advice += f", or name its encoding: {flag(f'{option}.encoding', 'latin-1')}"
+        advice += ", or name its encoding (latin-1, gb18030, shift_jis, …): "
+        advice += flag(f"{option}.encoding", "latin-1")
     # Lines of UTF-16 end within a character's bytes.
     decoder = codecs.getincrementaldecoder(encoding)()
     with open_bytes(path) as file:
