@@ -25,7 +25,7 @@ OTHER_TIMES = "; or say how they are written, such as " + flag(
     "files.FilesConfig.time_format", "%d.%m.%Y %H:%M"
 )
 LATIN_1 = (
-    "save the file as UTF-8, or name its encoding: "
+    "save the file as UTF-8, or name its encoding (latin-1, gb18030, shift_jis, …): "
     "--gin.files.FilesConfig.encoding=latin-1"
 )
 

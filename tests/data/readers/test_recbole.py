@@ -82,7 +82,7 @@ def test_a_header_without_types_says_how_to_write_it(tmp_path):
 
 
 def test_a_missing_column_names_the_option(tmp_path):
-    write_films(tmp_path, interactions="uid:token\titem_id:token\nu\ti1\n")
+    write_films(tmp_path, interactions="who:token\titem_id:token\nu\ti1\n")
     with pytest.raises(InputError, match=r"no column 'user_id' .*recbole.Recbole.*"):
         read(tmp_path)
 

@@ -99,12 +99,16 @@ def find_columns(
         names = [wanted[part], *_SYNONYMS[part].split(", ")]
         names += ["id"] if part == "item_id" and is_items else []
         plain = [_plain(name) for name in names]
-        matching = [c for name in plain for c in free if free[c] == name]
+        bare = {c: _THING.sub("", p) if is_items else p for c, p in free.items()}
+        matching = [
+            c
+            for name in plain
+            for form in (free, bare)
+            for c in form
+            if form[c] == name
+        ]
         if part == "item_id":
             matching.sort(key=lambda c: free[c] not in map(_plain, shared))
-        elif is_items:
-            bare = {c: _THING.sub("", free[c]) for c in free}
-            matching += [c for name in plain for c in bare if bare[c] == name]
         if matching:
             found[part] = matching[0]
             del free[matching[0]]
