@@ -88,12 +88,14 @@ def test_without_a_reader_it_ends_quietly_and_keeps_results(command, tmp_path):
         (["extra"], "unexpected argument 'extra'"),
         (["--data_dir=nowhere"], "--data_dir=nowhere is not a folder"),
         (["--embeddings=nowhere.npy"], "--embeddings=nowhere.npy is not a file"),
+        (["--stage=prepare_dta"], "'prepare_dta': did you mean prepare_data?"),
         (["--gin_file=nowhere.gin"], "--gin_file=nowhere.gin is neither a file"),
+        (["--gin_file=experiments/own_dta.gin"], "mean experiments/own_data.gin?"),
         (["--gin.x"], "must read --gin.NAME=VALUE"),
         (["--gin.NoSuch.thing=1"], "NoSuch"),
         (["--gin.prepare_data.no_such_option=1"], "no_such_option"),
         (["--gin.prepare_data.seed=]"], "seed is ']': it must be of the type int"),
-        (["--gin.prepare_data.seed=(1,"], "gin:"),  # the tokenizer's own error
+        (["--gin.prepare_data.seed=(1,"], "never closed in 'prepare_data.seed = (1,'"),
     ],
 )
 def test_bad_usage_is_one_line_and_exit_code_2(arguments, message, tmp_path):
@@ -104,6 +106,11 @@ def test_bad_usage_is_one_line_and_exit_code_2(arguments, message, tmp_path):
     assert len(error) == 1
     assert message in error[0]
     assert not (tmp_path / "work" / "data").exists()
+
+
+def test_stages_may_have_spaces_between_them():
+    names = "prepare_data, embed_items".split(",")
+    assert cli.choose_stages(names) == ("prepare_data", "embed_items")
 
 
 def test_a_stage_without_its_input_names_the_stage_to_run_first(tmp_path):

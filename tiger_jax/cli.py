@@ -254,11 +254,13 @@ def _take_gin_bindings(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def choose_stages(names: Sequence[str]) -> tuple[str, ...]:
     """The stages of these names, or the pipeline; InputError if one is unknown."""
-    chosen = tuple(names) or PIPELINE
+    chosen = tuple(name.strip() for name in names) or PIPELINE
     for name in chosen:
         if name not in STAGES:
-            known = ", ".join(STAGES)
-            raise _usage_error(f"there is no stage {name!r}; choose from {known}")
+            near = (
+                _did_you_mean(name, [*STAGES]) or f": choose from {', '.join(STAGES)}"
+            )
+            raise _usage_error(f"there is no stage {name!r}{near}")
     return chosen
 
 
@@ -318,8 +320,10 @@ def parse_gin(files: Sequence[str], bindings: Sequence[str]) -> None:
     gin.add_config_file_search_path(str(GIN_CONFIGS))
     for name in files:
         if not (Path(name).is_file() or (GIN_CONFIGS / name).is_file()):
+            ours = [p.relative_to(GIN_CONFIGS) for p in GIN_CONFIGS.rglob("*.gin")]
             raise _usage_error(
                 f"--gin_file={name} is neither a file nor in {GIN_CONFIGS}"
+                + _did_you_mean(name, [path.as_posix() for path in ours])
             )
     for name in CONFIG_MODULES:
         importlib.import_module(f"tiger_jax.{name}")
@@ -343,6 +347,9 @@ def parse_gin(files: Sequence[str], bindings: Sequence[str]) -> None:
         named = re.findall(r"([\w./]+\.\w+) = ", message)
         known = [f"{stage}.{name}" for stage in STAGES for name in _types_of(stage)]
         near = _did_you_mean(named[-1], [*NAMES, *known]) if named else ""
+        for binding in bindings:
+            if any(binding.count(a) > binding.count(b) for a, b in ("()", "[]", "{}")):
+                near = f": look for a bracket that is never closed in {binding!r}"
         raise _usage_error(f"gin: {message}{near}") from error
     finally:
         logging.disable(logging.NOTSET)

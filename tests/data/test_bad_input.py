@@ -256,7 +256,8 @@ def test_an_endless_field_is_named_by_its_line(tmp_path, monkeypatch):
         (
             '[{"item_id": "a"}]\n',
             "items.jsonl, line 1: a JSON list where each line must be one JSON object, "
-            'such as {"item_id": "a1", "title": "…"}',
+            'such as {"item_id": "a1", "title": "…"} (pandas: '
+            "to_json(orient='records', lines=True))",
         ),
         (
             '{"item_id": "a"}\n{"title": "b"}\n',
