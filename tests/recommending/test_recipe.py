@@ -14,6 +14,8 @@ def test_passes_become_updates_with_a_sixth_of_them_between_evaluations():
         50,
         50,
     )
+    loop = Recipe(epochs=1.0).for_examples(2560 * 31).loop  # 310 updates
+    assert -(-loop.total_steps // loop.evaluate_every) == 6
     assert Recipe(epochs=1.0, min_steps=90).for_examples(2560).loop.total_steps == 90
 
 

@@ -90,7 +90,7 @@ class Recipe:
         unit = self.loop.steps_per_dispatch
         wanted = self.epochs * num_examples / self.input[0].batch_size
         total = max(round(wanted), self.min_steps, 6 * unit)
-        period = max(total // 6 // unit, 1) * unit
+        period = -(-total // (6 * unit)) * unit  # the sixth evaluation is the last
         periods = {
             name: period
             for name in ("evaluate_every", "checkpoint_every")
