@@ -124,21 +124,39 @@ def measure_diversity(
 
 
 def measure_checkpoints(study: Study) -> Iterator[Row]:
-    """Each kept checkpoint, by the search with which training validates."""
+    """Each kept checkpoint, by the search with which training validates.
+
+    Of data whose newest interactions were left out (`SplitsConfig.left_out`) on its
+    own test split, own items masked: what the choice means there, whichever it is.
+    """
     recommender = study.workdir / "recommender"
     chosen = ModelCard.load(recommender).best_step
     said = {r["case"]["updates"]: r["metrics"] for r in measure_curve(study)}
-    study.users, _ = evaluator.sample_users(study.data.validation, None, seed=0)
+    is_free = bool(study.data.statistics.get("left_out"))
+    held_out = study.data.test if is_free else study.data.validation
+    study.users, _ = evaluator.sample_users(held_out, None, seed=0)
     names = (path.name for path in (recommender / CHECKPOINTS).iterdir())
     kept = (re.fullmatch(rf"{STEP_PREFIX}_(\d+)", name) for name in names)
     for step in sorted(int(match[1]) for match in kept if match):
-        ours = study.load(study.num_beams, step)
-        found = study.evaluate(ours, study.num_beams, f"step {step:,}")
-        seen = {f"{k}, in training": v for k, v in said.get(step, {}).items()}
-        facts = recall_facts(found, study.seed, BOTH)
-        case = {"updates": step, "chosen": "yes" if step == chosen else ""}
-        users = {"users": len(found.ranks)}
-        yield {"case": case, **users, **join({"metrics": seen}, facts)}
+        seen = said.get(step, {})
+        facts: list[Row] = [
+            {"metrics": {f"{k}, in training": v for k, v in seen.items()}}
+        ]
+        ours = study.load(study.num_beams, step, seen)
+        ways = {"": ours.by_codes_alone()}
+        if ours.dense_weights.item:
+            ways["_with_dense"] = ours
+        for suffix, way in ways.items():
+            found = study.evaluate(
+                way, study.num_beams, f"step {step:,}{suffix}", masked=is_free
+            )
+            facts.append(recall_facts(found, study.seed, BOTH, suffix))
+        yield {
+            "case": {"updates": step, "chosen": "yes" if step == chosen else ""},
+            "users": len(study.users.targets),
+            "split": "test, newest left out" if is_free else "validation",
+            **join(*facts),
+        }
 
 
 def measure_curve(study: Study) -> Iterator[Row]:

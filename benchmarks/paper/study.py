@@ -1,6 +1,6 @@
 """A trained work directory, its users, and how rows and tables of it are made."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from tiger_jax.recommending.numbered_recommender import (
     load_numbered_recommender,
 )
 from tiger_jax.recommending.searcher import SearchConfig
+from tiger_jax.recommending.trained_model import DENSE_WEIGHT, POPULARITY_WEIGHT
 from tiger_jax.reporting.tables import format_mean
 from tiger_jax.workdir import artifacts
 from tiger_jax.workdir.provenance import code_version
@@ -54,9 +55,19 @@ class Study:
         """As training validates, and one more than the largest cutoff at least."""
         return max(21, self.trained.config["validation"].get("num_beams", 0))
 
-    def load(self, num_beams: int, step: int | None = None) -> NumberedRecommender:
-        """The recommender with a search of its own, or another step's."""
-        search = SearchConfig(num_beams=num_beams)
+    def load(
+        self,
+        num_beams: int,
+        step: int | None = None,
+        weights: Mapping[str, float] | None = None,
+    ) -> NumberedRecommender:
+        """The recommender with a search of its own, or another step's, and weights."""
+        weights = weights or {}
+        search = SearchConfig(
+            num_beams=num_beams,
+            dense_weight=weights.get(DENSE_WEIGHT),
+            popularity_weight=weights.get(POPULARITY_WEIGHT),
+        )
         return load_numbered_recommender(self.workdir, self.data, search, step=step)
 
     def evaluate(

@@ -168,6 +168,25 @@ def test_unseen_items_leave_training_and_are_counted():
     assert data.statistics["unseen_items"] == len(data.unseen_items)
 
 
+def test_the_newest_interactions_can_be_left_out_of_all_splits():
+    events = [(f"u{u}", f"i{(u * 7 + t) % 11}", t) for u in range(9) for t in range(5)]
+    whole = prepare(events)
+    data = prepare_shop(
+        shop_of(events), InteractionsConfig(k_core=1), SplitsConfig(left_out=1), seed=0
+    )
+    assert data.items.equals(whole.items)
+    np.testing.assert_array_equal(data.test.targets, whole.validation.targets)
+    np.testing.assert_array_equal(data.train.items, whole.train.drop_last(1).items)
+    assert data.statistics["left_out"] == 1
+    with pytest.raises(InputError, match="k_core=6"):
+        prepare_shop(
+            shop_of(events),
+            InteractionsConfig(k_core=1),
+            SplitsConfig(left_out=3),
+            seed=0,
+        )
+
+
 def test_the_ceiling_is_the_mean_over_the_users_of_a_whole_shop():
     ceilings = {"u": {"recall@1": 0.5}, "v": {"recall@1": 0.1}, "w": {"recall@1": 0.9}}
     shop = dataclasses.replace(shop_of(EVENTS), ceiling_by_user=ceilings)

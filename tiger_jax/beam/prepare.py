@@ -143,6 +143,10 @@ def prepare(
             "InteractionsConfig.duplicates = 'drop' is not for shards: drop them where "
             "the shards are written"
         )
+    if splits.left_out:
+        raise InputError(
+            "SplitsConfig.left_out is not for shards: a recipe is chosen on a sample"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     joined = join_interactions(raw, folder / "joined", num_shards, runner)
     core = _Core(joined, raw.items.num_rows, folder / "core", runner)

@@ -1,5 +1,6 @@
 """Makes prepared data of a raw shop: the whole room in one function."""
 
+import dataclasses
 from collections import Counter
 
 import numpy as np
@@ -8,7 +9,12 @@ from tiger_jax.data import interactions as histories_of
 from tiger_jax.data.interactions import InteractionsConfig, NumberedShop
 from tiger_jax.data.prepared import PreparedData, hash_user_ids
 from tiger_jax.data.raw_shop import RawShop
-from tiger_jax.data.splits import Splits, SplitsConfig, choose_unseen_items
+from tiger_jax.data.splits import (
+    Splits,
+    SplitsConfig,
+    choose_unseen_items,
+    leave_out_newest,
+)
 from tiger_jax.data.statistics import compute_statistics
 
 
@@ -18,11 +24,12 @@ def prepare_shop(
     """Filters, numbers, orders and splits a shop; InputError if too little is left."""
     interactions = interactions.resolved(is_generated=shop.is_generated)
     numbered = histories_of.build_histories(shop, interactions, seed=seed)
-    histories = numbered.histories
+    histories = leave_out_newest(numbered.histories, splits.left_out)
     unseen = choose_unseen_items(histories, splits.unseen_share, seed=seed)
     split = Splits.leave_one_out(histories, unseen)
     items = shop.items.take(numbered.items_file_rows)
     user_ids = numbered.user_ids.to_pylist()
+    numbered = dataclasses.replace(numbered, histories=histories)
     ceiling, notes = _average_ceiling(shop, numbered, items["item_id"].to_pylist())
     statistics = {
         **compute_statistics(histories, split, num_items=items.num_rows),
@@ -30,6 +37,7 @@ def prepare_shop(
         "k_core": interactions.k_core,
         "tie_order": interactions.tie_order,
         "unseen_items": len(unseen),
+        **({"left_out": splits.left_out} if splits.left_out else {}),
         "notes": [*shop.columns, *shop.notes, *numbered.notes, *notes],
     }
     return PreparedData(
@@ -67,7 +75,7 @@ def _average_ceiling(
     if any((raw_lengths[u], raw_targets[u]) != (n, last) for u, n, last in found):
         return None, [
             "the best possible results are known for the whole shop only, in its own "
-            "order: leave k_core=None and tie_order='data' to have them"
+            "order and length: k_core=None, tie_order='data' and left_out=0 keep them"
         ]
     rows = [shop.ceiling_by_user[user] for user in user_ids]
     return {metric: float(np.mean([r[metric] for r in rows])) for metric in rows[0]}, []

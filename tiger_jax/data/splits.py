@@ -1,13 +1,15 @@
 """What to train on and what to keep back: leave-one-out, and unseen items."""
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Int32
 
 from tiger_jax.config import config
-from tiger_jax.errors import InputError
+from tiger_jax.errors import InputError, flag
 from tiger_jax.histories import HeldOut, Histories
+from tiger_jax.workdir.json_files import ADDED_LATER
 
 
 @config("splits")
@@ -17,6 +19,11 @@ class SplitsConfig:
     unseen_share: float = 0.0
     """Share of the test items to remove from all training and validation data, for
     the cold-start experiment (paper, section 4.3: 0.05)."""
+
+    left_out: int = dataclasses.field(default=0, metadata=ADDED_LATER)
+    """Each user's newest interactions to leave out altogether. With 1, validation and
+    test are one interaction earlier: a recipe can be chosen on such a test split, and
+    the real one is not read for it."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,19 @@ class Splits:
         train = without_items(train, unseen_items)
         seen = np.flatnonzero(~np.isin(targets, unseen_items))
         return cls(train, HeldOut(users, train, targets).select(seen), test)
+
+
+def leave_out_newest(histories: Histories, count: int) -> Histories:
+    """Histories without their newest interactions; InputError if too few are left."""
+    if count < 0:
+        raise InputError(f"SplitsConfig.left_out is {count}: it must not be negative")
+    if count and histories.lengths.min(initial=count + 3) < count + 3:
+        raise InputError(
+            f"SplitsConfig.left_out is {count}, which leaves some users fewer than the "
+            "3 interactions that a split needs: also set "
+            + flag("interactions.InteractionsConfig.k_core", count + 3)
+        )
+    return histories.drop_last(count) if count else histories
 
 
 def choose_unseen_items(
