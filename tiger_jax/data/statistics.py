@@ -50,7 +50,12 @@ def describe_statistics(statistics: dict[str, Any]) -> str:
         f"{s['interactions']:,} interactions",
         f"  found            {s['raw_users']:,} users, {s['raw_items']:,} items, "
         f"{s['raw_interactions']:,} interactions; "
-        + (f"{s['k_core']}-core kept" if s["k_core"] else "not filtered"),
+        + (f"{s['k_core']}-core kept" if s["k_core"] else "not filtered")
+        + (
+            f"; the newest {n} of each user left out"
+            if (n := s.get("left_out"))
+            else ""
+        ),
         f"  history length   mean {s['mean_history']:.3f}, median "
         f"{s['median_history']:g}, longest {s['max_history']:,}",
         f"  training pairs   {s['training_pairs']:,} (prefix, next item)",
