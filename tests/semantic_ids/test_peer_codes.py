@@ -18,6 +18,14 @@ def test_codes_come_in_item_number_order(tmp_path):
     assert peer.codes.tolist() == [[1, 2], [-1, -1], [3, 4]]
     assert peer.missing.tolist() == [1]
     assert (peer.num_unknown, peer.first_unknown) == (1, "x")
+    path.write_text("\ufeff" + path.read_text(), encoding="utf-8")
+    assert load_peer_codes(path, ("a", "c", "b")).codes.tolist() == peer.codes.tolist()
+
+
+def test_ids_without_their_zeros_are_not_taken_for_rows(tmp_path):
+    path = write(tmp_path / "p.json", {"1": [3, 4], "2": [1, 2]})
+    with pytest.raises(InputError, match="'1'.* look like '001': one lost its leading"):
+        load_peer_codes(path, ("001", "002"))
 
 
 @pytest.mark.parametrize(

@@ -129,18 +129,22 @@ def load_peer_codes(path: Path, item_ids: Sequence[str]) -> PeerCodes:
         else:
             unknown.append(item_id)
     if len(unknown) == len(entries):
-        are_rows = {*entries} <= {*map(str, range(len(entries) + 1))}
+        known, named = ({i.lstrip("0") for i in ids} for ids in (item_ids, entries))
+        why = ""
+        if known & named:
+            why = ": one lost its leading zeros; write the ids the same way in both"
+        elif {*entries} <= {*map(str, range(len(entries) + 1))}:
+            why = ": these are numbers of rows; write the ids"
         raise InputError(
             f"{path}: none of its {len(entries):,} item ids (such as {unknown[0]!r}) "
-            f"is in the catalogue, whose ids look like {item_ids[0]!r}"
-            + (": these are numbers of rows; write the ids" if are_rows else "")
+            f"is in the catalogue, whose ids look like {item_ids[0]!r}{why}"
         )
     return PeerCodes(codes, len(unknown), unknown[0] if unknown else None)
 
 
 def _read_entries(path: Path) -> dict[str, list[int]]:
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             entries = json.load(file, object_pairs_hook=_refuse_twice)
     except OSError as error:
         raise InputError(f"{path} can't be read: {error.strerror}") from error
