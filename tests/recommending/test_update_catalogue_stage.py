@@ -71,6 +71,7 @@ def test_a_file_is_checked_as_a_shops_own(workdir, capsys):
         ({"add": "missing.csv"}, "missing.csv is not a file"),
         ({"add": "new.csv"}, "brings no embedding"),
         ({"remove": [1.5]}, "list of ids in quotes"),
+        ({"remove": "item-1"}, r"id is written as --.*remove=.*\['item-1'\]"),
         ({"remove": [7]}, "no item '7'"),
         ({"remove": ["gone"]}, "no item 'gone'"),
         ({"roll_back": 4}, "version 4 is not kept; there are 0"),

@@ -6,13 +6,14 @@ from typing import Any
 import gin
 
 from tiger_jax.data.readers.files import FilesConfig
-from tiger_jax.errors import InputError
+from tiger_jax.errors import InputError, flag
 from tiger_jax.progress import say
 from tiger_jax.recommending import new_items, updates
 from tiger_jax.recommending.bundle import BUNDLE
 from tiger_jax.recommending.hub import bundle_at
 from tiger_jax.recommending.versions import KEEP, CatalogueVersions
 from tiger_jax.stages.context import RunContext
+from tiger_jax.workdir.reading import path_of
 
 _SHOWN = 5
 _UNKNOWN = (None, "", [])
@@ -101,6 +102,11 @@ def _tell(report: updates.UpdateReport, versions: CatalogueVersions) -> None:
 
 def _read_ids(remove: str | Sequence[Any], files: FilesConfig) -> Sequence[str]:
     if isinstance(remove, str):
+        if not path_of(remove).exists():
+            raise InputError(
+                f"update_catalogue.remove: {remove} is not a file; an item's id is "
+                f"written as {flag('update_catalogue.remove', [remove])}"
+            )
         return new_items.read_items(remove, files)[0]["item_id"].to_pylist()
     if any(type(item_id) not in (int, str) for item_id in remove):
         raise InputError(
