@@ -278,6 +278,18 @@ def test_days_and_months_are_not_guessed(tmp_path):
         times_of(tmp_path, "01/02/2014", "5", time_format="%d/%m/%Y")
 
 
+def test_times_that_tell_no_order_are_warned_of(tmp_path):
+    times_of(tmp_path, "2024-01-01", "2024-01-01")
+    assert "all times are the same: each user's" in read(tmp_path).notes[-1]
+
+
+@pytest.mark.parametrize("nobody", ["NULL", "\\N", "NaN", "None"])
+def test_what_stands_for_nothing_is_no_identifier(tmp_path, nobody):
+    """Else all rows without a user are one user's."""
+    write_csv_shop(tmp_path, ITEMS_CSV, EVENTS + f"{nobody},a,2\n")
+    assert "line 3: no 'user_id' is given: fill it in" in error_of(tmp_path)
+
+
 @pytest.mark.parametrize("odd", ["1700000001000", "0", "-1"])
 def test_times_in_other_units_are_warned_of(tmp_path, odd):
     times_of(tmp_path, "1700000000", odd, "1700000002")

@@ -58,6 +58,7 @@ def test_usual_synonyms_are_taken_and_said(tmp_path):
         ("household_key", "PRODUCT_ID", "transaction_date"),
         ("user_id", "business_id", "date"),
         ("user_id", "book_id", "date_added"),
+        ("user_pseudo_id", "anime_id", "event_timestamp"),
     ],
 )
 def test_events_columns_of_known_data_sets(tmp_path, user, item, time):

@@ -185,6 +185,11 @@ def _tell_other_units(interactions: SourceTable, times: np.ndarray) -> list[str]
     Seconds since 1970, and a thousandth each, keep to 11, 14, 17 and 20 digits.
     """
     times = times[np.isfinite(times)]
+    if len(times) > 1 and times.min() == times.max():
+        return [
+            f"WARNING: {interactions.path.name}: all times are the same: each user's "
+            "interactions are taken in the order of the file"
+        ]
     unit = np.searchsorted(10.0 ** np.array([8, 11, 14, 17]), times)
     counts = np.bincount(unit, minlength=5)
     usual = int(counts.argmax())

@@ -20,25 +20,28 @@ _SYNONYMS = {
     "news_id, recipe_id, business_id, venue_id, product",
     "user_id": "user, user_no, user_name, customer_unique_id, customer_id, "
     "customer_no, customer, client_id, client, buyer_id, visitor_id, member_id, "
-    "reviewer_id, account_id, person_id, household_id, household_key, session_id, uid",
+    "reviewer_id, account_id, person_id, household_id, household_key, "
+    "user_pseudo_id, session_id, uid",
     "timestamp": "time, datetime, date, event_time, event_timestamp, event_date, "
     "unix_review_time, unix_time, review_time, review_date, created_at, order_time, "
     "order_date, ordered_at, order_timestamp, order_purchase_timestamp, "
     "purchase_time, purchase_date, purchased_at, transaction_date, invoice_date, "
     "click_time, view_time, rated_at, date_added, added_at, played_at, time_ms, "
     "timestamp_ms, t_dat, ts",
-    "title": "name, display_name, headline, product, description",
+    "title": "name, display_name, headline, caption, product, description",
     "brand": "vendor, manufacturer, brand_name, maker, store, supplier, publisher, "
     "author, artist",
-    "price": "unit_price, sale_price, list_price, retail_price, current_price, "
-    "price_usd, price_eur",
+    "price": "unit_price, sale_price, list_price, retail_price, regular_price, "
+    "current_price, final_price, price_usd, price_eur",
     "categories": "category, category_name, category_path, category_code, genres, "
     "genre, product_type, product_type_name, main_category, department, "
     "department_name",
     "rating": "stars, overall, score, rate",
 }
 # "book_author" is an author, where no column is called so.
-_THING = re.compile("^(product|prod|item|article|book|movie|film|game|app|song|track)")
+_THING = re.compile(
+    "^(product|prod|item|article|book|movie|film|game|app|song|track|variant)"
+)
 _OPTIONAL = ("title", "brand", "price", "categories", "timestamp")
 # 1973 in seconds; no count and no price is larger.
 _LEAST_TIME = 1e8
@@ -108,7 +111,11 @@ def find_columns(
             if form[c] == name
         ]
         if part == "item_id":
-            matching.sort(key=lambda c: free[c] not in map(_plain, shared))
+            both = {_plain(column) for column in shared}
+            matching.sort(key=lambda c: free[c] not in both)
+            others = [c for c in free if free[c] in both and free[c].endswith("id")]
+            if not matching and len(others) == 1:  # anime_id
+                matching = others
         if matching:
             found[part] = matching[0]
             del free[matching[0]]
