@@ -111,6 +111,14 @@ def assemble_shop(
         "user_id": columns.read_ids(interactions, names.user_id),
         "item_id": columns.read_ids(interactions, names.event_item_id),
     }
+    is_nobody = pc.is_in(events["user_id"], value_set=pa.array(columns.MISSING))
+    if (row := columns.first_true(is_nobody)) is not None:
+        count, user = pc.sum(is_nobody).as_py(), events["user_id"][row].as_py()
+        notes.append(
+            f"WARNING: {interactions.where(row)}: the user is {user!r}, as of "
+            f"{count:,} of {len(is_nobody):,} interactions: delete such rows if nobody "
+            "is called so"
+        )
     if names.timestamp is not None:
         events["timestamp"] = columns.read_times(
             interactions,

@@ -47,8 +47,8 @@ _ENTITY = r"&(#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[a-zA-Z]\w{1,30});"
 def read_ids(source: SourceTable, column: str) -> pa.ChunkedArray:
     """Reads identifiers as text; each row must have one.
 
-    Texts stay as they are (" a" is not "a"), but for those that stand for none; whole
-    numbers become their digits, also those that are stored as 123.0.
+    Texts stay as they are (" a" is not "a"), whole numbers become their digits, also
+    those that are stored as 123.0.
 
     Raises:
         InputError: An identifier is missing, or the column holds fractions or lists.
@@ -67,7 +67,7 @@ def read_ids(source: SourceTable, column: str) -> pa.ChunkedArray:
             "identifiers as text or whole numbers"
         )
     ids = values.cast(pa.string())
-    is_missing = pc.is_in(pc.fill_null(ids, ""), value_set=_MISSING)
+    is_missing = pc.equal(pc.fill_null(ids, ""), "")
     if (row := first_true(is_missing)) is not None:
         raise InputError(
             f"{source.where(row)}: no {column!r} is given: fill it in, or delete that "
