@@ -354,7 +354,9 @@ class Analysis(NamedTuple):
 _WITH_DENSE = tuple(f"{name}_with_dense" for name in BOTH)
 ANALYSES = {
     "checkpoints": Analysis(
-        measure_checkpoints, 1, ("loss, in training", "recall@10, in training", *BOTH)
+        measure_checkpoints,
+        1,
+        ("loss, in training", "recall@10, in training", *BOTH, *_WITH_DENSE),
     ),
     "code_quality": Analysis(measure_code_quality),
     "cold_start": Analysis(cold_start.measure, 2000, cold_start.SHOWN),
