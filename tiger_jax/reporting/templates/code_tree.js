@@ -308,9 +308,9 @@ const codeTree = (() => {
           button.addEventListener("click", () => go(level + 1, child));
           return element("li", "", undefined, [button]);
         }));
-        parts.push(element("h4", "", `${children.length} prefixes below${children.length > CHILDREN_SHOWN ? `, the ${CHILDREN_SHOWN} largest` : ""}`), list);
+        parts.push(element("h4", "", `${children.length} prefixes below, the largest first`), list);
       }
-      parts.push(element("h4", "", end - begin > ITEMS_SHOWN ? `Its ${ITEMS_SHOWN} best known items` : "Its items"));
+      parts.push(element("h4", "", "Its items, the best known first"));
       parts.push(element("ol", "tree-items", undefined, bestKnown(begin, end).map((i) => {
         const text = [element("span", "", tree.titles[i]), element("small", "", ` ${tree.category[i] === NONE ? "" : tree.categories[tree.category[i]]}`)];
         if (!onItem) return element("li", "", undefined, text);

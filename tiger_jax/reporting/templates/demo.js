@@ -387,7 +387,8 @@ function drawBeams(found) {
 function showContributions(found) {
   if (!found.contributions.length) { $("contributions").replaceChildren(); return; }
   const titles = new Map(state.history.map((item) => [item.item_id, item.title]));
-  const factor = (x) => x >= 0 ? `×${Math.exp(x).toPrecision(2)}` : `÷${Math.exp(-x).toPrecision(2)}`;
+  const short = (x) => x < 10 ? x.toPrecision(2) : Number(x.toPrecision(2)).toLocaleString("en");
+  const factor = (x) => `${x >= 0 ? "×" : "÷"}${short(Math.exp(Math.abs(x)))}`;
   const head = make("tr", {}, make("th", { text: "How many times likelier with this item in the history than without" }), ...found.history.map((id) => make("th", { text: titles.get(id) || id })));
   const rows = found.answer.items.slice(0, 10).map((item, i) => make("tr", {}, make("td", { text: item.title }), ...found.contributions[i].map((x) => {
     const cell = make("td", { text: factor(x) });
