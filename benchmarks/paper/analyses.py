@@ -77,9 +77,9 @@ MANY_USERS = 1_000_000_000
 
 
 def measure_invalid_ids(study: Study, beams: Sequence[int] = BEAMS) -> Iterator[Row]:
-    """With and without the catalogue's constraint, for each number of beams."""
+    """By codes, with and without the catalogue's constraint, for numbers of beams."""
     for num_beams in beams:
-        ours, what = study.load(num_beams), f"{num_beams} beams"
+        ours, what = study.load(num_beams).by_codes_alone(), f"{num_beams} beams"
         free = study.evaluate(ours.recommend_unconstrained, num_beams, what)
         share = free.num_invalid / max(1, free.num_listed)
         study.evaluate(ours, num_beams, "once, to compile")
@@ -99,9 +99,9 @@ def measure_invalid_ids(study: Study, beams: Sequence[int] = BEAMS) -> Iterator[
 def measure_diversity(
     study: Study, temperatures: Sequence[float] = TEMPERATURES
 ) -> Iterator[Row]:
-    """Lists at each temperature."""
+    """Lists at each temperature, by codes, which are what is sampled."""
     longest = max(CUTOFFS) + 1
-    ours = study.load(longest)
+    ours = study.load(longest).by_codes_alone()
     categories = study.data.category_of_items()
     for temperature in temperatures:
         recommend: Any = ours
