@@ -6,8 +6,13 @@ import json
 import browser
 import pytest
 from served import run_in_thread
+from trained_workdir import TINY_TWO_LEVEL, make_trained_workdir
 
+from tiger_jax.recommending.bundle import Bundle
+from tiger_jax.recommending.parts import Parts
+from tiger_jax.recommending.programs import Shapes
 from tiger_jax.recommending.recommender import Recommender
+from tiger_jax.recommending.searcher import DenseWeights, SearchConfig
 from tiger_jax.recommending.versions import CatalogueVersions
 from tiger_jax.reporting.page import build_demo_page
 
@@ -45,6 +50,36 @@ def test_a_search_is_explained(served):
     refused = served.ask("POST", "/explain", {**asked, "temperature": 1.0})
     assert refused.status == 422
     assert "no beams to show" in refused.json["error"]["message"]
+
+
+@pytest.mark.slow
+@needs_browser
+def test_scores_with_a_dense_head_are_shown_as_one_probability(tmp_path):
+    workdir = make_trained_workdir(
+        tmp_path / "work",
+        model=TINY_TWO_LEVEL,
+        num_user_tokens=0,
+        dense_weights=DenseWeights(3.0),
+        with_quantizer=True,
+    )
+    parts = Parts.of_workdir(workdir)
+    shapes = Shapes.for_parts(parts, SearchConfig(num_beams=20), (1,), 8)
+    bundle = Bundle(workdir / "bundle", parts, shapes, "the bundle's hash")
+    live = Recommender.of_parts(parts, shapes), CatalogueVersions(bundle)
+    with (
+        run_in_thread(live, page=build_demo_page()) as running,
+        browser.open_browser() as window,
+    ):
+        assert running.ask("GET", "/catalogue").json["dense_weight"] == 3
+        window.open(running.url)
+        window.wait_for("document.querySelectorAll('#results li').length > 1")
+        window.click("#results button")
+        window.wait_for("document.querySelectorAll('#recommended li').length === 10")
+        history = window.run("return state.history.map((item) => item.item_id)")
+        found = running.ask("POST", "/recommend", {"history": history}).json["items"]
+        shown = texts(window, "#recommended .score")
+        said = [window.run(f"return chance({item['score'] / 4})") for item in found]
+        assert shown == said
 
 
 def test_the_first_load_is_small():

@@ -208,8 +208,9 @@ class RecommendedItem(ShownItem):
     """One place of a list.
 
     Attributes:
-        score: Log-probability of the item's Semantic ID given the history; of the
-            most popular items, their number of interactions.
+        score: Log-probability of the item's Semantic ID given the history; with a
+            dense head, what `searcher.DenseWeights` makes of it and log p(item); of
+            the most popular items, their number of interactions.
     """
 
     score: float

@@ -164,6 +164,7 @@ def _item_routes(service: Service) -> APIRouter:
                 "most_k": recommender.shapes.num_beams,
                 "most_history": recommender.max_items,
                 "most_requests": service.limits.requests,
+                "dense_weight": recommender.dense_weights.item,
                 "fields": fields,
             }
         )

@@ -185,6 +185,9 @@ class CatalogueAnswer(BaseModel):
     most_k: int = Field(description="Longest list, unless exact.")
     most_history: int = Field(description="Latest items that the model reads.")
     most_requests: int = Field(description="Histories in one batch.")
+    dense_weight: float = Field(
+        description="Of log p(item) in scores, beside log p(Semantic ID); 0 for none."
+    )
     fields: dict[str, FieldValues]
 
 

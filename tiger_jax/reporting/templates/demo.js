@@ -243,6 +243,10 @@ function chance(logProb) {
   return `1 in ${Number((1 / p).toPrecision(2)).toLocaleString("en")}`;
 }
 
+// What turns a list's scores into logarithms of probabilities: with a dense head they are
+// log p(Semantic ID) + w log p(item), and their weighted mean is what is shown.
+const scoreScale = () => 1 / (1 + (state.catalogue ? state.catalogue.dense_weight : 0));
+
 function show(answer) {
   state.recommended = answer.items.map((item) => item.item_id);
   lightTree();
@@ -257,16 +261,19 @@ function show(answer) {
     return;
   }
   const isCount = answer.by === "popularity";
-  const best = Math.max(...answer.items.map((item) => item.score));
+  const best = Math.max(...answer.items.map((item) => item.score)), isDrawn = temperature() > 0;
+  const scale = isDrawn ? 1 : scoreScale();  // draws are by codes alone
+  const meaning = scale < 1 ? "The probabilities of the Semantic ID and of the item, as one: their weighted geometric mean"
+    : `Probability of the Semantic ID${isDrawn ? " at this temperature" : ""}`;
   $("recommended").replaceChildren(...answer.items.map((item, place) => {
     const what = make("span", { className: "what" }, make("b", { text: item.title }));
     if (item.is_new) what.append(make("span", { text: "new", className: "new" }));
     what.append(make("small", { text: item.category }));
     const fill = make("i");
-    const share = isCount ? item.score / Math.max(best, 1) : Math.exp(item.score - best);
+    const share = isCount ? item.score / Math.max(best, 1) : Math.exp(scale * (item.score - best));
     fill.style.setProperty("--w", `${Math.max(2, 100 * share).toFixed(1)}%`);
-    const score = make("span", { className: "score", text: isCount ? `${item.score}×` : chance(item.score),
-      title: isCount ? "Interactions in the training data" : `Probability of the Semantic ID${temperature() > 0 ? " at this temperature" : ""}, its logarithm ${item.score.toFixed(2)}; the bar compares it with the best` },
+    const score = make("span", { className: "score", text: isCount ? `${item.score}×` : chance(scale * item.score),
+      title: isCount ? "Interactions in the training data" : `${meaning}; score ${item.score.toFixed(2)}; the bar compares it with the best` },
       make("span", { className: "bar" }, fill));
     return make("li", {}, make("span", { text: String(place + 1), className: "place" }), what, score,
       make("button", { text: "+", className: "add", label: `Add to the history: ${item.title}`, title: "Add to the history", onclick: () => add(item) }),
@@ -320,7 +327,7 @@ async function explainOnce() {
     const found = await call("/explain", asked);
     if (turn !== state.asked) return;
     $("explained-note").textContent = found.levels.length
-      ? `${isOther ? "Of the search by beams, without temperature, ε and exact scoring. " : ""}Each level keeps the likeliest prefixes; the faint ones lead to no item of the list. Percentages are probabilities of the prefix.`
+      ? `${isOther ? "Of the search by beams, without temperature, ε and exact scoring. " : ""}Each level keeps the likeliest prefixes; the faint ones lead to no item of the list. Percentages are probabilities of the prefix${scoreScale() < 1 ? "; an item's, of its Semantic ID and of the item itself, as one" : ""}.`
       : "Nothing was searched: these are the most popular items.";
     drawBeams(found);
     showContributions(found);
@@ -349,7 +356,7 @@ function drawBeams(found) {
     const on = beams.filter((beam) => leads(beam.prefix)), off = beams.filter((beam) => !leads(beam.prefix)).slice(0, FAINT);
     return [...on, ...off].map((beam) => ({ key: beam.prefix.join(), above: beam.prefix.slice(0, -1).join(), isOn: on.includes(beam), text: `${beam.prefix.at(-1)}`, p: beam.log_prob }));
   });
-  levels.push(items.map((item) => ({ key: item.semantic_id.join(), above: item.semantic_id.slice(0, -1).join(), isOn: true, text: item.title, p: item.score })));
+  levels.push(items.map((item) => ({ key: item.semantic_id.join(), above: item.semantic_id.slice(0, -1).join(), isOn: true, text: item.title, p: scoreScale() * item.score })));
   const places = [new Map([["", 0]])];
   for (const level of levels) {
     level.sort((a, b) => (places.at(-1).get(a.above) ?? 1e9) - (places.at(-1).get(b.above) ?? 1e9) || b.p - a.p);
@@ -388,11 +395,11 @@ function showContributions(found) {
   if (!found.contributions.length) { $("contributions").replaceChildren(); return; }
   const titles = new Map(state.history.map((item) => [item.item_id, item.title]));
   const short = (x) => x < 10 ? x.toPrecision(2) : Number(x.toPrecision(2)).toLocaleString("en");
-  const factor = (x) => `${x >= 0 ? "×" : "÷"}${short(Math.exp(Math.abs(x)))}`;
+  const factor = (x) => `${x >= 0 ? "×" : "÷"}${short(Math.exp(scoreScale() * Math.abs(x)))}`;
   const head = make("tr", {}, make("th", { text: "How many times likelier with this item in the history than without" }), ...found.history.map((id) => make("th", { text: titles.get(id) || id })));
   const rows = found.answer.items.slice(0, 10).map((item, i) => make("tr", {}, make("td", { text: item.title }), ...found.contributions[i].map((x) => {
     const cell = make("td", { text: factor(x) });
-    const strength = Math.min(45, 18 * Math.abs(x)).toFixed(0);
+    const strength = Math.min(45, 18 * scoreScale() * Math.abs(x)).toFixed(0);
     cell.style.background = `color-mix(in srgb, ${x >= 0 ? "var(--accent)" : "hsl(210 70% 50%)"} ${strength}%, transparent)`;
     return cell;
   })));
