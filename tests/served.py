@@ -52,12 +52,19 @@ class DrawnPrograms:
         return Found(items, scores)
 
 
-def make_recommender(folder: Path) -> tuple[Recommender, CatalogueVersions]:
-    """A recommender, and the bundle's versions as if it had been exported."""
-    workdir = make_trained_workdir(folder, with_quantizer=True)
+def make_recommender(
+    folder: Path, *, is_drawn: bool = True, **made
+) -> tuple[Recommender, CatalogueVersions]:
+    """A recommender, and the bundle's versions as if it had been exported.
+
+    Its items are drawn, or else found by the model; see `make_trained_workdir`.
+    """
+    workdir = make_trained_workdir(folder, with_quantizer=True, **made)
     parts = Parts.of_workdir(workdir, room=1.5)
     shapes = Shapes.for_parts(parts, SearchConfig(num_beams=20), (1, 4), 8)
-    programs = DrawnPrograms(parts.table.num_items, shapes.num_beams)
+    programs = None
+    if is_drawn:
+        programs = DrawnPrograms(parts.table.num_items, shapes.num_beams)
     bundle = Bundle(workdir / "bundle", parts, shapes, "the bundle's hash")
     recommender = Recommender.of_parts(parts, shapes, programs=programs)
     return recommender, CatalogueVersions(bundle)

@@ -5,14 +5,11 @@ import json
 
 import browser
 import pytest
-from served import run_in_thread
-from trained_workdir import TINY_TWO_LEVEL, make_trained_workdir
+from served import make_recommender, run_in_thread
+from trained_workdir import TINY_TWO_LEVEL
 
-from tiger_jax.recommending.bundle import Bundle
-from tiger_jax.recommending.parts import Parts
-from tiger_jax.recommending.programs import Shapes
 from tiger_jax.recommending.recommender import Recommender
-from tiger_jax.recommending.searcher import DenseWeights, SearchConfig
+from tiger_jax.recommending.searcher import DenseWeights
 from tiger_jax.recommending.versions import CatalogueVersions
 from tiger_jax.reporting.page import build_demo_page
 
@@ -55,17 +52,13 @@ def test_a_search_is_explained(served):
 @pytest.mark.slow
 @needs_browser
 def test_scores_with_a_dense_head_are_shown_as_one_probability(tmp_path):
-    workdir = make_trained_workdir(
+    live = make_recommender(
         tmp_path / "work",
+        is_drawn=False,
         model=TINY_TWO_LEVEL,
         num_user_tokens=0,
         dense_weights=DenseWeights(3.0),
-        with_quantizer=True,
     )
-    parts = Parts.of_workdir(workdir)
-    shapes = Shapes.for_parts(parts, SearchConfig(num_beams=20), (1,), 8)
-    bundle = Bundle(workdir / "bundle", parts, shapes, "the bundle's hash")
-    live = Recommender.of_parts(parts, shapes), CatalogueVersions(bundle)
     with (
         run_in_thread(live, page=build_demo_page()) as running,
         browser.open_browser() as window,

@@ -90,8 +90,8 @@ def examine_texts(items: pa.Table, config: ItemTextConfig) -> list[str]:
         problem = "the items' texts hold nothing but a price"
     elif len(set(telling)) == 1 and len(telling) > 1:
         problem = "all items have the same text"
-    elif not any(map(str.isalpha, "".join(some["title"].to_pylist()))) and any(
-        some["title"].to_pylist()
+    elif (titles := "".join(some["title"].to_pylist())) and not any(
+        map(str.isalpha, titles)
     ):
         problem = "the items' titles hold no letters"
     elif (empty := telling.count("")) > len(telling) / 2:

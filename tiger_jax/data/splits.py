@@ -69,7 +69,7 @@ def leave_out_newest(histories: Histories, count: int) -> Histories:
     """Histories without their newest interactions; InputError if too few are left."""
     if count < 0:
         raise InputError(f"SplitsConfig.left_out is {count}: it must not be negative")
-    if count and histories.lengths.min(initial=count + 3) < count + 3:
+    if count and (histories.lengths < count + 3).any():
         raise InputError(
             f"SplitsConfig.left_out is {count}, which leaves some users fewer than the "
             "3 interactions that a split needs: also set "

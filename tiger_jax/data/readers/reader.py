@@ -98,11 +98,11 @@ def recognise(folder: Path, readers: Sequence[Reader]) -> tuple[Reader, list[Pat
         if place in halves or not halves
     ]
     suffixes = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".item", ".inter")
-    empty = [p.name for p in folder.iterdir() if p.is_dir() and p.suffix in suffixes]
-    for name in sorted(empty):
-        if not parquet_parts(folder / name):
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and path.suffix in suffixes and not parquet_parts(path):
             what += (
-                f" ({name} is a folder without .parquet files: write it as one file)"
+                f" ({path.name} is a folder without .parquet files: write it as one "
+                "file)"
             )
     if inner := _folder_inside(folder, readers):
         raise InputError(
