@@ -350,6 +350,15 @@ def test_bad_parquet_files_give_one_telling_line(tmp_path):
     assert error_of(tmp_path).startswith("items.parquet is no Parquet file: ")
     pa.parquet.write_table(pa.table({"item_id": [1.5]}), tmp_path / "items.parquet")
     assert "holds numbers with fractions" in error_of(tmp_path)
+    latin_1 = pa.array([b"a", b"caf\xe9"]).view(pa.string())
+    for damaged in latin_1, pa.ListArray.from_arrays([0, 1, 2], latin_1):
+        table = pa.table({"item_id": ["a", "b"], "brand": damaged})
+        pa.parquet.write_table(table, tmp_path / "items.parquet")
+        message = error_of(tmp_path)
+        assert message.startswith("items.parquet, column 'brand': ")
+        assert message.endswith(
+            "Invalid UTF8 sequence at string index 1: write the file again"
+        )
     ids = pa.table({"item_id": pa.array(["a", None])})
     pa.parquet.write_table(ids, tmp_path / "items.parquet")
     assert error_of(tmp_path).startswith("items.parquet, row 2: no 'item_id' is given")

@@ -89,6 +89,9 @@ def _read_part(
         table = pa.parquet.read_table(path, columns=wanted, read_dictionary=texts)
         for name in wanted:
             _refuse_bomb(path, _decoded_bytes(table[name]))
+            _refuse_damaged(path, name, table[name])
+    except InputError:
+        raise
     except (pa.ArrowException, ValueError) as error:
         raise InputError(f"{path} is no Parquet file: {one_line(error)}") from error
     if len(set(names)) < len(names):
@@ -129,6 +132,15 @@ def _refuse_bomb(path: Path, num_bytes: int) -> None:
             f"{path} has {size:,} bytes and would take {num_bytes:,} in memory: "
             "write it again without repeating long texts, or as CSV"
         )
+
+
+def _refuse_damaged(path: Path, name: str, column: pa.ChunkedArray) -> None:
+    try:
+        column.validate(full=True)  # finds text that isn't UTF-8
+    except pa.ArrowInvalid as error:
+        raise InputError(
+            f"{path}, column {name!r}: {one_line(error)}: write the file again"
+        ) from error
 
 
 def _plain_column(column: pa.ChunkedArray) -> pa.ChunkedArray | pa.Array:
