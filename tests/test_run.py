@@ -11,9 +11,10 @@ import gin
 import pytest
 
 from tiger_jax import cli
-from tiger_jax.errors import InputError, flag
+from tiger_jax.errors import InputError, LockedError, flag
 from tiger_jax.stage_table import PIPELINE
 from tiger_jax.workdir import artifacts, remote
+from tiger_jax.workdir.lock import hold_workdir
 from tiger_jax.workdir.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -288,6 +289,26 @@ def test_several_processes_refuse_a_store(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("jax.distributed.is_initialized", lambda: True)
     assert _run_here("--stage=prepare_data", "--workdir=memory://bucket/run") == 2
     assert "for a run of one process" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("is_worker", [False, True])
+def test_a_server_holds_no_work_directory(tmp_path, monkeypatch, is_worker):
+    """Nor what ran before it, which its workers don't run again."""
+    found = []
+    for stage in ("export", "serve"):
+
+        def look(context, stage=stage):
+            try:
+                with hold_workdir(context.workdir):
+                    found.append((stage, "free"))
+            except LockedError:
+                found.append((stage, "held"))
+
+        monkeypatch.setattr(f"tiger_jax.stages.{stage}.{stage}", look)
+    if is_worker:
+        monkeypatch.setenv("TIGER_SERVE_LISTENER", "3")
+    assert _run_here("--stage=export,serve", f"--workdir={tmp_path}") == 0
+    assert found == [("export", "held")] * (not is_worker) + [("serve", "free")]
 
 
 def test_a_missing_package_is_one_line(monkeypatch, capsys):

@@ -153,41 +153,50 @@ def run_stages(
             )
     if set(stages) <= {*stage_table.names("pipeline", "comparison")}:
         partitioning.use_cpu_cores()
-    is_server = tuple(stages) == ("serve",)
-    if remote := context.remote:
-        if jax.distributed.is_initialized():
-            raise InputError(
-                f"--workdir={remote.store.url} is for a run of one process: several "
-                "save their checkpoints together, on a file system that they share"
-            )
-        remote = remote.reader() if is_server else remote
-        context = dataclasses.replace(context, workdir=remote.local, remote=remote)
+    remote = context.remote
+    if remote and jax.distributed.is_initialized():
+        raise InputError(
+            f"--workdir={remote.store.url} is for a run of one process: several "
+            "save their checkpoints together, on a file system that they share"
+        )
+    # A server reads its bundle once, and versions of the catalogue have a lock of
+    # their own: stages can run beside it.
+    is_server = stages[-1] == "serve" and not seeds
+    alone = stages[:-1] if is_server else stages
+    if is_server and alone:
+        from tiger_jax.serving.workers import LISTENER_VARIABLE
+
+        if LISTENER_VARIABLE in os.environ:
+            alone = ()  # the process that started this worker has run them
     default = DEMO_GIN if context.data_dir is None else OWN_DATA_GIN
     files = [str(here(name, Path)) for name in gin_files] or [default]
     bindings = [*gin_bindings, *os.environ.get("TIGER_GIN", "").splitlines()]
     parse_gin(files, bindings)
     named = _bound_by_user(files, bindings)
 
-    # A server reads its bundle once, and versions of the catalogue have a lock of
-    # their own: stages can run beside it.
     with contextlib.ExitStack() as held:
-        if not is_server and is_first:
+        if alone and is_first:
             held.enter_context(hold_workdir(context.workdir))
             recover_all(context.workdir)
             if remote:
                 held.enter_context(remote.hold())
         if not seeds:
-            _run_bound(stages, context, named)
+            _run_bound(alone, context, named)
         for part, own, seed in plan(stages, context, seeds) if seeds else ():
             is_shared = own is context
             with nullcontext() if is_shared else hold_workdir(own.workdir):
                 parse_gin(files, [*bindings, *seed])
                 _run_bound(part, own, named)
         summarize(context.workdir, seeds)
-        if remote:
+        if remote and alone:
             remote.send_summary()
-    if "report" in stages and len(stages) > 1 and not seeds:
+    if "report" in alone and len(stages) > 1 and not seeds:
         say(f"done: open {context.workdir / 'report' / 'index.html'}")
+    if is_server:
+        if remote:
+            remote = remote.reader()
+            context = dataclasses.replace(context, workdir=remote.local, remote=remote)
+        _run_bound(("serve",), context, named)
 
 
 def _run_bound(stages: Sequence[str], context: RunContext, named: set[str]) -> None:

@@ -1,7 +1,7 @@
 """Loads a server from a second process, and tries to break it: a JSON row per phase.
 
     python -m benchmarks.serving --bundle=runs/demo/bundle --minutes=3 \
-        --rows=rows.jsonl --table=benchmarks/README.md
+        --rows=docs/serving.jsonl --table=benchmarks/README.md
 
 *   load: clients that ask as fast as they are answered; every answer is compared
     with Python's (`clients.Question.judge`).

@@ -13,6 +13,7 @@ OUTSIDE = {
     "ARCHITECTURE.md": "architecture.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
+    "SECURITY.md": "security.md",
     "tasks/README.md": "tasks.md",
     "benchmarks/README.md": "benchmarks.md",
 }
