@@ -1,5 +1,7 @@
 """What a run says while it works."""
 
+import json
+import os
 import subprocess
 import sys
 
@@ -51,6 +53,18 @@ def test_slow_work_says_what_each_takes_and_ends_once(clock, capsys):
     _, second, last = capsys.readouterr().out.splitlines()
     assert second == "Compiling: 2/3 programs, 60.0 s each, 1:00 left"
     assert last == "Compiling: 3/3 programs, 60.0 s each, 3:00"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
+def test_json_lines_are_json_under_any_encoding(encoding):
+    value = {"title": "Crème 😀\x85 \udc80 日"}
+    code = f"from tiger_jax.progress import say_json; say_json({value!a})"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+    )
+    assert json.loads(done.stdout.decode(encoding)) == value
 
 
 def test_what_is_unbuffered_stays_so_where_readers_are_outlived():

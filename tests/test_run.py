@@ -133,6 +133,7 @@ def test_gin_bindings_on_the_command_line_are_split_off():
     )
     assert bindings == ["a.B.c = 'x=1'", "SEED = 3"]
     assert rest == ["run.py", "--stage=evaluate"]
+    assert cli._take_gin_bindings(["--gin.a.b=false"])[0] == ["a.b = False"]
 
 
 @pytest.mark.parametrize(
@@ -141,6 +142,10 @@ def test_gin_bindings_on_the_command_line_are_split_off():
         ("recommend.title", "shampoo"),
         ("recommend.title", 'toy story; it\'s "A"'),
         ("recommend.title", "1984"),
+        ("recommend.title", "[limited] mug (new)"),
+        ("recommend.title", "'til dawn"),
+        ("recommend.title", "@home"),
+        ("recommend.title", "(1,"),
         ("recommend.title", "None"),
         ("recommend.histories", "/tmp/my files/a.jsonl"),
         ("files.FilesConfig.unknown_items", "drop"),
@@ -163,6 +168,20 @@ def test_a_flag_binds_what_it_says_through_a_shell(name, value):
     [
         (["SEEED = 3"], "nothing refers to a macro 'SEEED': did you mean SEED?"),
         (["WIDTH = 3"], "nothing refers to a macro 'WIDTH'"),
+        (
+            ["train_sasrce/loop.LoopConfig.total_steps = 5"],
+            "nothing refers to a scope 'train_sasrce': did you mean train_sasrec?",
+        ),
+        (["mine/loop.LoopConfig.total_steps = 5"], "refers to a scope 'mine'"),
+        (["prepare_data.seed = %SEDE"], "for 'SEDE/gin.macro': did you mean SEED?"),
+        (
+            ["train_rqvae.quantizer = @quantizers.ResidualKmeans()"],
+            "'@quantizers.ResidualKmeans': did you mean quantizers.ResidualKMeans?",
+        ),
+        (["SEED = 'three'"], ".seed is 'three': it must be of the type int"),
+        (["SEED = 1.5"], ".seed is 1.5: it must be of the type int"),
+        (["loop.LoopConfig.total_steps = 1e3"], "total_steps is 1000.0: it must be"),
+        (["rqvae.RqVaeConfig.codebook_sizes = 32"], "codebook_sizes is 32: it must"),
         (["loop.LoopConfg.total_steps = 3"], "did you mean loop.LoopConfig.total_step"),
         (["loop.LoopConfig.totl_steps = 3"], "did you mean loop.LoopConfig.total_step"),
         (["recomend.k = 3"], "did you mean recommend.k?"),
@@ -186,6 +205,25 @@ def test_a_files_own_macros_are_refused_only_as_near_misses(tmp_path):
         cli.parse_gin([str(own)], [])
         own.write_text("SEDD = 3\n")
         with pytest.raises(InputError, match="did you mean SEED"):
+            cli.parse_gin([str(own)], [])
+    finally:
+        gin.clear_config()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"include 'experiments/own_dta.gin'\n", "mean experiments/own_data.gin?"),
+        (b"recommend.exclude_seen = false\n", "token 'false': did you mean False?"),
+        (b"\xef\xbb\xbfSEED = 3\n", "own.gin must be UTF-8 text without"),
+        (b"recommend.title = 'Cr\xe8me'\n", "own.gin must be UTF-8 text without"),
+    ],
+)
+def test_a_gin_files_fault_names_what_was_meant(tmp_path, text, message):
+    own = tmp_path / "own.gin"
+    own.write_bytes(text)
+    try:
+        with pytest.raises(InputError, match=re.escape(message)):
             cli.parse_gin([str(own)], [])
     finally:
         gin.clear_config()

@@ -40,7 +40,13 @@ from absl import flags
 
 from tiger_jax import stage_table
 from tiger_jax.config import NAMES, fits, say_type
-from tiger_jax.errors import InputError, UserFacingError, is_text, storage_problem
+from tiger_jax.errors import (
+    KEYWORDS,
+    InputError,
+    UserFacingError,
+    is_text,
+    storage_problem,
+)
 from tiger_jax.progress import printable, say
 from tiger_jax.seeds import parse_seeds, plan, summarize
 from tiger_jax.stage_table import ON_REQUEST, PIPELINE, STAGES
@@ -253,6 +259,8 @@ def _take_gin_bindings(argv: Sequence[str]) -> tuple[list[str], list[str]]:
         match = re.fullmatch(r"--?gin\.([^=]+)=(.*)", argument, re.DOTALL)
         if match:
             value = repr(match[2]) if is_text(match[2]) else match[2]
+            if value.strip().lower() in KEYWORDS:
+                value = value.strip().capitalize()
             bindings.append(f"{match[1]} = {value}")
         elif re.match(r"--?gin\.", argument):
             raise _usage_error(f"{argument!r} must read --gin.NAME=VALUE")
@@ -329,11 +337,19 @@ def parse_gin(files: Sequence[str], bindings: Sequence[str]) -> None:
     gin.add_config_file_search_path(str(GIN_CONFIGS))
     for name in files:
         if not (Path(name).is_file() or (GIN_CONFIGS / name).is_file()):
-            ours = [p.relative_to(GIN_CONFIGS) for p in GIN_CONFIGS.rglob("*.gin")]
             raise _usage_error(
                 f"--gin_file={name} is neither a file nor in {GIN_CONFIGS}"
-                + _did_you_mean(name, [path.as_posix() for path in ours])
+                + _did_you_mean(name, _gin_files())
             )
+        if Path(name).is_file():
+            try:
+                starts = Path(name).read_text(encoding="utf-8")[:1]
+            except ValueError:
+                starts = "\ufeff"
+            if starts == "\ufeff":
+                raise _usage_error(
+                    f"--gin_file={name} must be UTF-8 text without a byte order mark"
+                )
     for name in CONFIG_MODULES:
         importlib.import_module(f"tiger_jax.{name}")
     for name in _FORMER_MODULES:
@@ -351,19 +367,38 @@ def parse_gin(files: Sequence[str], bindings: Sequence[str]) -> None:
         gin.parse_config_files_and_bindings(list(files), list(bindings))
     except Exception as error:  # what it imports and its tokenizer raise anything
         message = " ".join(str(error).split()) or type(error).__name__
-        if len(message) > 400:  # gin lists all that it knows
-            message = message[:400] + "…"
-        named = re.findall(r"([\w./]+\.\w+) = ", message)
-        known = [f"{stage}.{name}" for stage in STAGES for name in _types_of(stage)]
-        near = _did_you_mean(named[-1], [*NAMES, *known]) if named else ""
-        for binding in bindings:
-            if any(binding.count(a) > binding.count(b) for a, b in ("()", "[]", "{}")):
-                near = f": look for a bracket that is never closed in {binding!r}"
-        raise _usage_error(f"gin: {message}{near}") from error
+        raise _usage_error(f"gin: {_explain(message, bindings)}") from error
     finally:
         logging.disable(logging.NOTSET)
     _check_macros(bindings)
     _check_types()
+
+
+def _gin_files() -> list[str]:
+    return [p.relative_to(GIN_CONFIGS).as_posix() for p in GIN_CONFIGS.rglob("*.gin")]
+
+
+def _explain(message: str, bindings: Sequence[str]) -> str:
+    """What gin says of a fault, and what may have been meant."""
+    options = [f"{stage}.{name}" for stage in STAGES for name in _types_of(stage)]
+    classes = {name.rpartition(".")[0] for name in NAMES}
+    macros = re.findall(r"^(\w+) =", gin.config_str(), re.M)
+    for pattern, known in (
+        (r"No bindings specified for '(\w+)/gin\.macro'", macros),
+        (r"No configurable matching reference '@([\w./]+)", [*classes]),
+        (r"Unable to open file: (.+?\.gin)", _gin_files()),
+        (r"Failed to parse token '(\w+)'", ["True", "False", "None"]),
+    ):
+        if found := re.search(pattern, message):
+            said = found[0] + "'" * (found[0].count("'") % 2)
+            return said + _did_you_mean(found[1], known)
+    for binding in bindings:
+        if any(binding.count(a) > binding.count(b) for a, b in ("()", "[]", "{}")):
+            near = f": look for a bracket that is never closed in {binding!r}"
+            return message[:400] + near
+    named = re.findall(r"([\w./]+\.\w+) = ", message)
+    near = _did_you_mean(named[-1], [*NAMES, *options]) if named else ""
+    return message[:400] + "…" * (len(message) > 400) + near  # gin lists all it knows
 
 
 def _types_of(stage: str) -> dict[str, Any]:
@@ -373,33 +408,40 @@ def _types_of(stage: str) -> dict[str, Any]:
 
 
 def _check_macros(bindings: Sequence[str]) -> None:
-    """Refuses a macro that nothing refers to, and that was bound on purpose.
+    """Refuses a macro or a scope that nothing refers to, and that was bound on purpose.
 
     In a file, it may stand there for nothing: only a near miss is refused.
     """
     text = gin.config_str()
-    used = sorted(set(re.findall(r"%(\w+)", text)))
-    for name in re.findall(r"^(\w+) =", text, re.M):
-        near = "" if name in used else _did_you_mean(name, used)
-        is_flag = any(re.match(rf"\s*{name}\s*=", line) for line in bindings)
-        if near or (is_flag and name not in used):
-            raise _usage_error(f"gin: nothing refers to a macro {name!r}{near}")
+    for kind, use, binding in (
+        ("macro", r"%(\w+)", r"^(\w+) ="),
+        ("scope", r"@([\w/]+)/", r"^([\w/]+)/[\w.]+ ="),
+    ):
+        used = sorted(set(re.findall(use, text)))
+        for name in re.findall(binding, text, re.M):
+            near = "" if name in used else _did_you_mean(name, used)
+            is_flag = any(re.match(rf"\s*{name}\s*[=/]", line) for line in bindings)
+            if near or (is_flag and name not in used):
+                raise _usage_error(f"gin: nothing refers to a {kind} {name!r}{near}")
 
 
 def _check_types() -> None:
-    """Refuses a value of another type than a stage's parameter has.
-
-    A config checks its own.
-    """
-    for stage in STAGES:
-        types = _types_of(stage)
-        bound = gin.get_bindings(f"stages.{stage}", False) if types else {}
+    """Refuses a value of another type than a stage's or a config's parameter has."""
+    typed = {f"stages.{stage}": _types_of(stage) for stage in STAGES}
+    for config in {name.rpartition(".")[0] for name in NAMES}:
+        typed[config] = typing.get_type_hints(gin.get_configurable(config))
+    for owner, types in typed.items():
+        bound = gin.get_bindings(owner, False) if types else {}
         for name, value in bound.items():
-            is_reference = isinstance(value, gin.config.ConfigurableReference)
+            if (macro := repr(value)).startswith("%"):
+                value = gin.query_parameter(f"{macro[1:]}/gin.macro.value")
             given = tuple(value) if isinstance(value, list) else value
+            parts = given if isinstance(given, tuple) else [given]
+            is_reference = any("ConfigurableRef" in type(p).__name__ for p in parts)
             if not is_reference and not fits(given, types[name]):
                 raise _usage_error(
-                    f"{stage}.{name} is {value!r}: it must be {say_type(types[name])}"
+                    f"{owner.removeprefix('stages.')}.{name} is {value!r}: it must be "
+                    + say_type(types[name])
                 )
 
 

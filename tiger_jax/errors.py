@@ -21,6 +21,9 @@ _STORAGE = (
 )
 
 
+KEYWORDS = ("none", "true", "false")
+
+
 class UserFacingError(Exception):
     """A failure to report as one line, without a traceback."""
 
@@ -65,8 +68,10 @@ def flag(name: str, value: Any) -> str:
 
 def is_text(value: str) -> bool:
     """Whether a flag's value is a text as it stands, and not what gin reads."""
-    begins_otherwise = value[:1] in ("", *"@%([{'\"")
-    if begins_otherwise or value.strip().lower() in ("none", "true", "false"):
+    if value[:1] in ("", "@", "%") or value.strip().lower() in KEYWORDS:
+        return False
+    is_open = any(value.count(a) > value.count(b) for a, b in ("()", "[]", "{}"))
+    if value[0] in "([{" and (is_open or re.search("[@%]", value)):
         return False
     try:
         ast.literal_eval(value.strip())

@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import json
 import os
 import re
 import sys
@@ -30,14 +31,23 @@ def say(text: str) -> None:
     """
     if sys.stdout is None:  # closed by who started the process
         return
-    text = printable(text)
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    text = text.encode(encoding, "backslashreplace").decode(encoding)
+    text = _writable(text)
     if "tqdm" in sys.modules:
         sys.modules["tqdm"].tqdm.write(text, file=sys.stdout)
     else:
         print(text)
     sys.stdout.flush()
+
+
+def say_json(value: Any) -> None:
+    """Prints a value as JSON, in ASCII where its texts can't be written as they are."""
+    text = json.dumps(value, ensure_ascii=False)
+    say(text if _writable(text) == text else json.dumps(value))
+
+
+def _writable(text: str) -> str:
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return printable(text).encode(encoding, "backslashreplace").decode(encoding)
 
 
 class _Output(io.FileIO):

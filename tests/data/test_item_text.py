@@ -53,13 +53,15 @@ def test_texts_that_tell_nothing_are_warned_of(changes, problem):
         kind = ITEMS.schema.field(name).type
         place = ITEMS.column_names.index(name)
         items = items.set_column(place, name, pa.array([value] * 3, kind))
-    *shown, last = examine_texts(items, ItemTextConfig())
+    flag = "--gin.files.FilesConfig.title=NAME"
+    *shown, last = examine_texts(items, ItemTextConfig(), flag)
     if problem is None:
         assert last.startswith("  text             of 'a': This item is called 'Red")
     else:
         assert last.startswith("WARNING: ")
         assert problem in last
-        assert "--gin.files.FilesConfig.title=NAME" in last
+        assert flag in last
+        assert flag not in examine_texts(items, ItemTextConfig())[-1]
     assert len(shown) == (problem not in (None, "no item has a"))
 
 

@@ -26,6 +26,11 @@ def test_a_bundles_files_can_be_read_by_whom_the_umask_lets(folder):
     assert set(modes.values()) == {modes["bundle.json"]}
 
 
+def test_compiling_says_how_far_it_is(tiny_recommender, capsys):
+    tiny_recommender.warm_up()
+    assert re.match(r"Compiling: (\d+)/\1 programs, ", capsys.readouterr().out)
+
+
 def test_as_many_beams_as_items_equal_exact_scoring(recommender):
     """Beams as many as items find what scoring every item finds."""
     options = {"k": 10, "filter": {"category": ["Shelf 1", "Shelf 2"]}}

@@ -30,7 +30,7 @@ def test_users_are_named_or_their_line_is(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("name", ["h.csv", "h.tsv"])
+@pytest.mark.parametrize("name", ["h.csv", "h.tsv", "H.CSV"])
 @pytest.mark.parametrize("mark", [",", ";", "\t"])
 def test_the_delimiter_of_a_table_is_found(tmp_path, name, mark):
     text = f"\ufeffuser_id{mark}item_id\nu{mark}a\nv{mark}b\nu{mark}c\n"

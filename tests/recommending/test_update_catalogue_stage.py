@@ -7,7 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tiger_jax.data.readers.files import FilesConfig
 from tiger_jax.errors import InputError
+from tiger_jax.recommending.new_items import read_new_items
 from tiger_jax.recommending.versions import CatalogueVersions
 from tiger_jax.stages.context import RunContext
 from tiger_jax.stages.update_catalogue import update_catalogue
@@ -62,6 +64,31 @@ def test_a_file_is_checked_as_a_shops_own(workdir, capsys):
     pq.write_table(leaving, workdir / "parts" / "part-0.parquet")
     update_catalogue(RunContext(workdir), remove=str(workdir / "parts"))
     assert not CatalogueVersions.open(workdir / "bundle").load().search("red soap")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("a.csv", 'item_id,title,price\nn,New soap,"4,50"\n', ("New soap", 4.5)),
+        ("b.csv", "\ufeffitem_id;title\nn;New soap\n", ("New soap", None)),
+        ("c.jsonl", '{"item_id":"n","title":NaN}\n', ("", None)),
+        ("d.csv", "item_id,title\nn,\n", ("", None)),
+        ("h.txt", "item_id,title\nn,Soap\n", ("Soap", None)),
+        ("i.csv", ",item_id,title\n0,n,Red towel\n", ("Red towel", None)),
+        (
+            "j.tsv",
+            "SKU\tProduct Name\tUnit Price\nn\tSoap\t1.299,00 €\n",
+            ("Soap", 1299),
+        ),
+        ("k.csv", "sep=|\nid|name\nn|A &amp; B\n", ("A & B", None)),
+        ("l.json", '{"product_id":"n","name":"Soap","price":2}\n', ("Soap", 2)),
+    ],
+)
+def test_files_of_items_as_people_bring_them(tmp_path, name, text, expected):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    (item,) = read_new_items(str(tmp_path / name), FilesConfig(), None)
+    assert (item.item_id, item.title, item.price) == ("n", *expected)
+    assert not item.attributes
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,11 @@ import numpy as np
 import pytest
 
 from tiger_jax.errors import InputError
-from tiger_jax.semantic_ids.peer_codes import copy_from_nearest, load_peer_codes
+from tiger_jax.semantic_ids.peer_codes import (
+    copy_from_nearest,
+    load_peer_codes,
+    take_peer_codes,
+)
 
 
 def write(path, value):
@@ -20,6 +24,38 @@ def test_codes_come_in_item_number_order(tmp_path):
     assert (peer.num_unknown, peer.first_unknown) == (1, "x")
     path.write_text("\ufeff" + path.read_text(), encoding="utf-8")
     assert load_peer_codes(path, ("a", "c", "b")).codes.tolist() == peer.codes.tolist()
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        [1, 2],
+        [1.0, 2.0],
+        "1 2",
+        "1,2",
+        "[1, 2]",
+        "(1, 2)",
+        ["<a_1>", "<b_2>"],
+        "<a_1><b_2>",
+        "<a_1> <b_2>",
+        ["a_1", "b_2"],
+        ["1", "2"],
+    ],
+)
+@pytest.mark.parametrize("is_record", [False, True])
+def test_the_forms_that_peers_write_are_one(tmp_path, form, is_record):
+    value = {"a": form, "b": form}
+    if is_record:
+        value = [{"item_id": item_id, "sid": form} for item_id in "ab"]
+    peer = load_peer_codes(write(tmp_path / "p.json", value), ("a", "b"))
+    assert peer.codes.tolist() == [[1, 2], [1, 2]]
+
+
+def test_codes_that_are_counted_on_from_level_to_level_are_warned_of(tmp_path, capsys):
+    path = write(tmp_path / "p.json", {"a": [0, 16], "b": [3, 17]})
+    options = {"num_levels": 2, "codebook_sizes": None, "missing_items": "error"}
+    take_peer_codes(path, ("a", "b"), list, **options)
+    assert "take off each level's first code" in capsys.readouterr().out
 
 
 def test_ids_without_their_zeros_are_not_taken_for_rows(tmp_path):

@@ -13,6 +13,7 @@ from tiger_jax.errors import InputError
 from tiger_jax.evaluation.lists import SavedLists
 from tiger_jax.evaluation.metrics import REPORTED
 from tiger_jax.recommending.searcher import SearchConfig
+from tiger_jax.reporting import tables
 from tiger_jax.semantic_ids.table import SemanticIdTable
 from tiger_jax.stages.context import RunContext
 from tiger_jax.stages.evaluate import EvaluateConfig, evaluate
@@ -124,12 +125,15 @@ def test_the_exact_method_agrees_and_counts_as_a_second_reading(
     assert summary["test_reads"] == 2
 
 
-def test_a_sample_of_users_is_stated(tmp_path, workdir):
+def test_a_sample_of_users_is_stated(tmp_path, workdir, monkeypatch):
+    """Also where the table can't be shown: results are committed before."""
     import shutil
 
     shutil.copytree(workdir, tmp_path / "work")
     config = EvaluateConfig(batch_size=16, guard_users=0, max_users=20, baselines=())
-    evaluate(RunContext(tmp_path / "work"), config=config)
+    monkeypatch.setattr(tables, "format_evaluation", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        evaluate(RunContext(tmp_path / "work"), config=config)
     metrics = _read(tmp_path / "work")
     assert metrics["settings"]["users"] == metrics["settings"]["validation_users"] == 20
     assert metrics["baselines"] == {}

@@ -69,8 +69,13 @@ def build_item_texts(items: pa.Table, config: ItemTextConfig) -> list[str]:
     return texts
 
 
-def examine_texts(items: pa.Table, config: ItemTextConfig) -> list[str]:
+def examine_texts(
+    items: pa.Table, config: ItemTextConfig, naming: str | None = None
+) -> list[str]:
     """Shows what will be embedded, and warns where it can't tell items apart.
+
+    Args:
+        naming: The flag by which the reader is told the title's column, if there is.
 
     Raises:
         InputError: As `build_item_texts`.
@@ -98,11 +103,13 @@ def examine_texts(items: pa.Table, config: ItemTextConfig) -> list[str]:
         problem = f"about {empty / len(telling):.0%} of the items have no text"
     else:
         return lines
+    advice = "bring vectors with --embeddings"
+    if naming:
+        named = f"name the columns that do with {naming}, .brand or .categories"
+        advice = f"{named}, or {advice}"
     return [
         *lines,
-        f"WARNING: {problem}, by which a recommender can't tell them apart: name the "
-        f"columns that do with {flag('files.FilesConfig.title', 'NAME')}, .brand or "
-        ".categories, or bring vectors with --embeddings",
+        f"WARNING: {problem}, by which a recommender can't tell them apart: {advice}",
     ]
 
 

@@ -48,7 +48,7 @@ def read_histories(path: Path, files: FilesConfig | None = None) -> list[Wanted]
     """
     if not path.exists():
         raise InputError(f"recommend.histories: {str(path)!r} is not a file")
-    suffix = Path(path.name.removesuffix(".gz")).suffix
+    suffix = Path(path.name.lower().removesuffix(".gz")).suffix
     notes: list[str] = []
     if suffix in (".jsonl", ".json", ".ndjson"):
         found = _read_json_lines(path)

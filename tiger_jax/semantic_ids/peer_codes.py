@@ -208,7 +208,7 @@ _WORD = re.compile(r"<?([A-Za-z]\w{0,20}?_)?(\d{1,10})>?")
 def _read_code(value: object) -> tuple[list[str], list[int]]:
     """The names of the levels ("" for bare numbers) and the codes; nothing if bad."""
     if isinstance(value, str):
-        value = re.sub(r">\s*<", "> <", value).replace(",", " ").split()
+        value = re.sub(r">\s*<", "> <", value.strip("[]()")).replace(",", " ").split()
     words, code = [], []
     for one in value if isinstance(value, list) else []:
         if isinstance(one, float) and one.is_integer():

@@ -90,7 +90,13 @@ def prepare_data(
     run.commit(summary={"source": found.place, **statistics})
     say(describe_statistics(statistics))
     if context.embeddings is None:
-        for line in examine_texts(data.items, gin.get_configurable(ItemTextConfig)()):
+        naming = None
+        if isinstance(found.config, FilesConfig | RecboleConfig):
+            name = f"{found.kind}.{type(found.config).__name__}.title"
+            is_one = isinstance(found.config.title, str)
+            naming = flag(name, "NAME" if is_one else ("NAME",))
+        texts = gin.get_configurable(ItemTextConfig)()
+        for line in examine_texts(data.items, texts, naming):
             say(line)
 
 

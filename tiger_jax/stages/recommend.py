@@ -1,7 +1,6 @@
 """Recommendations on request: printed, or written to a file of the user's choice."""
 
 import contextlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import gin
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.data.readers.files import FilesConfig
 from tiger_jax.errors import InputError
-from tiger_jax.progress import Progress, say
+from tiger_jax.progress import Progress, say, say_json
 from tiger_jax.recommending import histories_wanted
 from tiger_jax.recommending.hub import bundle_at
 from tiger_jax.recommending.recommender import Recommender
@@ -119,7 +118,7 @@ def recommend(
         return
     for one, answer in zip(wanted, answers, strict=True):
         if output == "jsonl":
-            say(json.dumps(to_json(one, answer), ensure_ascii=False))
+            say_json(to_json(one, answer))
         else:
             say(format_answer(one, answer, catalogue) + "\n")
 

@@ -1,6 +1,7 @@
 """The forms in which people's files come: dialects of CSV, gzip, parts, times, ids."""
 
 import gzip
+import re
 from pathlib import Path
 
 import pyarrow as pa
@@ -80,7 +81,7 @@ def test_utf_16_is_known_without_a_mark(tmp_path, encoding, suffix):
     assert read(tmp_path).items["title"].to_pylist() == ["Crème"]
 
 
-@pytest.mark.parametrize("mark", [";", "\t", "|"])
+@pytest.mark.parametrize("mark", [";", "\t", "|", "~", "^", "\x01"])
 def test_a_comma_in_a_columns_name_is_no_delimiter(tmp_path, mark):
     items = "item_id;price, EUR;title\na;1;x\n".replace(";", mark)
     assert titles_of(tmp_path, items) == ["x"]
@@ -99,6 +100,12 @@ def test_rows_of_empty_fields_are_left_out_and_said(tmp_path):
     # What is in other columns is content.
     write(tmp_path / "interactions.csv", "n,user_id,item_id\n1,u,a\n2,,\n")
     assert "interactions.csv, line 3: no 'user_id' is given" in error_of(tmp_path)
+
+
+def test_what_a_system_leaves_beside_a_file_is_no_file(tmp_path):
+    write(tmp_path / "._items.csv", b"\0\5\x16\7")
+    write(tmp_path / "._films.item", b"\0\5\x16\7")
+    assert titles_of(tmp_path, "item_id,title\na,x\n") == ["x"]
 
 
 def test_names_of_files_may_have_capitals(tmp_path):
@@ -155,9 +162,33 @@ def test_backslashes_of_ordinary_csv_stay(tmp_path, written, expected):
 
 
 @pytest.mark.parametrize(
+    ("items", "advice"),
+    [
+        (
+            "item_id::title\na::x\n",
+            "if ':' stands between its columns, say so with --gin.files.FilesConfig.de",
+        ),
+        ("Export of May\n\nitem_id,title\na,x\n", "line 3: .* delete the lines before"),
+        ("'item_id','title'\n'a','x'\n", "line 1: fields stand in single quotes"),
+    ],
+)
+def test_other_dialects_say_what_to_do(tmp_path, items, advice):
+    write_csv_shop(tmp_path, items, EVENTS)
+    assert re.search(advice, error_of(tmp_path))
+
+
+def test_points_between_thousands_are_told_by_the_other_prices(tmp_path):
+    for other, price in (("12,99 €", 1299.0), ("12.99 €", 1.299)):
+        items = f"item_id;price\na;1.299 €\nb;{other}\n"
+        write_csv_shop(tmp_path, items, EVENTS)
+        assert read(tmp_path).items["price"].to_pylist() == [price, 12.99]
+
+
+@pytest.mark.parametrize(
     ("text", "price"),
     [
         ("1.299,00 €", 1299.0),
+        ("CHF 1’299.50", 1299.5),
         ("1 299,00", 1299.0),
         ("12,99 kr", 12.99),
         ("EUR 12.99", 12.99),
@@ -203,7 +234,7 @@ def test_missing_values_are_the_same_everywhere(tmp_path, kind):
     rows = [
         {"item_id": "a", "title": "NaN", "price": "null", "categories": "NaN"},
         {"item_id": "b", "title": None, "price": None, "categories": None},
-        {"item_id": "c", "title": "n/a", "price": "N/A", "categories": ""},
+        {"item_id": "c", "title": "n/a", "price": "(null)", "categories": ""},
         {"item_id": "d", "title": "NA", "price": "2", "categories": "A > nan"},
     ]
     write(tmp_path / "interactions.csv", EVENTS)
@@ -254,6 +285,13 @@ def test_missing_values_are_the_same_everywhere(tmp_path, kind):
         ("01-Jan-1995", "02-Jan-1995", 86_400),
         ("May 1, 2014", "May 2, 2014", 86_400),
         ("11/15/2023 1:05 PM", "11/15/2023 12:00 AM", -13.0833333333 * 3600),
+        ("11/15/2023, 1:05:00 PM", "11/15/2023, 1:05:07 PM", 7),
+        ("24/07/2014, 12:30", "25/07/2014, 12:30", 86_400),
+        ("2014-07-01 11:30 AM", "2014-07-01 12:30 PM", 3600),
+        ("2014-07-01T12:30:00Z[UTC]", "2014-07-01T12:30:01Z[UTC]", 1),
+        ("2014-07-01T12:30:00.5+0000", "2014-07-01T12:30:00-0100", 3599.5),
+        ("Tue, 01 Jul 2014 12:30:00 +0000", "Wed, 02 Jul 2014 12:30:00 +0100", 82_800),
+        ("09 13, 2009", "09 14, 2009", 86_400),
     ],
 )
 def test_times_of_other_programs(tmp_path, first, second, seconds):
@@ -305,7 +343,7 @@ def test_times_in_other_units_are_warned_of(tmp_path, odd):
         assert not any("unit" in note for note in read(tmp_path).notes)
 
 
-@pytest.mark.parametrize("time", ["", "NaN", "null"])
+@pytest.mark.parametrize("time", ["", "NaN", "null", "0000-00-00 00:00:00"])
 def test_rows_without_a_time_can_be_dropped(tmp_path, time):
     with pytest.raises(InputError, match="line 3: no 'timestamp' is given"):
         times_of(tmp_path, "5", time)
@@ -327,6 +365,8 @@ def test_rows_without_a_time_can_be_dropped(tmp_path, time):
         ("café-1", "cafe\u0301-1", "Unicode"),
         ("i28", "\u200bi28", "aren't seen"),
         ("Ab", "ab", "capitals"),
+        ("28", '"""28"""', "quotes"),
+        ("ab-12", "ab_12", "signs"),
         ("007 ", "7.0", "several ways"),
     ],
 )
@@ -335,6 +375,7 @@ def test_ids_that_never_match_show_why(tmp_path, known, named, cause, unknown_it
     events = f"user_id,item_id,timestamp\nu,{named},1\n"
     write_csv_shop(tmp_path, f"item_id,title\n{known},x\nzz,y\n", events)
     message = error_of(tmp_path, unknown_items=unknown_items)
+    named = named.replace('"""', '"')
     show = repr if named.isascii() else ascii
     assert f"{show(named)} is not in" in message
     assert show(known) in message

@@ -42,6 +42,16 @@ from tiger_jax.errors import InputError
         ("[Beauty]", ["Beauty"]),
         ("[]", []),
         ("()", []),
+        ("{}", []),
+        ("set()", []),
+        ("WrappedArray(Beauty, Hair Care)", ["Beauty", "Hair Care"]),
+        ("frozenset({'A', 'B'})", ["A", "B"]),
+        ("Index(['A', 'B'], dtype='object', name='x')", ["A", "B"]),
+        ("tensor([1, 2], device='cuda:0')", ["1", "2"]),
+        ("[np.str_('A, b'), np.str_('B')]", ["A, b", "B"]),
+        ("[np.int64(27), np.int64(9)]", ["27", "9"]),
+        ("[&quot;A&quot;, &quot;B &amp; C&quot;]", ["A", "B &amp; C"]),
+        ("[“A”, “B, c”]", ["A", "B, c"]),
         ("  ['A']  ", ["A"]),
     ],
 )
@@ -66,6 +76,8 @@ def test_lists_are_read_as_they_were_meant(text, names):
         "['A', \"B]",
         "[f(1)]",
         "[['A'], ['B']",
+        "<StringArray>\n['A', 'B']\nLength: 2, dtype: string",
+        "[np.str_('A (b)')]",
     ],
 )
 def test_what_is_no_clear_list_is_refused(text):
@@ -74,7 +86,9 @@ def test_what_is_no_clear_list_is_refused(text):
         parse_list(text)
 
 
-@pytest.mark.parametrize("text", ["Beauty", "(A) > (B)", "Toys (3+)", "a [b]", "", "["])
+@pytest.mark.parametrize(
+    "text", ["Beauty", "(A) > (B)", "Toys (3+)", "Toys(3+)", "a [b]", "", "["]
+)
 def test_names_with_brackets_are_no_lists(text):
     assert not is_list(text)
 

@@ -95,9 +95,20 @@ def test_a_missing_column_is_named_unless_it_only_describes(tmp_path):
     write(tmp_path / "movies.csv", "movieId,title\n1,A\n2,B\n")
     write(tmp_path / "ratings.csv", RATINGS_CSV)
     assert read(tmp_path).items["categories"].to_pylist() == [[], []]
-    write(tmp_path / "movies.csv", "id,title\n1,A\n")
+    write(tmp_path / "movies.csv", "film,title\n1,A\n")
     with pytest.raises(InputError, match="movies.csv has no column 'movieId'"):
         read(tmp_path)
+
+
+def test_copies_may_have_names_of_their_own(tmp_path):
+    header = "movie_id;Title;Genres\n"
+    rows = "1;American President, The (1995);['Comedy', 'Romance']\n2;Léon (1994);\n"
+    write(tmp_path / "movies.csv", header + rows)
+    header = "UserID;MovieID;Rating;Timestamp\n"
+    write(tmp_path / "ratings.csv", header + "1;2;0.5;100\n1;1;5;50\n")
+    shop = read(tmp_path, min_rating=4.0)
+    assert shop.items.to_pylist() == EXPECTED_ITEMS
+    assert shop.interactions.to_pylist() == EXPECTED_EVENTS[1:]
 
 
 def test_100k_is_read_with_its_flags_of_genres(tmp_path):

@@ -59,6 +59,8 @@ def test_usual_synonyms_are_taken_and_said(tmp_path):
         ("user_id", "business_id", "date"),
         ("user_id", "book_id", "date_added"),
         ("user_pseudo_id", "anime_id", "event_timestamp"),
+        ("player_id", "Artikelnummer", "event_ts"),
+        ("reader_id", "isbn13", "date_read"),
     ],
 )
 def test_events_columns_of_known_data_sets(tmp_path, user, item, time):
@@ -139,7 +141,12 @@ def test_a_column_that_is_named_plays_no_other_part(tmp_path):
 
 @pytest.mark.parametrize(
     ("column", "values"),
-    [("bought_on", "2014-07-01"), ("moment", "1404172800"), ("timestmp", "3")],
+    [
+        ("bought_on", "2014-07-01"),
+        ("moment", "1404172800"),
+        ("timestmp", "3"),
+        ("LAST_CHANGE_TIME", "3"),
+    ],
 )
 def test_a_column_of_times_is_not_passed_over_in_silence(tmp_path, column, values):
     shop = read(

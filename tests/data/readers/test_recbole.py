@@ -134,6 +134,18 @@ def test_columns_go_by_the_names_of_recboles_data_sets(tmp_path):
     ]
 
 
+def test_content_goes_by_other_names_too(tmp_path):
+    """Of Book-Crossing and Steam; what only looks so is told with its flag."""
+    items = "item_id:token\tbook_title:token_seq\tbook_author:token\ni1\tSoap\tDove\n"
+    row = read(write_films(tmp_path, items, INTERACTIONS.replace("i2", "i1"))).items
+    assert [row[c].to_pylist() for c in ("title", "brand")] == [["Soap"], ["Dove"]]
+    items = items.replace("book_title", "tittle").replace("book_author", "publisher")
+    shop = read(write_films(tmp_path, items, INTERACTIONS.replace("i2", "i1")))
+    assert shop.items["brand"].to_pylist() == ["Dove"]
+    flag = "--gin.recbole.RecboleConfig.title=\"('tittle',)\""
+    assert any(flag in note for note in shop.notes)
+
+
 def test_rows_without_a_time_are_dropped_as_the_message_says(tmp_path):
     write_films(tmp_path, interactions=INTERACTIONS + "u1\ti2\t3\t\n")
     with pytest.raises(InputError) as caught:

@@ -32,7 +32,8 @@ _WRITINGS = (
         ),
     ),
     ("one became a number with decimals", lambda i: re.sub(r"^(\d+)[.,]0+$", r"\1", i)),
-    ("one lost its leading zeros", lambda i: i.lstrip("0")),
+    ("quotes or other signs differ", lambda i: re.sub(r"[\W_]", "", i) or i),
+    ("one lost its leading zeros", lambda i: i.lstrip("0") or i),
     ("capitals differ", str.casefold),
 )
 EXAMPLES = 1000  # unknown items of which the cause is looked for
@@ -231,7 +232,11 @@ def require_columns(
             advice = "name the column that holds it with "
             advice += flag(f"{names.options}.{option}", likely[0])
             is_known = any(getattr(names, p) in found for p in parts)
-            if source.has_header and not is_known:
+            mark = re.search(r"\W", found[0])
+            if source.has_header and len(found) == 1 and mark:
+                advice = f"if {mark[0]!r} stands between its columns, say so with "
+                advice += flag(f"{names.options}.delimiter", mark[0])
+            elif source.has_header and not is_known:
                 advice += ", or add a line of column names if these are none"
         raise InputError(
             f"{source.path} has no column {column!r} (found: {shown}): {advice}"

@@ -17,12 +17,15 @@ from tiger_jax.errors import InputError, flag
 _BETWEEN_PATHS = "|"
 _BETWEEN_LEVELS = r"-?>|-?&gt;|»|›"
 MISSING = (
-    *("NaN", "nan", "NULL", "null", "None", "<NA>", "#N/A", "N/A", "n/a", "\\N"),
+    *("NaN", "nan", "NaT", "NULL", "Null", "null", "(null)", "None", "<NA>", "\\N"),
+    *("#N/A", "N/A", "n/a", "#NV", "#REF!", "#VALUE!"),
 )
 """What programs write in place of a text that isn't there; "NA" is a text."""
 _MISSING = pa.array(["", *MISSING])
 # What brings the times of other programs into the form that Arrow reads.
 _TO_ISO = (
+    (r"\[[\w/+-]+\]$", ""),  # Java's zone: Z[UTC]
+    (r"^([\d/.-]{8,}), (\d)", r"\1 \2"),
     (r"^(\d\d?)\.(\d\d?)\.(\d{4})", r"\3-\2-\1"),
     (r"^(\d{4})[-/.](\d\d?)[-/.](\d\d?)", r"\1-0\2-0\3"),
     (r"^(\d{4}-)0(\d\d)", r"\1\2"),
@@ -35,10 +38,16 @@ _TO_ISO = (
 # Names of months and halves of a day, of which Arrow knows nothing.
 _FORMATS = (
     *("%a %b %d %H:%M:%S %z %Y", "%a %b %d %H:%M:%S %Y", "%a, %d %b %Y %H:%M:%S %Z"),
+    *("%a, %d %b %Y %H:%M:%S %z", "%m %d, %Y"),  # mails, and Amazon's reviewTime
     *("%d %b %Y", "%d %B %Y", "%d-%b-%Y", "%d-%b-%y", "%b %d, %Y", "%B %d, %Y"),
-    *("%d %b %Y %H:%M", "%d %b %Y %H:%M:%S", "%b %d, %Y %H:%M:%S"),
-    *("%m/%d/%Y %I:%M %p", "%m/%d/%Y %I:%M:%S %p"),
-    *("%d/%m/%Y %I:%M %p", "%d/%m/%Y %I:%M:%S %p"),
+    *("%d %b %Y %H:%M", "%d %b %Y %H:%M:%S", "%b %d, %Y %H:%M:%S", "%b %d %Y"),
+    *("%Y-%m-%d %I:%M %p", "%Y-%m-%d %I:%M:%S %p", "%B %d, %Y %I:%M %p"),
+    *(
+        f"{day}{comma} %I:%M{seconds} %p"
+        for day in ("%m/%d/%Y", "%d/%m/%Y")
+        for comma in ("", ",")
+        for seconds in ("", ":%S")
+    ),
 )
 _ROUNDED = r"^\d[.,]\d+E\+\d+$"  # 9.78014E+12
 _ENTITY = r"&(#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[a-zA-Z]\w{1,30});"
@@ -105,8 +114,9 @@ def read_prices(source: SourceTable, column: str) -> tuple[pa.ChunkedArray, list
     """Reads prices; what is no price becomes null and is counted.
 
     A currency sign is dropped; a comma stands between thousands, or before the
-    cents: "$1,299.00" and "1.299,00 €" are 1299.0, and "12,99" is 12.99. Zero and
-    negative prices are unknown ones, and so are ranges.
+    cents: "$1,299.00" and "1.299,00 €" are 1299.0, and "12,99" is 12.99; where there
+    are such, "1.299" is 1299.0. Zero and negative prices are unknown ones, and so are
+    ranges.
 
     Returns:
         The prices, float64, and a note if any was left out.
@@ -116,8 +126,10 @@ def read_prices(source: SourceTable, column: str) -> tuple[pa.ChunkedArray, list
     plain = pc.utf8_trim_whitespace(texts)
     plain = pc.replace_substring_regex(plain, rf"^{sign}[\s\xa0]*", "")
     plain = pc.replace_substring_regex(plain, rf"[\s\xa0]*{sign}$", "")
-    plain = pc.replace_substring_regex(plain, r"(\d)[ '\xa0\x{202f}](\d{3})", r"\1\2")
-    has_points = pc.match_substring_regex(plain, r"^\d{1,3}(\.\d{3})+(,\d\d?)$")
+    plain = pc.replace_substring_regex(plain, r"(\d)[ '’\xa0\x{202f}](\d{3})", r"\1\2")
+    has_commas = pc.any(pc.match_substring_regex(plain, r"\d,\d\d?$")).as_py()
+    cents = r"(,\d\d?)?" if has_commas else r"(,\d\d?)"
+    has_points = pc.match_substring_regex(plain, rf"^\d{{1,3}}(\.\d{{3}})+{cents}$")
     plain = pc.if_else(has_points, pc.replace_substring(plain, ".", ""), plain)
     plain = pc.replace_substring_regex(plain, r"^(\d+),(\d\d?)$", r"\1.\2")
     has_thousands = pc.match_substring_regex(plain, r"^\d{1,3}(,\d{3})+(\.\d*)?$")
@@ -316,7 +328,9 @@ def _parse_times(
 ) -> pa.ChunkedArray:
     """Parses all texts as numbers, or all as times, by what the first one is."""
     texts = pc.utf8_trim_whitespace(texts)
-    texts = pc.if_else(pc.is_in(texts, value_set=_MISSING), None, texts)
+    is_missing = pc.is_in(texts, value_set=_MISSING)
+    is_missing = pc.or_(is_missing, pc.starts_with(texts, "0000-00-00"))  # MySQL's
+    texts = pc.if_else(is_missing, None, texts)
     if time_format is not None:
         return _strptime(source, column, texts, time_format)
     parsers = [

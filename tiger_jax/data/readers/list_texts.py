@@ -16,9 +16,13 @@ _TOKEN = re.compile(
     r"""|([^\s,\[\](){}'"]+))""",
     re.DOTALL,
 )
+# As Python, NumPy, pandas, PyTorch and Spark print them, with a word before.
 _ARRAY = re.compile(
-    r"\s*(?:array|list)\((.*?)(?:,\s*dtype=[\w<'\".]+)?\)\s*", re.DOTALL
+    r"\s*(?:array|list|wrappedarray|arrayseq|arraybuffer|set(?=\(\))|\w+(?=\([\[{(]))"
+    r"\((.*?)(?:,\s*(?:dtype|name|device|maxlen)=[^\[\]]*)?\)\s*",
+    re.DOTALL | re.IGNORECASE,
 )
+_SCALAR = re.compile(r"\bnp\.\w+\(([^()]*)\)")
 
 
 def is_list(text: str) -> bool:
@@ -29,7 +33,8 @@ def is_list(text: str) -> bool:
         [True, True, True, True, False]
     """
     text = text.strip()
-    if _ARRAY.fullmatch(text) or text[:2] in ("['", '["', "[["):
+    begins = text[:2] in ("['", '["', "[[") or re.match(r"<\w+Array>", text)
+    if begins or _ARRAY.fullmatch(text):
         return True
     if text.startswith("("):
         return bool(re.fullmatch(r"\(\s*(['\"(\[].*|[\d\s.,+-]*)\)", text, re.DOTALL))
@@ -50,11 +55,18 @@ def parse_list(text: str) -> list[Any]:
         (['A', 'B'], ['27', '9'], ['A', 'B c'])
     """
     if array := _ARRAY.fullmatch(text):
-        text = array[1]
+        text = array[1] if array[1][:1] in tuple(_CLOSED_BY) else f"[{array[1]}]"
+    if not re.search("['\"]", text):  # of a web page, or of a word processor
+        text = re.sub("&(?:quot|#34|#x22);|[“”„]", '"', text)
+        text = re.sub("&(?:apos|#39|#x27);", "'", text)
+    if re.match(r"[\[({]+np\.", text):
+        text = _SCALAR.sub(r"\1", text)
     try:
         value = json.loads(text)
     except ValueError:
         value = _parse(text.strip())
+    if value == {}:  # a database's
+        value = []
     if not isinstance(value, list):
         raise ValueError("it is no list")
     return _names(value)

@@ -17,13 +17,17 @@ import pyarrow as pa
 import pyarrow.csv
 
 from tiger_jax.config import config
-from tiger_jax.data.raw_shop import CATEGORY_PATHS, RawShop
+from tiger_jax.data.raw_shop import RawShop
+from tiger_jax.data.readers import columns
 from tiger_jax.data.readers.assemble import ColumnNames, assemble_shop
+from tiger_jax.data.readers.list_texts import is_list
+from tiger_jax.data.readers.naming import find_columns
 from tiger_jax.data.readers.reader import match_files, required_files
 from tiger_jax.data.tables.table import SourceTable, read_table
 from tiger_jax.data.tables.text_files import one_line, open_bytes
 from tiger_jax.errors import InputError
 
+_OPTIONS = "movielens.MovielensConfig"
 _NO_GENRES = "(no genres listed)"
 _RATINGS = ("userId", "movieId", "rating", "timestamp")
 _MOVIES = ("movieId", "title", "genres")
@@ -61,16 +65,22 @@ class MovielensConfig:
         movies_path, ratings_path = required_files(self, folder)
         movies = _read(movies_path, _MOVIES)
         ratings = _read(ratings_path, _RATINGS)
-        found = movies.table.column_names
-        if "genres" in found:
-            movies = movies.with_column("genres", _genre_lists)
+        # Copies of these files have names of their own.
+        item_parts = ("item_id", "title", "categories")
+        wanted = dict(zip(item_parts, _MOVIES, strict=True))
+        parts, _ = find_columns(movies, wanted, options=_OPTIONS)
+        event_parts = ("user_id", "item_id", "rating", "timestamp")
+        wanted = dict(zip(event_parts, _RATINGS, strict=True))
+        events, _ = find_columns(ratings, wanted, options=_OPTIONS)
+        if genres := parts.get("categories"):
+            paths = columns.parse_categories(movies, genres, _split_genres)
+            movies = movies.with_column(genres, lambda _: paths)
+        interaction_item_id = events.pop("item_id", "movieId")
         names = ColumnNames(
-            item_id="movieId",
-            user_id="userId",
-            title="title" if "title" in found else None,
-            categories="genres" if "genres" in found else None,
-            timestamp="timestamp",
-            config="movielens.MovielensConfig",
+            **{"item_id": "movieId", **parts},
+            **{"user_id": "userId", "timestamp": "timestamp", **events},
+            interaction_item_id=interaction_item_id,
+            config=_OPTIONS,
         )
         return assemble_shop(
             folder.resolve().name,
@@ -82,10 +92,11 @@ class MovielensConfig:
         )
 
 
-def _genre_lists(texts: pa.ChunkedArray) -> pa.Array:
-    split = (text.split("|") for text in texts.to_pylist())
-    paths = [[[genre] for genre in genres if genre != _NO_GENRES] for genres in split]
-    return pa.array(paths, CATEGORY_PATHS)
+def _split_genres(text: str) -> list[list[str]]:
+    names = text.split("|")
+    if is_list(text):  # as some copies have it
+        names = [name for path in columns.parse_paths(text) for name in path]
+    return [[name] for name in names if name != _NO_GENRES]
 
 
 def _read(path: Path, columns: tuple[str, ...]) -> SourceTable:

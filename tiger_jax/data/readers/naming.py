@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -16,21 +16,24 @@ from tiger_jax.errors import flag
 _SYNONYMS = {
     "item_id": "item, item_no, item_number, item_code, sku, parent_asin, asin, "
     "product_id, product_no, product_code, article_id, article_no, stock_code, isbn, "
-    "movie_id, book_id, video_id, track_id, song_id, artist_id, game_id, app_id, "
-    "news_id, recipe_id, business_id, venue_id, product",
+    "isbn13, ean, gtin, movie_id, book_id, video_id, track_id, song_id, artist_id, "
+    "game_id, app_id, news_id, recipe_id, business_id, venue_id, product",
     "user_id": "user, user_no, user_name, customer_unique_id, customer_id, "
-    "customer_no, customer, client_id, client, buyer_id, visitor_id, member_id, "
-    "reviewer_id, account_id, person_id, household_id, household_key, "
+    "customer_no, customer_key, customer, client_id, client, buyer_id, visitor_id, "
+    "member_id, reviewer_id, reader_id, player_id, listener_id, viewer_id, "
+    "subscriber_id, account_id, person_id, household_id, household_key, "
     "user_pseudo_id, session_id, uid",
     "timestamp": "time, datetime, date, event_time, event_timestamp, event_date, "
     "unix_review_time, unix_time, review_time, review_date, created_at, order_time, "
     "order_date, ordered_at, order_timestamp, order_purchase_timestamp, "
     "purchase_time, purchase_date, purchased_at, transaction_date, invoice_date, "
-    "click_time, view_time, rated_at, date_added, added_at, played_at, time_ms, "
-    "timestamp_ms, t_dat, ts",
+    "click_time, view_time, rated_at, date_added, added_at, played_at, date_read, "
+    "watched_at, visited_at, create_timestamp, unix_timestamp, time_ms, "
+    "timestamp_ms, event_ts, t_dat, ts",
     "title": "name, display_name, headline, caption, product, description",
     "brand": "vendor, manufacturer, brand_name, maker, store, supplier, publisher, "
-    "author, artist",
+    "author, artist, vendor_name, manufacturer_name, supplier_name, author_name, "
+    "artist_name, developer",
     "price": "unit_price, sale_price, list_price, retail_price, regular_price, "
     "current_price, final_price, price_usd, price_eur",
     "categories": "category, category_name, category_path, category_code, genres, "
@@ -39,6 +42,12 @@ _SYNONYMS = {
     "rating": "stars, overall, score, rate",
 }
 # "book_author" is an author, where no column is called so.
+_ALL_BUT_IDS = {
+    re.sub(r"[\W_]", "", name)
+    for part, names in _SYNONYMS.items()
+    for name in (part, *names.split(", "))
+    if part != "item_id"
+}
 _THING = re.compile(
     "^(product|prod|item|article|book|movie|film|game|app|song|track|variant)"
 )
@@ -78,6 +87,7 @@ def find_columns(
     options: str,
     taken: Collection[str] = (),
     shared: Collection[str] = (),
+    as_option: Callable[[str], Any] = str,
 ) -> tuple[dict[str, str], list[str]]:
     """Finds the columns that play the parts, by their usual names or synonyms of them.
 
@@ -87,6 +97,7 @@ def find_columns(
         taken: Columns that play another part.
         shared: Columns of the shop's other file: of several that may be the items'
             identifiers, one that both files have.
+        as_option: What names a column in that config.
 
     Returns:
         The columns by part, without the parts that none plays; and notes on parts that
@@ -113,8 +124,8 @@ def find_columns(
         if part == "item_id":
             both = {_plain(column) for column in shared}
             matching.sort(key=lambda c: free[c] not in both)
-            others = [c for c in free if free[c] in both and free[c].endswith("id")]
-            if not matching and len(others) == 1:  # anime_id
+            others = [c for c in free if free[c] in both - _ALL_BUT_IDS]
+            if not matching and len(others) == 1:  # anime_id, Artikelnummer
                 matching = others
         if matching:
             found[part] = matching[0]
@@ -123,12 +134,17 @@ def find_columns(
     for part in wanted:
         if part in found or part not in _OPTIONAL:
             continue
-        near = [c for c in free if part == "timestamp" and _holds_times(source, c)]
+        near = [
+            c
+            for c in free
+            if part == "timestamp"
+            and (_holds_times(source, c) or re.search("time|date$|^date", free[c]))
+        ]
         near += near_misses(part, list(free))
         if near:
             notes.append(
                 f"WARNING: {source.path.name} has no {part}: if {near[0]!r} is it, add "
-                + flag(f"{options}.{part}", near[0])
+                + flag(f"{options}.{part}", as_option(near[0]))
             )
     return found, notes
 

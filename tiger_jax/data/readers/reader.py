@@ -46,7 +46,9 @@ def match_files(folder: Path, *patterns: str) -> tuple[Path | None, ...]:
             from while the others have one.
     """
     try:
-        names = sorted(p.name for p in folder.iterdir() if parquet_parts(p))
+        # Some systems leave "._items.csv" and the like beside a file.
+        there = (p for p in folder.iterdir() if p.name[0] != ".")
+        names = sorted(p.name for p in there if parquet_parts(p))
     except NotADirectoryError as error:
         raise InputError(
             f"{folder} is a file: give --data_dir the folder that holds it"

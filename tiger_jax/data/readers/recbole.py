@@ -15,9 +15,9 @@ import pyarrow as pa
 from tiger_jax.config import config
 from tiger_jax.data.raw_shop import RawShop
 from tiger_jax.data.readers import columns
-from tiger_jax.data.readers.assemble import ColumnNames, assemble_shop
+from tiger_jax.data.readers.assemble import ITEM_PARTS, ColumnNames, assemble_shop
 from tiger_jax.data.readers.list_texts import is_list
-from tiger_jax.data.readers.naming import columns_of
+from tiger_jax.data.readers.naming import columns_of, find_columns
 from tiger_jax.data.readers.reader import match_files, required_files
 from tiger_jax.data.tables.csv_files import CsvFormat
 from tiger_jax.data.tables.table import SourceTable, read_table
@@ -37,7 +37,8 @@ class RecboleConfig:
         item_id: Column of the items' identifiers, in both files.
         timestamp: Optional column of times; without it, the file's order counts.
         rating: Column of ratings, read only where `min_rating` asks for it.
-        title: Names under which RecBole's data sets keep the title.
+        title: Names under which RecBole's data sets keep the title. Where none is
+            found, the synonyms in `naming` are tried; so for the next three.
         categories: They count as one path, separated by commas if most have some,
             otherwise by spaces; or a list, as Python writes it.
         min_rating: Leave out interactions rated lower (None: all count).
@@ -79,9 +80,6 @@ class RecboleConfig:
                 f"{interactions.path} holds histories (item_id_list), cut by RecBole: "
                 "bring its file of single interactions"
             )
-        categories = _first_of(self.categories, items)
-        if categories is not None:
-            items = _separate(items, categories)
         wanted = ["user_id", "item_id", "timestamp"]
         wanted += ["rating"] if self.min_rating is not None else []
         events, notes = columns_of(
@@ -90,14 +88,24 @@ class RecboleConfig:
         own, _ = columns_of(
             self, items, ["item_id"], options=_OPTIONS, other=interactions
         )
+        wanted = [p for p in ITEM_PARTS if p != "item_id"]
+        parts = {p: n for p in wanted if (n := _first_of(getattr(self, p), items))}
+        usual = {f.name: f.default for f in dataclasses.fields(self)}
+        more, missing = find_columns(
+            items,
+            {p: p for p in wanted if p not in parts and getattr(self, p) == usual[p]},
+            options=_OPTIONS,
+            taken=[*own.values(), *parts.values()],
+            as_option=lambda name: (name,),
+        )
+        parts |= more
+        if "categories" in parts:
+            items = _separate(items, parts["categories"])
         names = ColumnNames(
             item_id=own.get("item_id", self.item_id),
             user_id=events.get("user_id", self.user_id),
             interaction_item_id=events.get("item_id", self.item_id),
-            title=_first_of(self.title, items),
-            brand=_first_of(self.brand, items),
-            price=_first_of(self.price, items),
-            categories=categories,
+            **parts,
             timestamp=events.get("timestamp"),
             rating=events.get("rating", self.rating),
             options=_OPTIONS,
@@ -112,7 +120,7 @@ class RecboleConfig:
             time_format=self.time_format,
             missing_times=self.missing_times,
         )
-        return dataclasses.replace(shop, notes=(*shop.notes, *notes))
+        return dataclasses.replace(shop, notes=(*shop.notes, *notes, *missing))
 
 
 def _read_atomic(path: Path, encoding: str) -> SourceTable:

@@ -22,7 +22,7 @@ _MAX_BLOCK_BYTES = 2**31 - 1
 # Python's own limit would be 128 KiB; with none, a field of 1 GiB makes its reader ask
 # for more than 10 GiB.
 _MAX_FIELD = 2**26
-_OTHER_DELIMITERS = ";\t|"
+_OTHER_DELIMITERS = ";\t|~^\x01"
 _NUMBER_OR_DATE = re.compile(r"[^\w\s]?[-+]?\d[\d.,:/ TZ+-]*")
 HEADLESS = "its first line looks like data: add a line of column names"
 # The first line by which Excel is told the delimiter.
@@ -320,6 +320,11 @@ def _read_header(path: Path, csv_format: CsvFormat) -> tuple[int, list[str]]:
             )
     if not any(header):
         raise InputError(f"{path} is empty: it should begin with a header line")
+    if csv_format.quoting and all(re.fullmatch("'.*'", name) for name in header):
+        raise InputError(
+            f"{path}, line {line}: fields stand in single quotes: write it with double "
+            "ones"
+        )
     return last_line, header
 
 
@@ -350,6 +355,8 @@ def _read_even_rows(
                     if len(row) > num_columns:
                         advice = f"put fields that hold {mark} in double quotes"
                     advice += ", or look for a quote that is never closed"
+                    if num_columns == 1:
+                        advice = "delete the lines before that of the columns' names"
                     if any(re.match(r'\s+"', field) for field in row):
                         advice = "no spaces may stand before an opening quote"
                 raise InputError(
