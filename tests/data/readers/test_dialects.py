@@ -56,6 +56,11 @@ def test_a_hint_that_is_none_is_a_header(tmp_path, mark):
     assert "items.csv" in error_of(tmp_path)
 
 
+def test_a_tab_may_be_named_as_a_shell_passes_it(tmp_path):
+    write_csv_shop(tmp_path, "item_id\ttitle\na\tx, y\n", EVENTS.replace(",", "\t"))
+    assert read(tmp_path, delimiter="\\t").items["title"].to_pylist() == ["x, y"]
+
+
 def test_lines_are_numbered_after_a_separator_hint(tmp_path):
     write_csv_shop(tmp_path, "sep=;\nitem_id;title\na;x\na;y\n", EVENTS)
     assert "items.csv, line 4: item_id 'a' is given a second" in error_of(tmp_path)
@@ -214,7 +219,7 @@ def test_entities_are_characters(tmp_path):
     items = (
         "item_id,title,brand,categories,note\n"
         "a,Nail &amp; Co&#39;s,A&#x26;B,Hair &amp; Skin &gt; Oil,&quot;x&quot;\n"
-        'b,AT&T &foo; &copy,B,"[""A &amp; B""]",\n'
+        'b,AT&T &foo; &copy,Women&amp;#39;s,"[""A &amp; B""]",\n'
     )
     items = read(write_csv_shop(tmp_path, items, EVENTS)).items.to_pylist()
     assert items[0] == {
@@ -226,6 +231,7 @@ def test_entities_are_characters(tmp_path):
         "note": '"x"',
     }
     assert items[1]["title"] == "AT&T &foo; &copy"
+    assert items[1]["brand"] == "Women's"
     assert items[1]["categories"] == [["A & B"]]
 
 

@@ -286,9 +286,9 @@ def clean_paths(paths: list[list[str]] | None) -> list[list[str]]:
 
 def decode_entities(text: str) -> str:
     """Puts characters in place of HTML's entities: "A &amp; B" is "A & B"."""
-    if "&" not in text:
-        return text
-    return re.sub(_ENTITY, lambda entity: html.unescape(entity[0]), text)
+    for _ in range(2 if "&" in text else 0):  # some were encoded twice: "&amp;#39;"
+        text = re.sub(_ENTITY, lambda entity: html.unescape(entity[0]), text)
+    return text
 
 
 def _known_text(values: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -58,6 +58,8 @@ def find_dialect(path: Path, given: CsvFormat) -> tuple[CsvFormat, list[str]]:
     Raises:
         InputError: An unknown encoding, or a delimiter of several characters.
     """
+    if given.delimiter == "\\t":  # as a shell passes it
+        given = replace(given, delimiter="\t")
     if not re.fullmatch(r'[^"\r\n\0\x80-\U0010ffff]', given.delimiter):
         raise InputError(
             f"{path}: the delimiter must be one ASCII character, and no quote or "
