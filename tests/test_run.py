@@ -262,11 +262,19 @@ def test_output_of_any_encoding_takes_any_text(encoding):
         assert done.stdout.decode(encoding).endswith(" done\n")
 
 
-@pytest.mark.parametrize("name", ["lr:1", "~who is this", "lr=[1]", "ü*?"])
+@pytest.mark.parametrize(
+    "name", ["lr:1", "~who is this", "lr=[1]", "ü*?", "{b}%s\n'q\" $x\\"]
+)
 def test_a_work_directory_may_have_any_name(tmp_path, name, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert _run_here("--stage=prepare_data", f"--workdir={name}", *SMALL_SHOP) == 0
     assert (tmp_path / name / "data" / "manifest.json").is_file()
+
+
+def test_a_name_that_is_no_utf_8_is_one_line(tmp_path, capsys):
+    workdir = os.fsdecode(os.fsencode(tmp_path) + b"/n\xff")
+    assert _run_here("--stage=prepare_data", f"--workdir={workdir}") == 2
+    assert r"n\udcff' isn't UTF-8" in capsys.readouterr().err
 
 
 def test_a_run_in_a_store_makes_what_it_makes_on_a_disk(tmp_path, monkeypatch, capsys):

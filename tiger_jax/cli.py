@@ -386,11 +386,11 @@ def _explain(message: str, bindings: Sequence[str]) -> str:
     for pattern, known in (
         (r"No bindings specified for '(\w+)/gin\.macro'", macros),
         (r"No configurable matching reference '@([\w./]+)", [*classes]),
-        (r"Unable to open file: (.+?\.gin)", _gin_files()),
+        (r"Unable to open file: (.+?)(?=\. Searched)", _gin_files()),
         (r"Failed to parse token '(\w+)'", ["True", "False", "None"]),
     ):
         if found := re.search(pattern, message):
-            said = found[0] + "'" * (found[0].count("'") % 2)
+            said = found[0][:400] + "'" * (found[0].count("'") % 2)
             return said + _did_you_mean(found[1], known)
     for binding in bindings:
         if any(binding.count(a) > binding.count(b) for a, b in ("()", "[]", "{}")):

@@ -15,7 +15,16 @@ _UNREADABLE = (OSError, EOFError, LookupError, TypeError, ValueError)
 
 
 def path_of(text: str) -> Path:
-    """A path that a user gave: ``~`` is a home, and ``a:b`` no URI of a scheme a."""
+    """A path that a user gave: ``~`` is a home, and ``a:b`` no URI of a scheme a.
+
+    Raises:
+        InputError: Its name isn't UTF-8, which the libraries that write there need.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        what = f"the path {ascii(text)} isn't UTF-8: give it another name"
+        raise InputError(what) from error
     path = Path(os.path.expanduser(text))
     return path.absolute() if ":" in text else path
 
