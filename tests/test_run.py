@@ -143,6 +143,7 @@ def test_gin_bindings_on_the_command_line_are_split_off():
         ("recommend.title", 'toy story; it\'s "A"'),
         ("recommend.title", "1984"),
         ("recommend.title", "[limited] mug (new)"),
+        ("recommend.title", "[50% off] mug"),
         ("recommend.title", "'til dawn"),
         ("recommend.title", "@home"),
         ("recommend.title", "(1,"),

@@ -44,6 +44,7 @@ from tiger_jax.errors import (
     KEYWORDS,
     InputError,
     UserFacingError,
+    is_open,
     is_text,
     storage_problem,
 )
@@ -393,7 +394,7 @@ def _explain(message: str, bindings: Sequence[str]) -> str:
             said = found[0][:400] + "'" * (found[0].count("'") % 2)
             return said + _did_you_mean(found[1], known)
     for binding in bindings:
-        if any(binding.count(a) > binding.count(b) for a, b in ("()", "[]", "{}")):
+        if is_open(binding):
             near = f": look for a bracket that is never closed in {binding!r}"
             return message[:400] + near
     named = re.findall(r"([\w./]+\.\w+) = ", message)
@@ -437,7 +438,8 @@ def _check_types() -> None:
                 value = gin.query_parameter(f"{macro[1:]}/gin.macro.value")
             given = tuple(value) if isinstance(value, list) else value
             parts = given if isinstance(given, tuple) else [given]
-            is_reference = any("ConfigurableRef" in type(p).__name__ for p in parts)
+            kind = gin.config.ConfigurableReference
+            is_reference = any(isinstance(part, kind) for part in parts)
             if not is_reference and not fits(given, types[name]):
                 raise _usage_error(
                     f"{owner.removeprefix('stages.')}.{name} is {value!r}: it must be "

@@ -19,9 +19,7 @@ _STORAGE = (
     errno.ENOTDIR,
     errno.ESTALE,
 )
-
-
-KEYWORDS = ("none", "true", "false")
+KEYWORDS = ("none", "true", "false")  # as people write gin's None, True and False
 
 
 class UserFacingError(Exception):
@@ -70,14 +68,18 @@ def is_text(value: str) -> bool:
     """Whether a flag's value is a text as it stands, and not what gin reads."""
     if value[:1] in ("", "@", "%") or value.strip().lower() in KEYWORDS:
         return False
-    is_open = any(value.count(a) > value.count(b) for a, b in ("()", "[]", "{}"))
-    if value[0] in "([{" and (is_open or re.search("[@%]", value)):
+    if value[0] in "([{" and (is_open(value) or re.search(r"[@%]\w", value)):
         return False
     try:
         ast.literal_eval(value.strip())
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return True
     return False
+
+
+def is_open(text: str) -> bool:
+    """Whether a bracket is never closed."""
+    return any(text.count(a) > text.count(b) for a, b in ("()", "[]", "{}"))
 
 
 def storage_problem(error: BaseException | None) -> str | None:

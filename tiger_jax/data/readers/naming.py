@@ -41,13 +41,13 @@ _SYNONYMS = {
     "department_name",
     "rating": "stars, overall, score, rate",
 }
-# "book_author" is an author, where no column is called so.
 _ALL_BUT_IDS = {
     re.sub(r"[\W_]", "", name)
     for part, names in _SYNONYMS.items()
     for name in (part, *names.split(", "))
     if part != "item_id"
 }
+# "book_author" is an author, where no column is called so.
 _THING = re.compile(
     "^(product|prod|item|article|book|movie|film|game|app|song|track|variant)"
 )
