@@ -41,9 +41,7 @@ what follows. {size:,} parameters; {data.num_items:,} items with Semantic IDs ov
 codebooks of {", ".join(map(str, parts.table.codebook_sizes))} codewords; it reads the
 last {parts.max_items} items of a history.
 
-```sh
-pip install 'tiger_jax[serve,hub]=={__version__}'
-```
+With tiger_jax {__version__} and its extra `hub`:
 
 ```python
 from tiger_jax import Recommender
