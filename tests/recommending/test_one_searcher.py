@@ -23,6 +23,7 @@ from trained_workdir import (
 )
 
 from tasks.tiger import register_tiger_task
+from tiger_jax.data.item_vectors import estimate_collaborative, join_text
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.evaluation.evaluator import evaluate
 from tiger_jax.evaluation.lists import SavedLists
@@ -330,7 +331,7 @@ def test_a_bundle_of_format_3_is_read(workdir, tmp_path, versions, requests, cap
     assert found == expected
 
 
-def test_an_item_that_joins_has_content_at_once(versions, requests):
+def test_an_item_that_joins_has_content_at_once(versions, requests, workdir, tmp_path):
     """It is read in histories and ranked by its content, and nothing compiles anew."""
     recommender = Recommender.load(versions)
     if recommender.catalogue.collaborative is None:
@@ -343,7 +344,21 @@ def test_an_item_that_joins_has_content_at_once(versions, requests):
     )
     changed, _ = update(recommender.catalogue, coder, add=[item], remove=[other])
     assert changed.collaborative.shape[0] == NUM_ITEMS
-    assert not changed.collaborative[-1].any()
+    catalogue = recommender.catalogue
+    is_known = catalogue.occurrences > 0
+    is_known[catalogue.number_of[other]] = False
+    estimated = estimate_collaborative(
+        vector[None], catalogue.embeddings[is_known], catalogue.collaborative[is_known]
+    )
+    assert estimated.any()
+    np.testing.assert_array_equal(changed.collaborative[-1:], estimated)
+    joined = join_text(vector[None], estimated)
+    np.testing.assert_array_equal(
+        changed.table.codes[-1:, :-1], coder.quantizer.encode(joined)
+    )
+    own = CatalogueVersions.open(workdir / "bundle", tmp_path / "versions")
+    Recommender.load(own).update(own, add=[item], remove=[other])
+    np.testing.assert_array_equal(own.load().collaborative, changed.collaborative)
     # The others keep the embeddings of their own, wherever they stand now.
     before, after = (
         dict(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from small_workdir import make_workdir, small_table
 
-from tiger_jax.data.item_vectors import load_quantized_vectors
+from tiger_jax.data.item_vectors import fill_collaborative, load_quantized_vectors
 from tiger_jax.data.prepared import PreparedData
 from tiger_jax.embedding.collaborative import (
     CollaborativeConfig,
@@ -79,6 +79,7 @@ def test_a_collaborative_signal_is_quantized_with_the_text(workdir):
     vectors = np.load(folder / "collaborative.npy")
     data = PreparedData.load(workdir / "data")
     expected = embed_cooccurrence(data.train, NUM_ITEMS, CollaborativeConfig(dims=3))
+    expected = fill_collaborative(make_embeddings(), expected)
     np.testing.assert_array_equal(vectors, expected)
     joined = load_quantized_vectors(make_embeddings(), folder)
     assert joined.shape == (NUM_ITEMS, 6 + 3)

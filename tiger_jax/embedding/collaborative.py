@@ -27,7 +27,8 @@ class CollaborativeConfig:
     Attributes:
         dims: Their dimensions; at most the number of items less one.
         weight: Their length, where the text vector has length 1; 0 would be text
-            alone. An item that no training history holds has the zero vector.
+            alone. An item that no training history holds has what it would be bought
+            with by the items nearest in text (`item_vectors.fill_collaborative`).
         largest_distance: Items apart in a history that still count as together.
         smoothing: The power to which the context items' counts are raised, which
             keeps pairs with rare items from weighing too much.

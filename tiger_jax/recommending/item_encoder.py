@@ -159,9 +159,7 @@ class ItemCoder:
         quantizer: None where the codes came from elsewhere: then nothing can join.
         num_dims: E, of the catalogue's embeddings.
         collaborative_dims: C. If not 0, the quantizer also takes a vector of what an
-            item is bought with. A new item is bought with nothing yet and has the
-            zero vector, as those items of the training have that no training history
-            holds: its codes rest on its text alone.
+            item is bought with, which a new item has by its neighbours in text.
     """
 
     encoder: ItemEncoder | None
@@ -194,9 +192,16 @@ class ItemCoder:
         return vectors
 
     def encode(
-        self, embeddings: Float32[np.ndarray, "n E"]
+        self,
+        embeddings: Float32[np.ndarray, "n E"],
+        collaborative: Float32[np.ndarray, "n C"] | None = None,
     ) -> Int32[np.ndarray, "n L"]:
-        """The learned codewords of embeddings; InputError if there is no quantizer."""
+        """The learned codewords of embeddings; InputError if there is no quantizer.
+
+        Args:
+            collaborative: What is joined to them, if the quantizer takes such; None is
+                zeros, where the catalogue keeps none to estimate them from.
+        """
         if self.quantizer is None:
             raise InputError(
                 "this bundle has no quantizer, since its Semantic IDs were not made by "
@@ -204,8 +209,10 @@ class ItemCoder:
             )
         if not self.collaborative_dims:
             return self.quantizer.encode(embeddings)
-        unknown = np.zeros((len(embeddings), self.collaborative_dims), np.float32)
-        return self.quantizer.encode(join_text(embeddings, unknown))
+        if collaborative is None:
+            shape = len(embeddings), self.collaborative_dims
+            collaborative = np.zeros(shape, np.float32)
+        return self.quantizer.encode(join_text(embeddings, collaborative))
 
     def _check(self, item: NewItem) -> Float32[np.ndarray, " E"]:
         try:

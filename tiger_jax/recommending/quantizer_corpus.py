@@ -8,6 +8,7 @@ from jaxtyping import Float
 
 from tiger_jax.data.item_vectors import (
     COLLABORATIVE,
+    fill_collaborative,
     load_embeddings,
     load_quantized_vectors,
 )
@@ -66,7 +67,8 @@ def read_embeddings(
         vectors = embed_cooccurrence(
             data.train, data.num_items, collaborative, seed=seed
         )
-        save_whole(folder / COLLABORATIVE, collaborative.weight * vectors)
+        filled = fill_collaborative(embeddings, collaborative.weight * vectors)
+        save_whole(folder / COLLABORATIVE, filled)
         embeddings = load_quantized_vectors(embeddings, folder)
     found = [embeddings]
     for other in others:

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Float32, Int32
 
+from tiger_jax.data.item_vectors import estimate_collaborative
 from tiger_jax.errors import InputError, flag
 from tiger_jax.recommending import new_items
 from tiger_jax.recommending.catalogue import ALL_ITEMS, Catalogue
@@ -21,10 +22,12 @@ from tiger_jax.recommending.new_items import NewItem
 from tiger_jax.semantic_ids.collisions import add_collision_level, group_rows
 from tiger_jax.semantic_ids.table import SemanticIdTable
 
-_TEXT_ALONE = (
+_BY_TEXT = (
     "the quantizer also reads what an item is bought with; new items are bought with "
-    "nothing yet, and their codes rest on their text alone"
+    "nothing yet, and "
 )
+_ESTIMATED = _BY_TEXT + "take that of the items nearest in text"
+_TEXT_ALONE = _BY_TEXT + "their codes rest on their text alone"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +99,7 @@ def update(
     )
     joined = zip(items, changed.table.codes[kept.sum() :].tolist(), strict=True)
     added = tuple(AddedItem(i.item_id, i.title, tuple(codes)) for i, codes in joined)
+    note = _TEXT_ALONE if catalogue.collaborative is None else _ESTIMATED
     report = UpdateReport(
         changed.version,
         changed.num_items,
@@ -103,7 +107,7 @@ def update(
         added=added,
         removed=tuple(leaving),
         attributes_set=sum(map(len, wanted.values())),
-        notes=(_TEXT_ALONE,) if items and coder.collaborative_dims else (),
+        notes=(note,) if items and coder.collaborative_dims else (),
     )
     return changed, report
 
@@ -115,12 +119,14 @@ class JoinedRows:
     Attributes:
         embeddings: Used if the catalogue has some.
         joined: The version in which each came.
+        collaborative: As the embeddings; None if it came before these were estimated.
     """
 
     items: pa.Table
     codes: Int32[np.ndarray, "n T"]
     embeddings: Float32[np.ndarray, "n E"]
     joined: Int32[np.ndarray, " n"]
+    collaborative: Float32[np.ndarray, "n C"] | None = None
 
     @classmethod
     def none(cls, catalogue: Catalogue) -> "JoinedRows":
@@ -166,9 +172,11 @@ def change_rows(
     if embeddings is not None:
         embeddings = np.concatenate([embeddings[kept], rows.embeddings])
     collaborative = catalogue.collaborative
-    if collaborative is not None:  # new items are bought with nothing yet
-        unknown = np.zeros((num_new, collaborative.shape[1]), np.float32)
-        collaborative = np.concatenate([collaborative[kept], unknown])
+    if collaborative is not None:
+        estimated = rows.collaborative
+        if estimated is None:
+            estimated = np.zeros((num_new, collaborative.shape[1]), np.float32)
+        collaborative = np.concatenate([collaborative[kept], estimated])
     return Catalogue(
         table,
         pa.concat_tables([catalogue.items.filter(pa.array(kept)), rows.items]),
@@ -198,8 +206,13 @@ def _make_rows(
     own, rows = catalogue.table, new_items.to_table(items, catalogue.items.schema)
     joined = np.full(len(items), catalogue.version + 1, np.int32)
     vectors = coder.embed(items, rows)
-    stays = own.codes[kept]
-    learned = np.concatenate([stays[:, :-1], coder.encode(vectors)])
+    stays, estimated = own.codes[kept], None
+    if catalogue.collaborative is not None and catalogue.embeddings is not None:
+        is_known = kept & (catalogue.occurrences > 0)
+        estimated = estimate_collaborative(
+            vectors, catalogue.embeddings[is_known], catalogue.collaborative[is_known]
+        )
+    learned = np.concatenate([stays[:, :-1], coder.encode(vectors, estimated)])
     size = own.codebook_sizes[-1]
     groups = group_rows(learned)
     crowded = np.bincount(groups)[groups[len(stays) :]] > size
@@ -220,7 +233,7 @@ def _make_rows(
         collision_level_size=size,
         taken=taken,
     )
-    return JoinedRows(rows, full[len(stays) :], vectors, joined)
+    return JoinedRows(rows, full[len(stays) :], vectors, joined, estimated)
 
 
 def _check_ids(

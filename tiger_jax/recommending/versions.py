@@ -10,6 +10,7 @@ size is that of the changes:
     codes.npy         their Semantic IDs
     embeddings.npy    their vectors
     joined.npy        the version in which each came
+    collaborative.npy what they would be bought with, where the model reads that
     attributes.json   values set by hand, by field and item id
 
 Each folder has a manifest with the SHA-256 of every file; it is written beside and
@@ -54,6 +55,7 @@ _FORMAT = 1
 _FACTS, _ATTRIBUTES = "version.json", "attributes.json"
 _REMOVED, _ITEMS = "removed.parquet", "items.parquet"
 _ARRAYS = ("codes", "embeddings", "joined")
+_ESTIMATED = "collaborative"  # in versions of catalogues that keep such vectors
 _LOCK_SECONDS = 60.0
 
 
@@ -330,14 +332,14 @@ def _write_parts(folder: Path, catalogue: Catalogue, bundle: Bundle) -> None:
     vectors = catalogue.embeddings
     if vectors is None:
         vectors = np.empty((len(has_joined), 0), np.float32)
-    save_arrays(
-        folder,
-        {
-            "codes": catalogue.table.codes[has_joined],
-            "embeddings": vectors[has_joined],
-            "joined": catalogue.joined[has_joined],
-        },
-    )
+    arrays = {
+        "codes": catalogue.table.codes[has_joined],
+        "embeddings": vectors[has_joined],
+        "joined": catalogue.joined[has_joined],
+    }
+    if catalogue.collaborative is not None:
+        arrays[_ESTIMATED] = catalogue.collaborative[has_joined]
+    save_arrays(folder, arrays)
     write_json(folder / _ATTRIBUTES, catalogue.attributes)
     write_json(
         folder / _FACTS,
@@ -365,7 +367,8 @@ def _read_version(folder: Path, exported: Catalogue, bundle: str) -> Catalogue:
                 "and its neighbours away and make the changes again"
             )
         removed = pa.parquet.read_table(folder / _REMOVED)["item_id"].to_pylist()
-        arrays = load_arrays(folder, _ARRAYS)
+        has_estimated = (folder / f"{_ESTIMATED}.npy").is_file()
+        arrays = load_arrays(folder, [*_ARRAYS, *[_ESTIMATED] * has_estimated])
         items = pa.parquet.read_table(folder / _ITEMS).cast(exported.items.schema)
         rows = JoinedRows(items, **arrays)
         kept = np.ones(exported.num_items, bool)
