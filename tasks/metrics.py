@@ -48,8 +48,9 @@ def ranking_metrics(
 
     Examples:
         >>> beams = np.array([[[1, 3], [2, 4]], [[2, 3], [1, 4]]])
-        >>> ranking_metrics(beams, np.array([[2, 4], [2, 4]]), (1, 2))
-        {'recall@1': 0.0, 'recall@2': 0.5, 'ndcg@2': 0.3154648767857287}
+        >>> found = ranking_metrics(beams, np.array([[2, 4], [2, 4]]), (1, 2))
+        >>> {name: round(value, 4) for name, value in found.items()}
+        {'recall@1': 0.0, 'recall@2': 0.5, 'ndcg@2': 0.3155}
     """
     is_hit = (beams == targets[:, None, :]).all(-1)  # [n, M]
     num_beams = beams.shape[1]

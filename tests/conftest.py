@@ -40,9 +40,6 @@ jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
-# No doctests are in them, and as modules all would be called conftest.
-collect_ignore_glob = ["conftest.py", "*/conftest.py"]
-
 _SLOW_MACHINE = [HealthCheck.too_slow]
 settings.register_profile(
     "dev", deadline=None, max_examples=25, suppress_health_check=_SLOW_MACHINE

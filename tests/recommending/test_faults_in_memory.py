@@ -76,7 +76,7 @@ REQUESTS = {
 }
 
 
-@pytest.mark.parametrize("every", [21, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [42, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("options", REQUESTS.values(), ids=REQUESTS.keys())
 def test_after_a_fault_the_same_request_is_answered_right(recommender, options, every):
     """Asked again with all slots taken, so that the request takes another's bit."""
