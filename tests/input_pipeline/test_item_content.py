@@ -11,8 +11,10 @@ from trained_workdir import TINY_TWO_LEVEL, make_trained_workdir
 
 from tasks.tiger import register_tiger_task
 from tiger_jax.data.prepared import PreparedData
+from tiger_jax.histories import Histories
+from tiger_jax.input_pipeline import item_content
 from tiger_jax.input_pipeline.batches import SeqioBatches, SeqioConfig
-from tiger_jax.input_pipeline.item_content import SpelledItems
+from tiger_jax.input_pipeline.item_content import SpelledItems, add_content
 from tiger_jax.input_pipeline.microbatches import BucketConfig, BucketedBatches
 from tiger_jax.input_pipeline.packed_histories import PackedConfig, PackedHistories
 from tiger_jax.input_pipeline.quiet_tensorflow import seqio
@@ -28,7 +30,7 @@ def test_items_are_found_by_their_tokens(count):
     table = small_table(count, 0)
     layout = TokenLayout(table.codebook_sizes, 0)
     content = np.arange(count, dtype=np.float32)[:, None]
-    items = SpelledItems.of(table.codes, layout, content)
+    items = SpelledItems.of(table.codes, layout, content, np.ones(count, int))
     tokens = jnp.asarray(layout.tokens_of(table.codes))
     np.testing.assert_array_equal(jax.jit(items.find)(tokens), np.arange(count))
     largest = np.array(layout.codebook_sizes) - 1
@@ -59,7 +61,7 @@ def test_a_stream_has_the_loss_of_packed_histories(tmp_path):
         stream,
         BucketConfig(),
         max_length=stream.max_length,
-        items=SpelledItems.of(table.codes, layout, content),
+        items=SpelledItems.of(table.codes, layout, content, data.occurrences),
         ranks_items=True,
     )
     packed = PackedHistories(
@@ -93,3 +95,39 @@ def test_a_stream_has_the_loss_of_packed_histories(tmp_path):
     batch = next(stream)
     loss, _ = jax.jit(T5xTiger(task, model.config).eval_fn)(params, batch)
     assert float(loss) == pytest.approx(theirs["loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("form", ["packed", "streamed"])
+def test_items_without_interactions_are_no_negatives(form):
+    """As one of every target, such an item would learn to be ranked last."""
+    histories = Histories.from_lists([[0, 2], [2, 5, 0]])
+    table = small_table(6, 0)
+    layout = TokenLayout(table.codebook_sizes, 0)
+    content = np.eye(6, dtype=np.float32)
+    if form == "packed":
+        config = PackedConfig(1, 1, max_items=2, repeated_items=0)
+        given = {"content": content, "ranks_items": True}
+        input = PackedHistories(histories, table.codes, layout, config, **given)
+        constants = jax.tree.map(jnp.asarray, input.constants)
+        batch = input.make_batch(constants, one_row(next(input)), 0)
+    else:
+        occurrences = np.bincount(histories.items, minlength=6)
+        items = SpelledItems.of(table.codes, layout, content, occurrences)
+        tokens = jnp.asarray(layout.tokens_of(table.codes[[0]]))
+        names = "encoder_input_tokens", "decoder_target_tokens"
+        batch = items.add_to(dict.fromkeys(names, tokens), ranks_items=True)
+    assert batch["ranked_items"].tolist() == [0, 2, 5]
+    np.testing.assert_array_equal(batch["ranked_content"], content[[0, 2, 5]])
+    assert batch["log_share"] == 0
+
+
+def one_row(update):
+    return {name: jnp.asarray(array[0]) for name, array in update.arrays.items()}
+
+
+def test_of_very_many_items_an_even_share_is_ranked(monkeypatch):
+    monkeypatch.setattr(item_content, "MAX_RANKED_ITEMS", 2)
+    items = jnp.array([[4]]), jnp.array([[1]])
+    batch = add_content({}, *items, jnp.eye(6), jnp.array([0, 2, 5]))
+    assert batch["ranked_items"].tolist() == [2, 5]  # from the 4th on, of three
+    assert batch["log_share"] == pytest.approx(np.log(3 / 2))

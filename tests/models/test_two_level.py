@@ -228,7 +228,7 @@ def dense_batch(histories, targets, ranked=None):
     histories, targets = np.asarray(histories), np.asarray(targets)
     items = jnp.asarray(histories), jnp.asarray(targets)
     batch = batch_of(histories, targets)
-    batch = add_content(batch, *items, CONTENT, ranks_items=True)
+    batch = add_content(batch, *items, CONTENT, jnp.arange(NUM_ITEMS))
     if ranked is None:
         return batch
     return batch | {

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float32, Int, Int32
+from jaxtyping import Array, Float32, Int, Int32, Int64
 
 from tiger_jax.semantic_ids.token_ids import TokenLayout
 
@@ -26,11 +26,13 @@ class SpelledItems(NamedTuple):
         tokens: int32 [N T]; of every item, ascending.
         numbers: int32 [N]; whose they are.
         content: float32 [N E]; by item number.
+        trained: int32 [R]; the items that training histories hold.
     """
 
     tokens: Any
     numbers: Any
     content: Any
+    trained: Any
 
     @classmethod
     def of(
@@ -38,10 +40,16 @@ class SpelledItems(NamedTuple):
         codes: Int32[np.ndarray, "N T"],
         layout: TokenLayout,
         content: Float32[np.ndarray, "N E"],
+        occurrences: Int64[np.ndarray, " N"],
     ) -> "SpelledItems":
-        """Sorts the items by their Semantic IDs."""
+        """Sorts the items by their Semantic IDs.
+
+        Args:
+            occurrences: Of each item in the histories of training.
+        """
         order = np.lexsort(codes.T[::-1]).astype(np.int32)
-        return cls(layout.tokens_of(codes[order]), order, content)
+        trained = np.flatnonzero(occurrences).astype(np.int32)
+        return cls(layout.tokens_of(codes[order]), order, content, trained)
 
     def find(self, tokens: Int[Array, "*batch T"]) -> Int[Array, "*batch"]:
         """The numbers of the items that tokens spell, -1 where they spell none."""
@@ -70,8 +78,8 @@ class SpelledItems(NamedTuple):
             self.find(batch[name].reshape(len(batch[name]), -1, length))
             for name in ("encoder_input_tokens", "decoder_target_tokens")
         )  # [B P] each, or one target
-        content = jnp.asarray(self.content)
-        return add_content(batch, read, targets, content, ranks_items=ranks_items)
+        ranked = jnp.asarray(self.trained) if ranks_items else None
+        return add_content(batch, read, targets, jnp.asarray(self.content), ranked)
 
 
 def add_content(
@@ -79,30 +87,30 @@ def add_content(
     read: Int[Array, "B P"],
     targets: Int[Array, "B targets"],
     content: Float32[Array, "N E"],
-    *,
-    ranks_items: bool,
+    ranked: Int[Array, " R"] | None,
 ) -> Batch:
     """A batch with the content of its items.
 
     Args:
         read: Items of the histories, -1 where there is none.
         targets: Items that come next, -1 where there is none.
-        ranks_items: Add what a dense head is trained with, too.
+        ranked: The items that a dense head is trained to tell a target from, for a
+            model with one: those of the training histories. As a negative of every
+            target, an item that nobody has bought yet would learn to be ranked last.
 
     Returns:
         The batch with `content[B P E]` and `read_items[B P]`, and for a dense head
         `target_items[B P]`, `target_content[B P E]`, `ranked_items[n]`,
-        `ranked_content[n E]` and `log_share`, the logarithm of N / n.
+        `ranked_content[n E]` and `log_share`, the logarithm of R / n.
     """
     batch = batch | {"content": content[jnp.maximum(read, 0)], "read_items": read}
-    if not ranks_items:
+    if ranked is None:
         return batch
-    num_items = len(content)
-    ranked = jnp.arange(num_items)
+    num_items = len(ranked)
     if num_items > MAX_RANKED_ITEMS:
         # Items are numbered at random, so that any stretch is an even draw; the
         # examples of an update are drawn at random, and with them its start.
-        ranked = (read[0, 0] + jnp.arange(MAX_RANKED_ITEMS)) % num_items
+        ranked = ranked[(read[0, 0] + jnp.arange(MAX_RANKED_ITEMS)) % num_items]
     return batch | {
         "target_items": targets,
         "target_content": content[jnp.maximum(targets, 0)],

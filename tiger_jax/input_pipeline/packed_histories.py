@@ -97,13 +97,15 @@ class PackedHistories(ShuffledEpochs):
         constants = {"tokens": tokens}  # [total T]
         if content is not None:
             constants |= {"items": histories.items, "content": content}
-        self._ranks_items = ranks_items
         examples = _cut_into_windows(
             histories.lengths,
             histories.offsets,
             config.max_items,
             config.repeated_items,
         )
+        made_of = {**constants, **examples}
+        if ranks_items:
+            constants["trained"] = np.unique(histories.items).astype(np.int32)
         # Of an epoch's rows in `_order`.
         self._offsets: Int64[np.ndarray, " rows"] = np.empty(0, np.int64)
         super().__init__(
@@ -112,7 +114,7 @@ class PackedHistories(ShuffledEpochs):
             examples,
             lengths="length",
             max_length=config.max_items,
-            made_of={**constants, **examples},
+            made_of=made_of,
             seed=seed,
         )
         # No packing takes fewer; the one made takes a few more.
@@ -200,7 +202,7 @@ class PackedHistories(ShuffledEpochs):
             items[read],
             jnp.where(is_target, items[read + 1], -1),
             constants["content"],
-            ranks_items=self._ranks_items,
+            constants.get("trained"),
         )
 
 

@@ -129,7 +129,10 @@ def open_histories(workdir: Path, recipe: Recipe) -> TrainingInputs:
         )
         num_examples = examples.num_rows
     else:
-        examples = _open_stream(recipe, layout, workdir, table, content)
+        items = None
+        if content is not None:
+            items = SpelledItems.of(table.codes, layout, content, data.occurrences)
+        examples = _open_stream(recipe, layout, workdir, items)
         num_examples = examples.num_examples
     if isinstance(examples, ResidentInput):
         num_pairs = examples.num_examples
@@ -221,7 +224,7 @@ def open_token_shards(source: Any, workdir: Path, recipe: Recipe) -> TrainingInp
             + flag("batches.SeqioConfig.max_items", source.max_items)
         )
     layout = TokenLayout(table.codebook_sizes, recipe.num_user_tokens)
-    examples = _open_stream(recipe, layout, workdir, table)
+    examples = _open_stream(recipe, layout, workdir)
     num_inputs, num_users = examples.buckets[-1], recipe.validation.num_users
     rows = draw_rows(source.num_pairs("validation"), num_users, recipe.seed)
     inputs, targets = source.read_examples("validation", rows, num_inputs=num_inputs)
@@ -234,8 +237,7 @@ def _open_stream(
     recipe: Recipe,
     layout: TokenLayout,
     workdir: Path,
-    table: SemanticIdTable,
-    content: Float32[np.ndarray, "N E"] | None = None,
+    items: SpelledItems | None = None,
 ) -> BucketedBatches:
     from tiger_jax.input_pipeline.batches import SeqioBatches
 
@@ -248,9 +250,6 @@ def _open_stream(
             "directory, or train with "
             + flag("train_recommender.num_user_tokens", stream.layout.num_user_tokens)
         )
-    items = None
-    if content is not None:
-        items = SpelledItems.of(table.codes, layout, content)
     return BucketedBatches(
         stream,
         buckets,

@@ -198,7 +198,9 @@ class T5xTiger:
             )
         shop = shops[0]
         self._occurrences = np.bincount(shop.train.items, minlength=len(self._codes))
-        return SpelledItems.of(self._codes, shop.layout, shop.load_content())
+        return SpelledItems.of(
+            self._codes, shop.layout, shop.load_content(), self._occurrences
+        )
 
     @property
     def _shops(self) -> list[Any]:
