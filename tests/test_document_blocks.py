@@ -129,6 +129,8 @@ def test_the_blocks_of_a_document_run(name, folder):
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     shrunk = f"{TINY_RUN}\nserve.port = {port}\nexport.batch_sizes = (1, 4)\n"
     shrunk += "train_rqvae.accept_poor_codebooks = True\n"
+    # Enough for plan_semantic_ids: of 8 each, the third level says too little.
+    shrunk += "quantizers.ResidualKMeans.codebook_sizes = (16, 16, 16)\n"
     options = {
         "cwd": folder,
         "env": {
