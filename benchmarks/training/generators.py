@@ -54,6 +54,17 @@ RECIPES = {
         optimizer=OptimizerConfig(name="adamw", weight_decay=0.05, decay_all=True),
         input=(PackedConfig(),),
     ),
+    "two-level, as base/two_level.gin": Recipe(
+        model=TwoLevelConfig(
+            reads_content=True, dense_head=True, item_embeddings=True, filter_share=0.7
+        ),
+        num_user_tokens=0,
+        average_decay=0.998,
+        optimizer=OptimizerConfig(
+            name="adamw", weight_decay=0.05, decay_all=True, clip_norm=0.25
+        ),
+        input=(PackedConfig(),),
+    ),
 }
 
 
