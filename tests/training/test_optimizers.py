@@ -1,6 +1,9 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from tiger_jax.errors import InputError
@@ -104,6 +107,37 @@ def test_clipping_bounds_the_whole_gradient():
     # Adagrad starts its sum of squares at 0.1.
     expected = -clipped / (0.1 + clipped**2) ** 0.5
     np.testing.assert_allclose(one_step(config, 50.0)["wi"], expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+def test_parameters_of_one_shape_are_updated_together_as_alone(scaled):
+    draw = np.random.default_rng(0).normal
+    shapes = {"a": (128, 130), "b": (128, 130), "c": (128,), "d": (128,), "e": (2, 6)}
+
+    def tree():
+        leaves = {name: jnp.asarray(draw(size=s)) for name, s in shapes.items()}
+        return {"x": leaves.pop("a"), "rest": leaves}
+
+    first, trees = tree(), {}
+    grads = [tree() for _ in range(4)]
+    for stacked in (False, True):
+        config = OptimizerConfig(
+            warmup_steps=2,
+            parameter_scale=scaled,
+            weight_decay=0.1,
+            clip_norm=5.0,
+            stacks_alike=stacked,
+        )
+        optimizer, params = make_optimizer(config), first
+        update, state = jax.jit(optimizer.update), optimizer.init(first)
+        for gradient in grads:
+            updates, state = update(gradient, state, params)
+            params = optax.apply_updates(params, updates)
+        trees[stacked] = params, state
+    assert jax.tree.structure(trees[True]) == jax.tree.structure(trees[False])
+    equal = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7)
+    jax.tree.map(equal, trees[True], trees[False])
+    assert not np.array_equal(first["x"], trees[True][0]["x"])
 
 
 @pytest.mark.parametrize(
