@@ -1,5 +1,7 @@
 """Items come and go; the model, its programs and everybody's Semantic IDs stay."""
 
+import copy
+
 import jax
 import numpy as np
 import pytest
@@ -201,6 +203,24 @@ def test_new_items_codes_rest_on_their_text_alone(recommender):
     expected = coder.quantizer.encode(unit)[0].tolist()
     assert list(report.added[0].semantic_id[:3]) == expected
     assert "text alone" in report.notes[0]
+
+
+@pytest.mark.parametrize(("occurs", "said"), [(1, "nearest in text"), (0, "alone")])
+def test_a_new_item_takes_the_collaborative_vector_of_those_like_it(
+    recommender, occurs, said
+):
+    """Where the bundle says which items occurred, as older ones don't."""
+    rng, count = np.random.default_rng(0), recommender.catalogue.num_items
+    catalogue = copy.copy(recommender.catalogue)
+    catalogue.embeddings = rng.normal(size=(count, 6)).astype(np.float32)
+    catalogue.collaborative = np.ones((count, 2), np.float32)
+    catalogue.occurrences = np.full(count, occurs)
+    books = rng.normal(size=(3, 8, 8)).astype(np.float32)
+    coder = ItemCoder(None, ResidualCodebooks(tuple(books)), 6, collaborative_dims=2)
+    item = NewItem("a", "A", embedding=[3.0, 4.0, 0, 0, 0, 0])
+    changed, report = update(catalogue, coder, add=[item])
+    np.testing.assert_allclose(changed.collaborative[-1], occurs, rtol=1e-6)
+    assert said in report.notes[0]
 
 
 def _sharing(catalogue: Catalogue, coder: ItemCoder, vector: list[float]) -> int:

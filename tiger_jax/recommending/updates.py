@@ -90,16 +90,19 @@ def update(
     _check_ids(catalogue, items, leaving)
     kept = np.ones(catalogue.num_items, bool)
     kept[[catalogue.number_of[item_id] for item_id in leaving]] = False
+    rows = _make_rows(items, catalogue, kept, coder)
     changed = change_rows(
         catalogue,
         kept,
-        _make_rows(items, catalogue, kept, coder),
+        rows,
         attributes=_change_attributes(catalogue, items, leaving, wanted),
         version=catalogue.version + 1,
     )
     joined = zip(items, changed.table.codes[kept.sum() :].tolist(), strict=True)
     added = tuple(AddedItem(i.item_id, i.title, tuple(codes)) for i, codes in joined)
-    note = _TEXT_ALONE if catalogue.collaborative is None else _ESTIMATED
+    # A bundle of before estimates were kept says of no item how often it occurred.
+    is_estimated = rows.collaborative is not None and rows.collaborative.any()
+    note = _ESTIMATED if is_estimated else _TEXT_ALONE
     report = UpdateReport(
         changed.version,
         changed.num_items,
