@@ -170,11 +170,12 @@ def draw(rows: Sequence[Row], file: Path) -> None:
                 is_knn = label[0] == KNN
                 style = {"color": "0.4"} if is_knn else {"marker": "o"}
                 title = KNN if is_knn else f"{OURS}, ε = {label[1]}"
-                place.plot(CUTOFFS, lines.mean(0), label=title, **style)
-                ends = np.array([[r["intervals"][n] for n in names] for r in own]).mean(
-                    0
+                (line,) = place.plot(CUTOFFS, lines.mean(0), label=title, **style)
+                ends = np.array([[r["intervals"][n] for n in names] for r in own])
+                color = line.get_color()
+                place.fill_between(
+                    CUTOFFS, *ends.mean(0).T, alpha=0.15, color=color, linewidth=0
                 )
-                place.fill_between(CUTOFFS, *ends.T, alpha=0.15)
             place.set(xlabel="K", title=f"{items:,} unseen items")
             place.grid(alpha=0.3)
         axes[0][0].set(ylabel="recall@K, target unseen", ylim=(0, None))
