@@ -180,3 +180,13 @@ def test_tfidf_spreads_its_variance_over_all_dimensions():
     same_kind = np.arange(800)[:, None] % 8 == np.arange(800)[None, :] % 8
     np.fill_diagonal(same_kind, False)
     assert near[same_kind].mean() > 0.3
+
+
+@pytest.mark.parametrize("size", [1, 7, 33])
+def test_a_text_s_tfidf_does_not_depend_on_its_company(size):
+    """To the last bit: shards, and items that join later, embed as the whole does."""
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(list("abcdefghij"), 5)) + f" w{i}" for i in range(90)]
+    encode = TfidfEncoder(dims=57).prepare(texts, seed=0)
+    parts = [encode(texts[i : i + size]) for i in range(0, len(texts), size)]
+    np.testing.assert_array_equal(np.concatenate(parts), encode(texts))

@@ -54,14 +54,18 @@ class FrozenTfidf:
 
     def encode(self, texts: Sequence[str]) -> Float32[np.ndarray, "B E"]:
         """Embeds texts; rows have length 1."""
-        if len(texts) == 1:
-            # A product of one row takes another path in BLAS, which rounds
-            # differently; a text's vector must not depend on its company.
-            return self.encode([*texts, *texts])[:1]
-        weights = self._vectorizer.transform(texts)
-        vectors = to_unit_length(np.asarray(weights @ self.components.T))
-        vectors[~vectors.any(axis=1)] = to_unit_length(self.mean[None, :])
-        return (vectors @ self.rotation).astype(np.float32)
+        vectors = np.asarray(self._vectorizer.transform(texts) @ self._directions)
+        vectors[~vectors.any(axis=1)] = self.mean @ self.rotation
+        return to_unit_length(vectors)
+
+    @cached_property
+    def _directions(self) -> Float32[np.ndarray, "W E"]:
+        """Projection and rotation in one, so that texts go through a sparse product.
+
+        It sums each row by itself. BLAS rounds a row by how many stand beside it, and a
+        text's vector must not depend on its company.
+        """
+        return self.components.T @ self.rotation
 
     @cached_property
     def _vectorizer(self) -> Any:
