@@ -37,8 +37,10 @@ class DrawnPrograms:
         self._num_items, self._num_beams = num_items, num_beams
         self.free = threading.Event()
         self.free.set()
+        self.begun = 0  # searches
 
     def __call__(self, kind, params, trie, batch) -> Found:
+        self.begun += 1
         assert self.free.wait(30)
         items = np.full((len(batch.inputs), self._num_beams), -1, np.int32)
         scores = np.full(items.shape, -np.inf, np.float32)

@@ -188,8 +188,12 @@ def test_overload_is_refused_and_the_accepted_answered(
             replies.append(served.ask("POST", "/recommend/batch", batch))
 
         threads = [threading.Thread(target=ask) for _ in range(4)]
+        programs = tiny[0].searcher.programs
         with held(tiny[0]):
-            for thread in threads[:3]:  # one is being searched, two wait
+            before = programs.begun
+            threads[0].start()
+            served.wait_until(lambda: programs.begun > before)
+            for thread in threads[1:3]:  # while one is being searched, two wait
                 thread.start()
             served.wait_until(lambda: served.service.batcher.waiting == 8)
             threads[3].start()
