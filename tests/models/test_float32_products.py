@@ -101,11 +101,13 @@ def test_scores_and_logits_are_float32_products(config):
         ]
         assert len(products) >= 4, {name for name, _ in found}
         assert set(products) == {np.dtype(np.float32)}
-        # One position at a time, scores are sums that no product computes.
+        # One position at a time, scores are sums over each head's columns.
         sums = {
-            equation.invars[0].aval.dtype
+            operand.aval.dtype
             for name, equation in found
-            if equation.primitive.name == "reduce_sum" and ".extend" in name
+            if equation.primitive.name == "dot_general" and ".extend" in name
+            if equation.invars[1].aval.shape == (2 * 64, 2)
+            for operand in (*equation.invars, *equation.outvars)
         }
         assert sums <= {np.dtype(np.float32)}
         if function is search and isinstance(config, TigerConfig):

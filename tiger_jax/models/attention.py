@@ -6,6 +6,7 @@ time, against what was kept of earlier positions (`SelfAttention.extend`) and of
 the encoder (`CrossAttention`).
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -24,8 +25,8 @@ MASKED = -1e9
 class BeamPosition(NamedTuple):
     """Self-attention keys and values of one position, for every beam."""
 
-    keys: Float[Array, "B M H C"]
-    values: Float[Array, "B M H C"]
+    keys: Float[Array, "B M joined"]
+    values: Float[Array, "B M joined"]
 
 
 class Memory(NamedTuple):
@@ -100,8 +101,10 @@ class SelfAttention(_Attention):
     ) -> tuple[Float[Array, "B M D"], tuple[BeamPosition, ...]]:
         """Attends from each beam's newest position to its past and itself.
 
-        There are only a few positions and one query, so the products are written
-        as sums over `C`, position by position, instead of B * M * H tiny matmuls.
+        There are only a few positions and one query, so there are no B * M * H tiny
+        matmuls: keys and values stay as the projections left them, all heads side by
+        side, which fills a TPU's lanes, and sums over a head's columns are products
+        with a matrix of zeros and ones.
 
         Args:
           past: Keys and values of the earlier positions, one entry a position,
@@ -109,17 +112,27 @@ class SelfAttention(_Attention):
             the start token that all beams share.
           bias: Position bias of the newest query to all positions, itself last.
         """
-        query = self._heads(x, self.query)  # [B, M, H, C]
-        newest = BeamPosition(self._heads(x, self.key), self._heads(x, self.value))
-        past = (*past, newest)
+        query, key, value = (
+            linear(x, kernel.astype(self.dtype))
+            for kernel in (self.query, self.key, self.value)
+        )  # [B, M, joined]
+        past = (*past, BeamPosition(key, value))
+        of_head = jnp.repeat(jnp.eye(self.num_heads), self.head_dim, axis=0)
         wide = query.astype(jnp.float32)
-        scores = jnp.stack([(wide * at.keys).sum(-1) for at in past], -1)
-        weights = self._weights(scores, bias[None, None], False)  # [B, M, H, level]
+        scores = [
+            jnp.matmul(wide * at.keys, of_head, precision="highest")
+            + bias[None, None, :, i]
+            for i, at in enumerate(past)
+        ]  # [B, M, H] each
+        highest = functools.reduce(jnp.maximum, scores)
+        weights = [jnp.exp(score - highest) for score in scores]
+        total = sum(weights)
+        spread = of_head.T.astype(self.dtype)
         outputs = sum(
-            (weights[..., i, None] * at.values for i, at in enumerate(past)),
-            start=jnp.zeros((), x.dtype),
+            jnp.matmul((weight / total).astype(self.dtype), spread) * at.values
+            for weight, at in zip(weights, past, strict=True)
         )
-        return self._join(outputs), past
+        return linear(outputs, self.out.astype(self.dtype)), past
 
 
 class CrossAttention(_Attention):
@@ -191,7 +204,7 @@ def reorder_beams(
 
     A position with a single row is shared by all beams and stays as it is.
     """
-    index = parents[:, :, None, None]
+    index = parents[:, :, None]
     return jax.tree.map(
         lambda x: x if x.shape[1] == 1 else jnp.take_along_axis(x, index, axis=1), past
     )
