@@ -468,7 +468,7 @@ def _correlate(rows: Sequence[Row]) -> str:
     ]
     for metric in [k for k in means[0] if k not in BOTH]:
         of = [(m[metric], m["recall@10"]) for m in means]
-        if len(of) > 2:
+        if len(of) > 2 and len({value for value, _ in of}) > 1:
             found = stats.spearmanr(*zip(*of, strict=True))
             lines.append([metric, f"{found.statistic:+.2f}", f"{found.pvalue:.2g}"])
     titles = ["measure", f"rank correlation with recall@10, {len(means)} runs", "p"]
