@@ -30,11 +30,12 @@ def estimate(name: str, make: Callable[[], Program], chip: jax.Device) -> Row:
             # A cache of programs can't give back one for devices that aren't here.
             warnings.filterwarnings("ignore", message="Error reading persistent comp")
             compiled = program.lower().compile(_OPTIONS.get(chip.platform))
+        text = compiled.as_text()
     except Exception as error:  # XLA's, JAX's or ours: it can't run there
         return row | {"problem": str(error).strip().splitlines()[0][:300]}
     row["compile_s"] = round(time.monotonic() - started, 1)
     memory = compiled.memory_analysis()
-    cost = read_cost(compiled.as_text(), program.branch_shares)
+    cost = read_cost(text, program.branch_shares)
     row |= {
         "arguments_bytes": memory.argument_size_in_bytes,
         "temporary_bytes": memory.temp_size_in_bytes,
