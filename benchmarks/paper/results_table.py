@@ -32,12 +32,12 @@ HEADLINE = (
     ("sasrec", ("bsarec",), "BSARec"),
     (
         "codes_alone",
-        ("two_level", "two_level_content"),
+        ("two_level",),
         "**Two-level generator**, by its codes alone",
     ),
     (
         "tiger",
-        ("two_level", "two_level_content"),
+        ("two_level",),
         "**Two-level generator** with its dense head",
     ),
 )

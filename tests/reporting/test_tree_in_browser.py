@@ -90,12 +90,28 @@ def test_the_tree_has_every_prefix_and_leads_to_the_items(workdir):
         assert json.dumps(window.log()) == "[]"
 
 
+def write_page(folder, packed):
+    """A page with nothing but a tree."""
+    script, _ = inline_script(make_environment(), "code_tree.js")
+    styles = "".join(
+        (TEMPLATES / f"{n}.css").read_text() for n in ("report", "code_tree")
+    )
+    text = base64.b64encode(packed).decode()
+    page = folder / "page.html"
+    page.write_text(
+        f"<meta charset=utf-8><style>{styles}</style><main id=tree></main>"
+        f"<script type=text/plain id=packed>{text}</script><script>{script}</script>"
+    )
+    return page
+
+
 FRAME = "const frame = () => new Promise(requestAnimationFrame);"
 FIRST = (
     FRAME
     + """return (async () => {
   const packed = await codeTree.unpack(document.getElementById("packed").textContent);
-  window.shown = codeTree.show(document.getElementById("tree"), packed);
+  const onPrefix = (codes) => { window.asked = codes; };
+  window.shown = codeTree.show(document.getElementById("tree"), packed, { onPrefix });
   await frame();
   return shown.tree.n;
 })()"""
@@ -116,6 +132,41 @@ def cpu_milliseconds(window):
     """What the page's thread has worked, whatever else the machine does."""
     metrics = window.devtools("Performance.getMetrics")["metrics"]
     return 1e3 * next(m["value"] for m in metrics if m["name"] == "TaskDuration")
+
+
+def test_many_first_codewords_are_shown_in_groups(tmp_path):
+    kinds = 100  # of two items each; the first half of them are lamps
+    codes = np.column_stack([np.repeat(np.arange(kinds), 2), np.tile([0, 1], kinds)])
+    words = ["lamp"] * kinds + ["chair"] * kinds
+    packed = pack_tree(
+        codes,
+        1,
+        (128, 2),
+        item_ids=[f"i{n}" for n in range(2 * kinds)],
+        titles=[f"{word} {n}" for n, word in enumerate(words)],
+        categories=[""] * 2 * kinds,
+        counts=np.ones(2 * kinds, int),
+        vectors=np.linspace((0, 1), (1, 1), 2 * kinds),
+    )
+    with browser.open_browser() as window:
+        window.open(write_page(tmp_path, packed).as_uri())
+        assert window.run(FIRST) == 2 * kinds
+        counts = window.run("return shown.tree.starts.map(s => s.length - 1)")
+        assert counts == [4, kinds, 2 * kinds]
+        side = "return document.querySelector('.tree-side').innerText"
+        assert "4 groups of first codewords below" in window.run(side)
+        # A group is a place to look, and no part of an ID; what is below it is.
+        ask = "document.querySelector('[data-action=prefix]')"
+        window.run("shown.go(0, 0)")
+        assert window.run(side).startswith("lamp\n\n50 items")
+        assert window.run(f"return {ask}") is None
+        window.run("shown.go(1, 7)")
+        assert "(7) · 2 items" in window.run(side)
+        window.run(f"{ask}.click()")
+        assert window.run("return asked") == [7]
+        trail = window.run("return document.querySelector('.tree-path').innerText")
+        assert trail.split() == ["all", "›", "lamp", "›", "7"]
+        assert window.log() == []
 
 
 @pytest.mark.slow
@@ -143,16 +194,7 @@ def test_a_hundred_thousand_items_are_shown_smoothly(tmp_path):
         counts=rng.geometric(0.05, num_items),
         vectors=rng.normal(size=(num_items, 8)),
     )
-    script, _ = inline_script(make_environment(), "code_tree.js")
-    styles = "".join(
-        (TEMPLATES / f"{n}.css").read_text() for n in ("report", "code_tree")
-    )
-    text = base64.b64encode(packed).decode()
-    page = tmp_path / "page.html"
-    page.write_text(
-        f"<meta charset=utf-8><style>{styles}</style><main id=tree></main>"
-        f"<script type=text/plain id=packed>{text}</script><script>{script}</script>"
-    )
+    page = write_page(tmp_path, packed)
     with browser.open_browser() as window:
         window.resize(1280, 900)
         window.devtools("Performance.enable", timeDomain="threadTicks")

@@ -77,6 +77,37 @@ def test_two_directions_tell_groups_apart():
     assert between > 20 * spread
 
 
+def test_many_first_codewords_come_in_groups_of_like_ones():
+    rng = np.random.default_rng(0)
+    kinds = rng.permutation(128) % 4  # of the codewords, numbered at random
+    vectors = 0.01 * rng.normal(size=(128, 8))
+    vectors[:, 5] += kinds
+
+    def pack(codes, vectors):
+        n = len(codes)
+        return unpack(
+            pack_tree(
+                codes[:, None],
+                1,
+                (256,),
+                item_ids=[str(item) for item in range(n)],
+                titles=[""] * n,
+                categories=[""] * n,
+                counts=np.zeros(n, int),
+                vectors=vectors,
+            )
+        )
+
+    tree = pack(np.arange(128), vectors)
+    assert (tree["grouped"], tree["levels"], tree["length"]) == (True, 2, 2)
+    groups, codewords = tree["codes"].reshape(128, 2).T
+    assert codewords.tolist() == [int(item) for item in tree["ids"]]
+    by_group = [np.unique(kinds[codewords[groups == g]]).tolist() for g in range(4)]
+    assert by_group in ([[0], [1], [2], [3]], [[3], [2], [1], [0]])
+    assert not pack(np.arange(128), None)["grouped"]  # nothing to tell them by
+    assert not pack(np.arange(128) % 64, vectors)["grouped"]  # few enough
+
+
 @pytest.mark.slow
 def test_twelve_thousand_items_are_less_than_a_megabyte_and_a_half():
     rng = np.random.default_rng(0)

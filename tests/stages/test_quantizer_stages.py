@@ -20,6 +20,7 @@ from tiger_jax.quantizers.quantizer import usual_codebook_size
 from tiger_jax.quantizers.residual_kmeans import FlatVq, ResidualKMeans
 from tiger_jax.quantizers.rqvae_training import Batches, RqVaeTraining, _Training
 from tiger_jax.quantizers.store import load_quantizer
+from tiger_jax.semantic_ids import collisions
 from tiger_jax.semantic_ids.table import SemanticIdTable
 from tiger_jax.stages.assign_semantic_ids import assign_semantic_ids
 from tiger_jax.stages.context import RunContext
@@ -210,7 +211,8 @@ def test_a_refused_quantizer_leaves_the_old_one_standing(workdir):
     before = content_hash(workdir / "rqvae")
     same = np.repeat(make_embeddings()[:5], 10, axis=0)  # five distinct items
     write_embeddings(workdir, same)
-    with pytest.raises(InputError, match="poor codebooks"):
+    advice = r"poor codebooks.*--gin\.quantizers\.ResidualKMeans\.codebook_sizes="
+    with pytest.raises(InputError, match=advice):
         train_rqvae(context, quantizer=KMEANS)
     assert content_hash(workdir / "rqvae") == before
 
@@ -259,7 +261,7 @@ OPEN = dataclasses.replace(TRAINING.model, codebook_sizes=())
     ("quantizer", "sizes"),
     [
         (dataclasses.replace(TRAINING, model=OPEN), (4, 4, 4)),
-        (ResidualKMeans(), (4, 4, 4)),
+        (ResidualKMeans(), (4,)),
         (FlatVq(), (4,)),
         (Lsh(), (4, 4, 4, 4)),
         (RandomCodes(), (4, 4, 4, 4)),
@@ -288,6 +290,30 @@ def test_the_papers_shops_have_the_papers_codebooks():
     assert usual_codebook_size(embeddings[:2047]) == 128
     same = np.zeros((12_101, 3))
     assert usual_codebook_size(same) == 2
+
+
+def test_k_means_takes_a_second_level_where_a_collision_level_would_tell_too_many():
+    def sizes(num_items):
+        items = (np.full(1, item) for item in range(num_items))
+        return ResidualKMeans().resolved(items).codebook_sizes
+
+    assert sizes(12_101) == (1024,)
+    assert sizes(64 * 2048) == (2048,)
+    assert sizes(64 * 2048 + 1) == (2048, 2048)
+
+
+def test_a_collision_level_left_open_holds_the_largest_group(workdir, monkeypatch):
+    monkeypatch.setattr(collisions, "COLLISION_LEVEL_SIZE", 8)
+    embeddings = np.repeat(
+        make_embeddings()[:2], 25, axis=0
+    )  # two items, 25 times each
+    write_embeddings(workdir, embeddings)
+    context = RunContext(workdir)
+    train_rqvae(context, quantizer=FlatVq(2))
+    assign_semantic_ids(context)
+    table = SemanticIdTable.load(workdir / "semantic_ids")
+    assert table.codebook_sizes == (2, 32)
+    assert np.bincount(table.codes[:, 1]).tolist() == [2] * 25
 
 
 def test_a_full_collision_level_is_an_input_error(workdir):

@@ -24,13 +24,18 @@ from tiger_jax.input_pipeline.microbatches import BucketedBatches
 from tiger_jax.input_pipeline.packed_histories import PackedConfig
 from tiger_jax.input_pipeline.resident import ResidentConfig
 from tiger_jax.models.generator import build_model, init_params, needs_content
+from tiger_jax.quantizers.residual_kmeans import ResidualKMeans
 from tiger_jax.quantizers.rqvae_training import RqVaeTraining
 from tiger_jax.recommending import searcher
 from tiger_jax.recommending.programs import Shapes
 from tiger_jax.recommending.recipe import Recipe
 from tiger_jax.recommending.train_tiger import step_parts
 from tiger_jax.recommending.training_inputs import make_resident
-from tiger_jax.semantic_ids.collisions import COLLISION_LEVEL_SIZE, add_collision_level
+from tiger_jax.semantic_ids.collisions import (
+    MAX_COLLISION_LEVEL_SIZE,
+    add_collision_level,
+    collision_level_size_for,
+)
 from tiger_jax.semantic_ids.token_ids import TokenLayout
 from tiger_jax.training.flops import count_microbatch_flops
 from tiger_jax.training.loop import stack_updates
@@ -113,11 +118,18 @@ def programs_of(
     quantizer = run.quantizer
     if is_rqvae := isinstance(quantizer, RqVaeTraining):
         levels = quantizer.resolved(vectors).model.codebook_sizes
+    elif isinstance(quantizer, ResidualKMeans):  # whose fit would take long
+        levels = quantizer.resolved(vectors).codebook_sizes
     else:
         levels = quantizer.fit(vectors, seed=0).codebook_sizes
     codes = rng.integers(0, levels, (num_items, len(levels)))
-    codes = add_collision_level(codes, [str(i) for i in range(num_items)])
-    layout = TokenLayout((*levels, COLLISION_LEVEL_SIZE), recipe.num_user_tokens)
+    codes = add_collision_level(
+        codes,
+        [str(i) for i in range(num_items)],
+        collision_level_size=MAX_COLLISION_LEVEL_SIZE,
+    )
+    last = collision_level_size_for(codes)
+    layout = TokenLayout((*levels, last), recipe.num_user_tokens)
     takes_content = needs_content(recipe.model)
     shape = (num_items, width) if takes_content else (0, 0)
     model = build_model(recipe.model, layout, shape)

@@ -1,7 +1,8 @@
 """Embeddings -> Semantic IDs, by a frozen quantizer that each worker loads.
 
 Items with equal learned codewords meet in one bucket, where the local stage's own
-function numbers them by item id. So no collision codeword depends on the shards.
+function numbers them by a hash of their item ids. So no collision codeword depends on
+the shards.
 """
 
 import functools

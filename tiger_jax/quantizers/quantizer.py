@@ -106,12 +106,27 @@ def usual_codebook_size(
         >>> usual_codebook_size(np.eye(300)), usual_codebook_size(np.ones((300, 2)))
         (32, 2)
     """
-    distinct: set[bytes] = set()
+    distinct = count_distinct_rows(embeddings, stop_at=8 * largest)
+    return codebook_size_for(distinct, largest=largest)
+
+
+def codebook_size_for(distinct_items: int, *, largest: int) -> int:
+    """The same, where the number of distinct items is known."""
+    if distinct_items >= 8 * largest:
+        return largest
+    return 1 << max(distinct_items // 8, 2).bit_length() - 1
+
+
+def count_distinct_rows(
+    embeddings: Iterable[Float[np.ndarray, " E"]], *, stop_at: int
+) -> int:
+    """Number of distinct rows, or `stop_at` as soon as there are so many."""
+    distinct: set[int] = set()
     for row in embeddings:
-        distinct.add(np.asarray(row).tobytes())
-        if len(distinct) >= 8 * largest:
-            return largest
-    return 1 << max(len(distinct) // 8, 2).bit_length() - 1
+        distinct.add(hash(np.asarray(row).tobytes()))
+        if len(distinct) >= stop_at:
+            break
+    return len(distinct)
 
 
 def row_chunks(num_rows: int) -> Iterator[slice]:

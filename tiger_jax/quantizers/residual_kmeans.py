@@ -13,9 +13,14 @@ from tiger_jax.progress import say
 from tiger_jax.quantizers.kmeans import fit_kmeans
 from tiger_jax.quantizers.quantizer import (
     ChunkedQuantizer,
+    codebook_size_for,
+    count_distinct_rows,
     row_chunks,
     usual_codebook_size,
 )
+
+MAX_CODEWORDS = 2048
+MAX_MEMBERS = 64  # items to a codeword, on average, that a collision level tells apart
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -55,17 +60,40 @@ class ResidualCodebooks(ChunkedQuantizer):
         return cls(tuple(arrays[f"codebook_{l}"] for l in levels))
 
 
+def usual_codebook_sizes(
+    embeddings: Iterable[Float[np.ndarray, " E"]],
+) -> tuple[int, ...]:
+    """What `ResidualKMeans` takes for a shop. Reads no more rows than it needs.
+
+    Examples:
+        >>> usual_codebook_sizes(np.eye(300)), usual_codebook_sizes(np.zeros((300, 2)))
+        ((32,), (2,))
+    """
+    most = MAX_MEMBERS * MAX_CODEWORDS
+    distinct = count_distinct_rows(embeddings, stop_at=most + 1)
+    if distinct > most:
+        return MAX_CODEWORDS, MAX_CODEWORDS
+    return (codebook_size_for(distinct, largest=MAX_CODEWORDS),)
+
+
 @config("quantizers")
 class ResidualKMeans:
-    """k-means (Lloyd) on the embeddings, then on what it leaves over, and so on."""
+    """k-means (Lloyd) on the embeddings, then on what it leaves over, and so on.
 
-    codebook_sizes: tuple[int, ...] = ()  # 3 x 256, or less in a small shop
+    Attributes:
+        codebook_sizes: Empty is as few levels as there can be, since each is one more
+            choice that the generator can get wrong: one of up to 2,048 codewords, with
+            eight distinct items to a codeword or more; two of 2,048 where one would
+            leave more than 64 to a codeword.
+    """
+
+    codebook_sizes: tuple[int, ...] = ()
     max_iterations: int = 25
 
     def resolved(
         self, embeddings: Iterable[Float[np.ndarray, " E"]]
     ) -> "ResidualKMeans":
-        sizes = self.codebook_sizes or (usual_codebook_size(embeddings),) * 3
+        sizes = self.codebook_sizes or usual_codebook_sizes(embeddings)
         return dataclasses.replace(self, codebook_sizes=sizes)
 
     def fit(
@@ -90,15 +118,16 @@ class FlatVq:
     """One codebook: k-means, and the collision level tells its members apart.
 
     Attributes:
-        codebook_size: The largest cluster must fit the collision level. None is 2048,
-            or less in a small shop.
+        codebook_size: None is 2,048, or less in a small shop.
     """
 
     codebook_size: int | None = None
     max_iterations: int = 25
 
     def resolved(self, embeddings: Iterable[Float[np.ndarray, " E"]]) -> "FlatVq":
-        size = self.codebook_size or usual_codebook_size(embeddings, largest=2048)
+        size = self.codebook_size or usual_codebook_size(
+            embeddings, largest=MAX_CODEWORDS
+        )
         return dataclasses.replace(self, codebook_size=size)
 
     def fit(

@@ -16,8 +16,13 @@ import numpy as np
 from jaxtyping import Float, Int
 
 _WORD = re.compile(r"[^\W\d_]{3,}")
-_STOP = frozenset("and for the with from new per der die das und pack set size".split())
+_STOP = frozenset(
+    "and for the with from new per der die das und pack set size ounce ounces".split()
+)
 WORDS_SHOWN, MAX_TITLE = 3, 90
+# More first codewords than this are too many to look at side by side.
+_MAX_FIRST = 64
+_MAX_IN_GROUP = 32
 _NO_CATEGORY = 0xFFFF
 
 
@@ -34,12 +39,21 @@ def pack_tree(
 ) -> bytes:
     """Gzipped JSON; arrays in it are base64 of little-endian numbers.
 
+    More than 64 first codewords come in groups of like ones, where there are vectors to
+    tell them by: ``grouped`` is true then, and a level above the first says the group.
+
     Args:
         num_levels: Learned ones, without the collision level.
         categories: One name per item, "" for none.
         counts: Interactions of each item.
         vectors: Laid out in the plane by their two main directions, if given.
     """
+    grouped = False
+    if vectors is not None and len(np.unique(codes[:, 0])) > _MAX_FIRST:
+        grouped = True
+        groups = group_codewords(codes[:, 0], vectors)
+        codes = np.column_stack([groups, codes])
+        num_levels += 1
     order = np.lexsort(codes.T[::-1])
     codes = codes[order]
     titles = [titles[n] for n in order]
@@ -53,6 +67,7 @@ def pack_tree(
         "num_items": len(codes),
         "length": codes.shape[1],
         "levels": num_levels,
+        "grouped": grouped,
         "sizes": [int(size) for size in codebook_sizes],
         "codes": _encode(codes, "<u2" if max(codebook_sizes) <= 1 << 16 else "<u4"),
         "ids": [item_ids[n] for n in order],
@@ -65,6 +80,46 @@ def pack_tree(
     }
     text = json.dumps(tree, ensure_ascii=True, separators=(",", ":"))
     return gzip.compress(text.encode(), 6, mtime=0)
+
+
+def group_codewords(
+    codewords: Int[np.ndarray, " N"], vectors: Float[np.ndarray, "N E"]
+) -> Int[np.ndarray, " N"]:
+    """Numbers groups of at most 32 codewords whose items' vectors are alike.
+
+    The codewords, each at the mean of its items, are halved along their main direction
+    until no part has more; neighbouring groups have neighbouring numbers.
+
+    Examples:
+        >>> codewords = np.arange(64)
+        >>> groups = group_codewords(codewords, np.cos(codewords / 20.0)[:, None])
+        >>> bool((groups[:32] == groups[0]).all()), sorted(set(groups.tolist()))
+        (True, [0, 1])
+    """
+    used, of_item, counts = np.unique(
+        codewords, return_inverse=True, return_counts=True
+    )
+    means = np.zeros((len(used), vectors.shape[1]))
+    np.add.at(means, of_item, vectors)
+    means /= counts[:, None]
+    parts = [np.arange(len(used))]
+    while max(map(len, parts)) > _MAX_IN_GROUP:
+        parts = [half for part in parts for half in _halve(part, means)]
+    group_of = np.empty(len(used), np.int64)
+    for number, part in enumerate(parts):
+        group_of[part] = number
+    return group_of[of_item]
+
+
+def _halve(
+    part: Int[np.ndarray, " K"], means: Float[np.ndarray, "_ E"]
+) -> list[Int[np.ndarray, " _"]]:
+    if len(part) <= _MAX_IN_GROUP:
+        return [part]
+    along = _main_directions(means[part], 1)[:, 0]
+    if along[-1] < along[0]:  # as the part itself runs, so that neighbours stay so
+        along = -along
+    return np.array_split(part[np.argsort(along, kind="stable")], 2)
 
 
 def label_nodes(
@@ -129,9 +184,17 @@ def _lay_out(vectors: Float[np.ndarray, "N E"]) -> Int[np.ndarray, "N 2"]:
     """The two main directions of vectors of length 1, each from -32767 to 32767."""
     length = np.linalg.norm(vectors, axis=1, keepdims=True)
     unit = vectors / np.maximum(length, 1e-12)
-    centred = (unit - unit.mean(0)).astype(np.float64)
-    _, directions = np.linalg.eigh(centred.T @ centred)
-    places = centred @ directions[:, -2:][:, ::-1]
-    # A map is no worse for being mirrored: the same sign on every machine.
-    places *= np.where(places[np.abs(places).argmax(0), [0, 1]] < 0, -1, 1)
+    places = _main_directions(unit, 2)
     return np.round(places / max(np.abs(places).max(), 1e-12) * 32767).astype(np.int64)
+
+
+def _main_directions(
+    vectors: Float[np.ndarray, "N E"], count: int
+) -> Float[np.ndarray, "N c"]:
+    """Where vectors lie along the directions in which they differ the most."""
+    centred = (vectors - vectors.mean(0)).astype(np.float64)
+    _, directions = np.linalg.eigh(centred.T @ centred)
+    places = centred @ directions[:, -count:][:, ::-1]
+    # A map is no worse for being mirrored: the same sign on every machine.
+    ends = places[np.abs(places).argmax(0), np.arange(places.shape[1])]
+    return places * np.where(ends < 0, -1, 1)

@@ -1,12 +1,14 @@
 """The extra level that makes Semantic IDs unique, and who shares a prefix.
 
 Items whose L learned codewords are equal are told apart by one more codeword: 0 for
-the first of them, 1 for the second, … (Rajput et al. 2023, section 3.1). "First" is
-by item id, in code-point order, so that neither the order of the items' file nor the
-shuffling of item numbers changes an ID. The level is always there, also for the many
-items that share their codewords with nobody, whose collision codeword is 0.
+the first of them, 1 for the second, … (Rajput et al. 2023, section 3.1). "First" is by
+a hash of the item id: neither the order of the items' file nor the shuffling of item
+numbers changes an ID, and the codeword says nothing about an item, as an order by id
+would, which in many shops is that of age. The level is always there, also for the items
+that share their codewords with nobody, whose collision codeword is 0.
 """
 
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,6 +18,7 @@ from tiger_jax.errors import InputError, flag
 from tiger_jax.semantic_ids.sorting import sort_rows
 
 COLLISION_LEVEL_SIZE = 256
+MAX_COLLISION_LEVEL_SIZE = 1 << 16  # what the decoder's tries can hold
 _MAX_KEY = 1 << 62
 
 
@@ -85,6 +88,22 @@ def number_within_groups(
     return numbers
 
 
+def collision_level_size_for(codes: Int[np.ndarray, "N T"]) -> int:
+    """The size of a collision level that was filled with no limit.
+
+    The smallest power of two, and at least 256, that an eighth more of the largest
+    group would fit, so that items can join it.
+
+    Examples:
+        >>> fill = [np.arange(size)[:, None] for size in (1, 228, 229, 1000)]
+        >>> [collision_level_size_for(codes) for codes in fill]
+        [256, 256, 512, 2048]
+    """
+    largest = int(codes[:, -1].max(initial=0)) + 1
+    room = max(largest + largest // 8, COLLISION_LEVEL_SIZE)
+    return min(1 << (room - 1).bit_length(), MAX_COLLISION_LEVEL_SIZE)
+
+
 def add_collision_level(
     codes: Int[np.ndarray, "N L"],
     item_ids: Sequence[str],
@@ -95,7 +114,7 @@ def add_collision_level(
     """Appends the codeword that tells items with equal codewords apart.
 
     Args:
-        item_ids: Decide the order within equal codewords.
+        item_ids: Their hashes decide the order within equal codewords.
         taken: Collision codewords that some items already have and keep, -1 for
             the others, which get the smallest ones left. So items can join a
             catalogue without changing anybody's ID.
@@ -113,10 +132,10 @@ def add_collision_level(
         [[5, 0], [5, 1], [2, 0]]
     """
     groups = group_rows(codes)
-    # The rows that aren't alone in their group, by item id.
+    # The rows that aren't alone in their group, by the hash of the item id.
     sharing_rows = np.flatnonzero(np.bincount(groups)[groups] > 1)
-    ids = np.array([item_ids[row] for row in sharing_rows.tolist()], np.str_)
-    order = sharing_rows[np.argsort(ids, kind="stable")]
+    hashes = [_hash(item_ids[row]) for row in sharing_rows.tolist()]
+    order = sharing_rows[np.argsort(np.array(hashes, "S16"), kind="stable")]
     if taken is None:
         numbers = number_within_groups(groups, order)
     else:
@@ -137,6 +156,15 @@ def add_collision_level(
             "their codewords"
         )
     return np.column_stack([codes, numbers]).astype(np.int32)
+
+
+def _hash(item_id: str) -> bytes:
+    # In hexadecimal, since an array of bytes ends at a trailing zero.
+    return (
+        hashlib.blake2b(item_id.encode("utf-8", "surrogatepass"), digest_size=8)
+        .hexdigest()
+        .encode()
+    )
 
 
 def _number_around(

@@ -20,10 +20,13 @@ import numpy as np
 from jaxtyping import Float64, Int
 
 from tiger_jax.errors import InputError
-from tiger_jax.semantic_ids.collisions import COLLISION_LEVEL_SIZE, group_rows
+from tiger_jax.semantic_ids.collisions import (
+    COLLISION_LEVEL_SIZE,
+    MAX_COLLISION_LEVEL_SIZE,
+    group_rows,
+)
 
-# What the decoder's tries can hold.
-_MAX_CODEWORDS = 1 << 16
+_MAX_CODEWORDS = MAX_COLLISION_LEVEL_SIZE  # as for any level
 _MAX_LEVELS = 16
 _CODEWORD_BYTES = 4  # int32, in a SemanticIdTable
 

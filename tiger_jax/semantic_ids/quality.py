@@ -116,8 +116,14 @@ def _purity(groups: Int[np.ndarray, " N"], numbers: Int[np.ndarray, " N"]) -> fl
     return float(largest.sum() / len(groups))
 
 
-def check_use(quality: dict[str, Any], *, accept: bool, minimum: float) -> str | None:
-    """A warning, if there is reason and `accept` lets it pass; else an InputError."""
+def check_use(
+    quality: dict[str, Any], *, accept: bool, minimum: float, sizes_name: str = ""
+) -> str | None:
+    """A warning, if there is reason and `accept` lets it pass; else an InputError.
+
+    Args:
+        sizes_name: What gin calls the codebooks' sizes, if they can be set there.
+    """
     poor = [level for level in quality["levels"] if level["use"] < minimum]
     if not poor:
         return None
@@ -131,11 +137,16 @@ def check_use(quality: dict[str, Any], *, accept: bool, minimum: float) -> str |
         return message
     used = min(level["codewords_used"] for level in quality["levels"])
     sizes = (1 << max(used, 2).bit_length() - 1,) * len(quality["levels"])
+    smaller = f", as in {flag(sizes_name, sizes)}" if sizes_name else ""
+    others = ""
+    if sizes_name.startswith("rqvae."):
+        others = (
+            ", a smaller learning rate, more steps, or "
+            "--gin.train_rqvae.quantizer='@quantizers.ResidualKMeans()'"
+        )
     raise InputError(
-        f"{message}: try smaller ones, as in "
-        f"{flag('rqvae.RqVaeConfig.codebook_sizes', sizes)}, a smaller learning rate, "
-        "more steps, or --gin.train_rqvae.quantizer='@quantizers.ResidualKMeans()'; or "
-        f"go on knowingly with {flag('train_rqvae.accept_poor_codebooks', True)}"
+        f"{message}: try smaller ones{smaller}{others}; or go on knowingly with "
+        + flag("train_rqvae.accept_poor_codebooks", True)
     )
 
 

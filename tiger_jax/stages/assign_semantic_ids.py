@@ -9,7 +9,11 @@ from tiger_jax.data.prepared import PreparedData
 from tiger_jax.errors import InputError
 from tiger_jax.progress import say
 from tiger_jax.quantizers.store import load_quantizer
-from tiger_jax.semantic_ids.collisions import COLLISION_LEVEL_SIZE, add_collision_level
+from tiger_jax.semantic_ids.collisions import (
+    MAX_COLLISION_LEVEL_SIZE,
+    add_collision_level,
+    collision_level_size_for,
+)
 from tiger_jax.semantic_ids.peer_codes import take_peer_codes
 from tiger_jax.semantic_ids.quality import format_quality
 from tiger_jax.semantic_ids.table import SemanticIdTable, commit_table
@@ -28,7 +32,7 @@ def assign_semantic_ids(
     context: RunContext,
     *,
     seed: int = 0,
-    collision_level_size: int = COLLISION_LEVEL_SIZE,
+    collision_level_size: int | None = None,
     peer_codes: str | None = None,
     peer_num_levels: int | None = None,
     peer_codebook_sizes: tuple[int, ...] | None = None,
@@ -37,12 +41,14 @@ def assign_semantic_ids(
     """Gives every item its Semantic ID: learned codewords and a collision codeword.
 
     Writes the `SemanticIdTable`'s files and `quality.json`. Among items with equal
-    learned codewords, the collision codeword counts up in the order of item ids.
+    learned codewords, the collision codeword counts up in the order of a hash of their
+    ids.
 
     Args:
         seed: Decides the shuffles that category purity is compared with.
         collision_level_size: Codewords at the collision level: at least as many as
-            the most items that share their learned codewords.
+            the most items that share their learned codewords. None is 256, or the
+            power of two that leaves these an eighth to grow.
         peer_codes: A JSON file of item id: list of codes, made elsewhere; the
             quantizer is not used then.
         peer_num_levels: How many of the file's codes were learned. One more after
@@ -100,11 +106,13 @@ def assign_semantic_ids(
             missing_items=missing_items,
         )
     full = add_collision_level(
-        codes, data.item_ids, collision_level_size=collision_level_size, taken=taken
+        codes,
+        data.item_ids,
+        collision_level_size=collision_level_size or MAX_COLLISION_LEVEL_SIZE,
+        taken=taken,
     )
-    table = SemanticIdTable(
-        full, (*sizes, collision_level_size), len(sizes), data.item_ids
-    )
+    sizes = (*sizes, collision_level_size or collision_level_size_for(full))
+    table = SemanticIdTable(full, sizes, len(sizes) - 1, data.item_ids)
     quality = commit_table(
         run,
         table,
@@ -118,7 +126,7 @@ def assign_semantic_ids(
         f"assign_semantic_ids: {table.num_items:,} items, each with its own Semantic "
         f"ID of {table.semantic_id_length} codewords"
     )
-    if quality["collision_rate"] > _MANY_COLLISIONS:
+    if table.num_levels > 1 and quality["collision_rate"] > _MANY_COLLISIONS:
         say(
             f"WARNING: assign_semantic_ids: {quality['collision_rate']:.1%} of the "
             "learned codes collide, and only the collision level, which says nothing "

@@ -11,6 +11,7 @@ from tiger_jax.errors import InputError
 from tiger_jax.input_pipeline.shuffled_rows import ShuffleConfig
 from tiger_jax.progress import say
 from tiger_jax.quantizers.quantizer import QuantizerConfig, SizedConfig
+from tiger_jax.quantizers.residual_kmeans import ResidualKMeans
 from tiger_jax.quantizers.rqvae_training import RqVaeTraining
 from tiger_jax.quantizers.store import save_quantizer
 from tiger_jax.recommending.quantizer_corpus import (
@@ -105,7 +106,7 @@ def train_rqvae(
     )
     if run.is_current:
         quality = read_json(run.folder / "quality.json")
-        _check_use(quality, minimum_use, accept_poor_codebooks)
+        _check_use(quality, minimum_use, accept_poor_codebooks, quantizer)
         return
     if stream is not None and shards is not None:
         corpus = open_shards(shards, stream, seed)
@@ -116,7 +117,7 @@ def train_rqvae(
     fitted = corpus.fit(quantizer, run.folder, seed, seconds_between_checkpoints)
     quality = corpus.measure(fitted)
     say(format_quality(quality))
-    _check_use(quality, minimum_use, accept_poor_codebooks)
+    _check_use(quality, minimum_use, accept_poor_codebooks, quantizer)
     save_quantizer(fitted, run.folder)
     write_json(run.folder / "quality.json", quality)
     shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
@@ -131,6 +132,18 @@ def train_rqvae(
     )
 
 
-def _check_use(quality: dict[str, object], minimum: float, accept: bool) -> None:
-    if warning := check_use(quality, accept=accept, minimum=minimum):
+def _check_use(
+    quality: dict[str, object], minimum: float, accept: bool, config: QuantizerConfig
+) -> None:
+    named = {
+        RqVaeTraining: "rqvae.RqVaeConfig.codebook_sizes",
+        ResidualKMeans: "quantizers.ResidualKMeans.codebook_sizes",
+    }
+    warning = check_use(
+        quality,
+        accept=accept,
+        minimum=minimum,
+        sizes_name=named.get(type(config), ""),
+    )
+    if warning:
         say(f"WARNING: train_rqvae: {warning}")

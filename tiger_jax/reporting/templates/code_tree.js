@@ -91,11 +91,12 @@ const codeTree = (() => {
     const side = element("div", "tree-side");
     const frame = element("div", "tree-frame", undefined, [canvas, tip]);
     container.replaceChildren(element("div", "tree-bar", undefined, [query, sizeLabel, colorLabel]), path, said, element("div", "tree-body", undefined, [frame, side]));
+    const first = tree.grouped ? "group of first codewords" : "first codeword";
     let map = null, mapNote = null;
     if (tree.places) {
       map = element("canvas", "tree-map"); map.setAttribute("role", "img");
-      map.setAttribute("aria-label", "Map of the catalogue: each dot is an item, coloured by its first codeword");
-      mapNote = element("p", "faint", "A map of the catalogue: the two main directions of the items' vectors, coloured by first codeword. Rings: what is lit, the history, what is recommended.");
+      map.setAttribute("aria-label", `Map of the catalogue: each dot is an item, coloured by its ${first}`);
+      mapNote = element("p", "faint", `A map of the catalogue: the two main directions of the items' vectors, coloured by ${first}. Rings: what is lit, the history, what is recommended.`);
       container.append(element("h3", "", "The catalogue as a map"), mapNote, map);
     }
 
@@ -105,7 +106,14 @@ const codeTree = (() => {
       for (let i = 0; i < tree.n; i++) weights[i + 1] = weights[i] + (size.value === "items" ? 1 : tree.counts[i] + 0.5);
     }
     const range = (level, node) => level < 0 ? [0, tree.n] : [tree.starts[level][node], tree.starts[level][node + 1]];
-    const prefix = (level, node) => level < 0 ? [] : [...tree.codes.slice(range(level, node)[0] * tree.length, range(level, node)[0] * tree.length + Math.min(level + 1, tree.length))];
+    // Codewords alone: a group of first codewords, which may lead, is no part of an ID.
+    const lead = tree.grouped ? 1 : 0;
+    function prefix(level, node) {
+      const at = range(level, node)[0] * tree.length;
+      return level < 0 ? [] : [...tree.codes.slice(at + lead, at + Math.min(level + 1, tree.length))];
+    }
+    const isGroup = (level) => lead === 1 && level === 0;
+    const called = (level, node) => isGroup(level) ? label(level, node) || `group ${node}` : `${prefix(level, node).at(-1)}  ${label(level, node)}`;
     const isItem = (level) => level === tree.levels;
     const nodeOf = (level, item) => find(tree.starts[level], item);
     function label(level, node) {
@@ -179,8 +187,7 @@ const codeTree = (() => {
             pen.fillRect(x, top, columnWidth - 2, tall);
             drawn = bottom;
             if (bottom - top >= 13) {
-              const code = prefix(level, node).at(-1);
-              const text = isItem(level) ? tree.titles[starts[node]] : `${code}  ${label(level, node)}`;
+              const text = isItem(level) ? tree.titles[starts[node]] : called(level, node);
               labels.push([shorten(pen, text, columnWidth - 12), x + 5, (top + bottom) / 2, lit ? ink : style("--faint"), pen.fillStyle]);
             }
             node++;
@@ -264,7 +271,7 @@ const codeTree = (() => {
     }
 
     function crumb(level, node) {
-      const made = element("button", "quiet", level < 0 ? "all" : `${prefix(level, node).at(-1)}`);
+      const made = element("button", "quiet", level < 0 ? "all" : isGroup(level) ? called(level, node) : `${prefix(level, node).at(-1)}`);
       made.title = label(level, node);
       made.addEventListener("click", () => go(level, node));
       return made;
@@ -289,12 +296,13 @@ const codeTree = (() => {
       const trail = [crumb(-1, 0)];
       for (let l = 0; l <= level; l++) trail.push(element("span", "faint", "›"), crumb(l, nodeOf(l, begin)));
       path.replaceChildren(...trail);
-      const heading = level < 0 ? "All items" : label(level, node) || `Prefix ${prefix(level, node).join(" ")}`;
-      const parts = [element("h3", "", heading), element("p", "faint", `${level < 0 ? "" : `(${prefix(level, node).join(", ")}${level < tree.levels - 1 ? ", …" : ""}) · `}${describe(level, node)}`)];
-      if (onPrefix && level >= 0) {
+      const codewords = prefix(level, node);
+      const heading = level < 0 ? "All items" : label(level, node) || (isGroup(level) ? called(level, node) : `Prefix ${codewords.join(" ")}`);
+      const parts = [element("h3", "", heading), element("p", "faint", `${codewords.length ? `(${codewords.join(", ")}${level < tree.levels - 1 ? ", …" : ""}) · ` : ""}${describe(level, node)}`)];
+      if (onPrefix && codewords.length) {
         const below = element("button", "strong", "Recommend below this prefix");
         below.dataset.action = "prefix";
-        below.addEventListener("click", () => onPrefix(prefix(level, node)));
+        below.addEventListener("click", () => onPrefix(codewords));
         parts.push(below);
       }
       if (level + 1 < tree.levels) {
@@ -304,11 +312,12 @@ const codeTree = (() => {
           return of(b) - of(a);
         });
         const list = element("ul", "tree-children", undefined, children.slice(0, CHILDREN_SHOWN).map((child) => {
-          const button = element("button", "", `${prefix(level + 1, child).at(-1)} `, [element("span", "faint", label(level + 1, child))]);
+          const code = isGroup(level + 1) ? "" : `${prefix(level + 1, child).at(-1)} `;
+          const button = element("button", "", code, [element("span", "faint", label(level + 1, child) || (code ? "" : called(level + 1, child)))]);
           button.addEventListener("click", () => go(level + 1, child));
           return element("li", "", undefined, [button]);
         }));
-        parts.push(element("h4", "", `${children.length} prefixes below, the largest first`), list);
+        parts.push(element("h4", "", `${children.length} ${isGroup(level + 1) ? "groups of first codewords" : "prefixes"} below, the largest first`), list);
       }
       parts.push(element("h4", "", "Its items, the best known first"));
       parts.push(element("ol", "tree-items", undefined, bestKnown(begin, end).map((i) => {
@@ -322,7 +331,7 @@ const codeTree = (() => {
       side.replaceChildren(...parts);
       // For ears alone: eyes have it beside the tree.
       said.classList.add("unseen");
-      said.textContent = level < 0 ? "" : `Prefix ${prefix(level, node).join(" ")}: ${label(level, node)}; ${describe(level, node)}`;
+      said.textContent = level < 0 ? "" : `${codewords.length ? `Prefix ${codewords.join(" ")}` : "Group"}: ${label(level, node)}; ${describe(level, node)}`;
     }
 
     function go(level, node) {
@@ -348,7 +357,7 @@ const codeTree = (() => {
       state.hover = at;
       const [begin, end] = range(...at);
       const titles = Array.from({ length: Math.min(3, end - begin) }, (_, i) => tree.titles[begin + i]);
-      tip.replaceChildren(element("b", "", `${prefix(...at).join(" ")}  ${label(...at)}`), element("div", "faint", describe(...at)), ...(end - begin > 1 ? titles.map((t) => element("div", "", t)) : []));
+      tip.replaceChildren(element("b", "", isGroup(at[0]) ? called(...at) : `${prefix(...at).join(" ")}  ${label(...at)}`), element("div", "faint", describe(...at)), ...(end - begin > 1 ? titles.map((t) => element("div", "", t)) : []));
       tip.hidden = false;
       const box = frame.getBoundingClientRect();
       const left = event.clientX - box.left, top = event.clientY - box.top;
