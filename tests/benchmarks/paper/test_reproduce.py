@@ -105,16 +105,16 @@ CODES = "prepare_data,embed_items,train_rqvae,assign_semantic_ids"
 
 
 def test_codes_of_a_seed_are_made_once_and_linked(made, tmp_path):
-    reproduce.make(job("codes_only", tmp_path))
-    whole = f"{CODES},train_recommender,evaluate"
-    assert made == [("two_level/0", CODES), ("codes_only/0", whole)]
+    reproduce.make(job("short", tmp_path))
+    whole = f"{CODES},train_recommender"
+    assert made == [("two_level/0", CODES), ("short/0", whole)]
     theirs, ours = (
         job(name, tmp_path).workdir / "rqvae" / "file"
-        for name in ("two_level", "codes_only")
+        for name in ("two_level", "short")
     )
     assert ours.samefile(theirs)
-    reproduce.make(job("codes_only", tmp_path, seed=1))
-    assert made[2:] == [("two_level/1", CODES), ("codes_only/1", whole)]
+    reproduce.make(job("short", tmp_path, seed=1))
+    assert made[2:] == [("two_level/1", CODES), ("short/1", whole)]
 
 
 def test_a_job_that_is_whole_is_not_run_again(made, tmp_path):
