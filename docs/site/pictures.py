@@ -70,7 +70,7 @@ def take_page(
     window.run("$('k').value = 5; $('k').dispatchEvent(new Event('input'))")
     window.wait_for("document.querySelectorAll('#recommended li').length === 5")
     window.click("#explained summary")
-    window.wait_for("document.querySelectorAll('#beams g.on').length > 9", seconds=90)
+    window.wait_for("document.querySelectorAll('#beams g.on').length > 5", seconds=90)
     window.run("window.scrollTo(0, 0)")
     window.wait_for("document.querySelectorAll('#contributions tr').length > 5")
     top, card = (
